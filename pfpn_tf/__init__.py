@@ -1,0 +1,13 @@
+"""Panoptic Feature Pyramid Networks for TensorFlow 2 and Keras.
+
+Importing this package imports neither TensorFlow nor anything else that is heavy. Its one side
+effect is the switch below: with TensorFlow 2.16 and later, ``tf.keras`` is Keras 3 unless
+``TF_USE_LEGACY_KERAS`` is set before TensorFlow first looks for Keras. On TensorFlow 2.15 and
+earlier the variable has no meaning.
+"""
+
+import os as _os
+
+_os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+
+__version__ = "0.1.0"

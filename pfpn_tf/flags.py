@@ -1,0 +1,102 @@
+"""The only place where command-line flags are defined.
+
+Settings: one flag per `Config` field, derived from it (`define_config_flags`,
+`config_from_flags`). Everything else a tool takes (paths, what to do) is a row of `TOOL_FLAGS`;
+a tool asks for its rows by name with `define_tool_flags`.
+"""
+
+import os
+from typing import Iterable, NamedTuple, Union
+
+from absl import flags
+
+from pfpn_tf import config as config_lib
+
+FLAGS = flags.FLAGS
+
+
+class ToolFlag(NamedTuple):
+    """A flag that is no setting: its default (the type follows from it) and its help."""
+
+    default: Union[str, int, float, bool, list]
+    help: str
+
+
+TOOL_FLAGS = {
+    # train, eval, export, predict
+    "run_dir": ToolFlag("", "Directory of one training run: config.json, checkpoints, logs."),
+}
+
+
+def define_config_flags() -> None:
+    """Defines one flag per setting. The default shown is the setting's own."""
+    for name, field in config_lib.all_fields().items():
+        default, text = field.default, field.metadata["help"]
+        if isinstance(default, bool):
+            flags.DEFINE_bool(name, default, text)
+        elif isinstance(default, int):
+            flags.DEFINE_integer(name, default, text)
+        elif isinstance(default, float):
+            flags.DEFINE_float(name, default, text)
+        elif isinstance(default, tuple):
+            flags.DEFINE_list(name, [str(v) for v in default], text + " Comma-separated.")
+        elif field.metadata["choices"]:
+            flags.DEFINE_string(name, default, f"{text} One of: {', '.join(field.metadata['choices'])}.")
+        else:
+            flags.DEFINE_string(name, default, text)
+
+
+def define_tool_flags(*names: str) -> None:
+    """Defines the named rows of `TOOL_FLAGS`."""
+    for name in names:
+        default, text = TOOL_FLAGS[name]
+        kinds = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float, list: flags.DEFINE_list}
+        kinds.get(type(default), flags.DEFINE_string)(name, default, text)
+
+
+def given_settings() -> dict:
+    """The settings given on the command line or in a flagfile, parsed; the others are left out.
+
+    Raises:
+      ValueError: an item of a list flag is not a number where one is expected.
+    """
+    return {
+        name: _parse(name, FLAGS[name].value, field)
+        for name, field in config_lib.all_fields().items()
+        if name in FLAGS and FLAGS[name].present
+    }
+
+
+def config_from_flags(base: config_lib.Config = config_lib.Config()) -> config_lib.Config:
+    """The validated `Config`: `base` (say, that of a run directory) with the given flags on top."""
+    return base.replace(**given_settings())
+
+
+def check_files(names: Iterable[str]) -> None:
+    """Raises ValueError naming the flags among `names` whose path is empty or does not exist."""
+    problems = []
+    for name in names:
+        value = getattr(FLAGS, name)
+        if not value:
+            problems.append(f"--{name} is required: {TOOL_FLAGS[name].help}")
+        elif not os.path.exists(value):
+            problems.append(f"--{name}={value}: no such file or directory.")
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def _parse(name, value, field):
+    if not isinstance(field.default, tuple):
+        return value
+    kind = _item_type(field)
+    try:
+        return tuple(kind(v) for v in value)
+    except ValueError:
+        raise ValueError(
+            f"--{name}={','.join(value)} must be a comma-separated list of "
+            f"{'whole numbers' if kind is int else 'numbers'}."
+        ) from None
+
+
+def _item_type(field):
+    return int if "int" in str(field.type) else float

@@ -1,0 +1,55 @@
+"""How every command-line tool starts and ends.
+
+Import this before TensorFlow: it silences TensorFlow's start-up chatter, which says nothing to a
+user, unless they ask for it with TF_CPP_MIN_LOG_LEVEL.
+"""
+
+import os
+import sys
+import warnings
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+from absl import app, flags, logging  # noqa: E402  (the variable must be set first)
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+
+def run(main) -> None:
+    """Parses the flags, runs `main()` and exits.
+
+    Exit codes: what `main` returns (None is 0); 2 for a user error (ValueError, OSError), whose
+    message is printed without a traceback; 130 for Ctrl-C. Run with --verbosity=1 for the traceback.
+    """
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.INFO)
+    flags.FLAGS.showprefixforinfo = False
+    app.run(lambda argv: _guarded(main, argv), flags_parser=_parse_flags)
+
+
+def _parse_flags(argv):
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        _fail(str(error) + f"\nSee {os.path.basename(argv[0])} --help.")
+
+
+def _guarded(main, argv):
+    if len(argv) > 1:
+        _fail(f"Unexpected argument {argv[1]!r}; every option is a --flag=value.")
+    try:
+        sys.exit(main())
+    except (ValueError, OSError) as error:
+        if logging.get_verbosity() >= logging.DEBUG:
+            raise
+        _fail(str(error))
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def _fail(message):
+    print(f"Error: {message}", file=sys.stderr)
+    sys.exit(USER_ERROR)

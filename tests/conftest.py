@@ -1,0 +1,51 @@
+"""Shared test set-up: two logical CPUs, fixed seeds, and access to the reference data."""
+
+import os
+import pathlib
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+import pfpn_tf  # noqa: E402, F401  (sets TF_USE_LEGACY_KERAS before TensorFlow is imported)
+import tensorflow as tf  # noqa: E402
+
+DATA_VARIABLE = "PFPN_TF_TEST_DATA"
+
+tf.config.threading.set_intra_op_parallelism_threads(2)
+tf.config.threading.set_inter_op_parallelism_threads(2)
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0],
+    [tf.config.LogicalDeviceConfiguration(), tf.config.LogicalDeviceConfiguration()],
+)
+
+
+@pytest.fixture(autouse=True)
+def _seeds():
+    np.random.seed(0)
+    tf.random.set_seed(0)
+
+
+@pytest.fixture(scope="session")
+def test_data():
+    """A function from a relative path to a file or folder of the reference data.
+
+    Without the environment variable PFPN_TF_TEST_DATA the test is skipped; with it, a missing path is an error.
+    """
+
+    def find(relative_path) -> pathlib.Path:
+        root = os.environ.get(DATA_VARIABLE)
+        if not root:
+            pytest.skip(f"needs the reference data: set {DATA_VARIABLE} to its folder")
+        path = pathlib.Path(root) / relative_path
+        assert path.exists(), f"{DATA_VARIABLE} is set, but {path} does not exist"
+        return path
+
+    return find
+
+
+@pytest.fixture(params=["eager", "graph"])
+def maybe_graph(request):
+    """Runs the test twice: with functions as they are and wrapped in tf.function."""
+    return tf.function if request.param == "graph" else (lambda f: f)
