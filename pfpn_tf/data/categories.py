@@ -1,0 +1,256 @@
+"""The categories of a dataset and the three numberings that everything else uses.
+
+- category_id: the dataset's own id, any whole number from 0 (COCO: 1..200 with gaps).
+- class_id: 0..K-1, the things by ascending category id; what the box and mask heads predict.
+- semantic class: 0..S-1, what the semantic head predicts. With semantic_targets "other", class 0
+  is any thing and the stuff follows by ascending category id; with "all", every category by
+  ascending id.
+
+TFRecords hold a fourth, the category index: 0..C-1 over all categories by ascending id, from which
+both semantic numberings follow by table (`semantic_lookup`). 255 is void in all maps.
+
+This module alone converts between them.
+"""
+
+import colorsys
+import dataclasses
+import functools
+import json
+from typing import Any, Dict, List, Mapping, NamedTuple, Sequence, Tuple
+
+import numpy as np
+
+from pfpn_tf.utils.files import atomic_write
+
+FILE_NAME = "dataset_info.json"
+VOID = 255
+MAX_CATEGORIES = 254  # with the class for all things, indices must stay below VOID in a uint8
+OTHER_NAME = "things"
+OTHER_COLOR = (90, 90, 90)
+
+
+class Category(NamedTuple):
+    """One category; `color` is RGB, 0..255."""
+
+    id: int
+    name: str
+    is_thing: bool
+    color: Tuple[int, int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetInfo:
+    """What `dataset_info.json` holds: categories by ascending id, and counts by split.
+
+    Build it with `from_coco_categories` or `load`.
+    """
+
+    categories: Tuple[Category, ...]
+    splits: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def from_coco_categories(
+        cls, categories: Sequence[Mapping[str, Any]], source: str = "categories"
+    ) -> "DatasetInfo":
+        """From the "categories" list of a COCO panoptic JSON.
+
+        Args:
+          categories: dicts with id, name, isthing and, if the dataset has colours, color.
+          source: the file named in errors.
+
+        Raises:
+          ValueError: an entry is incomplete or malformed, an id occurs twice, or there are too many.
+        """
+        if not isinstance(categories, (list, tuple)) or not categories:
+            raise ValueError(f"{source}: expected a list of at least one category.")
+        if len(categories) > MAX_CATEGORIES:
+            raise ValueError(
+                f"{source}: {len(categories)} categories, but at most {MAX_CATEGORIES} fit an 8-bit map."
+            )
+        entries = [_checked_entry(c, i, source) for i, c in enumerate(categories)]
+        entries.sort(key=lambda c: c["id"])
+        for a, b in zip(entries, entries[1:]):
+            if a["id"] == b["id"]:
+                raise ValueError(f"{source}: category id {a['id']} occurs twice ({a['name']}, {b['name']}).")
+        palette = distinct_colors(len(entries))
+        return cls(
+            tuple(
+                Category(c["id"], c["name"], bool(c["isthing"]), tuple(c.get("color") or palette[i]))
+                for i, c in enumerate(entries)
+            )
+        )
+
+    @classmethod
+    def load(cls, path) -> "DatasetInfo":
+        """Reads a file that `save` wrote.
+
+        Raises:
+          ValueError: the file is missing or not a dataset_info.json; says which and why.
+        """
+        try:
+            with open(path, encoding="utf-8") as f:
+                content = json.load(f)
+        except FileNotFoundError:
+            raise ValueError(
+                f"{path}: no such file. tools/create_tfrecords.py writes it beside the TFRecords; "
+                "--dataset_info names another place."
+            ) from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: not valid JSON ({error}).") from None
+        if not isinstance(content, dict) or "categories" not in content:
+            raise ValueError(f"{path}: expected an object with a list named categories.")
+        splits = content.get("splits", {})
+        if not isinstance(splits, dict):
+            raise ValueError(f"{path}: splits must be an object.")
+        info = cls.from_coco_categories(content["categories"], source=str(path))
+        return dataclasses.replace(info, splits=splits)
+
+    def save(self, path) -> None:
+        """Writes the JSON, one category and one split a line, atomically."""
+        lines = [json.dumps(c, ensure_ascii=False) for c in self.coco_categories()]
+        splits = [
+            f"{json.dumps(name)}: {json.dumps(counts, ensure_ascii=False)}"
+            for name, counts in sorted(self.splits.items())
+        ]
+        text = '{\n"categories": [\n  ' + ",\n  ".join(lines) + "\n],\n"
+        text += '"splits": {' + ("\n  " + ",\n  ".join(splits) + "\n" if splits else "") + "}\n}\n"
+        with atomic_write(path) as f:
+            f.write(text)
+
+    def with_split(self, name: str, counts: Mapping[str, Any]) -> "DatasetInfo":
+        """A copy in which split `name` has these counts."""
+        return dataclasses.replace(self, splits={**self.splits, name: dict(counts)})
+
+    def coco_categories(self) -> List[Dict[str, Any]]:
+        """The "categories" list of a COCO panoptic JSON."""
+        return [
+            {"id": c.id, "name": c.name, "isthing": int(c.is_thing), "color": list(c.color)}
+            for c in self.categories
+        ]
+
+    def same_classes(self, other: "DatasetInfo") -> bool:
+        """Whether ids, names and thing/stuff agree; colours and counts may differ."""
+        return [c[:3] for c in self.categories] == [c[:3] for c in other.categories]
+
+    # -- all categories -----------------------------------------------------------------------
+
+    @functools.cached_property
+    def things(self) -> Tuple[Category, ...]:
+        return tuple(c for c in self.categories if c.is_thing)
+
+    @functools.cached_property
+    def stuff(self) -> Tuple[Category, ...]:
+        return tuple(c for c in self.categories if not c.is_thing)
+
+    @functools.cached_property
+    def by_id(self) -> Dict[int, Category]:
+        """category_id -> `Category`."""
+        return {c.id: c for c in self.categories}
+
+    @functools.cached_property
+    def category_to_index(self) -> Dict[int, int]:
+        """category_id -> category index, 0..C-1."""
+        return {c.id: i for i, c in enumerate(self.categories)}
+
+    # -- things -------------------------------------------------------------------------------
+
+    @property
+    def num_thing_classes(self) -> int:
+        return len(self.things)
+
+    @functools.cached_property
+    def thing_category_ids(self) -> np.ndarray:
+        """[K] int32, class_id -> category_id."""
+        return np.array([c.id for c in self.things], np.int32)
+
+    @functools.cached_property
+    def category_to_class_id(self) -> Dict[int, int]:
+        """category_id of a thing -> class_id."""
+        return {c.id: i for i, c in enumerate(self.things)}
+
+    @property
+    def thing_names(self) -> List[str]:
+        """[K] by class_id."""
+        return [c.name for c in self.things]
+
+    @functools.cached_property
+    def thing_colors(self) -> np.ndarray:
+        """[K, 3] uint8 RGB by class_id."""
+        return np.array([c.color for c in self.things], np.uint8).reshape(-1, 3)
+
+    # -- semantic classes ---------------------------------------------------------------------
+
+    def num_semantic_classes(self, semantic_targets: str) -> int:
+        return len(self._semantic_classes(semantic_targets))
+
+    def semantic_category_ids(self, semantic_targets: str) -> np.ndarray:
+        """[S] int32, semantic class -> category_id; 0 for the class of all things."""
+        return np.array([c.id for c in self._semantic_classes(semantic_targets)], np.int32)
+
+    def semantic_is_thing(self, semantic_targets: str) -> np.ndarray:
+        """[S] bool by semantic class; True for the class of all things."""
+        return np.array([c.is_thing for c in self._semantic_classes(semantic_targets)], bool)
+
+    def semantic_names(self, semantic_targets: str) -> List[str]:
+        """[S] by semantic class."""
+        return [c.name for c in self._semantic_classes(semantic_targets)]
+
+    def semantic_colors(self, semantic_targets: str) -> np.ndarray:
+        """[S, 3] uint8 RGB by semantic class."""
+        return np.array([c.color for c in self._semantic_classes(semantic_targets)], np.uint8)
+
+    def semantic_lookup(self, semantic_targets: str) -> np.ndarray:
+        """[256] uint8, category index -> semantic class; 255 (void) for every other value."""
+        table = np.full(256, VOID, np.uint8)
+        if semantic_targets == "all":
+            table[: len(self.categories)] = np.arange(len(self.categories))
+            return table
+        self._check_targets(semantic_targets)
+        stuff_class = 1
+        for index, category in enumerate(self.categories):
+            if category.is_thing:
+                table[index] = 0
+            else:
+                table[index] = stuff_class
+                stuff_class += 1
+        return table
+
+    def _semantic_classes(self, semantic_targets):
+        self._check_targets(semantic_targets)
+        if semantic_targets == "all":
+            return self.categories
+        return (Category(0, OTHER_NAME, True, OTHER_COLOR),) + self.stuff
+
+    @staticmethod
+    def _check_targets(semantic_targets):
+        if semantic_targets not in ("other", "all"):
+            raise ValueError(f"semantic_targets={semantic_targets!r} must be 'other' or 'all'.")
+
+
+def distinct_colors(count: int) -> List[Tuple[int, int, int]]:
+    """`count` RGB colours, the same every time, neighbours far apart."""
+    colors = []
+    for i in range(count):
+        hue = (i * 0.618033988749895) % 1.0  # golden ratio: successive hues never bunch
+        saturation = (0.85, 0.6, 0.95)[i % 3]
+        value = (0.95, 0.75, 0.55, 0.85)[i % 4]
+        colors.append(tuple(int(round(255 * v)) for v in colorsys.hsv_to_rgb(hue, saturation, value)))
+    return colors
+
+
+def _checked_entry(entry, position, source):
+    where = f"{source}: categories[{position}]"
+    if not isinstance(entry, Mapping):
+        raise ValueError(f"{where} must be an object, not {entry!r}.")
+    missing = [key for key in ("id", "name", "isthing") if key not in entry]
+    if missing:
+        hint = " A COCO instances JSON has no isthing; give the panoptic one." if missing == ["isthing"] else ""
+        raise ValueError(f"{where} ({entry.get('name', '?')}) lacks {', '.join(missing)}.{hint}")
+    if not isinstance(entry["id"], int) or isinstance(entry["id"], bool) or entry["id"] < 0:
+        raise ValueError(f"{where} ({entry['name']}): id {entry['id']!r} must be a whole number from 0.")
+    if entry["isthing"] not in (0, 1):
+        raise ValueError(f"{where} ({entry['name']}): isthing {entry['isthing']!r} must be 0 or 1.")
+    color = entry.get("color")
+    if color and (len(color) != 3 or not all(isinstance(v, int) and 0 <= v <= 255 for v in color)):
+        raise ValueError(f"{where} ({entry['name']}): color {color!r} must be three whole numbers 0..255.")
+    return entry
