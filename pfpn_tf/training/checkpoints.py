@@ -1,0 +1,348 @@
+"""Run directories and the weights in them: save, resume, initialise, restore for inference.
+
+A run directory holds
+
+    config.json recipe.flags dataset_info.json versions.json
+    checkpoints/ckpt-STEP.{index,data-*}    the newest few, with everything needed to continue
+    checkpoints/best/ckpt-STEP.*            the one with the highest PQ, if evaluated in training
+    metrics.jsonl tensorboard/ eval/
+
+TensorFlow writes a checkpoint under a temporary name and renames it. What a killed process or a
+full disk still leaves half-written is found by reading it back: TensorFlow stores a checksum with
+every tensor.
+"""
+
+import os
+import re
+from typing import List, NamedTuple, Optional, Tuple
+
+from absl import logging
+import tensorflow as tf
+from tensorflow.core.protobuf import trackable_object_graph_pb2
+
+from pfpn_tf import config as config_lib
+from pfpn_tf.data import categories
+from pfpn_tf.utils import files
+
+CONFIG = "config.json"
+DATASET_INFO = "dataset_info.json"
+CHECKPOINTS = "checkpoints"
+BEST = os.path.join(CHECKPOINTS, "best")
+_NAME = "ckpt"
+_READ_ERRORS = (tf.errors.OpError, ValueError, RuntimeError, IndexError)
+
+
+def load_run(run_dir: str) -> Tuple[config_lib.Config, categories.DatasetInfo]:
+    """The settings and the dataset description that a run directory keeps.
+
+    Raises:
+      ValueError: `run_dir` is no run directory.
+    """
+    for name in (CONFIG, DATASET_INFO):
+        if not os.path.isfile(os.path.join(run_dir, name)):
+            raise ValueError(
+                f"--run_dir={run_dir} is not a run directory: it has no {name}. "
+                "Give the --run_dir of a training or of tools/convert_weights.py."
+            )
+    with open(os.path.join(run_dir, CONFIG), encoding="utf-8") as f:
+        config = config_lib.from_json(f.read())
+    return config, categories.DatasetInfo.load(os.path.join(run_dir, DATASET_INFO))
+
+
+def save_weights(model: tf.keras.Model, config: config_lib.Config, info: categories.DatasetInfo, run_dir: str) -> str:
+    """Writes a run directory with the model's weights alone (no optimizer): `ckpt-0`.
+
+    Evaluation, export and `--init_weights` take it like that of a training.
+
+    Returns:
+      The checkpoint's prefix.
+    """
+    with files.atomic_write(os.path.join(run_dir, CONFIG)) as f:
+        f.write(config.to_json())
+    info.save(os.path.join(run_dir, DATASET_INFO))
+    manager = tf.train.CheckpointManager(
+        tf.train.Checkpoint(model=model), os.path.join(run_dir, CHECKPOINTS), max_to_keep=1, checkpoint_name=_NAME
+    )
+    return manager.save(checkpoint_number=0)
+
+
+def saved_prefixes(directory: str) -> List[str]:
+    """Prefixes of the checkpoints in a directory, newest (highest step) first, damaged ones too."""
+    if not os.path.isdir(directory):
+        return []
+    steps = {
+        int(match.group(1))
+        for match in (re.fullmatch(rf"{_NAME}-(\d+)\.index", name) for name in os.listdir(directory))
+        if match
+    }
+    return [os.path.join(directory, f"{_NAME}-{step}") for step in sorted(steps, reverse=True)]
+
+
+def damage(prefix: str) -> Optional[str]:
+    """Why a checkpoint cannot be used, found by reading every tensor of it; None if it can."""
+    try:
+        reader = tf.train.load_checkpoint(prefix)
+        for name in reader.get_variable_to_shape_map():
+            reader.get_tensor(name)
+    except _READ_ERRORS as error:
+        return str(error).splitlines()[0][:200] or type(error).__name__
+    return None
+
+
+def newest_intact(directory: str) -> Optional[str]:
+    """Prefix of the newest readable checkpoint in a directory; newer damaged ones are reported."""
+    for prefix in saved_prefixes(directory):
+        problem = damage(prefix)
+        if problem is None:
+            return prefix
+        logging.warning("Checkpoint %s is damaged (%s); trying the one before it.", prefix, problem)
+    return None
+
+
+def step_of(prefix: str) -> int:
+    """The step in a checkpoint's name."""
+    return int(prefix.rpartition("-")[2])
+
+
+class RunCheckpoints:
+    """The checkpoints of one training run.
+
+    `restore` and `save` cover all that was given as `trackables`, so that a restarted run
+    continues exactly.
+    """
+
+    def __init__(self, run_dir: str, keep: int, **trackables):
+        self.directory = os.path.join(run_dir, CHECKPOINTS)
+        self._best_directory = os.path.join(run_dir, BEST)
+        self._checkpoint = tf.train.Checkpoint(**trackables)
+        self._keep = keep
+        self._manager = None
+
+    def restore(self) -> Optional[str]:
+        """Restores the newest intact checkpoint. Returns its prefix, or None if there is none.
+
+        Raises:
+          ValueError: checkpoints exist, but none is intact or the intact one is not of a training
+            with this network.
+        """
+        prefix = newest_intact(self.directory)
+        if prefix is None:
+            if saved_prefixes(self.directory):
+                raise ValueError(
+                    f"Every checkpoint in {self.directory} is damaged. Remove that folder to start over."
+                )
+            return None
+        try:
+            self._checkpoint.restore(prefix).assert_consumed()
+        except (AssertionError, ValueError) as error:
+            raise ValueError(
+                f"{prefix} is not a checkpoint of a training of this network, so it cannot be continued "
+                f"({str(error).splitlines()[0][:200]}). Use it with --init_weights and another --run_dir."
+            ) from None
+        return prefix
+
+    def save(self, step: int) -> str:
+        """Writes `ckpt-STEP` unless it is there already, then drops the oldest ones.
+
+        Raises:
+          OSError: it cannot be written; the checkpoints before it are untouched.
+        """
+        self._manager = self._manager or self._open_manager()
+        latest = self._manager.latest_checkpoint
+        if latest and step_of(latest) == step:
+            return latest
+        return self._write(self._manager, step)
+
+    def save_best(self, step: int) -> str:
+        """Writes `best/ckpt-STEP` and drops the previous best.
+
+        Raises:
+          OSError: it cannot be written.
+        """
+        manager = tf.train.CheckpointManager(self._checkpoint, self._best_directory, 1, checkpoint_name=_NAME)
+        return self._write(manager, step)
+
+    def _open_manager(self):
+        # The manager learns what exists from the file `checkpoint`, which a kill may have left
+        # behind the truth: write it anew from the files.
+        prefixes = saved_prefixes(self.directory)[::-1]
+        if prefixes:
+            tf.compat.v1.train.update_checkpoint_state(
+                self.directory, prefixes[-1], [os.path.basename(p) for p in prefixes]
+            )
+        return tf.train.CheckpointManager(
+            self._checkpoint, self.directory, max_to_keep=self._keep, checkpoint_name=_NAME
+        )
+
+    def _write(self, manager, step):
+        try:
+            return manager.save(checkpoint_number=step)
+        except (tf.errors.OpError, OSError) as error:
+            left = saved_prefixes(self.directory)
+            raise OSError(
+                f"Cannot write the checkpoint of step {step} to {self.directory}: "
+                f"{str(error).splitlines()[0][:300]}. "
+                + (f"The last one written is {left[0]}; " if left else "None was written before; ")
+                + "make room and start the same command again."
+            ) from error
+
+
+def restore_for_inference(model: tf.keras.Model, run_dir: str, checkpoint: Optional[str] = None) -> str:
+    """Restores a built model's weights from a run directory.
+
+    Args:
+      model: the network that the run directory's config describes.
+      run_dir: the run directory.
+      checkpoint: which one: None for the newest intact one, "best", a step, or a prefix.
+
+    Returns:
+      The prefix of the checkpoint used.
+
+    Raises:
+      ValueError: no such checkpoint, or it does not hold all weights of the model.
+    """
+    prefix = _find_checkpoint(run_dir, checkpoint)
+    try:
+        status = tf.train.Checkpoint(model=model).restore(prefix)
+        status.assert_existing_objects_matched()
+        status.expect_partial()
+    except (AssertionError, *_READ_ERRORS) as error:
+        raise ValueError(
+            f"{prefix} does not fit the network of {run_dir}: {str(error).splitlines()[0][:300]}"
+        ) from None
+    return prefix
+
+
+def _find_checkpoint(run_dir, checkpoint):
+    directory = os.path.join(run_dir, CHECKPOINTS)
+    if not checkpoint or checkpoint == "best":
+        prefix = newest_intact(directory if not checkpoint else os.path.join(run_dir, BEST))
+        if prefix is None:
+            raise ValueError(
+                f"--run_dir={run_dir} has no readable {'best ' if checkpoint else ''}checkpoint in {directory}."
+            )
+        return prefix
+    prefix = os.path.join(directory, f"{_NAME}-{checkpoint}") if str(checkpoint).isdigit() else checkpoint
+    if not os.path.exists(prefix + ".index"):
+        steps = ", ".join(str(step_of(p)) for p in saved_prefixes(directory))
+        raise ValueError(f"No checkpoint {prefix}. {run_dir} has those of steps: {steps or 'none'}.")
+    return prefix
+
+
+class Initialised(NamedTuple):
+    """What `initialise` did, as paths of variables below the model.
+
+    Attributes:
+      restored: variables that took their value from the checkpoint.
+      other_shape: (path, shape in the model, shape in the checkpoint) of those that kept their
+        random value because the shapes differ, as predictors for other classes do.
+      missing: variables that the checkpoint lacks.
+      unused: variables of the checkpoint's model that the model lacks.
+    """
+
+    restored: List[str]
+    other_shape: List[Tuple[str, Tuple[int, ...], Tuple[int, ...]]]
+    missing: List[str]
+    unused: List[str]
+
+
+def initialise(model: tf.keras.Model, init_weights: str) -> Initialised:
+    """Gives a built model the weights of a checkpoint, wherever name and shape fit, and logs it.
+
+    Args:
+      model: the built network.
+      init_weights: a run directory or a checkpoint prefix.
+
+    Raises:
+      ValueError: there is no such checkpoint, or nothing in it fits.
+    """
+    prefix = find_init_checkpoint(init_weights)
+    reader = tf.train.load_checkpoint(prefix)
+    graph = trackable_object_graph_pb2.TrackableObjectGraph()
+    graph.ParseFromString(reader.get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH"))
+    stored = _stored_variables(graph)
+    restored, other_shape, missing = [], [], []
+    own = _model_variables(model)
+    for path, variable in own.items():
+        if path not in stored:
+            missing.append(path)
+            continue
+        value = reader.get_tensor(stored[path])
+        if tuple(value.shape) == tuple(variable.shape):
+            variable.assign(value.astype(variable.dtype.as_numpy_dtype))
+            restored.append(path)
+        else:
+            other_shape.append((path, tuple(variable.shape), tuple(value.shape)))
+    if not restored:
+        raise ValueError(
+            f"--init_weights={init_weights}: none of the {len(own)} variables of the network is in {prefix} "
+            "with the same shape. Is --backbone the same?"
+        )
+    result = Initialised(restored, other_shape, missing, sorted(set(stored) - set(own)))
+    _log_initialised(prefix, len(own), result)
+    return result
+
+
+def find_init_checkpoint(init_weights: str) -> str:
+    """The checkpoint prefix that --init_weights means.
+
+    Raises:
+      ValueError: there is none.
+    """
+    if os.path.exists(init_weights + ".index"):
+        problem = damage(init_weights)
+        if problem:
+            raise ValueError(f"--init_weights={init_weights} is damaged: {problem}")
+        return init_weights
+    for directory in (os.path.join(init_weights, CHECKPOINTS), init_weights):
+        prefix = newest_intact(directory)
+        if prefix:
+            return prefix
+    raise ValueError(
+        f"--init_weights={init_weights} is neither a run directory with a readable checkpoint nor a "
+        "checkpoint prefix such as DIR/checkpoints/ckpt-1000. To use weights of other projects, run "
+        "tools/convert_weights.py first."
+    )
+
+
+def _stored_variables(graph):
+    """Path below the model -> key of the tensor, of a checkpoint's object graph."""
+    nodes = graph.nodes
+    roots = [child.node_id for child in nodes[0].children if child.local_name == "model"]
+    paths, seen, queue = {}, set(roots), [(root, "") for root in roots]
+    while queue:
+        node_id, path = queue.pop(0)
+        for attribute in nodes[node_id].attributes:
+            if attribute.name == "VARIABLE_VALUE":
+                paths[path] = attribute.checkpoint_key
+        for child in nodes[node_id].children:
+            if child.node_id not in seen:
+                seen.add(child.node_id)
+                queue.append((child.node_id, f"{path}/{child.local_name}".lstrip("/")))
+    return paths
+
+
+def _model_variables(model):
+    """Path below the model -> variable; the same breadth-first walk as `_stored_variables`."""
+    view = tf.train.TrackableView(model)
+    paths, seen, queue = {}, {id(model)}, [(model, "")]
+    while queue:
+        node, path = queue.pop(0)
+        if isinstance(node, tf.Variable):
+            paths[path] = node
+            continue
+        for name, child in view.children(node).items():
+            if id(child) not in seen:
+                seen.add(id(child))
+                queue.append((child, f"{path}/{name}".lstrip("/")))
+    return paths
+
+
+def _log_initialised(prefix, total, result):
+    logging.info("Initialised %d of %d variables from %s.", len(result.restored), total, prefix)
+    for path, wanted, found in result.other_shape:
+        logging.info("  Not restored, starts at random: %s is %s here and %s there.", path, wanted, found)
+    if result.missing:
+        logging.info("  Not in the checkpoint, start at random: %s", ", ".join(result.missing))
+    if result.unused:
+        logging.info("  In the checkpoint, not used: %s", ", ".join(result.unused))
