@@ -1,0 +1,51 @@
+"""The feature pyramid.
+
+Shapes: B images · Hl, Wl size of level l, stride 2**l · C pyramid channels.
+"""
+
+from typing import Dict
+
+import tensorflow as tf
+
+from pfpn_tf.model import layers, resnet
+from pfpn_tf.structures import Pyramid
+
+
+class FPN(tf.keras.layers.Layer):
+    """Lateral 1x1 convolutions, top-down sums, 3x3 output convolutions; p6 for the RPN.
+
+    Args:
+      channels: channels of every level.
+      norm: "none" or "group_norm".
+    """
+
+    def __init__(self, channels: int = 256, norm: str = "none", **kwargs):
+        super().__init__(**kwargs)
+
+        def conv(name, kernel_size):
+            return layers.Conv(
+                channels,
+                kernel_size,
+                norm=norm,
+                kernel_initializer=layers.xavier_initializer(),
+                name=name,
+            )
+
+        self.lateral = {level: conv(f"lateral_{level}", 1) for level in resnet.STAGES}
+        self.output_convs = {f"p{l}": conv(f"output_p{l}", 3) for l in range(2, 6)}
+
+    def call(self, features: Dict[str, tf.Tensor], training: bool = False) -> Pyramid:
+        """{"c2": [B, H2, W2, _], ...} -> {"p2": [B, H2, W2, C], ..., "p6"}."""
+        merged = self.lateral["c5"](features["c5"], training=training)
+        pyramid = {"p5": self.output_convs["p5"](merged, training=training)}
+        for level in (4, 3, 2):
+            lateral = self.lateral[f"c{level}"](features[f"c{level}"], training=training)
+            merged = lateral + _double(merged)
+            pyramid[f"p{level}"] = self.output_convs[f"p{level}"](merged, training=training)
+        pyramid["p6"] = pyramid["p5"][:, ::2, ::2]
+        return {level: pyramid[level] for level in sorted(pyramid)}
+
+
+def _double(x):
+    """Nearest-neighbour upsampling by 2. [B, H, W, C] -> [B, 2 H, 2 W, C]"""
+    return tf.image.resize(x, 2 * tf.shape(x)[1:3], "nearest")

@@ -1,0 +1,256 @@
+"""Convolution with its norm and activation, the norms, resizing, initialisers.
+
+Shapes: B images · H, W size of the feature map · C channels · G groups.
+
+All layers are NHWC and follow the Keras dtype policy; float64 works throughout.
+"""
+
+from typing import Callable, Optional
+
+import tensorflow as tf
+
+NORM_EPSILON = 1e-5
+
+
+def as_float32_or_more(x: tf.Tensor) -> tf.Tensor:
+    """Casts half precision up to float32 and leaves float32 and float64 alone."""
+    return x if x.dtype == tf.float64 else tf.cast(x, tf.float32)
+
+
+def msra_initializer() -> tf.keras.initializers.Initializer:
+    """Normal with variance 2 / fan_out (He et al.)."""
+    return tf.keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
+
+
+def xavier_initializer() -> tf.keras.initializers.Initializer:
+    """Uniform in +-sqrt(3 / fan_in), what Caffe2 calls Xavier."""
+    return tf.keras.initializers.VarianceScaling(1.0, "fan_in", "uniform")
+
+
+def normal_initializer(stddev: float) -> tf.keras.initializers.Initializer:
+    return tf.keras.initializers.RandomNormal(stddev=stddev)
+
+
+def resize_bilinear(x: tf.Tensor, hw) -> tf.Tensor:
+    """Bilinear resize with half-pixel centres, in the dtype of `x`.
+
+    Args:
+      x: [B, H, W, C] float.
+      hw: target (height, width), ints or an int tensor.
+
+    Returns:
+      [B, height, width, C] of the dtype of `x`.
+    """
+    if x.dtype != tf.float64:
+        return tf.cast(tf.image.resize(x, hw, "bilinear"), x.dtype)
+    # tf.image.resize computes in float32, whatever it is given.
+    rows = _interpolation_matrix(tf.shape(x)[1], hw[0], x.dtype)
+    columns = _interpolation_matrix(tf.shape(x)[2], hw[1], x.dtype)
+    x = tf.einsum("oh,bhwc->bowc", rows, x)
+    return tf.einsum("ow,bhwc->bhoc", columns, x)
+
+
+def _interpolation_matrix(size_in, size_out, dtype):
+    """[size_out, size_in] weights of a bilinear resize along one axis."""
+    size_in, size_out = tf.cast(size_in, dtype), tf.cast(size_out, dtype)
+    position = (tf.range(size_out) + 0.5) * (size_in / size_out) - 0.5
+    position = tf.clip_by_value(position, 0.0, size_in - 1.0)
+    return tf.nn.relu(1.0 - tf.abs(position[:, None] - tf.range(size_in)))
+
+
+class FrozenBatchNorm(tf.keras.layers.Layer):
+    """Batch norm as a fixed affine map: statistics, scale and shift never change.
+
+    `Conv` folds it into its kernel and bias, which costs one product per kernel value instead of
+    several per pixel.
+    """
+
+    def build(self, input_shape):
+        shape = (input_shape[-1],)
+
+        def add(name, initializer):
+            return self.add_weight(name, shape, initializer=initializer, trainable=False)
+
+        self.gamma = add("gamma", "ones")
+        self.beta = add("beta", "zeros")
+        self.moving_mean = add("moving_mean", "zeros")
+        self.moving_variance = add("moving_variance", "ones")
+        super().build(input_shape)
+
+    def scale_and_shift(self):
+        """scale, shift: [C], with norm(x) = x * scale + shift; float32 or more."""
+        gamma, beta, mean, variance = (
+            as_float32_or_more(tf.convert_to_tensor(v))
+            for v in (self.gamma, self.beta, self.moving_mean, self.moving_variance)
+        )
+        scale = gamma / tf.sqrt(variance + NORM_EPSILON)
+        return scale, beta - mean * scale
+
+    def call(self, x):
+        scale, shift = self.scale_and_shift()
+        return x * tf.cast(scale, x.dtype) + tf.cast(shift, x.dtype)
+
+
+class GroupNorm(tf.keras.layers.Layer):
+    """Group normalisation (Wu and He) over (H, W, C / G), biased variance.
+
+    Statistics come from centred values, so that a mean far larger than the deviation costs no
+    accuracy, and are taken in float32 or more.
+
+    Args:
+      groups: number of groups; the largest divisor of C up to it is used.
+      relu: apply ReLU to the result; its gradient is then part of this layer's.
+    """
+
+    def __init__(self, groups: int = 32, relu: bool = False, **kwargs):
+        super().__init__(**kwargs)
+        self.groups = groups
+        self.relu = relu
+
+    def build(self, input_shape):
+        channels = input_shape[-1]
+        while channels % self.groups:
+            self.groups -= 1
+        self.gamma = self.add_weight("gamma", (channels,), initializer="ones")
+        self.beta = self.add_weight("beta", (channels,), initializer="zeros")
+        super().build(input_shape)
+
+    def call(self, x):
+        return group_norm(x, self.gamma, self.beta, self.groups, self.relu)
+
+
+def group_norm(x, gamma, beta, groups: int, relu: bool) -> tf.Tensor:
+    """Group norm with a hand-written gradient: few passes over x in either direction.
+
+    Args:
+      x: [B, H, W, C].
+      gamma, beta: [C].
+      groups: G, a divisor of C.
+      relu: whether to clamp the result at 0.
+
+    Returns:
+      [B, H, W, C].
+    """
+
+    @tf.custom_gradient
+    def forward(x, gamma, beta):
+        dtype = x.dtype
+        gamma, beta = as_float32_or_more(gamma), as_float32_or_more(beta)
+        channel_mean = _pixel_mean(x)
+        mean = _group_mean(channel_mean, groups)
+        centred = x - tf.cast(mean, dtype)
+        rstd = tf.math.rsqrt(_group_mean(_pixel_mean(tf.square(centred)), groups) + NORM_EPSILON)
+        y = centred * tf.cast(rstd * gamma, dtype) + tf.cast(beta, dtype)
+        y = tf.nn.relu(y) if relu else y
+
+        def gradient(dy):
+            if relu:
+                dy = tf.raw_ops.ReluGrad(gradients=dy, features=y)
+            # With n = centred * rstd: dx = rstd * (g - mean(g) - n * mean(g * n)), g = dy * gamma,
+            # means over the group.
+            pixels = tf.cast(tf.shape(x)[1] * tf.shape(x)[2], gamma.dtype)
+            mean_dy = _pixel_mean(dy)  # [B, 1, 1, C]
+            mean_dy_n = _pixel_mean(dy * centred) * rstd
+            slope = rstd * rstd * _group_mean(gamma * mean_dy_n, groups)
+            offset = rstd * _group_mean(gamma * mean_dy, groups)
+            dx = (
+                dy * tf.cast(rstd * gamma, dtype)
+                - centred * tf.cast(slope, dtype)
+                - tf.cast(offset, dtype)
+            )
+            dgamma = tf.reduce_sum(mean_dy_n, axis=(0, 1, 2)) * pixels
+            dbeta = tf.reduce_sum(mean_dy, axis=(0, 1, 2)) * pixels
+            return dx, tf.cast(dgamma, dtype), tf.cast(dbeta, dtype)
+
+        return y, gradient
+
+    return forward(x, tf.convert_to_tensor(gamma), tf.convert_to_tensor(beta))
+
+
+def _pixel_mean(x):
+    """[B, H, W, C] -> [B, 1, 1, C] in float32 or more."""
+    return tf.reduce_mean(as_float32_or_more(x), axis=(1, 2), keepdims=True)
+
+
+def _group_mean(x, groups):
+    """Means over the channels of each group, repeated for them. [B, 1, 1, C] -> [B, 1, 1, C]"""
+    channels = x.shape[-1]
+    x = tf.reduce_mean(tf.reshape(x, [-1, groups, channels // groups]), axis=-1)  # [B, G]
+    return tf.repeat(x, channels // groups, axis=-1)[:, None, None, :]
+
+
+class Conv(tf.keras.layers.Layer):
+    """Convolution, then norm, then ReLU, the last two optional.
+
+    Padding is explicit, kernel // 2 zeros on all sides: SAME would shift by a pixel at stride 2. A
+    convolution followed by a norm has no bias.
+
+    Args:
+      filters: output channels.
+      kernel_size: side of the square kernel, odd.
+      strides: step in both directions.
+      groups: channel groups (ResNeXt).
+      norm: "none", "frozen_bn", "group_norm" or "sync_bn".
+      relu: whether ReLU follows.
+      kernel_initializer: a new initialiser; default is `msra_initializer()`.
+    """
+
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: int,
+        strides: int = 1,
+        groups: int = 1,
+        norm: str = "none",
+        relu: bool = False,
+        kernel_initializer: Optional[Callable] = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.filters = filters
+        self.kernel_size = kernel_size
+        self.strides = strides
+        self.groups = groups
+        self.relu = relu
+        self.kernel_initializer = kernel_initializer or msra_initializer()
+        self.norm = {
+            "none": lambda: None,
+            "frozen_bn": lambda: FrozenBatchNorm(name="norm"),
+            "group_norm": lambda: GroupNorm(relu=relu, name="norm"),
+            "sync_bn": lambda: tf.keras.layers.BatchNormalization(
+                momentum=0.9, epsilon=NORM_EPSILON, synchronized=True, name="norm"
+            ),
+        }[norm]()
+
+    def build(self, input_shape):
+        size, channels = self.kernel_size, input_shape[-1]
+        self.kernel = self.add_weight(
+            "kernel",
+            (size, size, channels // self.groups, self.filters),
+            initializer=self.kernel_initializer,
+        )
+        if self.norm is None:
+            self.bias = self.add_weight("bias", (self.filters,), initializer="zeros")
+        elif isinstance(self.norm, FrozenBatchNorm):
+            with tf.name_scope("norm"):
+                self.norm.build((None, None, None, self.filters))
+        super().build(input_shape)
+
+    def call(self, x, training=False):
+        if self.norm is None:
+            x = tf.nn.bias_add(self._convolve(x, self.kernel), self.bias)
+        elif isinstance(self.norm, FrozenBatchNorm):
+            scale, shift = self.norm.scale_and_shift()
+            kernel = as_float32_or_more(tf.convert_to_tensor(self.kernel)) * scale
+            x = self._convolve(x, tf.cast(kernel, x.dtype))
+            x = tf.nn.bias_add(x, tf.cast(shift, x.dtype))
+        elif isinstance(self.norm, GroupNorm):
+            return self.norm(self._convolve(x, self.kernel))  # with its ReLU
+        else:
+            x = self.norm(self._convolve(x, self.kernel), training=training)
+        return tf.nn.relu(x) if self.relu else x
+
+    def _convolve(self, x, kernel):
+        pad = self.kernel_size // 2
+        padding = [[0, 0], [pad, pad], [pad, pad], [0, 0]] if pad else "VALID"
+        return tf.nn.conv2d(x, kernel, self.strides, padding)

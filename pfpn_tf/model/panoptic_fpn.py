@@ -1,0 +1,151 @@
+"""The whole network: Panoptic FPN, or Mask R-CNN or Semantic FPN on the same parts.
+
+Shapes: B images · H, W padded size · A anchors of all levels · N proposals · R sampled RoIs ·
+F RoIs for masks · D detections · K thing classes · S semantic classes.
+"""
+
+from typing import Optional, Union
+
+import tensorflow as tf
+
+from pfpn_tf import config as config_lib
+from pfpn_tf.model import box_head, detections, mask_head, rpn, semantic_head, targets
+from pfpn_tf.model.fpn import FPN
+from pfpn_tf.model.resnet import ResNet
+from pfpn_tf.ops.roi_align import multilevel_roi_align
+from pfpn_tf.structures import GroundTruth, InferenceOutputs, TrainOutputs
+
+
+class PanopticFPN(tf.keras.Model):
+    """Backbone and FPN shared by an instance branch (Mask R-CNN) and a semantic branch.
+
+    Args:
+      config: settings of the model.
+      num_thing_classes: K.
+      num_semantic_classes: S.
+    """
+
+    def __init__(
+        self, config: config_lib.Model, num_thing_classes: int, num_semantic_classes: int, **kwargs
+    ):
+        super().__init__(**kwargs)
+        self.config = config
+        self.num_thing_classes = num_thing_classes
+        self.num_semantic_classes = num_semantic_classes
+        self.has_instances = config.task in ("panoptic", "instance")
+        self.has_semantics = config.task in ("panoptic", "semantic")
+        self.backbone = ResNet(
+            config.backbone,
+            config.backbone_norm,
+            config.stride_in_1x1,
+            config.freeze_stages,
+            name="backbone",
+        )
+        self.fpn = FPN(config.fpn_channels, config.head_norm, name="fpn")
+        if self.has_instances:
+            num_anchors = len(config.anchor_aspect_ratios)
+            self.rpn_head = rpn.RPNHead(config.fpn_channels, num_anchors, name="rpn_head")
+            self.box_head = box_head.BoxHead(
+                config.box_fc_channels, num_thing_classes, name="box_head"
+            )
+            self.mask_head = mask_head.MaskHead(
+                config.mask_channels, num_thing_classes, config.head_norm, name="mask_head"
+            )
+        if self.has_semantics:
+            self.semantic_head = semantic_head.SemanticHead(
+                config.semantic_channels,
+                num_semantic_classes,
+                config.semantic_aggregation,
+                name="semantic_head",
+            )
+
+    def build(self, input_shape=None):
+        """Creates every variable by running each part on a few pixels."""
+        with tf.init_scope():
+            pyramid = self.fpn(self.backbone(tf.zeros([1, 64, 64, 3])))
+            if self.has_instances:
+                channels = self.config.fpn_channels
+                self.rpn_head({"p6": pyramid["p6"]})
+                self.box_head(tf.zeros([1, 1, box_head.POOLED_SIZE, box_head.POOLED_SIZE, channels]))
+                self.mask_head(
+                    tf.zeros([1, 1, mask_head.POOLED_SIZE, mask_head.POOLED_SIZE, channels]),
+                    tf.zeros([1, 1], tf.int32),
+                )
+            if self.has_semantics:
+                self.semantic_head(pyramid)
+        self.built = True
+
+    def call(
+        self,
+        images: tf.Tensor,
+        image_hw: tf.Tensor,
+        ground_truth: Optional[GroundTruth] = None,
+        seed: Optional[tf.Tensor] = None,
+        training: bool = False,
+    ) -> Union[TrainOutputs, InferenceOutputs]:
+        """The forward pass.
+
+        Args:
+          images: [B, H, W, 3] normalised RGB, zero-padded; H, W multiples of 32.
+          image_hw: [B, 2] int32 content size.
+          ground_truth: labels; training only.
+          seed: [B, 2] int32 stateless seeds of the sampling; training only.
+          training: selects the kind of output.
+
+        Returns:
+          `TrainOutputs` or `InferenceOutputs`; a branch that the task lacks is None there.
+        """
+        pyramid = self.fpn(self.backbone(images, training=training), training=training)
+        semantic_logits = self.semantic_head(pyramid) if self.has_semantics else None
+        if not self.has_instances:
+            outputs = TrainOutputs if training else InferenceOutputs
+            return outputs(semantic_logits=semantic_logits)
+
+        logits, deltas = self.rpn_head(pyramid)
+        anchors = rpn.pyramid_anchors(pyramid, self.config, logits["p2"].dtype)
+        proposals = rpn.propose(logits, deltas, anchors, image_hw, self.config, training)
+
+        if not training:
+            class_logits, box_deltas = self.box_head(self._pool(pyramid, proposals.boxes, box_head))
+            found = detections.detect(
+                proposals, class_logits, box_deltas, image_hw, self.config
+            )
+            rois = self._pool(pyramid, found.boxes, mask_head)
+            found = found._replace(mask_logits=self.mask_head(rois, found.class_ids))
+            return InferenceOutputs(found, semantic_logits)
+
+        all_anchors = tf.concat([anchors[level] for level in config_lib.LEVELS], axis=0)  # [A, 4]
+        rpn_targets = targets.rpn_targets(all_anchors, ground_truth, seed, self.config)
+        roi_targets = targets.roi_targets(
+            proposals, ground_truth, self.num_thing_classes, seed, self.config
+        )
+        class_logits, box_deltas = self.box_head(self._pool(pyramid, roi_targets.boxes, box_head))
+        mask_rois = self._pool(pyramid, roi_targets.mask_boxes, mask_head)
+        return TrainOutputs(
+            objectness_logits=tf.concat([logits[level] for level in config_lib.LEVELS], axis=1),
+            anchor_deltas=tf.concat([deltas[level] for level in config_lib.LEVELS], axis=1),
+            rpn_targets=rpn_targets,
+            class_logits=class_logits,
+            box_deltas=box_head.deltas_of_class(box_deltas, roi_targets.class_ids),
+            mask_logits=self.mask_head(mask_rois, roi_targets.mask_class_ids, training=True),
+            roi_targets=roi_targets,
+            semantic_logits=semantic_logits,
+        )
+
+    def _pool(self, pyramid, boxes, head):
+        """RoI features of the size that `head` takes. [B, R, 4] -> [B, R, P, P, C]"""
+        return multilevel_roi_align(
+            {level: pyramid[level] for level in ("p2", "p3", "p4", "p5")},
+            boxes,
+            head.POOLED_SIZE,
+            self.config.roi_sampling_ratio,
+        )
+
+
+def build_model(
+    config: config_lib.Model, num_thing_classes: int, num_semantic_classes: int
+) -> PanopticFPN:
+    """A `PanopticFPN` with all its variables created."""
+    model = PanopticFPN(config, num_thing_classes, num_semantic_classes)
+    model.build()
+    return model

@@ -1,0 +1,125 @@
+"""ResNet and ResNeXt backbones.
+
+Shapes: B images · H, W padded size, multiples of 32. Level l (c2..c5) has stride 2**l.
+"""
+
+from typing import Dict, NamedTuple, Tuple
+
+import tensorflow as tf
+
+from pfpn_tf.model import layers
+
+STAGES = ("c2", "c3", "c4", "c5")
+
+
+class Architecture(NamedTuple):
+    """Sizes of a backbone.
+
+    Attributes:
+      blocks: residual blocks of c2..c5.
+      groups: groups of the 3x3 convolutions (ResNeXt's cardinality).
+      width: channels of the 3x3 convolutions in c2; doubles with each stage.
+      stem_channels: channels of the first convolution.
+      c2_channels: output channels of c2; doubles with each stage.
+    """
+
+    blocks: Tuple[int, int, int, int]
+    groups: int = 1
+    width: int = 64
+    stem_channels: int = 64
+    c2_channels: int = 256
+
+
+ARCHITECTURES = {
+    "resnet50": Architecture((3, 4, 6, 3)),
+    "resnet101": Architecture((3, 4, 23, 3)),
+    "resnet152": Architecture((3, 8, 36, 3)),
+    "resnext50_32x4d": Architecture((3, 4, 6, 3), groups=32, width=128),
+    "resnext101_32x8d": Architecture((3, 4, 23, 3), groups=32, width=256),
+    "resnext101_64x4d": Architecture((3, 4, 23, 3), groups=64, width=256),
+    "resnext152_32x8d": Architecture((3, 8, 36, 3), groups=32, width=256),
+    # For tests and smoke runs: the same code in a hundredth of the time.
+    "resnet_tiny": Architecture((1, 1, 1, 1), width=8, stem_channels=16, c2_channels=16),
+}
+
+
+class Bottleneck(tf.keras.layers.Layer):
+    """1x1, 3x3, 1x1 convolutions and the shortcut; ReLU after the sum.
+
+    Args:
+      width: channels of the first two convolutions.
+      filters: output channels.
+      strides: 1 or 2.
+      project: whether the shortcut is a 1x1 convolution (the first block of a stage).
+      groups, norm, stride_in_1x1: as in `ResNet`.
+    """
+
+    def __init__(self, width, filters, strides, project, groups, norm, stride_in_1x1, **kwargs):
+        super().__init__(**kwargs)
+        stride_1x1, stride_3x3 = (strides, 1) if stride_in_1x1 else (1, strides)
+        self.conv1 = layers.Conv(width, 1, stride_1x1, norm=norm, relu=True, name="conv1")
+        self.conv2 = layers.Conv(width, 3, stride_3x3, groups, norm, relu=True, name="conv2")
+        self.conv3 = layers.Conv(filters, 1, norm=norm, name="conv3")
+        self.shortcut = (
+            layers.Conv(filters, 1, strides, norm=norm, name="shortcut") if project else None
+        )
+
+    def call(self, x, training=False):
+        residual = self.conv1(x, training=training)
+        residual = self.conv2(residual, training=training)
+        residual = self.conv3(residual, training=training)
+        shortcut = self.shortcut(x, training=training) if self.shortcut else x
+        return tf.nn.relu(residual + shortcut)
+
+
+class ResNet(tf.keras.layers.Layer):
+    """The backbone.
+
+    Args:
+      backbone: a key of `ARCHITECTURES`.
+      norm: "frozen_bn", "group_norm" or "sync_bn".
+      stride_in_1x1: stride of a stage in the first 1x1 convolution, else in the 3x3.
+      freeze_stages: 0 trains all, 1 freezes the stem, 2 the stem and c2, ... No gradient is
+        computed for frozen stages.
+    """
+
+    def __init__(self, backbone, norm="frozen_bn", stride_in_1x1=True, freeze_stages=0, **kwargs):
+        super().__init__(**kwargs)
+        arch = ARCHITECTURES[backbone]
+        self.freeze_stages = freeze_stages
+        self.stem = layers.Conv(arch.stem_channels, 7, 2, norm=norm, relu=True, name="stem")
+        self.stem.trainable = freeze_stages < 1
+        self.stages = []
+        for s, num_blocks in enumerate(arch.blocks):
+            blocks = [
+                Bottleneck(
+                    width=arch.width * 2**s,
+                    filters=arch.c2_channels * 2**s,
+                    strides=2 if s > 0 and b == 0 else 1,
+                    project=b == 0,
+                    groups=arch.groups,
+                    norm=norm,
+                    stride_in_1x1=stride_in_1x1,
+                    name=f"{STAGES[s]}_{b}",
+                )
+                for b in range(num_blocks)
+            ]
+            for block in blocks:
+                block.trainable = freeze_stages < s + 2
+            self.stages.append(blocks)
+
+    def call(self, images: tf.Tensor, training: bool = False) -> Dict[str, tf.Tensor]:
+        """[B, H, W, 3] -> {"c2": [B, H / 4, W / 4, C], ..., "c5": [B, H / 32, W / 32, 8 C]}."""
+        x = self._until_frozen(self.stem(images, training=training), 1)
+        # Zero padding equals padding with -inf here: what ReLU returns is not negative.
+        x = tf.nn.max_pool2d(tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]]), 3, 2, "VALID")
+        features = {}
+        for s, (name, blocks) in enumerate(zip(STAGES, self.stages)):
+            for block in blocks:
+                x = block(x, training=training)
+            x = self._until_frozen(x, s + 2)
+            features[name] = x
+        return features
+
+    def _until_frozen(self, x, stage):
+        return tf.stop_gradient(x) if stage <= self.freeze_stages else x

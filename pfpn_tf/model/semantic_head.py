@@ -1,0 +1,47 @@
+"""The semantic segmentation branch (paper section 3.1, figure 3).
+
+Shapes: B images · H, W padded size · C channels of the branch · S semantic classes.
+"""
+
+import tensorflow as tf
+
+from pfpn_tf.model import layers
+from pfpn_tf.structures import Pyramid
+
+
+class SemanticHead(tf.keras.layers.Layer):
+    """Brings p2..p5 to stride 4 and one width, merges them, predicts a class per pixel.
+
+    A stage is a 3x3 convolution, group norm, ReLU and, except on p2, 2x bilinear upsampling: three
+    stages for p5, two for p4, one for p3. The final 4x upsampling is left to loss and fusion.
+
+    Args:
+      channels: width of the branch.
+      num_classes: S.
+      aggregation: "sum" or "concat".
+    """
+
+    def __init__(self, channels: int, num_classes: int, aggregation: str = "sum", **kwargs):
+        super().__init__(**kwargs)
+        self.aggregation = aggregation
+        self.stages = {
+            f"p{level}": [
+                layers.Conv(channels, 3, norm="group_norm", relu=True, name=f"p{level}_{i}")
+                for i in range(max(1, level - 2))
+            ]
+            for level in range(2, 6)
+        }
+        self.predictor = layers.Conv(num_classes, 1, name="predictor")
+
+    def call(self, pyramid: Pyramid) -> tf.Tensor:
+        """{"p2": [B, H / 4, W / 4, _], ...} -> logits [B, H / 4, W / 4, S]."""
+        merged = [self._to_stride_4(level, pyramid[level]) for level in self.stages]
+        x = tf.add_n(merged) if self.aggregation == "sum" else tf.concat(merged, axis=-1)
+        return layers.as_float32_or_more(self.predictor(x))
+
+    def _to_stride_4(self, level, x):
+        for conv in self.stages[level]:
+            x = conv(x)
+            if level != "p2":
+                x = layers.resize_bilinear(x, 2 * tf.shape(x)[1:3])
+        return x
