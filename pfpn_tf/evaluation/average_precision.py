@@ -1,0 +1,152 @@
+"""COCO average precision of boxes and masks, by pycocotools.
+
+The area of an object decides whether it counts for APs, APm or APl. pycocotools takes the box area
+of a mask result that also carries a box; here masks are always measured by their pixels.
+"""
+
+import contextlib
+import io
+import math
+from typing import Any, Dict, List, Sequence
+
+import numpy as np
+
+IOU_TYPES = ("bbox", "segm")
+_STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+
+
+def kinds_of(results: Sequence[Dict[str, Any]]) -> List[str]:
+    """Which of `IOU_TYPES` the results can be scored for: every entry has to carry it."""
+    kinds = []
+    if all("bbox" in r for r in results):
+        kinds.append("bbox")
+    if all("segmentation" in r for r in results):
+        kinds.append("segm")
+    return kinds
+
+
+def check_results(results: Any, gt: Dict[str, Any], name: str) -> None:
+    """Checks COCO instance results against the ground truth they belong to.
+
+    Args:
+      results: content of a results JSON.
+      gt: content of a COCO instances JSON.
+      name: what an error calls the results.
+
+    Raises:
+      ValueError: names the entry, its image and what is wrong.
+    """
+    if not isinstance(results, list):
+        hint = " It is an object: is it a panoptic or annotation file?" if isinstance(results, dict) else ""
+        raise ValueError(f"{name} must be a list of results.{hint}")
+    sizes = {image["id"]: (image.get("height"), image.get("width")) for image in gt["images"]}
+    for index, result in enumerate(results):
+        where = f"{name}: entry {index}"
+        if not isinstance(result, dict):
+            raise ValueError(f"{where} is not an object.")
+        for key in ("image_id", "category_id", "score"):
+            if key not in result:
+                raise ValueError(f'{where} has no "{key}".')
+        where += f" (image {result['image_id']})"
+        if isinstance(result["image_id"], (list, dict)) or result["image_id"] not in sizes:
+            raise ValueError(f"{where}: the ground truth has no such image.")
+        if not _is_number(result["score"]):
+            raise ValueError(f"{where}: score {result['score']!r} is not a finite number.")
+        if "bbox" not in result and "segmentation" not in result:
+            raise ValueError(f'{where} has neither "bbox" nor "segmentation".')
+        _check_box(result, where)
+        _check_mask(result, sizes[result["image_id"]], where)
+
+
+def _check_box(result, where):
+    if "bbox" not in result:
+        return
+    box = result["bbox"]
+    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(v) for v in box):
+        raise ValueError(f"{where}: bbox {box!r} must be four finite numbers x, y, width, height.")
+
+
+def _check_mask(result, size, where):
+    mask = result.get("segmentation")
+    if isinstance(mask, dict):
+        if "size" not in mask or "counts" not in mask:
+            raise ValueError(f'{where}: the segmentation has no "size" and "counts".')
+        if None not in size and list(mask["size"]) != list(size):
+            raise ValueError(f"{where}: the mask has size {mask['size']}, the image {list(size)} (height, width).")
+
+
+def _is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def average_precision(gt: Dict[str, Any], results: List[Dict[str, Any]], iou_type: str) -> Dict[str, Any]:
+    """COCO's twelve numbers and the AP of each class.
+
+    Args:
+      gt: content of a COCO instances JSON; not changed.
+      results: COCO results with `bbox` or `segmentation`; not changed.
+      iou_type: "bbox" or "segm".
+
+    Returns:
+      AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl and AR (= AR100) as fractions, -1 where there is no
+      ground truth, as pycocotools has it; `per_class`: by category id AP, AP50, AP75, None without ground truth.
+
+    Raises:
+      ValueError: the ground truth lacks what this type needs.
+    """
+    from pycocotools.cocoeval import COCOeval
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        gt_index = _index(_complete(gt, iou_type))
+        kept = "bbox" if iou_type == "bbox" else "segmentation"
+        other = "segmentation" if iou_type == "bbox" else "bbox"
+        stripped = [{k: v for k, v in r.items() if k != other} for r in results]
+        assert all(kept in r for r in stripped)
+        if stripped:
+            pred_index = gt_index.loadRes(stripped)
+        else:
+            pred_index = _index({**gt_index.dataset, "annotations": []})
+        evaluation = COCOeval(gt_index, pred_index, iou_type)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    stats = dict(zip(_STATS, (float(v) for v in evaluation.stats)))
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # [IoU, recall, class], all areas, 100 detections
+    per_class = {
+        str(category_id): {
+            "AP": _mean(precision[:, :, k]),
+            "AP50": _mean(precision[0, :, k]),
+            "AP75": _mean(precision[5, :, k]),
+        }
+        for k, category_id in enumerate(evaluation.params.catIds)
+    }
+    return {**stats, "AR": stats["AR100"], "per_class": per_class}
+
+
+def _mean(precision):
+    known = precision[precision > -1]
+    return float(np.mean(known)) if known.size else None
+
+
+def _index(dataset):
+    from pycocotools.coco import COCO
+
+    coco = COCO()
+    coco.dataset = dataset
+    coco.createIndex()
+    return coco
+
+
+def _complete(gt, iou_type):
+    """A copy that pycocotools can take: it writes into annotations and needs `iscrowd`."""
+    needed = ("id", "image_id", "category_id", "area", "bbox" if iou_type == "bbox" else "segmentation")
+    annotations = []
+    for annotation in gt["annotations"]:
+        for key in needed:
+            if key not in annotation:
+                raise ValueError(
+                    f"The ground-truth instances JSON: annotation {annotation.get('id')} (image "
+                    f'{annotation.get("image_id")}) has no "{key}", which AP needs.'
+                )
+        annotations.append({"iscrowd": 0, **annotation})
+    return {"images": gt["images"], "categories": gt["categories"], "annotations": annotations}

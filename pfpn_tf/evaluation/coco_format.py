@@ -1,0 +1,256 @@
+"""COCO panoptic and instance files: reading them with checks, and predictions on their way out.
+
+A panoptic PNG stores the segment id of each pixel as R + 256 G + 65536 B; 0 is void.
+
+Shapes: h, w original image size · D instances.
+"""
+
+import json
+import os
+from typing import Any, Dict, Iterable, List, Sequence
+
+import cv2
+import numpy as np
+
+from pfpn_tf.utils.files import atomic_write
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_RGB_COLOR_TYPES = (2, 6)  # Truecolour, without and with alpha (which is ignored).
+
+
+def decode_panoptic_png(png: bytes, name: str) -> np.ndarray:
+    """Segment ids of a panoptic PNG.
+
+    Args:
+      png: the file's bytes.
+      name: what an error calls the file.
+
+    Returns:
+      [h, w] uint32.
+
+    Raises:
+      ValueError: not an 8-bit RGB PNG, or damaged.
+    """
+    if png[:8] != _PNG_SIGNATURE or len(png) < 33:
+        raise ValueError(f"{name}: not a PNG file; panoptic maps are 8-bit RGB PNGs.")
+    bit_depth, color_type = png[24], png[25]
+    if bit_depth != 8 or color_type not in _RGB_COLOR_TYPES:
+        raise ValueError(
+            f"{name}: a panoptic map must be an 8-bit RGB PNG (id = R + 256 G + 65536 B), this one has "
+            f"bit depth {bit_depth} and PNG color type {color_type}; was it saved as grey or palette?"
+        )
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    bgr = cv2.imdecode(np.frombuffer(png, np.uint8), flags)
+    if bgr is None or b"IEND" not in png[-32:]:
+        raise ValueError(f"{name}: damaged PNG, cannot be decoded.")
+    # Four bytes R, G, B, 255 read as one little-endian number; the mask drops the 255.
+    rgba = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGBA)
+    ids = rgba.view("<u4")[..., 0]  # [h, w, 4] -> [h, w]
+    ids &= 0xFFFFFF
+    return ids
+
+
+def encode_panoptic_png(panoptic_ids: np.ndarray) -> bytes:
+    """The inverse of `decode_panoptic_png`.
+
+    Args:
+      panoptic_ids: [h, w] integer ids below 2**24.
+    """
+    ids = np.asarray(panoptic_ids).astype(np.uint32)
+    bgr = np.stack([ids >> 16, (ids >> 8) & 255, ids & 255], axis=-1).astype(np.uint8)
+    return cv2.imencode(".png", bgr, [cv2.IMWRITE_PNG_COMPRESSION, 6])[1].tobytes()
+
+
+def read_panoptic_png(directory: str, file_name: str, image_id: Any, what: str) -> np.ndarray:
+    """`decode_panoptic_png` of a file; errors name the image, the file and what it is.
+
+    Raises:
+      ValueError: the file is missing or damaged.
+    """
+    path = os.path.join(directory, file_name)
+    try:
+        with open(path, "rb") as f:
+            png = f.read()
+    except OSError as error:
+        raise ValueError(f"Image {image_id}: {what} PNG {path} cannot be read ({error.strerror}).") from None
+    return decode_panoptic_png(png, f"Image {image_id}: {what} PNG {path}")
+
+
+def load_json(path: str, what: str) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+      ValueError: it cannot be read or is not JSON; the message names `what` and the place.
+    """
+    try:
+        with open(path, "rb") as f:
+            return json.load(f)
+    except OSError as error:
+        raise ValueError(f"{what} {path} cannot be read ({error.strerror}).") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{what} {path} is not valid JSON: {error}") from None
+
+
+def load_panoptic_json(path: str, what: str, with_categories: bool) -> Dict[str, Any]:
+    """A COCO panoptic JSON file, with its structure checked down to each segment.
+
+    Args:
+      path: the JSON file.
+      what: what an error calls it, e.g. "prediction".
+      with_categories: whether `categories` must be there.
+
+    Raises:
+      ValueError: something is missing or of the wrong type; names file, image and segment.
+    """
+    content = load_json(path, f"The {what} JSON")
+    if not isinstance(content, dict) or not isinstance(content.get("annotations"), list):
+        hint = ""
+        if isinstance(content, list):
+            hint = " It is a list: is it a file of instance results?"
+        raise ValueError(f'The {what} JSON {path} must be an object with a list "annotations".{hint}')
+    if with_categories:
+        _check_categories(content, path, what)
+    for index, annotation in enumerate(content["annotations"]):
+        _check_annotation(annotation, index, path, what)
+    return content
+
+
+def _check_categories(content, path, what):
+    categories = content.get("categories")
+    if not isinstance(categories, list) or not categories:
+        raise ValueError(f'The {what} JSON {path} has no list "categories".')
+    for category in categories:
+        if not isinstance(category, dict) or "id" not in category or "isthing" not in category:
+            raise ValueError(
+                f'The {what} JSON {path}: each category needs "id" and "isthing", this one does not '
+                f"have them: {json.dumps(category)[:200]}. Is it an instances JSON?"
+            )
+
+
+def _check_annotation(annotation, index, path, what):
+    if not isinstance(annotation, dict):
+        raise ValueError(f"The {what} JSON {path}: annotation number {index} is not an object.")
+    for key in ("image_id", "file_name", "segments_info"):
+        if key not in annotation:
+            image = f" (image {annotation['image_id']})" if "image_id" in annotation else ""
+            raise ValueError(f'The {what} JSON {path}: annotation number {index}{image} has no "{key}".')
+    where = f"Image {annotation['image_id']}: in the {what} JSON {path}"
+    if isinstance(annotation["image_id"], (list, dict)):
+        raise ValueError(f"{where} the image id must be a number or a string.")
+    if not isinstance(annotation["file_name"], str):
+        raise ValueError(f'{where} "file_name" must be a string.')
+    if not isinstance(annotation["segments_info"], list):
+        raise ValueError(f'{where} "segments_info" must be a list.')
+    for segment in annotation["segments_info"]:
+        if not isinstance(segment, dict) or "id" not in segment:
+            raise ValueError(f'{where} an entry of segments_info has no "id": {json.dumps(segment)[:200]}.')
+        if not _is_whole(segment["id"]):
+            raise ValueError(f"{where} segment id {json.dumps(segment['id'])} is not a whole number.")
+        if "category_id" not in segment or isinstance(segment["category_id"], (list, dict)):
+            raise ValueError(f'{where} segment {segment["id"]} has no usable "category_id".')
+        if "area" in segment and not isinstance(segment["area"], (int, float)):
+            raise ValueError(f"{where} the area of segment {segment['id']} is not a number.")
+
+
+def _is_whole(value):
+    if isinstance(value, float):
+        return value.is_integer()
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def instance_results(
+    image_id: Any,
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    category_ids: Sequence[int],
+    masks: Iterable[np.ndarray],
+) -> List[Dict[str, Any]]:
+    """COCO instance results of one image.
+
+    Args:
+      image_id: the dataset's image id.
+      boxes: [D, 4] float yxyx pixels of the original image.
+      scores: [D] float.
+      category_ids: [D] the dataset's own ids.
+      masks: D arrays [h, w] of 0 and 1.
+
+    Returns:
+      One dict per instance with `bbox` (x, y, width, height) and `segmentation` (compressed RLE).
+    """
+    from pycocotools import mask as mask_utils
+
+    results = []
+    for box, score, category_id, mask in zip(boxes, scores, category_ids, masks):
+        y1, x1, y2, x2 = (float(v) for v in box)
+        rle = mask_utils.encode(np.asfortranarray(mask, np.uint8))
+        results.append(
+            {
+                "image_id": image_id,
+                "category_id": int(category_id),
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "score": float(score),
+                "segmentation": {"size": [int(v) for v in rle["size"]], "counts": rle["counts"].decode()},
+            }
+        )
+    return results
+
+
+class PredictionWriter:
+    """Writes predictions in COCO format while they arrive.
+
+    Layout: `panoptic/<name>.png`, `panoptic.json`, `instances.json`. PNGs appear one by one, the two
+    JSON files when `close` is called; each under its final name only once it is complete.
+    """
+
+    def __init__(self, directory: str, categories: Sequence[Dict[str, Any]]):
+        self._directory = directory
+        self._categories = list(categories)
+        self._annotations = []
+        self._instances = []
+        self._file_names = set()
+
+    @property
+    def panoptic_json(self) -> str:
+        return os.path.join(self._directory, "panoptic.json")
+
+    @property
+    def panoptic_dir(self) -> str:
+        return os.path.join(self._directory, "panoptic")
+
+    @property
+    def instances_json(self) -> str:
+        return os.path.join(self._directory, "instances.json")
+
+    def add_panoptic(self, image_id: Any, panoptic_ids: np.ndarray, segments_info: List[dict]) -> None:
+        """Writes one panoptic map, named after the image id."""
+        file_name = self._file_name(image_id)
+        with atomic_write(os.path.join(self.panoptic_dir, file_name), "wb") as f:
+            f.write(encode_panoptic_png(panoptic_ids))
+        self._annotations.append(
+            {"image_id": image_id, "file_name": file_name, "segments_info": segments_info}
+        )
+
+    def add_instances(self, results: List[Dict[str, Any]]) -> None:
+        """Keeps the results of `instance_results`."""
+        self._instances.extend(results)
+
+    def close(self, panoptic: bool = True, instances: bool = True) -> None:
+        """Writes the JSON files of the kinds asked for."""
+        if panoptic:
+            with atomic_write(self.panoptic_json) as f:
+                json.dump({"annotations": self._annotations, "categories": self._categories}, f)
+        if instances:
+            with atomic_write(self.instances_json) as f:
+                json.dump(self._instances, f)
+
+    def _file_name(self, image_id):
+        if isinstance(image_id, int):
+            name = f"{image_id:012d}"
+        else:
+            name = "".join(c if c.isalnum() or c in "-_." else "_" for c in str(image_id))
+        unique, count = name, 1
+        while unique in self._file_names:
+            count += 1
+            unique = f"{name}_{count}"
+        self._file_names.add(unique)
+        return unique + ".png"

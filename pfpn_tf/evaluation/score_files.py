@@ -1,0 +1,207 @@
+"""Scores prediction files against ground-truth files; needs no model and no TensorFlow.
+
+Images are spread over processes in contiguous blocks; results do not depend on their number.
+"""
+
+import concurrent.futures
+import multiprocessing
+import os
+import sys
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+
+import numpy as np
+
+from pfpn_tf.evaluation import average_precision, coco_format
+from pfpn_tf.evaluation.panoptic_quality import ImageCounts, PanopticQuality, overlaps
+from pfpn_tf.evaluation.semantic_iou import SemanticIoU
+
+_IMAGES_PER_JOB = 32
+_MIN_IMAGES_PER_PROCESS = 64  # Below this, starting a process costs more than it saves.
+
+
+class _Job(NamedTuple):
+    """A block of images: pairs of ground-truth and predicted annotations, and where their PNGs are."""
+
+    pairs: List[Tuple[dict, dict]]
+    gt_dir: str
+    pred_dir: str
+    categories: List[dict]
+    semantic: bool
+
+
+def score_panoptic(
+    gt_json: str,
+    gt_dir: str,
+    pred_json: str,
+    pred_dir: str,
+    semantic: bool = False,
+    num_processes: int = 0,
+    progress: Optional[Callable[[int, int], None]] = None,
+) -> Dict[str, Any]:
+    """PQ, and on request IoU of the classes, of panoptic prediction files.
+
+    Args:
+      gt_json, pred_json: COCO panoptic JSON files.
+      gt_dir, pred_dir: folders of their PNGs; empty: the JSON's path without ".json".
+      semantic: whether to derive mIoU and fwIoU from the same maps.
+      num_processes: processes to use; 0: one per CPU.
+      progress: called with (images done, images in all).
+
+    Returns:
+      `panoptic`: see `PanopticQuality.result`; `semantic` if asked for: see `SemanticIoU.result`; `notes`: what to know
+      about the numbers.
+
+    Raises:
+      ValueError: a file is missing or malformed; names image, file and segment.
+    """
+    gt = coco_format.load_panoptic_json(gt_json, "ground-truth", with_categories=True)
+    pred = coco_format.load_panoptic_json(pred_json, "prediction", with_categories=False)
+    gt_dir, pred_dir = gt_dir or _beside(gt_json), pred_dir or _beside(pred_json)
+    for what, directory in (("ground-truth", gt_dir), ("prediction", pred_dir)):
+        if not os.path.isdir(directory):
+            raise ValueError(f"The folder of the {what} PNGs {directory} does not exist.")
+    pairs = _pair(gt, pred, gt_json, pred_json)
+    categories = list({c["id"]: c for c in gt["categories"]}.values())
+
+    quality, iou = accumulators(categories, semantic)
+    jobs = [
+        _Job(pairs[i : i + _IMAGES_PER_JOB], gt_dir, pred_dir, categories, semantic)
+        for i in range(0, len(pairs), _IMAGES_PER_JOB)
+    ]
+    done = 0
+    for job, (state, confusion) in zip(jobs, _map(_score_job, jobs, len(pairs), num_processes)):
+        quality.add_state(state)
+        if iou is not None:
+            iou.add_confusion(confusion)
+        done += len(job.pairs)
+        if progress:
+            progress(done, len(pairs))
+
+    metrics = {"panoptic": quality.result()}
+    if iou is not None:
+        metrics["semantic"] = iou.result()
+    metrics["notes"] = notes(metrics["panoptic"], len(pairs), pred, len(gt["annotations"]))
+    return metrics
+
+
+def score_instances(gt_json: str, pred_json: str) -> Dict[str, Any]:
+    """COCO AP of instance results: `bbox` and `segm`, whichever the results carry.
+
+    Raises:
+      ValueError: a file is missing or malformed, or the results can be scored for neither.
+    """
+    gt = coco_format.load_json(gt_json, "The ground-truth instances JSON")
+    results = coco_format.load_json(pred_json, "The instance results JSON")
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(gt, dict) or not isinstance(gt.get(key), list):
+            raise ValueError(f'The ground-truth instances JSON {gt_json} has no list "{key}".')
+    average_precision.check_results(results, gt, f"The instance results JSON {pred_json}")
+    kinds = average_precision.kinds_of(results)
+    if not kinds:
+        raise ValueError(
+            f'The instance results JSON {pred_json}: every entry must carry "bbox", or every entry "segmentation".'
+        )
+    return {kind: average_precision.average_precision(gt, results, kind) for kind in kinds}
+
+
+def accumulators(categories: List[dict], semantic: bool) -> Tuple[PanopticQuality, Optional[SemanticIoU]]:
+    """Empty accumulators for COCO categories."""
+    things = [c["id"] for c in categories if c["isthing"] == 1]
+    return (
+        PanopticQuality(categories),
+        SemanticIoU([c["id"] for c in categories], things) if semantic else None,
+    )
+
+
+def score_image(
+    gt: dict, pred: dict, gt_dir: str, pred_dir: str, quality: PanopticQuality, iou: Optional[SemanticIoU]
+) -> Tuple[ImageCounts, np.ndarray, np.ndarray]:
+    """Reads one image's two PNGs and adds them to the accumulators.
+
+    Args:
+      gt, pred: COCO panoptic annotations of the image.
+
+    Returns:
+      Its counts and the two [h, w] id maps.
+
+    Raises:
+      ValueError: names the image and file.
+    """
+    image_id = gt["image_id"]
+    gt_ids = coco_format.read_panoptic_png(gt_dir, gt["file_name"], image_id, "ground-truth")
+    pred_ids = coco_format.read_panoptic_png(pred_dir, pred["file_name"], image_id, "prediction")
+    where = f"Image {image_id}: prediction {os.path.join(pred_dir, pred['file_name'])}"
+    if gt_ids.shape != pred_ids.shape:
+        raise ValueError(
+            f"{where} is {pred_ids.shape[0]} x {pred_ids.shape[1]} (height x width), the ground truth "
+            f"{gt['file_name']} is {gt_ids.shape[0]} x {gt_ids.shape[1]}; predict at the original image size."
+        )
+    for segment in gt["segments_info"]:
+        if "area" not in segment:
+            raise ValueError(
+                f"Image {image_id}: ground truth {gt['file_name']}: segment {segment['id']} has no area in the JSON."
+            )
+    found = overlaps(gt_ids, pred_ids)
+    counts = quality.update(found, gt["segments_info"], pred["segments_info"], where)
+    if iou is not None:
+        iou.update(found, gt["segments_info"], pred["segments_info"])
+    return counts, gt_ids, pred_ids
+
+
+def notes(panoptic: Dict[str, Any], num_images: int, pred: dict = None, num_gt: int = 0) -> List[str]:
+    """What a reader of the numbers should know."""
+    lines = [
+        f"{group} is null: no {kind} occurs in ground truth or prediction, so there is nothing to average "
+        "(panopticapi divides by zero here)."
+        for group, kind in (("All", "class"), ("Things", "thing class"), ("Stuff", "stuff class"))
+        if panoptic[group] is None
+    ]
+    if pred is not None and len(pred["annotations"]) > num_gt:
+        lines.append(
+            f"{len(pred['annotations'])} predictions for {num_gt} ground-truth images: the others were not scored."
+        )
+    if num_images == 0:
+        lines.append("The ground truth has no images.")
+    return lines
+
+
+def _pair(gt, pred, gt_json, pred_json):
+    """Ground-truth annotations with their predictions, by image id; the last prediction counts."""
+    by_image = {a["image_id"]: a for a in pred["annotations"]}
+    missing = [a["image_id"] for a in gt["annotations"] if a["image_id"] not in by_image]
+    if missing:
+        more = f" and {len(missing) - 1} more images" if len(missing) > 1 else ""
+        raise ValueError(
+            f"Image {missing[0]}{more}: the prediction JSON {pred_json} has no annotation with this image_id "
+            f"(the ground truth is {gt_json})."
+        )
+    return [(a, by_image[a["image_id"]]) for a in gt["annotations"]]
+
+
+def _beside(json_path):
+    return json_path[: -len(".json")] if json_path.endswith(".json") else os.path.dirname(json_path)
+
+
+def _score_job(job):
+    quality, iou = accumulators(job.categories, job.semantic)
+    for gt, pred in job.pairs:
+        score_image(gt, pred, job.gt_dir, job.pred_dir, quality, iou)
+    return quality.state(), None if iou is None else iou.confusion
+
+
+def _map(function, jobs, num_images, num_processes):
+    """Results in the order of the jobs, from this process or several."""
+    most = max(1, num_images // _MIN_IMAGES_PER_PROCESS)
+    num_processes = min(num_processes or _num_cpus(), most, len(jobs))
+    if num_processes <= 1:
+        yield from map(function, jobs)
+        return
+    # A forked process starts at once, but must not inherit TensorFlow's threads.
+    method = "spawn" if "tensorflow" in sys.modules else "fork"
+    context = multiprocessing.get_context(method)
+    with concurrent.futures.ProcessPoolExecutor(num_processes, mp_context=context) as pool:
+        yield from pool.map(function, jobs)
+
+
+def _num_cpus():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

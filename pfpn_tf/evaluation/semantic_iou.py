@@ -1,0 +1,108 @@
+"""Mean and frequency-weighted IoU from a confusion matrix of pixels.
+
+Ground-truth void is left out. A pixel predicted void counts as a miss of its ground-truth class.
+
+Shapes: C classes; row of the confusion matrix: ground truth, column: prediction, column C: void.
+"""
+
+from typing import Any, Dict, Hashable, List, Optional, Sequence
+
+import numpy as np
+
+THINGS = "things"
+
+
+class SemanticIoU:
+    """Confusion matrix over any number of images."""
+
+    def __init__(self, classes: Sequence[Hashable], things: Sequence[Hashable] = ()):
+        """Makes an empty matrix.
+
+        Args:
+          classes: names of the C classes, e.g. category ids.
+          things: those of them that `result` also reports as one class.
+        """
+        self._classes = list(classes)
+        self._index = {name: i for i, name in enumerate(self._classes)}
+        self._things = [self._index[name] for name in things]
+        self._confusion = np.zeros((len(self._classes), len(self._classes) + 1), np.int64)
+
+    def update(self, found, gt_segments: Sequence[dict], pred_segments: Sequence[dict]) -> None:
+        """Adds one image given by overlapping segments; crowd pixels count as their class.
+
+        Args:
+          found: `panoptic_quality.Overlaps` of the image.
+          gt_segments: COCO segments_info; ids not listed count as void.
+          pred_segments: COCO segments_info.
+        """
+        row_of = {s["id"]: self._index.get(s["category_id"]) for s in gt_segments}
+        column_of = {s["id"]: self._index[s["category_id"]] for s in pred_segments}
+        void = len(self._classes)
+        for gt_id, pred_id, pixels in zip(*(a.tolist() for a in found)):
+            row = row_of.get(gt_id)
+            if row is not None:
+                self._confusion[row, column_of.get(pred_id, void)] += pixels
+
+    def add_confusion(self, confusion: np.ndarray) -> None:
+        """Adds a [C, C + 1] matrix of pixel counts."""
+        self._confusion += confusion
+
+    def merge(self, other: "SemanticIoU") -> None:
+        """Adds the images of another accumulator with the same classes."""
+        self._confusion += other.confusion
+
+    @property
+    def confusion(self) -> np.ndarray:
+        """[C, C + 1] int64 pixels."""
+        return self._confusion
+
+    def result(self) -> Dict[str, Any]:
+        """IoUs as fractions.
+
+        Returns:
+          miou: mean over the classes that occur in the ground truth (None if none does).
+          miou_over_classes_in_gt_or_pred: a class only predicted counts as 0.
+          fwiou: IoU weighted by ground-truth pixels. pixel_accuracy, mean_class_accuracy.
+          iou: by class, None where the class occurs in neither.
+          things_as_one: the same with all things as the one class "things"; only if things were named.
+        """
+        result = _summary(self._confusion, self._classes)
+        if self._things:
+            result["things_as_one"] = _summary(*self._merged())
+        return result
+
+    def _merged(self):
+        """The confusion matrix and names with all things in the first class."""
+        stuff = [i for i in range(len(self._classes)) if i not in set(self._things)]
+        target = np.zeros(len(self._classes), np.int64)
+        target[stuff] = np.arange(1, len(stuff) + 1)
+        columns = np.append(target, len(stuff) + 1)  # Void stays last.
+        merged = np.zeros((len(stuff) + 1, len(stuff) + 2), np.int64)
+        np.add.at(merged, (target[:, None], columns[None, :]), self._confusion)
+        return merged, [THINGS] + [self._classes[i] for i in stuff]
+
+
+def _summary(confusion, classes) -> Dict[str, Any]:
+    hits = np.diagonal(confusion)
+    gt_pixels = confusion.sum(axis=1)
+    union = gt_pixels + confusion[:, :-1].sum(axis=0) - hits
+    iou = [_ratio(h, u) for h, u in zip(hits, union)]
+    in_gt = gt_pixels > 0
+    total = int(gt_pixels.sum())
+    weighted = [int(n) * i for n, i in zip(gt_pixels, iou) if i is not None]
+    return {
+        "miou": _mean([i for i, present in zip(iou, in_gt) if present]),
+        "miou_over_classes_in_gt_or_pred": _mean([i for i in iou if i is not None]),
+        "fwiou": sum(weighted) / total if total else None,
+        "pixel_accuracy": _ratio(hits.sum(), total),
+        "mean_class_accuracy": _mean([_ratio(h, n) for h, n in zip(hits, gt_pixels) if n]),
+        "iou": {str(name): value for name, value in zip(classes, iou)},
+    }
+
+
+def _ratio(part, whole) -> Optional[float]:
+    return int(part) / int(whole) if whole else None
+
+
+def _mean(values: List[float]) -> Optional[float]:
+    return sum(values) / len(values) if values else None
