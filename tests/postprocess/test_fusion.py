@@ -1,0 +1,304 @@
+"""Fusion against the full-size reference and against Detectron2's own output."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pfpn_tf import structures
+from pfpn_tf.postprocess import fusion
+from tests.reference import fusion as reference
+from tests.reference import paste as paste_reference
+
+THINGS = np.array([1, 5, 9], np.int32)
+STUFF = np.array([0, 3, 7, 11, 20], np.int32)  # class 0 is 'other'
+TABLES = fusion.FusionTables(THINGS, STUFF)
+
+
+def make_case(rng, image_hw, original_hw, num=6, width=8, padding=(0, 0)):
+    """Random outputs of one image. Mask logits are blobs, so that masks have shape."""
+    size = np.array([-(-s // 32) * 32 for s in image_hw]) + padding
+    corner = rng.uniform(-0.1, 0.8, (width, 2)) * image_hw
+    extent = rng.uniform(0.05, 0.7, (width, 2)) * image_hw
+    boxes = np.concatenate([corner, corner + extent], 1).clip(0, np.tile(image_hw, 2))
+    detections = structures.Detections(
+        boxes=np.float32(boxes),
+        scores=np.float32(np.sort(rng.uniform(0.3, 1, width))[::-1]),
+        class_ids=rng.integers(0, 3, width).astype(np.int32),
+        num_detections=np.int32(num),
+        mask_logits=np.float32(rng.normal(0.6, 1.5, (width, 28, 28))),
+    )
+    logits = np.float32(rng.normal(size=(*(size // 4), len(STUFF))))
+    return structures.InferenceOutputs(detections, logits)
+
+
+def tensors(outputs):
+    return tf.nest.map_structure(lambda x: None if x is None else tf.constant(x), outputs)
+
+
+def run(outputs, image_hw, original_hw, maybe_graph=lambda f: f, tables=TABLES, score=0.5, overlap=0.5, stuff=40):
+    function = maybe_graph(
+        lambda o, a, b: fusion.fuse_image(o, a, b, tables, score, overlap, stuff)
+    )
+    return function(tensors(outputs), tf.constant(image_hw), tf.constant(original_hw))
+
+
+def check(result, outputs, image_hw, original_hw, tables=TABLES, score=0.5, overlap=0.5, stuff=40):
+    values = reference.semantic_values(outputs.semantic_logits, image_hw, original_hw)
+    labels = values.argmax(-1)
+    d = outputs.detections
+    n = int(d.num_detections)
+    ids, segments = reference.fuse(
+        d.boxes[:n], d.scores[:n], d.class_ids[:n], d.mask_logits[:n], labels, image_hw, original_hw,
+        tables.thing_category_ids, tables.stuff_category_ids, score, overlap, stuff,
+    )
+    np.testing.assert_array_equal(result.panoptic_ids, ids)
+    assert int(result.num_segments) == len(segments)
+    for i, segment in enumerate(segments):
+        assert int(result.segment_ids[i]) == segment["id"]
+        assert int(result.category_ids[i]) == segment["category_id"]
+        assert bool(result.is_thing[i]) == segment["is_thing"]
+        assert float(result.scores[i]) == pytest.approx(segment["score"], abs=1e-7)
+        assert int(result.areas[i]) == segment["area"]
+        np.testing.assert_array_equal(result.boxes[i], segment["box"])
+    for column in result[2:]:
+        assert not np.any(column[len(segments):]), "padded rows must be zero"
+    return segments
+
+
+@pytest.mark.parametrize(
+    "image_hw, original_hw",
+    [
+        ((48, 80), (48, 80)),  # no resize
+        ((50, 90), (25, 44)),  # the original is smaller
+        ((33, 61), (97, 150)),  # the original is larger, more than one tile
+        ((64, 96), (70, 301)),  # three tiles across, other aspect ratio
+        ((32, 32), (1, 1)),  # one pixel
+        ((32, 2), (500, 30)),  # long and narrow
+        ((1, 32), (3, 130)),
+    ],
+)
+def test_equal_to_reference_on_random_cases(image_hw, original_hw, maybe_graph):
+    rng = np.random.default_rng(sum(image_hw) + sum(original_hw))
+    outputs = make_case(rng, image_hw, original_hw)
+    result = run(outputs, image_hw, original_hw, maybe_graph, stuff=5)
+    check(result, outputs, image_hw, original_hw, stuff=5)
+
+
+def test_many_random_cases():
+    rng = np.random.default_rng(7)
+    seen = 0
+    function = tf.function(
+        lambda o, a, b: fusion.fuse_image(o, a, b, TABLES, 0.5, 0.3, 20), reduce_retracing=True
+    )
+    for _ in range(12):
+        image_hw = rng.integers(16, 60, 2).astype(np.int32)
+        original_hw = rng.integers(1, 90, 2).astype(np.int32)
+        outputs = make_case(rng, image_hw, original_hw, num=rng.integers(0, 9), padding=(32, 0))
+        result = function(tensors(outputs), tf.constant(image_hw), tf.constant(original_hw))
+        seen += len(check(result, outputs, image_hw, original_hw, overlap=0.3, stuff=20))
+    assert seen > 20
+
+
+def adversarial(boxes, logit=8.0, scores=None, hw=(40, 60)):
+    """Solid masks in given boxes; semantic class 1 in the upper and 'other' in the lower half."""
+    num = len(boxes)
+    scores = np.linspace(0.9, 0.6, num) if scores is None else scores
+    semantic = np.zeros((16, 16, len(STUFF)), np.float32)
+    semantic[:5, :, 1] = 1
+    return structures.InferenceOutputs(
+        structures.Detections(
+            boxes=np.float32(boxes).reshape(num, 4),
+            scores=np.float32(scores),
+            class_ids=np.zeros(num, np.int32),
+            num_detections=np.int32(num),
+            mask_logits=np.full((num, 28, 28), logit, np.float32),
+        ),
+        semantic,
+    )
+
+
+CASES = {
+    "same box twice": adversarial([[4, 4, 30, 30]] * 2),
+    "overlap of exactly one half": adversarial([[0, 0, 20, 20], [0, 10, 20, 30]]),
+    "just over one half": adversarial([[0, 0, 20, 20], [0, 9, 20, 29]]),
+    "nested, small one first": adversarial([[10, 10, 14, 14], [0, 0, 40, 60]]),
+    "empty box": adversarial([[5, 5, 5, 20], [6, 6, 20, 6], [1, 1, 9, 9]]),
+    "outside after clipping": adversarial([[40, 60, 50, 70], [0, 60, 40, 80], [-9, -9, 3, 3]]),
+    "box between two pixel centres": adversarial([[3.6, 3.6, 4.4, 4.4]]),
+    "one pixel": adversarial([[3, 7, 4, 8]]),
+    "box border on pixel centres, saturated mask": adversarial([[2.5, 3.5, 9.5, 11.5]], logit=200.0),
+    "value of one half everywhere": adversarial([[3, 3, 31, 31]], logit=0.0),
+    "empty mask": adversarial([[3, 3, 31, 31]], logit=-8.0),
+    "score at the threshold, and just below": adversarial(
+        [[0, 0, 9, 9], [0, 20, 9, 29]], scores=[0.5, np.nextafter(np.float32(0.5), np.float32(0))]
+    ),
+    "all image": adversarial([[0, 0, 40, 60]]),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_adversarial(name, maybe_graph):
+    hw = (40, 60)
+    check(run(CASES[name], hw, hw, maybe_graph), CASES[name], hw, hw)
+
+
+@pytest.mark.parametrize("overlap", [0.0, 1.0])
+def test_extreme_overlap_thresholds(overlap):
+    case = adversarial([[0, 0, 20, 20], [5, 5, 15, 15], [10, 10, 30, 30]])
+    segments = check(run(case, (40, 60), (40, 60), overlap=overlap), case, (40, 60), (40, 60), overlap=overlap)
+    # at 1 the nested box has no free pixel: no segment without pixels
+    assert sum(s["is_thing"] for s in segments) == (1 if overlap == 0 else 2)
+
+
+def test_equal_logits_give_the_lowest_class():
+    logits = np.zeros((8, 16, 5), np.float32)
+    logits[..., 2:4] = 1
+    labels = fusion.semantic_labels(tf.constant(logits), [32, 64], [32, 64])
+    assert np.all(labels.numpy() == 2)
+
+
+def test_logits_that_are_no_numbers_become_void():
+    case = adversarial([[0, 0, 9, 9]])
+    case.semantic_logits[:] = np.nan
+    result = run(case, (40, 60), (40, 60))
+    assert int(result.num_segments) == 1
+    assert np.count_nonzero(result.panoptic_ids) == 81
+
+
+def test_no_detections_and_no_stuff():
+    case = adversarial([[0, 0, 9, 9]])
+    case = case._replace(detections=case.detections._replace(num_detections=np.int32(0)))
+    result = run(case, (40, 60), (40, 60), stuff=10**6)
+    assert int(result.num_segments) == 0 and not np.any(result.panoptic_ids)
+
+
+def test_stuff_limit_counts_what_instances_leave():
+    case = adversarial([[0, 0, 10, 60]])
+    area = int(run(case, (40, 60), (40, 60), stuff=0).areas[1])
+    assert int(run(case, (40, 60), (40, 60), stuff=area).num_segments) == 2
+    assert int(run(case, (40, 60), (40, 60), stuff=area + 1).num_segments) == 1
+
+
+@pytest.mark.parametrize("missing", ["detections", "semantic_logits"])
+def test_network_with_one_branch(missing, maybe_graph):
+    case = adversarial([[0, 0, 10, 60]])._replace(**{missing: None})
+    result = run(case, (40, 60), (40, 60), maybe_graph)
+    assert int(result.num_segments) == 1
+    assert bool(result.is_thing[0]) == (missing == "semantic_logits")
+
+
+def test_three_hundred_detections():
+    boxes = [[8 * (i // 30), 8 * (i % 30), 8 * (i // 30) + 6, 8 * (i % 30) + 6] for i in range(300)]
+    case = adversarial(boxes, hw=(80, 240))
+    case = case._replace(semantic_logits=np.zeros((24, 64, 5), np.float32))
+    result = run(case, (80, 240), (80, 240))
+    assert int(result.num_segments) == 300
+    np.testing.assert_array_equal(result.areas[:300], 36)
+
+
+def test_thing_classes_of_the_all_mode_are_left_out():
+    class Info:
+        thing_category_ids = np.array([2, 4])
+
+        def semantic_category_ids(self, targets):
+            assert targets == "all"
+            return np.array([1, 2, 3, 4])
+
+    tables = fusion.fusion_tables(Info(), "all")
+    np.testing.assert_array_equal(tables.stuff_category_ids, [1, 0, 3, 0])
+
+
+def test_batch_of_different_sizes_equals_single_images():
+    rng = np.random.default_rng(3)
+    image_hw = np.array([[40, 64], [64, 50]], np.int32)
+    original_hw = np.array([[80, 130], [31, 25]], np.int32)
+    cases = [make_case(rng, (64, 64), o) for o in original_hw]
+    batch = tf.nest.map_structure(lambda *x: tf.constant(np.stack(x)), *cases)
+
+    @tf.function(
+        input_signature=[
+            tf.nest.map_structure(lambda t: tf.TensorSpec([None, *t.shape[1:]], t.dtype), batch),
+            tf.TensorSpec([None, 2], tf.int32),
+            tf.TensorSpec([None, 2], tf.int32),
+        ]
+    )
+    def fuse(outputs, image_hw, original_hw):
+        return fusion.panoptic_fusion(outputs, image_hw, original_hw, TABLES, 0.5, 0.5, 30)
+
+    result = fuse(batch, image_hw, original_hw)
+    assert result.panoptic_ids.shape == (2, 80, 130)
+    for i, case in enumerate(cases):
+        one = tf.nest.map_structure(lambda t: t[i], result)
+        h, w = original_hw[i]
+        assert not np.any(one.panoptic_ids[h:]) and not np.any(one.panoptic_ids[:, w:])
+        check(one._replace(panoptic_ids=one.panoptic_ids[:h, :w]), case, image_hw[i], original_hw[i], stuff=30)
+
+
+def test_semantic_labels_at_extreme_sizes():
+    rng = np.random.default_rng(5)
+    for image_hw, original_hw in [((80, 1333), (300, 5000)), ((400, 24), (2500, 150))]:
+        logits = np.float32(rng.normal(size=(-(-image_hw[0] // 32) * 8, -(-image_hw[1] // 32) * 8, 3)))
+        labels = fusion.semantic_labels(tf.constant(logits), image_hw, original_hw).numpy()
+        values = reference.semantic_values(logits, image_hw, original_hw)
+        top = np.sort(values, -1)
+        clear = top[..., -1] - top[..., -2] > 1e-5  # float32 interpolation decides closer ones
+        assert clear.mean() > 0.999
+        np.testing.assert_array_equal(labels[clear], values.argmax(-1)[clear])
+
+
+# ---- Detectron2
+
+def golden(test_data, name):
+    data = np.load(test_data("golden/detectron2") / f"{name}_000000142238.npz")
+    hw = np.load(test_data("golden/detectron2") / str(data["input_file"]))
+    return data, np.array(hw["resized_bgr"].shape[:2]), np.array(hw["orig_hw"])
+
+
+def golden_detections(data):
+    boxes = data["det_boxes_resized"][:, [1, 0, 3, 2]]
+    return structures.Detections(
+        boxes, data["det_scores"], data["det_classes"], np.int32(len(boxes)), data["mask_logits"].astype(np.float32)
+    )
+
+
+def test_semantic_labels_of_detectron2(test_data):
+    data, image_hw, original_hw = golden(test_data, "c")
+    logits = np.float32(data["sem_logits_stride4_full"]).transpose(1, 2, 0)
+    labels = fusion.semantic_labels(tf.constant(logits), image_hw, original_hw).numpy()
+    clear = data["sem_margin_orig"] > 0.02  # the file's logits are float16: steps of 0.016 at 16 to 32
+    assert clear.mean() > 0.9
+    np.testing.assert_array_equal(labels[clear], data["sem_argmax_orig"][clear])
+    assert np.mean(labels != data["sem_argmax_orig"]) < 1e-3
+
+
+@pytest.mark.parametrize("name", ["b", "c"])
+def test_panoptic_map_of_detectron2(name, test_data):
+    data, image_hw, original_hw = golden(test_data, name)
+    outputs = structures.InferenceOutputs(golden_detections(data), np.zeros((1, 1, 54), np.float32))
+    tables = fusion.FusionTables(np.arange(80), np.arange(54))
+    result = fusion.fuse_image(
+        tensors(outputs), tf.constant(image_hw, tf.int32), tf.constant(original_hw, tf.int32), tables,
+        0.5, 0.5, 4096, labels=tf.constant(data["sem_argmax_orig"]),
+    )
+    segments = json.loads(str(data["segments_info_json"]))
+    assert int(result.num_segments) == len(segments)
+    for i, segment in enumerate(segments):
+        assert int(result.segment_ids[i]) == segment["id"]
+        assert int(result.category_ids[i]) == segment["category_id"]
+        assert bool(result.is_thing[i]) == segment["isthing"]
+    # mask logits in the file are float16
+    assert np.count_nonzero(result.panoptic_ids.numpy() != data["panoptic_seg"]) <= 30
+
+
+def test_paste_reference_is_detectron2(test_data):
+    """Keeps the reference itself honest, on the smallest of the golden masks."""
+    data, image_hw, original_hw = golden(test_data, "c")
+    boxes = paste_reference.scale_boxes(golden_detections(data).boxes, image_hw, original_hw)
+    np.testing.assert_allclose(boxes, data["det_boxes_orig"][:, [1, 0, 3, 2]], atol=1e-4)
+    masks = np.unpackbits(data["det_masks_packbits"], axis=-1)[:, : original_hw.prod()]
+    for i in np.argsort(data["det_mask_area"])[10:30]:
+        probs = 1 / (1 + np.exp(-data["mask_logits"][i].astype(np.float64)))
+        mask = paste_reference.paste(probs, boxes[i], original_hw)
+        assert np.count_nonzero(mask != masks[i].reshape(original_hw)) <= 2
