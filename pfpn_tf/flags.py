@@ -25,6 +25,22 @@ class ToolFlag(NamedTuple):
 TOOL_FLAGS = {
     # train, eval, export, predict
     "run_dir": ToolFlag("", "Directory of one training run: config.json, checkpoints, logs."),
+    # create_tfrecords
+    "panoptic_json": ToolFlag("", "COCO panoptic JSON of the split."),
+    "panoptic_dir": ToolFlag("", "Folder of its panoptic PNGs. Empty: the JSON's path without .json."),
+    "image_dir": ToolFlag("", "Folder of the photos."),
+    "instances_json": ToolFlag(
+        "", "COCO instances JSON of the same images: instances that overlap, crowds. Empty: from the panoptic segments."
+    ),
+    "image_ids": ToolFlag([], "Use only the images with these ids, comma-separated."),
+    "num_shards": ToolFlag(0, "Number of TFRecord files; 0: one for every 500 images."),
+    "num_workers": ToolFlag(0, "Processes; 0: one per CPU core."),
+    "skip_bad": ToolFlag(False, "Leave broken images out and count them, instead of stopping at the first."),
+    "output_dir": ToolFlag("", "Folder to write to; made if need be."),
+    "split": ToolFlag("", "Name of the split: train, val, ..."),
+    # make_demo_dataset
+    "num_train": ToolFlag(600, "Images of the training split."),
+    "num_val": ToolFlag(60, "Images of the validation split."),
 }
 
 

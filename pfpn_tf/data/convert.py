@@ -1,0 +1,232 @@
+"""COCO panoptic dataset -> sharded TFRecords with a dataset_info.json, in parallel.
+
+Image i goes to a shard that depends on the number of shards alone, so any number of workers writes
+the same bytes. Shards get their final names together, when all of them are complete.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import glob
+import multiprocessing
+import os
+import re
+from typing import Any, Dict, List, NamedTuple
+
+import cv2
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from pfpn_tf.data import categories as categories_lib
+from pfpn_tf.data import coco_panoptic, tfrecord
+
+IMAGES_PER_SHARD = 500  # about 100 MB of COCO
+MAX_ERRORS_SHOWN = 20
+
+
+class ShardResult(NamedTuple):
+    """What one worker did: counters to be summed, and why images were skipped."""
+
+    counts: collections.Counter
+    max_instances: int
+    skipped: List[str]
+
+
+def convert(
+    dataset: coco_panoptic.CocoPanoptic,
+    output_dir: str,
+    split: str,
+    num_shards: int = 0,
+    num_workers: int = 0,
+    skip_bad: bool = False,
+) -> Dict[str, Any]:
+    """Writes `output_dir`/`split`-00000-of-0000n.tfrecord and adds the split to dataset_info.json.
+
+    Args:
+      dataset: what to convert.
+      output_dir: made if need be; several splits share it.
+      split: name of the split, e.g. train.
+      num_shards: 0: one for every 500 images.
+      num_workers: processes; 0: one per CPU core; 1: none beside this one.
+      skip_bad: leave broken images out and count them, instead of stopping at the first.
+
+    Returns:
+      The counts that dataset_info.json holds for this split.
+
+    Raises:
+      ValueError: the first broken image (`DataError`) unless skip_bad, no usable image, or
+        dataset_info.json has other categories.
+    """
+    if not re.fullmatch(r"\w[\w.-]*", split):
+        raise ValueError(f"--split={split!r} must be a plain name such as train or val.")
+    if not len(dataset):
+        raise ValueError(f"{dataset.panoptic_json}: lists no image.")
+    info_path = os.path.join(output_dir, categories_lib.FILE_NAME)
+    _merged_info(info_path, dataset.info)  # a contradiction shows before the work, not after it
+    os.makedirs(output_dir, exist_ok=True)
+
+    num_shards = min(num_shards or -(-len(dataset) // IMAGES_PER_SHARD), len(dataset))
+    num_workers = min(num_workers or os.cpu_count() or 1, num_shards)
+    bounds = np.linspace(0, len(dataset), num_shards + 1).round().astype(int)
+    prefix = os.path.join(output_dir, split)
+    paths = [tfrecord.shard_path(prefix, i, num_shards) for i in range(num_shards)]
+    temporary = [os.path.join(output_dir, f".{os.path.basename(p)}.tmp") for p in paths]
+    tasks = list(zip(temporary, bounds[:-1], bounds[1:]))
+    try:
+        results = _run(tasks, dataset, num_workers, skip_bad, description=split)
+        counts = _summary(results, dataset, num_shards)
+        if not counts["images"]:
+            raise ValueError(
+                f"{dataset.panoptic_json}: none of its {len(dataset)} images is usable; the first: "
+                f"{results[0].skipped[0]}"
+            )
+        _log_skipped(results)
+        _remove_former_shards(prefix, keep=paths)
+        for source, target in zip(temporary, paths):
+            os.replace(source, target)
+    finally:
+        for path in temporary:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+    _merged_info(info_path, dataset.info).with_split(split, counts).save(info_path)
+    return counts
+
+
+def _merged_info(path, info):
+    """`info` with the splits already in the file at `path`, if there is one."""
+    if not os.path.exists(path):
+        return info
+    present = categories_lib.DatasetInfo.load(path)
+    if not present.same_classes(info):
+        raise ValueError(
+            f"{path} belongs to a dataset with other categories; choose another --output_dir or remove the file."
+        )
+    for name, counts in present.splits.items():
+        info = info.with_split(name, counts)
+    return info
+
+
+# -- the workers ------------------------------------------------------------------------------
+
+_shared: Dict[str, Any] = {}  # in a worker: what all of its tasks use
+
+
+def _start_worker(dataset, skip_bad, done):
+    cv2.setNumThreads(1)  # the processes are the parallelism
+    _shared.update(dataset=dataset, skip_bad=skip_bad, done=done)
+
+
+def _run(tasks, dataset, num_workers, skip_bad, description):
+    if num_workers == 1:
+        with _progress(len(dataset), description) as show:
+            done = 0
+            results = []
+            for task in tasks:
+                for result in _write_shard(dataset, skip_bad, *task):
+                    done += 1
+                    show(done)
+                results.append(result)
+            return results
+    # fork shares the parsed JSON and the imported TensorFlow, which has not been used yet
+    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(method)
+    done = context.Value("q", 0)
+    with concurrent.futures.ProcessPoolExecutor(
+        num_workers, context, _start_worker, (dataset, skip_bad, done)
+    ) as pool:
+        futures = [pool.submit(_write_shard_in_worker, *task) for task in tasks]
+        pending = set(futures)
+        try:
+            with _progress(len(dataset), description) as show:
+                while pending:
+                    finished, pending = concurrent.futures.wait(pending, timeout=0.2)
+                    show(done.value)
+                    for future in finished:
+                        future.result()
+        except concurrent.futures.process.BrokenProcessPool:
+            raise ValueError("A worker process was killed, perhaps for lack of memory; try fewer --num_workers.") from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+        return [future.result() for future in futures]
+
+
+def _write_shard_in_worker(path, start, stop):
+    for result in _write_shard(_shared["dataset"], _shared["skip_bad"], path, start, stop):
+        with _shared["done"].get_lock():
+            _shared["done"].value += 1
+    return result
+
+
+def _write_shard(dataset, skip_bad, path, start, stop):
+    """Writes images start..stop-1 to `path`; yields the result so far after each of them."""
+    counts, max_instances, skipped = collections.Counter(), 0, []
+    with tf.io.TFRecordWriter(path) as writer:
+        for position in range(start, stop):
+            try:
+                record = dataset.read(position)
+            except coco_panoptic.DataError as error:
+                if not skip_bad:
+                    raise
+                skipped.append(str(error))
+            else:
+                writer.write(tfrecord.encode_example(record, dataset.info))
+                usable = [i for i in record.instances if not i.iscrowd]
+                max_instances = max(max_instances, len(usable))
+                counts.update(
+                    images=1,
+                    instances=len(usable),
+                    crowds=len(record.instances) - len(usable),
+                    segments=len(record.segments),
+                    images_without_instances=int(not usable),
+                )
+                counts.update(("category", s.category_id) for s in record.segments)
+            yield ShardResult(counts, max_instances, skipped)
+
+
+# -- reporting --------------------------------------------------------------------------------
+
+
+def _summary(results, dataset, num_shards):
+    total = sum((r.counts for r in results), collections.Counter())
+    names = ("images", "instances", "crowds", "segments", "images_without_instances")
+    return {
+        **{name: total[name] for name in names},
+        "max_instances": max(r.max_instances for r in results),
+        "skipped": sum(len(r.skipped) for r in results),
+        "shards": num_shards,
+        "string_ids": dataset.has_string_ids,
+        "segments_by_category": {str(c.id): total["category", c.id] for c in dataset.info.categories},
+    }
+
+
+def _log_skipped(results):
+    skipped = [message for r in results for message in r.skipped]
+    for message in skipped[:MAX_ERRORS_SHOWN]:
+        logging.warning("Skipped: %s", message)
+    if len(skipped) > MAX_ERRORS_SHOWN:
+        logging.warning("... and %d more.", len(skipped) - MAX_ERRORS_SHOWN)
+
+
+def _remove_former_shards(prefix, keep):
+    """Shards of an earlier run with another number of shards would be read beside the new ones."""
+    for path in glob.glob(f"{glob.escape(prefix)}-*-of-*.tfrecord"):
+        if re.fullmatch(re.escape(prefix) + r"-\d{5}-of-\d{5}\.tfrecord", path) and path not in keep:
+            logging.info("Removing %s of an earlier conversion.", path)
+            os.unlink(path)
+
+
+@contextlib.contextmanager
+def _progress(total, description):
+    """Gives a function that sets the number of images done."""
+    from rich import progress
+
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda done: bar.update(task, completed=done)

@@ -1,0 +1,265 @@
+"""The TFRecord format: feature keys, writing, parsing, and random access by an index.
+
+The keys are those of the TF Object Detection API and the TF Model Garden where these have one,
+with the same meaning; `image/object/class/label` is the dataset's own category id.
+
+Shapes: N instances of one record (crowds included) · S panoptic segments.
+"""
+
+import glob
+import hashlib
+import os
+import re
+import struct
+from typing import Dict, List, NamedTuple
+
+import cv2
+import numpy as np
+import tensorflow as tf
+
+from pfpn_tf.data.categories import DatasetInfo
+from pfpn_tf.data.coco_panoptic import Record
+
+# key -> ([] for one value per record or None for a list, type)
+FEATURES = {
+    # The photo as stored: JPEG or PNG bytes, whose pixels are height x width.
+    "image/height": ([], tf.int64),
+    "image/width": ([], tf.int64),
+    "image/source_id": ([], tf.string),  # the image id, as text
+    "image/filename": ([], tf.string),
+    "image/key/sha256": ([], tf.string),
+    "image/format": ([], tf.string),
+    "image/encoded": ([], tf.string),
+    # Instances. Boxes in 0..1 as elsewhere; bbox_px holds the same as y1, x1, y2, x2 in pixels, free
+    # of the rounding that a division brings. Masks are PNGs of the image's size, 0 and 1.
+    "image/object/bbox/xmin": (None, tf.float32),
+    "image/object/bbox/xmax": (None, tf.float32),
+    "image/object/bbox/ymin": (None, tf.float32),
+    "image/object/bbox/ymax": (None, tf.float32),
+    "image/object/bbox_px": (None, tf.float32),
+    "image/object/class/label": (None, tf.int64),
+    "image/object/class/text": (None, tf.string),
+    "image/object/is_crowd": (None, tf.int64),
+    "image/object/area": (None, tf.float32),
+    "image/object/id": (None, tf.int64),
+    "image/object/mask": (None, tf.string),
+    # One-channel PNG of category indices (categories.py), 255 void.
+    "image/segmentation/class/encoded": ([], tf.string),
+    "image/segmentation/class/format": ([], tf.string),
+    # The panoptic PNG as it is, ids R + 256 G + 256^2 B, and its segments_info; bbox is x, y, w, h.
+    "image/panoptic/encoded": ([], tf.string),
+    "image/panoptic/segment/id": (None, tf.int64),
+    "image/panoptic/segment/category_id": (None, tf.int64),
+    "image/panoptic/segment/area": (None, tf.int64),
+    "image/panoptic/segment/bbox": (None, tf.float32),
+    "image/panoptic/segment/iscrowd": (None, tf.int64),
+}
+
+# Written first, so that an index is read from the first bytes of each record.
+_HEAD = ("image/height", "image/width")
+_HEAD_BYTES = 128
+
+
+def encode_example(record: Record, info: DatasetInfo) -> bytes:
+    """A serialized tf.train.Example with the keys of `FEATURES`."""
+    h, w = record.hw
+    instances, segments = record.instances, record.segments
+    xywh = np.array([i.bbox_xywh for i in instances], np.float64).reshape(-1, 4)
+    x1, y1 = xywh[:, 0], xywh[:, 1]
+    x2, y2 = x1 + xywh[:, 2], y1 + xywh[:, 3]
+    values = {
+        "image/height": h,
+        "image/width": w,
+        "image/source_id": str(record.image_id),
+        "image/filename": record.file_name,
+        "image/key/sha256": hashlib.sha256(record.image_bytes).hexdigest(),
+        "image/format": record.image_format,
+        "image/encoded": record.image_bytes,
+        "image/object/bbox/xmin": x1 / w,
+        "image/object/bbox/xmax": x2 / w,
+        "image/object/bbox/ymin": y1 / h,
+        "image/object/bbox/ymax": y2 / h,
+        "image/object/bbox_px": np.stack([y1, x1, y2, x2], -1).ravel(),
+        "image/object/class/label": [i.category_id for i in instances],
+        "image/object/class/text": [info.by_id[i.category_id].name for i in instances],
+        "image/object/is_crowd": [int(i.iscrowd) for i in instances],
+        "image/object/area": [i.area for i in instances],
+        "image/object/id": [i.id for i in instances],
+        "image/object/mask": [_png(i.mask) for i in instances],
+        "image/segmentation/class/encoded": _png(record.category_map),
+        "image/segmentation/class/format": "png",
+        "image/panoptic/encoded": record.panoptic_png,
+        "image/panoptic/segment/id": [s.id for s in segments],
+        "image/panoptic/segment/category_id": [s.category_id for s in segments],
+        "image/panoptic/segment/area": [int(s.area) for s in segments],
+        "image/panoptic/segment/bbox": [v for s in segments for v in s.bbox_xywh],
+        "image/panoptic/segment/iscrowd": [int(s.iscrowd) for s in segments],
+    }
+    assert values.keys() == FEATURES.keys()
+    # A protobuf map has no order of its own, but messages may be concatenated: the head comes first.
+    body = b"".join(
+        tf.train.Features(feature={k: _feature(k, values[k]) for k in keys}).SerializeToString(deterministic=True)
+        for keys in (_HEAD, [k for k in FEATURES if k not in _HEAD])
+    )
+    return b"\x0a" + _varint(len(body)) + body  # tf.train.Example, field 1
+
+
+def decode_example(serialized: tf.Tensor) -> Dict[str, tf.Tensor]:
+    """Parses one record; images stay encoded.
+
+    Args:
+      serialized: [] string.
+
+    Returns:
+      Every key of `FEATURES`: scalars, or [N] / [S] lists; `image/object/bbox_px` is [N, 4] yxyx
+      pixels and `image/panoptic/segment/bbox` [S, 4] x, y, w, h.
+    """
+    parsed = tf.io.parse_single_example(
+        serialized,
+        {
+            key: tf.io.FixedLenFeature([], dtype)
+            if shape == []
+            else tf.io.FixedLenSequenceFeature([], dtype, allow_missing=True)
+            for key, (shape, dtype) in FEATURES.items()
+        },
+    )
+    for key in ("image/object/bbox_px", "image/panoptic/segment/bbox"):
+        parsed[key] = tf.reshape(parsed[key], [-1, 4])
+    return parsed
+
+
+class RecordIndex(NamedTuple):
+    """Where the records of a split are, in file order.
+
+    Attributes:
+      files: paths.
+      file_index: [n] int32 into `files`.
+      offsets: [n] int64 byte offset in the file.
+      hw: [n, 2] int32 image sizes.
+    """
+
+    files: List[str]
+    file_index: np.ndarray
+    offsets: np.ndarray
+    hw: np.ndarray
+
+    def __len__(self):
+        return len(self.offsets)
+
+
+def read_index(pattern: str, flag: str = "train_records") -> RecordIndex:
+    """Finds every record of the files that match `pattern`, reading only their first bytes.
+
+    Args:
+      pattern: one glob, or several separated by commas.
+      flag: the flag named in errors.
+
+    Raises:
+      ValueError: nothing matches, a shard of a set is missing, or a file is no complete TFRecord.
+    """
+    files = _matching_files(pattern, flag)
+    file_index, offsets, sizes = [], [], []
+    for i, path in enumerate(files):
+        for offset, hw in _scan(path):
+            file_index.append(i)
+            offsets.append(offset)
+            sizes.append(hw)
+    if not offsets:
+        raise ValueError(f"--{flag}={pattern}: the files hold no record.")
+    return RecordIndex(files, np.array(file_index, np.int32), np.array(offsets, np.int64), np.array(sizes, np.int32))
+
+
+def read_record(index: RecordIndex, position: tf.Tensor) -> tf.Tensor:
+    """The serialized record at `position` ([] int), in graph: a seek, not a scan."""
+    dataset = tf.raw_ops.TFRecordDatasetV2(
+        filenames=tf.gather(index.files, tf.gather(index.file_index, position))[None],
+        compression_type="",
+        buffer_size=tf.constant(1 << 17, tf.int64),
+        byte_offsets=tf.gather(index.offsets, position)[None],
+    )
+    dataset = tf.data.experimental.from_variant(dataset, tf.TensorSpec([], tf.string))
+    return dataset.take(1).get_single_element()
+
+
+def shard_path(prefix: str, shard: int, num_shards: int) -> str:
+    return f"{prefix}-{shard:05d}-of-{num_shards:05d}.tfrecord"
+
+
+def _matching_files(pattern, flag):
+    files = []
+    for part in filter(None, pattern.split(",")):
+        found = sorted(f for f in glob.glob(part) if os.path.isfile(f))
+        if not found:
+            raise ValueError(f"--{flag}={pattern}: no file matches {part}.")
+        files += found
+    if not files:
+        raise ValueError(f"--{flag} is empty; give a glob of TFRecords, e.g. data/coco/train-*.tfrecord.")
+    sets = {}
+    for path in files:
+        match = re.fullmatch(r"(.*)-(\d+)-of-(\d+)(\..*)?", path)
+        if match:
+            sets.setdefault((match[1], int(match[3])), set()).add(int(match[2]))
+    for (prefix, count), shards in sets.items():
+        missing = sorted(set(range(count)) - shards)
+        if missing:
+            raise ValueError(
+                f"--{flag}={pattern}: {len(missing)} of the {count} shards are missing, first "
+                f"{shard_path(prefix, missing[0], count)}."
+            )
+    return files
+
+
+def _scan(path):
+    """Yields (offset, (height, width)) of each record of a TFRecord file."""
+    size = os.path.getsize(path)
+    offset = 0
+    with open(path, "rb") as f:
+        while offset < size:
+            f.seek(offset)
+            start = f.read(12 + _HEAD_BYTES)
+            length = struct.unpack("<Q", start[:8])[0] if len(start) >= 12 else size
+            end = offset + 12 + length + 4  # length and its checksum, the record, its checksum
+            if end > size:
+                raise ValueError(f"{path}: no TFRecord, or cut off at byte {size}: the record at {offset} ends at {end}.")
+            hw = _head_hw(start[12:])
+            if hw is None:  # written by another tool: parse it all
+                f.seek(offset + 12)
+                feature = tf.train.Example.FromString(f.read(length)).features.feature
+                hw = tuple(feature[key].int64_list.value[0] for key in _HEAD)
+            yield offset, hw
+            offset = end
+
+
+def _head_hw(head):
+    values = []
+    for key in _HEAD:
+        # key, then Feature { int64_list { value: packed varint } }, all lengths in one byte
+        match = re.search(re.escape(key.encode()) + rb"\x12.\x1a.\x0a.([\x80-\xff]*[\x00-\x7f])", head, re.DOTALL)
+        if match is None:
+            return None
+        values.append(sum((byte & 127) << (7 * i) for i, byte in enumerate(match[1])))
+    return tuple(values)
+
+
+def _feature(key, value):
+    shape, dtype = FEATURES[key]
+    values = [value] if shape == [] else list(value)
+    if dtype == tf.string:
+        values = [v.encode() if isinstance(v, str) else v for v in values]
+        return tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
+    if dtype == tf.int64:
+        return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
+    return tf.train.Feature(float_list=tf.train.FloatList(value=values))
+
+
+def _png(pixels) -> bytes:
+    return cv2.imencode(".png", pixels)[1].tobytes()
+
+
+def _varint(value):
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    out.append(value)
+    return bytes(out)

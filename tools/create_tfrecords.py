@@ -1,0 +1,64 @@
+#!/usr/bin/env python3
+"""Turns one split of a dataset in COCO panoptic format into TFRecords.
+
+    python tools/create_tfrecords.py --split=val --output_dir=data/coco \\
+        --panoptic_json=annotations/panoptic_val2017.json --image_dir=val2017 \\
+        --instances_json=annotations/instances_val2017.json
+
+Writes val-*.tfrecord and dataset_info.json, which the splits of a dataset share. For Cityscapes
+give createPanopticImgs' JSON and --image_dir=leftImg8bit/val.
+"""
+
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from pfpn_tf.utils import cli  # noqa: E402  (before TensorFlow)
+
+from pfpn_tf import flags  # noqa: E402
+
+flags.define_tool_flags(
+    "panoptic_json",
+    "panoptic_dir",
+    "image_dir",
+    "instances_json",
+    "image_ids",
+    "output_dir",
+    "split",
+    "num_shards",
+    "num_workers",
+    "skip_bad",
+)
+
+
+def main():
+    from pfpn_tf.data import coco_panoptic, convert
+
+    args = flags.FLAGS
+    flags.check_files(["panoptic_json", "image_dir"])
+    for name in ("output_dir", "split"):
+        if not getattr(args, name):
+            raise ValueError(f"--{name} is required: {flags.TOOL_FLAGS[name].help}")
+    for name in ("num_shards", "num_workers"):
+        if getattr(args, name) < 0:
+            raise ValueError(f"--{name}={getattr(args, name)} must be 0 or more.")
+    dataset = coco_panoptic.CocoPanoptic(
+        args.panoptic_json,
+        args.panoptic_dir or os.path.splitext(args.panoptic_json)[0],
+        args.image_dir,
+        args.instances_json or None,
+        args.image_ids,
+    )
+    counts = convert.convert(
+        dataset, args.output_dir, args.split, args.num_shards, args.num_workers, args.skip_bad
+    )
+    print(
+        f"{args.output_dir}: {args.split}: {counts['images']} images ({counts['skipped']} skipped), "
+        f"{counts['instances']} instances, {counts['crowds']} crowds, {counts['segments']} segments "
+        f"in {counts['shards']} shards."
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)
