@@ -1,0 +1,133 @@
+"""Non-maximum suppression with static output widths.
+
+Shapes: B images · L pyramid levels · k candidates per level · N proposals · R RoIs · K thing classes ·
+D detections.
+
+Both functions give every candidate its place in the order of falling scores (ties: lower index first) and
+suppress with a score that falls with the place. The kernel then has no ties to break in its own way, any range of
+logits is safe, and the places say which candidates survived: boxes and scores are gathered from the
+caller's tensors in their own precision, only the suppression itself computes in float32.
+"""
+
+from typing import Tuple
+
+import tensorflow as tf
+
+from pfpn_tf.ops import boxes as box_ops
+
+
+def rpn_nms(
+    boxes: tf.Tensor, logits: tf.Tensor, iou_threshold: float, max_outputs: int
+) -> Tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Suppression within each pyramid level, then the best of all levels together.
+
+    Args:
+      boxes: [B, L, k, 4] yxyx, already clipped.
+      logits: [B, L, k]; -inf marks padding.
+      iou_threshold: a box is dropped when its IoU with a better kept box of its level is above this.
+      max_outputs: N.
+
+    Returns:
+      boxes [B, N, 4], logits [B, N] and valid [B, N] bool, by falling logit. Empty boxes and padding never come
+      out; rows without a box are zeros at the end.
+    """
+    candidates = tf.shape(logits)[1] * tf.shape(logits)[2]
+    flat_boxes = tf.reshape(boxes, [tf.shape(boxes)[0], candidates, 4])  # [B, L, k, 4] -> [B, L*k, 4]
+    flat_logits = tf.reshape(logits, [tf.shape(logits)[0], candidates])  # [B, L, k] -> [B, L*k]
+    usable = (flat_logits > flat_logits.dtype.min) & ~box_ops.is_empty(flat_boxes)
+    masked = tf.where(usable, flat_logits, tf.constant(-float("inf"), flat_logits.dtype))
+    order = tf.math.top_k(masked, k=candidates).indices  # [B, L*k] candidates by falling logit
+    place = tf.math.top_k(-order, k=candidates).indices  # [B, L*k] the inverse permutation
+    place = tf.reshape(tf.where(usable, place, -1), tf.shape(logits))
+    kept_place, num = _suppress(
+        tf.transpose(boxes, [0, 2, 1, 3]),  # [B, k, L, 4]
+        tf.transpose(place, [0, 2, 1]),  # [B, k, L]
+        iou_threshold,
+        max_outputs,
+    )
+    valid = tf.sequence_mask(num, max_outputs)
+    index = tf.gather(order, kept_place, batch_dims=1)  # [B, N]
+    return (
+        tf.where(valid[..., tf.newaxis], tf.gather(flat_boxes, index, batch_dims=1), 0),
+        tf.where(valid, tf.gather(flat_logits, index, batch_dims=1), 0),
+        valid,
+    )
+
+
+def class_nms(
+    boxes: tf.Tensor,
+    scores: tf.Tensor,
+    score_threshold: float,
+    iou_threshold: float,
+    max_detections: int,
+) -> Tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Suppression within each class, then the best detections of all classes together.
+
+    Every RoI can be detected as several classes. All candidates above the score threshold take part; no
+    coordinate is shifted to keep classes apart, so nothing is lost to rounding.
+
+    Args:
+      boxes: [B, R, K, 4] yxyx, a box of each RoI per class.
+      scores: [B, R, K] without the background; 0 or less in padded RoIs.
+      score_threshold: candidates have a higher score.
+      iou_threshold: a box is dropped when its IoU with a better kept box of its class is above this.
+      max_detections: D.
+
+    Returns:
+      boxes [B, D, 4], scores [B, D], class_ids [B, D] int32, num_detections [B] int32 and roi_index [B, D]
+      int32, by falling score. Padded rows are zeros, with class_id -1. Candidates with a NaN or infinite box or
+      score never come out.
+    """
+    batch, rois, classes = tf.unstack(tf.shape(scores))
+    flat_boxes = tf.reshape(boxes, [batch, rois * classes, 4])  # [B, R, K, 4] -> [B, R*K, 4]
+    flat_scores = tf.reshape(scores, [batch, rois * classes])  # [B, R, K] -> [B, R*K]
+    finite = tf.math.is_finite(tf.reduce_sum(flat_boxes, axis=-1)) & tf.math.is_finite(flat_scores)
+    candidates = tf.where(finite & (flat_scores > score_threshold))  # [n, 2] of the whole batch
+    # Only the candidates are sorted: a few hundred among 80,000 scores.
+    by_score = tf.argsort(tf.gather_nd(flat_scores, candidates), direction="DESCENDING", stable=True)
+    candidates = tf.gather(candidates, by_score)  # [n, 2]
+    place = tf.tensor_scatter_nd_update(
+        tf.fill([batch, rois * classes], -1), candidates, tf.range(tf.shape(candidates)[0])
+    )
+    kept_place, num = _suppress(
+        boxes, tf.reshape(place, [batch, rois, classes]), iou_threshold, max_detections
+    )
+    valid = tf.sequence_mask(num, max_detections)
+    # One more row, so that padded rows have something to gather when there is no candidate at all.
+    index = tf.gather(tf.pad(tf.cast(candidates[:, 1], tf.int32), [[0, 1]]), kept_place)  # [B, D]
+    return (
+        tf.where(valid[..., tf.newaxis], tf.gather(flat_boxes, index, batch_dims=1), 0),
+        tf.where(valid, tf.gather(flat_scores, index, batch_dims=1), 0),
+        tf.where(valid, index % classes, -1),
+        num,
+        tf.where(valid, index // classes, 0),
+    )
+
+
+def _suppress(boxes, place, iou_threshold, max_outputs):
+    """Independent suppression in each column, merged.
+
+    Args:
+      boxes: [B, n, columns, 4].
+      place: [B, n, columns] int32 place of each candidate, unique in its image, 0 the best; -1 no candidate.
+
+    Returns:
+      places [B, max_outputs] int32 of the kept candidates, rising, 0 as padding; their number [B] int32.
+    """
+    # Positive scores, since the kernel fills unused places with -1 and counts them. Exact below 2**24.
+    best = 2.0**24
+    score = tf.where(place >= 0, best - tf.cast(place, tf.float32), 0.0)
+    # CombinedNonMaxSuppression exists for the CPU alone; saying so spares a GPU placement attempt.
+    with tf.device("CPU:0"):
+        kept = tf.image.combined_non_max_suppression(
+            tf.cast(boxes, tf.float32),
+            score,
+            max_output_size_per_class=max_outputs,
+            max_total_size=max_outputs,
+            iou_threshold=iou_threshold,
+            score_threshold=0.0,
+            clip_boxes=False,  # it would clip to [0, 1]
+        )
+    valid = kept.nmsed_scores > 0.0
+    kept_place = tf.where(valid, tf.cast(best - kept.nmsed_scores, tf.int32), 0)
+    return kept_place, tf.reduce_sum(tf.cast(valid, tf.int32), axis=1)

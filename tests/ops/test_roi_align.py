@@ -1,0 +1,167 @@
+"""RoIAlign against a reference that takes one sample at a time."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pfpn_tf.ops import roi_align
+from tests.reference import roi_align as reference
+
+METHODS = ("sparse", "gather")
+RATIOS = (2, 0, 1, 3)
+
+
+def random_features(hw, batch=2, channels=3, seed=0):
+    return np.random.default_rng(seed).normal(size=[batch, *hw, channels])
+
+
+# Named by what is special about them, for a map of 11 x 17 cells with stride 4 (44 x 68 px).
+BOXES = {
+    "inside": [5.0, 9.0, 30.0, 50.0],
+    "whole map": [0.0, 0.0, 44.0, 68.0],
+    "one pixel": [13.0, 21.0, 14.0, 22.0],
+    "beyond all borders": [-30.0, -40.0, 90.0, 130.0],
+    "outside": [100.0, 200.0, 120.0, 230.0],
+    "wide": [20.0, 1.0, 23.0, 67.0],
+    "high": [0.5, 33.0, 43.5, 36.0],
+    "border": [40.0, 60.0, 44.0, 68.0],
+}
+
+
+def expected(features, boxes, output_size, ratio, stride):
+    return np.stack(
+        [
+            [reference.roi_align(features[b], box, output_size, ratio, stride) for box in boxes[b]]
+            for b in range(len(boxes))
+        ]
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_roi_align(method, ratio, maybe_graph):
+    features = random_features([11, 17])
+    boxes = np.array([list(BOXES.values()), list(BOXES.values())[::-1]])
+    call = maybe_graph(lambda f, b: roi_align.roi_align(f, b, 3, ratio, stride=4, method=method))
+    np.testing.assert_allclose(
+        call(tf.constant(features), tf.constant(boxes)),
+        expected(features, boxes, 3, ratio, 4),
+        atol=1e-12,
+        rtol=0,
+    )
+
+
+def test_half_pixel_alignment_on_a_ramp():
+    """The mean of x + 0.5 over a cell of a horizontal ramp is the cell's centre."""
+    ramp = tf.tile(tf.range(12.0)[tf.newaxis, tf.newaxis, :, tf.newaxis] + 0.5, [1, 8, 1, 1])
+    got = roi_align.roi_align(ramp, tf.constant([[[2.0, 3.0, 6.0, 9.0]]]), 3, 2)
+    np.testing.assert_allclose(got[0, 0, :, :, 0], [[4, 6, 8]] * 3, rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("ratio", (2, 0))
+def test_multilevel(method, ratio):
+    pyramid = {f"p{k}": random_features([-(-160 // 2**k), -(-224 // 2**k)], seed=k) for k in range(2, 7)}
+    boxes = np.array(
+        [
+            [[0, 0, 100, 90], [3, 5, 150, 200], [10, 20, 30, 200], [0, 0, 160, 224], [0, 0, 0, 0]],
+            [[0, 0, 600, 700], [50, 60, 55, 63], [0, 0, 112, 112], [0, 0, 224, 224], [9, 9, 90, 90]],
+        ],
+        np.float64,
+    )
+    got = roi_align.multilevel_roi_align(
+        {k: tf.constant(v) for k, v in pyramid.items()}, tf.constant(boxes), 2, ratio, method=method
+    ).numpy()
+    assert np.isfinite(got).all()
+    for b, r in np.ndindex(2, 5):
+        level = reference.level_of(boxes[b, r])
+        np.testing.assert_allclose(
+            got[b, r],
+            reference.roi_align(pyramid[f"p{level}"][b], boxes[b, r], 2, ratio, 2**level),
+            atol=1e-12,
+        )
+
+
+def test_levels_of_the_paper():
+    sides = np.array([1, 111, 112, 223, 224, 447, 448, 2000], np.float32)
+    boxes = np.stack([0 * sides, 0 * sides, sides, sides], axis=1)
+    np.testing.assert_array_equal(roi_align.roi_levels(tf.constant(boxes)), [2, 2, 3, 3, 4, 4, 5, 5])
+    np.testing.assert_array_equal(
+        roi_align.roi_levels(tf.constant(boxes, tf.float64)), [2, 2, 3, 3, 4, 4, 5, 5]
+    )
+
+
+def test_level_depends_on_the_area_alone():
+    assert roi_align.roi_levels(tf.constant([0.0, 0.0, 50.0, 800.0])) == 3
+    assert roi_align.roi_levels(tf.constant([0.0, 0.0, 0.0, 0.0])) == 2
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("ratio", (2, 0))
+def test_gradient_is_the_transpose(method, ratio):
+    """For a linear map f, <f(x), u> = <x, f'(u)>, and f(e) of each unit vector e is a column of f."""
+    features = tf.constant(random_features([5, 7], batch=2, channels=1))
+    boxes = tf.constant([[[1.0, 2.0, 9.0, 13.0], [-3.0, 0.0, 4.0, 8.0]], [[0.0, 0.0, 10.0, 14.0], [0, 0, 0, 0]]], tf.float64)
+    upstream = np.random.default_rng(1).normal(size=[2, 2, 2, 2, 1])
+    pool = lambda x: roi_align.roi_align(x, boxes, 2, ratio, stride=2, method=method)
+    with tf.GradientTape() as tape:
+        tape.watch(features)
+        loss = tf.reduce_sum(pool(features) * upstream)
+    gradient = tape.gradient(loss, features).numpy()
+    for index in np.ndindex(2, 5, 7, 1):
+        unit = np.zeros([2, 5, 7, 1])
+        unit[index] = 1
+        column = expected(unit, boxes.numpy(), 2, ratio, 2)
+        np.testing.assert_allclose(gradient[index], np.sum(column * upstream), atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", (tf.bfloat16, tf.float16))
+@pytest.mark.parametrize("method", METHODS)
+def test_half_precision_sums_in_float32(dtype, method):
+    features = tf.cast(random_features([11, 17]), dtype)
+    boxes = tf.constant([list(BOXES.values())[:4]] * 2)
+    got = roi_align.roi_align(features, boxes, 3, 2, stride=4, method=method)
+    assert got.dtype == dtype
+    exact = roi_align.roi_align(tf.cast(features, tf.float32), boxes, 3, 2, stride=4)
+    np.testing.assert_array_equal(tf.cast(got, tf.float32), tf.cast(tf.cast(exact, dtype), tf.float32))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("ratio", (2, 0))
+def test_no_rois(method, ratio):
+    got = roi_align.roi_align(tf.zeros([2, 6, 8, 3]), tf.zeros([2, 0, 4]), 7, ratio, method=method)
+    assert got.shape == (2, 0, 7, 7, 3)
+
+
+def test_unknown_sizes_in_a_graph():
+    @tf.function(
+        input_signature=[tf.TensorSpec([None, None, None, 2]), tf.TensorSpec([None, None, 4])]
+    )
+    def pool(features, boxes):
+        return roi_align.roi_align(features, boxes, 4, 0)
+
+    features = random_features([6, 9], channels=2).astype(np.float32)
+    boxes = np.array([[[0, 0, 6, 9]], [[1, 1, 4, 8]]], np.float32)
+    np.testing.assert_allclose(pool(features, boxes), expected(features, boxes, 4, 0, 1), atol=1e-5)
+
+
+def test_gather_compiles_under_xla():
+    features = random_features([11, 17]).astype(np.float32)
+    boxes = np.array([list(BOXES.values())] * 2, np.float32)
+
+    @tf.function(jit_compile=True)
+    def loss_and_gradient(features, boxes):
+        with tf.GradientTape() as tape:
+            tape.watch(features)
+            pooled = roi_align.roi_align(features, boxes, 3, 2, stride=4, method="gather")
+            loss = tf.reduce_sum(pooled**2)
+        return pooled, tape.gradient(loss, features)
+
+    pooled, gradient = loss_and_gradient(tf.constant(features), tf.constant(boxes))
+    np.testing.assert_allclose(pooled, expected(features, boxes, 3, 2, 4), atol=1e-5)
+    assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0
+
+
+def test_unknown_method_is_refused():
+    with pytest.raises(ValueError, match="sparse"):
+        roi_align.roi_align(tf.zeros([1, 4, 4, 1]), tf.zeros([1, 1, 4]), 2, 2, method="dense")
