@@ -25,6 +25,10 @@ class ToolFlag(NamedTuple):
 TOOL_FLAGS = {
     # train, eval, export, predict
     "run_dir": ToolFlag("", "Directory of one training run: config.json, checkpoints, logs."),
+    # train
+    "dry_run": ToolFlag(
+        False, "Check everything, print settings, parameters, batch shapes and schedule, and train nothing."
+    ),
     # create_tfrecords
     "panoptic_json": ToolFlag("", "COCO panoptic JSON of the split."),
     "panoptic_dir": ToolFlag("", "Folder of its panoptic PNGs. Empty: the JSON's path without .json."),

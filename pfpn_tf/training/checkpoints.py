@@ -60,10 +60,7 @@ def save_weights(model: tf.keras.Model, config: config_lib.Config, info: categor
     with files.atomic_write(os.path.join(run_dir, CONFIG)) as f:
         f.write(config.to_json())
     info.save(os.path.join(run_dir, DATASET_INFO))
-    manager = tf.train.CheckpointManager(
-        tf.train.Checkpoint(model=model), os.path.join(run_dir, CHECKPOINTS), max_to_keep=1, checkpoint_name=_NAME
-    )
-    return manager.save(checkpoint_number=0)
+    return RunCheckpoints(run_dir, keep=1, model=model).save(0)
 
 
 def saved_prefixes(directory: str) -> List[str]:
@@ -108,7 +105,8 @@ class RunCheckpoints:
     """The checkpoints of one training run.
 
     `restore` and `save` cover all that was given as `trackables`, so that a restarted run
-    continues exactly.
+    continues exactly. What exists is read from the folder, not from TensorFlow's file
+    `checkpoint`, which a kill can leave behind the truth; that file is written for other tools.
     """
 
     def __init__(self, run_dir: str, keep: int, **trackables):
@@ -116,42 +114,51 @@ class RunCheckpoints:
         self._best_directory = os.path.join(run_dir, BEST)
         self._checkpoint = tf.train.Checkpoint(**trackables)
         self._keep = keep
-        self._manager = None
+        self._good = None
 
     def restore(self) -> Optional[str]:
         """Restores the newest intact checkpoint. Returns its prefix, or None if there is none.
+
+        Damaged newer ones get the prefix `damaged-` to their names.
 
         Raises:
           ValueError: checkpoints exist, but none is intact or the intact one is not of a training
             with this network.
         """
         prefix = newest_intact(self.directory)
+        existing = saved_prefixes(self.directory)
         if prefix is None:
-            if saved_prefixes(self.directory):
+            if existing:
                 raise ValueError(
                     f"Every checkpoint in {self.directory} is damaged. Remove that folder to start over."
                 )
             return None
         try:
-            self._checkpoint.restore(prefix).assert_consumed()
+            status = self._checkpoint.read(prefix)
+            status.expect_partial()  # no warnings on top of the error
+            status.assert_consumed()
         except (AssertionError, ValueError) as error:
             raise ValueError(
                 f"{prefix} is not a checkpoint of a training of this network, so it cannot be continued "
                 f"({str(error).splitlines()[0][:200]}). Use it with --init_weights and another --run_dir."
             ) from None
+        for damaged in existing[: existing.index(prefix)]:
+            for path in _files_of(damaged):
+                os.replace(path, os.path.join(self.directory, "damaged-" + os.path.basename(path)))
+        self._good = prefix
         return prefix
 
     def save(self, step: int) -> str:
-        """Writes `ckpt-STEP` unless it is there already, then drops the oldest ones.
+        """Writes `ckpt-STEP` unless this run has just done so, then drops the oldest ones.
 
         Raises:
           OSError: it cannot be written; the checkpoints before it are untouched.
         """
-        self._manager = self._manager or self._open_manager()
-        latest = self._manager.latest_checkpoint
-        if latest and step_of(latest) == step:
-            return latest
-        return self._write(self._manager, step)
+        prefix = os.path.join(self.directory, f"{_NAME}-{step}")
+        if prefix != self._good:
+            self._write(prefix, self._keep)
+            self._good = prefix
+        return prefix
 
     def save_best(self, step: int) -> str:
         """Writes `best/ckpt-STEP` and drops the previous best.
@@ -159,32 +166,45 @@ class RunCheckpoints:
         Raises:
           OSError: it cannot be written.
         """
-        manager = tf.train.CheckpointManager(self._checkpoint, self._best_directory, 1, checkpoint_name=_NAME)
-        return self._write(manager, step)
+        prefix = os.path.join(self._best_directory, f"{_NAME}-{step}")
+        self._write(prefix, keep=1)
+        return prefix
 
-    def _open_manager(self):
-        # The manager learns what exists from the file `checkpoint`, which a kill may have left
-        # behind the truth: write it anew from the files.
-        prefixes = saved_prefixes(self.directory)[::-1]
-        if prefixes:
-            tf.compat.v1.train.update_checkpoint_state(
-                self.directory, prefixes[-1], [os.path.basename(p) for p in prefixes]
-            )
-        return tf.train.CheckpointManager(
-            self._checkpoint, self.directory, max_to_keep=self._keep, checkpoint_name=_NAME
-        )
-
-    def _write(self, manager, step):
+    def _write(self, prefix, keep):
+        directory = os.path.dirname(prefix)
         try:
-            return manager.save(checkpoint_number=step)
+            os.makedirs(directory, exist_ok=True)
+            self._checkpoint.write(prefix)
         except (tf.errors.OpError, OSError) as error:
-            left = saved_prefixes(self.directory)
             raise OSError(
-                f"Cannot write the checkpoint of step {step} to {self.directory}: "
-                f"{str(error).splitlines()[0][:300]}. "
-                + (f"The last one written is {left[0]}; " if left else "None was written before; ")
+                f"Cannot write the checkpoint {prefix}: {str(error).splitlines()[0][:300]}. "
+                + (f"The last good one is {self._good}; " if self._good else "There is none before it; ")
                 + "make room and start the same command again."
             ) from error
+        prefixes = saved_prefixes(directory)
+        # Not by step alone: a newer one could be left of a run that was set back.
+        kept = [prefix] + [p for p in prefixes if p != prefix][: keep - 1]
+        _write_marker(directory, kept)
+        for old in set(prefixes) - set(kept):
+            # The index first: without it the rest is no checkpoint.
+            for path in sorted(_files_of(old), key=lambda p: not p.endswith(".index")):
+                os.unlink(path)
+
+
+def _files_of(prefix):
+    directory, name = os.path.split(prefix)
+    return [
+        os.path.join(directory, f)
+        for f in os.listdir(directory)
+        if f == f"{name}.index" or f.startswith(f"{name}.data-")
+    ]
+
+
+def _write_marker(directory, prefixes):
+    names = [os.path.basename(p) for p in prefixes]
+    with files.atomic_write(os.path.join(directory, "checkpoint")) as f:
+        f.write(f'model_checkpoint_path: "{names[0]}"\n')
+        f.writelines(f'all_model_checkpoint_paths: "{name}"\n' for name in reversed(names))
 
 
 def restore_for_inference(model: tf.keras.Model, run_dir: str, checkpoint: Optional[str] = None) -> str:
@@ -203,9 +223,9 @@ def restore_for_inference(model: tf.keras.Model, run_dir: str, checkpoint: Optio
     """
     prefix = _find_checkpoint(run_dir, checkpoint)
     try:
-        status = tf.train.Checkpoint(model=model).restore(prefix)
+        status = tf.train.Checkpoint(model=model).read(prefix)
+        status.expect_partial()  # the optimizer's part is not wanted
         status.assert_existing_objects_matched()
-        status.expect_partial()
     except (AssertionError, *_READ_ERRORS) as error:
         raise ValueError(
             f"{prefix} does not fit the network of {run_dir}: {str(error).splitlines()[0][:300]}"

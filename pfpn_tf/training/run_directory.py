@@ -1,0 +1,119 @@
+"""Opens the directory of a training run: writes what describes it, or checks that it is the same run."""
+
+import json
+import os
+import platform
+import subprocess
+from typing import List
+
+from absl import logging
+import tensorflow as tf
+
+import pfpn_tf
+from pfpn_tf import config as config_lib
+from pfpn_tf.data import categories
+from pfpn_tf.training import checkpoints
+from pfpn_tf.utils import files
+
+RECIPE = "recipe.flags"
+VERSIONS = "versions.json"
+
+CHANGEABLE = frozenset(
+    # Where things are; the content of dataset_info.json is compared instead.
+    ["train_records", "eval_records", "dataset_info", "init_weights"]
+    # How long, how often, on what.
+    + ["train_steps", "steps_per_loop", "summary_interval_steps", "image_interval_steps"]
+    + ["checkpoint_interval_steps", "keep_checkpoints", "eval_interval_steps"]
+    + ["distribution", "train_cpu_threads"]
+    # Inference only.
+    + ["eval_min_side", "eval_max_side", "eval_batch_size", "max_images", "rpn_pre_nms_top_k_eval"]
+    + ["score_threshold", "nms_threshold", "max_detections", "fusion_score_threshold"]
+    + ["fusion_overlap_threshold", "fusion_stuff_area_threshold_px", "max_image_pixels", "max_segments"]
+)
+"""Settings that may differ when a run is continued: they do not touch what the next step computes."""
+
+
+def prepare(run_dir: str, config: config_lib.Config, info: categories.DatasetInfo) -> bool:
+    """Writes the run directory's description, or checks it against the one that is there.
+
+    Returns:
+      Whether the run existed.
+
+    Raises:
+      ValueError: the directory belongs to a run with other settings or other classes.
+    """
+    exists = os.path.exists(os.path.join(run_dir, checkpoints.CONFIG))
+    if exists:
+        _check_same_run(run_dir, config, info)
+    _write(os.path.join(run_dir, checkpoints.CONFIG), config.to_json())
+    _write(os.path.join(run_dir, RECIPE), recipe_text(config))
+    info.save(os.path.join(run_dir, checkpoints.DATASET_INFO))
+    _write(os.path.join(run_dir, VERSIONS), json.dumps(versions(), indent=2) + "\n")
+    return exists
+
+
+def recipe_text(config: config_lib.Config) -> str:
+    """The settings as a flagfile, one flag a line."""
+    lines = []
+    for name, value in config.flat().items():
+        if isinstance(value, tuple):
+            value = ",".join(map(str, value))
+        elif isinstance(value, bool):
+            value = str(value).lower()
+        lines.append(f"--{name}={value}\n")
+    return "".join(lines)
+
+
+def versions() -> dict:
+    """Versions of what computes the result."""
+    return {
+        "pfpn_tf": pfpn_tf.__version__,
+        "commit": _commit(),
+        "tensorflow": tf.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
+
+
+def differences(old: config_lib.Config, new: config_lib.Config) -> List[str]:
+    """Names of the settings in which two configs differ."""
+    old_settings, new_settings = old.flat(), new.flat()
+    return [name for name in new_settings if old_settings[name] != new_settings[name]]
+
+
+def _check_same_run(run_dir, config, info):
+    old_config, old_info = checkpoints.load_run(run_dir)
+    changed = differences(old_config, config)
+    old, new = old_config.flat(), config.flat()
+    clashes = [f"  --{n}: {old[n]!r} there, {new[n]!r} here" for n in changed if n not in CHANGEABLE]
+    if not info.same_classes(old_info):
+        clashes.append("  the classes in dataset_info.json")
+    if clashes:
+        raise ValueError(
+            f"--run_dir={run_dir} belongs to a run with other settings:\n"
+            + "\n".join(clashes)
+            + "\nUse another --run_dir, or give the settings of the run "
+            f"(--flagfile={os.path.join(run_dir, RECIPE)})."
+        )
+    for name in changed:
+        logging.info("Continuing with --%s=%s; it was %s.", name, new[name], old[name])
+
+
+def _write(path, text):
+    with files.atomic_write(path) as f:
+        f.write(text)
+
+
+def _commit():
+    """The commit of the source, with "+" when there are changes on top; None outside git."""
+    here = os.path.dirname(os.path.abspath(pfpn_tf.__file__))
+
+    def git(*arguments):
+        return subprocess.run(
+            ["git", "-C", here, *arguments], check=True, capture_output=True, text=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,129 @@
+"""What a run says about itself: progress lines, TensorBoard, metrics.jsonl."""
+
+import json
+import os
+import time
+from typing import Dict, List, Mapping
+
+from absl import logging
+import numpy as np
+import orbit
+import tensorflow as tf
+
+from pfpn_tf.utils import files
+
+METRICS = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
+
+
+class RunLog(orbit.utils.SummaryManagerInterface):
+    """Writes the scalars of a run to TensorBoard and, one JSON object a line, to metrics.jsonl."""
+
+    def __init__(self, run_dir: str, start_step: int):
+        """Opens the logs.
+
+        Args:
+          run_dir: the run directory.
+          start_step: the step at which the run starts or continues. Lines of later steps, written
+            by a run that was killed after its last checkpoint, are dropped: they will come again.
+        """
+        self._path = os.path.join(run_dir, METRICS)
+        _drop_later_lines(self._path, start_step)
+        self._writer = tf.summary.create_file_writer(os.path.join(run_dir, TENSORBOARD))
+
+    def summary_writer(self, relative_path=""):
+        """TensorBoard's writer."""
+        del relative_path
+        return self._writer
+
+    def flush(self):
+        self._writer.flush()
+
+    def write_summaries(self, summary_dict):
+        """Orbit offers its own scalars here; the trainer writes with `write` instead."""
+
+    def write(self, scalars: Mapping[str, float], step: int) -> None:
+        """Writes scalars of one step."""
+        with self._writer.as_default():
+            for name, value in scalars.items():
+                tf.summary.scalar(name, value, step=step)
+        line = json.dumps({"step": step, **{name: _finite_or_text(v) for name, v in scalars.items()}})
+        with open(self._path, "a", encoding="utf-8") as f:
+            f.write(line + "\n")
+
+    def write_pictures(self, pictures: Dict[str, np.ndarray], step: int) -> None:
+        """Writes pictures, [h, w, 3] uint8 each, to TensorBoard."""
+        with self._writer.as_default():
+            for name, picture in pictures.items():
+                tf.summary.image(name, picture[np.newaxis], step=step)
+        self._writer.flush()
+
+
+class Rate:
+    """Images per second and the share of time spent waiting for input, since the last `restart`."""
+
+    def __init__(self):
+        self._waited = 0.0
+        self._steps = 0
+        self._start = time.monotonic()
+
+    def restart(self):
+        self.__init__()
+
+    def step_done(self, waited_seconds: float):
+        self._waited += waited_seconds
+        self._steps += 1
+
+    def seconds_per_step(self) -> float:
+        return (time.monotonic() - self._start) / max(self._steps, 1)
+
+    def wait_share(self) -> float:
+        return self._waited / max(time.monotonic() - self._start, 1e-9)
+
+
+def progress_line(scalars: Mapping[str, float], step: int, train_steps: int, seconds_per_step: float) -> str:
+    """One line: step, every loss, learning rate, speed, time left."""
+    losses = [
+        f"{name.partition('/')[2]} {value:.4g}" for name, value in scalars.items() if name.startswith("loss/")
+    ]
+    left = int((train_steps - step) * seconds_per_step)
+    return (
+        f"step {step}/{train_steps} | {' '.join(losses)} | lr {scalars['learning_rate']:.4g} | "
+        f"{scalars['images_per_second']:.3g} images/s, input wait {scalars['input_wait']:.0%} | "
+        f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
+    )
+
+
+def parameter_counts(model: tf.keras.Model) -> List[str]:
+    """One line per component: its parameters, and how many of them train."""
+
+    def line(name, layer):
+        total = sum(int(np.prod(v.shape)) for v in layer.weights)
+        trained = sum(int(np.prod(v.shape)) for v in layer.trainable_weights)
+        return f"{name:<16}{total:>12,} parameters, {trained:>12,} trained"
+
+    return [line(layer.name, layer) for layer in model.layers] + [line("total", model)]
+
+
+def _drop_later_lines(path, step):
+    if not os.path.exists(path):
+        return
+    kept, dropped = [], False
+    with open(path, encoding="utf-8") as f:
+        for line in f:
+            try:
+                keep = json.loads(line)["step"] <= step
+            except (ValueError, KeyError, TypeError):  # a line cut short by a kill
+                keep = False
+            kept += [line] if keep else []
+            dropped |= not keep
+    if dropped:
+        logging.info("Dropping the lines of %s after step %d.", path, step)
+        with files.atomic_write(path) as f:
+            f.writelines(kept)
+
+
+def _finite_or_text(value):
+    """JSON has no NaN and no infinity."""
+    value = float(value)
+    return value if np.isfinite(value) else str(value)

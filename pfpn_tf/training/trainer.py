@@ -1,0 +1,557 @@
+"""Training: the step, the loop around it, and everything that must hold before it starts.
+
+`Trainer` holds the step and runs the inner loop for Orbit's `Controller`; `train` puts a run
+together: checks, run directory, model, weights, data, outer loop.
+"""
+
+import contextlib
+import io
+import os
+import resource
+import signal
+import time
+from typing import Dict, NamedTuple, Optional
+
+from absl import logging
+import numpy as np
+import orbit
+import tensorflow as tf
+
+from pfpn_tf import config as config_lib
+from pfpn_tf.data import categories, pipeline
+from pfpn_tf.losses import panoptic_fpn_losses
+from pfpn_tf.model import panoptic_fpn
+from pfpn_tf.structures import GroundTruth
+from pfpn_tf.training import checkpoints, optimizer as optimizer_lib, run_directory, summaries
+
+FINISHED = 0
+INTERRUPTED = 130
+TERMINATED = 143
+
+LOSSES = {
+    "panoptic": ("rpn_objectness", "rpn_box", "class", "box", "mask", "semantic", "total"),
+    "instance": ("rpn_objectness", "rpn_box", "class", "box", "mask", "total"),
+    "semantic": ("semantic", "total"),
+}
+
+# Dynamic loss scale of float16: halved when a gradient overflows, doubled after this many steps
+# without; 2**15 is the usual start.
+INITIAL_LOSS_SCALE = 2.0**15
+LOSS_SCALE_GROWTH_STEPS = 2000
+
+
+class NonFiniteLoss(ValueError):
+    """The loss or its gradient is infinite or not a number; the message says where."""
+
+
+class StopRequested(Exception):
+    """SIGTERM or SIGINT has arrived."""
+
+
+class _StepResult(NamedTuple):
+    """What one step tells the loop. The tensors are read one step late, when they are there."""
+
+    step: int
+    healthy: tf.Tensor
+    scalars: tf.Tensor
+    source_ids: tf.Tensor
+
+
+class Trainer(orbit.StandardTrainer):
+    """The training step and the inner loop.
+
+    `state` names what a checkpoint must hold to continue exactly.
+    """
+
+    def __init__(
+        self,
+        config: config_lib.Config,
+        model: tf.keras.Model,
+        optimizer: tf.keras.optimizers.Optimizer,
+        strategy: tf.distribute.Strategy,
+    ):
+        super().__init__(
+            train_dataset=None,
+            options=orbit.StandardTrainerOptions(use_tf_function=False, use_tf_while_loop=False),
+        )
+        self.config = config
+        self.model = model
+        self.optimizer = optimizer
+        self.strategy = strategy
+        self.global_step = orbit.utils.create_global_step()
+        self.stop_signal: Optional[int] = None
+        self.rate = summaries.Rate()
+        self.scalar_names = [f"loss/{name}" for name in LOSSES[config.model.task]]
+        self.scalar_names += ["gradient_norm", "positive_anchors", "foreground_rois"]
+        # Means since the scalars were last written. In the checkpoint, so that a run stopped between
+        # two lines of metrics.jsonl writes the same next line.
+        self._sums = tf.Variable(tf.zeros([len(self.scalar_names)], tf.float64), trainable=False)
+        self._num_summed = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self._healthy = tf.Variable(True, trainable=False)
+        scale = INITIAL_LOSS_SCALE if config.train.precision == "mixed_float16" else 1.0
+        self._loss_scale = tf.Variable(scale, dtype=tf.float32, trainable=False)
+        self._steps_at_scale = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self._variables = model.trainable_variables
+        with strategy.scope():
+            optimizer.build(self._variables)
+        self._step_function = None
+        self._compiled = False
+
+    @property
+    def state(self) -> Dict[str, tf.__internal__.tracking.Trackable]:
+        """Everything a checkpoint must hold."""
+        return {
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "global_step": self.global_step,
+            "sums": self._sums,
+            "num_summed": self._num_summed,
+            "loss_scale": self._loss_scale,
+            "steps_at_scale": self._steps_at_scale,
+        }
+
+    def set_dataset(self, dataset) -> None:
+        """Gives the distributed dataset, which must start at `global_step`."""
+        self.train_dataset = dataset
+        # One trace for all image sizes: the signature is that of the dataset, not of a batch.
+        self._step_function = tf.function(self._distributed_step, input_signature=[dataset.element_spec])
+
+    # -- inner loop ---------------------------------------------------------------------------
+
+    def create_train_loop_fn(self):
+        """The inner loop is plain Python: a step takes far longer than a call, and the loop can
+        stop between any two steps."""
+        return self._run_steps
+
+    def _run_steps(self, iterator, num_steps):
+        if not self._compiled:
+            logging.info("The first step compiles; this may take minutes.")
+            self.rate.restart()
+        pending = None
+        for step in range(int(self.global_step), int(self.global_step) + int(num_steps)):
+            if self.stop_signal is not None:
+                break
+            result = _StepResult(step, *self.train_step(iterator))
+            self._first_step_done(result)
+            # Looking at a step only after the next one is on its way keeps a GPU busy. The next one
+            # changes nothing if this one was bad: `_healthy` says no on the device.
+            if pending is not None:
+                self._check(pending)
+            pending = result
+        if pending is not None:
+            self._check(pending)
+        if self.stop_signal is not None:
+            raise StopRequested()
+
+    def _first_step_done(self, result):
+        if not self._compiled:
+            self._check(result)  # waits for it
+            self._compiled = True
+            logging.info("First step done after %.1f s.", self.rate.seconds_per_step())
+            self.rate.restart()
+
+    def _check(self, result):
+        if bool(result.healthy):
+            return
+        values = dict(zip(self.scalar_names, result.scalars.numpy()))
+        wrong = "gradient" if np.isfinite(values["loss/total"]) else "loss"
+        ids = [bytes(row).rstrip(b"\0").decode("utf-8", "replace") for row in result.source_ids.numpy()]
+        raise NonFiniteLoss(
+            f"The {wrong} is not finite at step {result.step}: "
+            + ", ".join(f"{n.partition('/')[2] or n} {v:.6g}" for n, v in values.items() if n[:3] in ("los", "gra"))
+            + f". Images of the batch: {', '.join(ids)}. The weights before this step are unharmed. Usual reasons: "
+            "--learning_rate is too high, --warmup_steps too low, or --gradient_clip_norm is 0 without trained weights."
+        )
+
+    def train_loop_end(self):
+        """Means of all scalars since `reset_means`."""
+        count = max(int(self._num_summed), 1)
+        scalars = dict(zip(self.scalar_names, (self._sums.numpy() / count).tolist()))
+        seconds = self.rate.seconds_per_step()
+        scalars["learning_rate"] = float(self._learning_rate())
+        scalars["images_per_second"] = self.config.train.global_batch_size / seconds
+        scalars["input_wait"] = self.rate.wait_share()
+        if self.config.train.precision == "mixed_float16":
+            scalars["loss_scale"] = float(self._loss_scale)
+        return scalars
+
+    def reset_means(self) -> None:
+        """Starts new means."""
+        self._sums.assign(tf.zeros_like(self._sums))
+        self._num_summed.assign(0)
+        self.rate.restart()
+
+    def _learning_rate(self):
+        rate = self.optimizer.learning_rate
+        return rate(self.optimizer.iterations) if callable(rate) else rate
+
+    # -- the step -----------------------------------------------------------------------------
+
+    def train_step(self, iterator):
+        """One optimizer step on the next batch.
+
+        Returns:
+          healthy: [] bool, whether the loss and the gradient are finite (and were before).
+          scalars: [len(scalar_names)] float64 of this step.
+          source_ids: [B, 64] uint8.
+        """
+        start = time.monotonic()
+        batch = next(iterator)
+        waited_seconds = time.monotonic() - start
+        result = self._step_function(batch)
+        self.rate.step_done(waited_seconds)
+        return result
+
+    def _distributed_step(self, batch):
+        gradients, scalars = self.strategy.run(self._replica_gradients, args=(batch,))
+        # The values of all replicas are equal by now: they were summed.
+        scalars = self.strategy.experimental_local_results(scalars)[0]
+        loss = scalars[self.scalar_names.index("loss/total")]
+        norm = scalars[self.scalar_names.index("gradient_norm")]
+        loss_finite, norm_finite = tf.math.is_finite(loss), tf.math.is_finite(norm)
+        if self.config.train.precision == "mixed_float16":
+            # An overflow in the gradient alone is what the dynamic loss scale is for.
+            healthy = self._healthy.read_value() & loss_finite
+        else:
+            healthy = self._healthy.read_value() & loss_finite & norm_finite
+        self._healthy.assign(healthy)
+
+        def update():
+            self.strategy.run(self._replica_update, args=(gradients,))
+            return tf.constant(0)
+
+        tf.cond(healthy & norm_finite, update, lambda: tf.constant(0))
+        if self.config.train.precision == "mixed_float16":
+            self._adapt_loss_scale(norm_finite)
+        counted = tf.cast(healthy, tf.int64)
+        self.global_step.assign_add(counted)
+        self._num_summed.assign_add(counted)
+        self._sums.assign_add(tf.where(healthy, scalars, tf.zeros_like(scalars)))
+        source_ids = tf.concat(self.strategy.experimental_local_results(batch["source_id_bytes"]), axis=0)
+        return healthy, scalars, source_ids
+
+    def _replica_gradients(self, batch):
+        """Forward and backward pass of one replica, then the sum over replicas."""
+        ground_truth = GroundTruth(
+            batch["gt_boxes"], batch["gt_class_ids"], batch["gt_masks"], batch["gt_semantic"]
+        )
+        with tf.GradientTape() as tape:
+            outputs = self.model(
+                batch["images"],
+                batch["image_hw"],
+                ground_truth=ground_truth,
+                seed=batch["seed"],
+                training=True,
+            )
+            losses = panoptic_fpn_losses(outputs, ground_truth, self.config)
+            scale = tf.cast(self._loss_scale, losses["total"].dtype)
+            scaled = losses["total"] * scale
+        gradients = tape.gradient(scaled, self._variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        gradients = [tf.convert_to_tensor(g) / tf.cast(scale, g.dtype) for g in gradients]
+        # A loss is this replica's sum over the count of the *global* batch, so the replicas' losses
+        # and gradients are shares that add up: SUM, and no division by the number of replicas.
+        context = tf.distribute.get_replica_context()
+        gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+        shares = [losses[name] for name in LOSSES[self.config.model.task]]
+        shares += [tf.zeros([]), *self._counts_per_image(outputs)]
+        scalars = tf.stack([tf.cast(value, tf.float64) for value in shares])
+        scalars = context.all_reduce(tf.distribute.ReduceOp.SUM, scalars)
+        norm = tf.cast(tf.linalg.global_norm(gradients), tf.float64)
+        is_norm = [name == "gradient_norm" for name in self.scalar_names]
+        return gradients, tf.where(is_norm, norm, scalars)
+
+    def _counts_per_image(self, outputs):
+        """Positive anchors and foreground RoIs, over the global batch size."""
+        if outputs.rpn_targets is None:
+            return tf.zeros([]), tf.zeros([])
+        batch_size = self.config.train.global_batch_size
+        positive = tf.math.count_nonzero(outputs.rpn_targets.labels == 1) / batch_size
+        foreground = tf.math.count_nonzero(outputs.roi_targets.mask_class_ids >= 0) / batch_size
+        return positive, foreground
+
+    def _replica_update(self, gradients):
+        """Clips and applies. All replicas hold the same summed gradients, so they clip alike."""
+        if self.config.train.gradient_clip_norm > 0:
+            gradients, _ = tf.clip_by_global_norm(gradients, self.config.train.gradient_clip_norm)
+        self.optimizer.apply_gradients(zip(gradients, self._variables), skip_gradients_aggregation=True)
+
+    def _adapt_loss_scale(self, norm_finite):
+        steps = tf.where(norm_finite, self._steps_at_scale + 1, 0)
+        grow = steps >= LOSS_SCALE_GROWTH_STEPS
+        factor = tf.where(norm_finite, tf.where(grow, 2.0, 1.0), 0.5)
+        self._loss_scale.assign(tf.clip_by_value(self._loss_scale * factor, 1.0, 2.0**24))
+        self._steps_at_scale.assign(tf.where(grow, tf.zeros_like(steps), steps))
+
+
+# -- before the first step ----------------------------------------------------------------------
+
+
+def set_up_runtime(config: config_lib.Config) -> None:
+    """Threads, GPU memory and precision. Must come before TensorFlow does anything else."""
+    threads = config.train.train_cpu_threads
+    if threads:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(threads)
+    for gpu in tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.set_memory_growth(gpu, True)
+
+
+def build_strategy(distribution: str) -> tf.distribute.Strategy:
+    """The distribution strategy for a value of --distribution."""
+    gpus = tf.config.list_logical_devices("GPU")
+    if distribution == "multi_worker":
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    if distribution == "cpu" or not gpus:
+        return tf.distribute.OneDeviceStrategy("CPU:0")
+    if distribution == "one_device" or len(gpus) == 1:
+        return tf.distribute.OneDeviceStrategy("GPU:0")
+    return tf.distribute.MirroredStrategy()
+
+
+def check(config: config_lib.Config, num_replicas: int) -> None:
+    """Checks everything that does not need the model: paths, and settings against each other.
+
+    Raises:
+      ValueError: every problem, one a line.
+    """
+    data, model, train_config = config.data, config.model, config.train
+    problems = []
+    if not data.train_records:
+        problems.append("--train_records is required, e.g. --train_records='data/coco/train-*.tfrecord'.")
+    if not data.eval_records and train_config.eval_interval_steps:
+        problems.append("--eval_interval_steps needs --eval_records.")
+    for name in ("train_records", "eval_records"):
+        for pattern in filter(None, getattr(data, name).split(",")):
+            if not tf.io.gfile.glob(pattern):
+                problems.append(f"--{name}={getattr(data, name)}: no file matches {pattern}.")
+    batch_size = train_config.global_batch_size
+    if batch_size % num_replicas:
+        below, above = batch_size // num_replicas * num_replicas, -(-batch_size // num_replicas) * num_replicas
+        use = f"{below} or {above}" if below else f"{above}"
+        problems.append(
+            f"--global_batch_size={batch_size} must be divisible by the {num_replicas} replicas; use {use}."
+        )
+    if train_config.init_weights:
+        try:
+            checkpoints.find_init_checkpoint(train_config.init_weights)
+        except ValueError as error:
+            problems.append(str(error))
+    elif model.freeze_stages > 0:
+        problems.append(
+            f"--freeze_stages={model.freeze_stages} would freeze random weights, as --init_weights is empty; "
+            "use --freeze_stages=0, or give trained weights with --init_weights."
+        )
+    if problems:
+        raise ValueError("\n".join(problems))
+    if not train_config.init_weights and model.backbone_norm == "frozen_bn":
+        logging.warning(
+            "--backbone_norm=frozen_bn without --init_weights does not normalise at all; "
+            "use --backbone_norm=group_norm to train from scratch."
+        )
+
+
+def load_dataset_info(config: config_lib.Config) -> categories.DatasetInfo:
+    """The description of the training data: --dataset_info, or the file beside the records.
+
+    Raises:
+      ValueError: it is missing or broken.
+    """
+    path = config.data.dataset_info or os.path.join(
+        os.path.dirname(config.data.train_records.split(",")[0]), categories.FILE_NAME
+    )
+    return categories.DatasetInfo.load(path)
+
+
+# -- the run ------------------------------------------------------------------------------------
+
+
+def train(config: config_lib.Config, run_dir: str, strategy: Optional[tf.distribute.Strategy] = None) -> int:
+    """Trains, or continues, the run in `run_dir` until `train_steps`.
+
+    SIGTERM and SIGINT end it after the step at hand, with a checkpoint.
+
+    Args:
+      config: all settings.
+      run_dir: the run directory; created if it does not exist.
+      strategy: distribution strategy; None: what --distribution says.
+
+    Returns:
+      Exit code: 0 when all steps are done, 143 after SIGTERM, 130 after SIGINT.
+
+    Raises:
+      ValueError: a setting, a path or the run directory is not usable.
+      NonFiniteLoss: see there.
+      OSError: a file cannot be written.
+    """
+    strategy = strategy or build_strategy(config.train.distribution)
+    check(config, strategy.num_replicas_in_sync)
+    info = load_dataset_info(config)
+    run_directory.prepare(run_dir, config, info)
+    _log_start(config, run_dir, strategy)
+
+    trainer = build_trainer(config, info, strategy)
+    saved = checkpoints.RunCheckpoints(run_dir, config.train.keep_checkpoints, **trainer.state)
+    prefix = saved.restore()
+    if prefix:
+        logging.info("Continuing from %s.", prefix)
+    elif config.train.init_weights:
+        checkpoints.initialise(trainer.model, config.train.init_weights)
+    for line in summaries.parameter_counts(trainer.model):
+        logging.info("%s", line)
+    start_step = int(trainer.global_step)
+    if start_step >= config.train.train_steps:
+        logging.info("All %d steps are done.", config.train.train_steps)
+        return FINISHED
+    trainer.set_dataset(distributed_dataset(config, info, strategy, start_step))
+    with _signals(trainer):
+        return _Run(config, info, run_dir, trainer, saved, start_step).run()
+
+
+def build_trainer(
+    config: config_lib.Config, info: categories.DatasetInfo, strategy: tf.distribute.Strategy
+) -> Trainer:
+    """A `Trainer` with a freshly initialised model."""
+    tf.keras.mixed_precision.set_global_policy(config.train.precision)
+    tf.keras.utils.set_random_seed(config.train.seed)
+    with strategy.scope():
+        model = panoptic_fpn.build_model(
+            config.model,
+            info.num_thing_classes,
+            info.num_semantic_classes(config.model.semantic_targets),
+        )
+        optimizer = optimizer_lib.build_optimizer(config.train, model)
+    return Trainer(config, model, optimizer, strategy)
+
+
+def distributed_dataset(
+    config: config_lib.Config,
+    info: categories.DatasetInfo,
+    strategy: tf.distribute.Strategy,
+    start_step: int,
+):
+    """Training batches; each replica gets its contiguous part of the same global batch."""
+    dataset = pipeline.build_dataset(config, info, training=True, start_step=start_step)
+    return strategy.experimental_distribute_dataset(dataset)
+
+
+class _Run:
+    """The outer loop: Orbit's controller, with logs, checkpoints and pictures between its loops."""
+
+    def __init__(self, config, info, run_dir, trainer, saved, start_step):
+        self._config = config
+        self._info = info
+        self._run_dir = run_dir
+        self._trainer = trainer
+        self._saved = saved
+        self._log = summaries.RunLog(run_dir, start_step)
+        self._controller = orbit.Controller(
+            global_step=trainer.global_step,
+            trainer=trainer,
+            strategy=trainer.strategy,
+            steps_per_loop=self._steps_of_next_loop,
+            summary_manager=self._log,
+            train_actions=[self._after_loop],
+        )
+
+    def run(self) -> int:
+        try:
+            with _quiet_orbit():
+                self._controller.train(self._config.train.train_steps, checkpoint_at_completion=False)
+        except StopRequested:
+            step = int(self._trainer.global_step)
+            name = signal.Signals(self._trainer.stop_signal).name
+            logging.info("%s: stopping after step %d; saved %s.", name, step, self._saved.save(step))
+            logging.info("The same command continues.")
+            return TERMINATED if self._trainer.stop_signal == signal.SIGTERM else INTERRUPTED
+        finally:
+            self._log.flush()
+            _log_peak_memory()
+        logging.info("Done: %d steps. Weights and logs are in %s.", self._config.train.train_steps, self._run_dir)
+        return FINISHED
+
+    def _steps_of_next_loop(self, step):
+        """Up to the next step at which something is due, so that all of it falls on its multiples."""
+        train_config = self._config.train
+        intervals = [
+            train_config.steps_per_loop,
+            train_config.summary_interval_steps,
+            train_config.checkpoint_interval_steps,
+            train_config.image_interval_steps,
+            train_config.eval_interval_steps,
+        ]
+        return int(min(interval - step % interval for interval in intervals if interval))
+
+    def _after_loop(self, scalars):
+        train_config = self._config.train
+        step = int(self._trainer.global_step)
+        last = step == train_config.train_steps
+
+        def due(interval):
+            return interval and (last or step % interval == 0)
+
+        if due(train_config.steps_per_loop):
+            seconds = self._trainer.rate.seconds_per_step()
+            logging.info("%s", summaries.progress_line(scalars, step, train_config.train_steps, seconds))
+        if due(train_config.summary_interval_steps):
+            self._log.write(scalars, step)
+            self._trainer.reset_means()
+        if due(train_config.checkpoint_interval_steps):
+            logging.info("Saved %s.", self._saved.save(step))
+            self._trainer.rate.restart()
+
+
+@contextlib.contextmanager
+def _signals(trainer):
+    """SIGTERM and SIGINT set the trainer's `stop_signal`; a second one acts at once."""
+    previous = {}
+
+    def handle(number, frame):
+        del frame
+        trainer.stop_signal = number
+        logging.info("%s: finishing the step at hand, then saving.", signal.Signals(number).name)
+        for n, handler in previous.items():
+            signal.signal(n, handler)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        previous[number] = signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _quiet_orbit():
+    """Orbit writes each of its messages to the log and to stdout; our lines say the same once."""
+
+    def not_orbit(record):
+        return f"{os.sep}orbit{os.sep}" not in record.pathname
+
+    handler = logging.get_absl_handler()
+    handler.addFilter(not_orbit)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        handler.removeFilter(not_orbit)
+
+
+def _log_start(config, run_dir, strategy):
+    devices = ", ".join(device.rpartition("device:")[2] for device in strategy.extended.worker_devices)
+    found = run_directory.versions()
+    logging.info("pfpn_tf %s, TensorFlow %s, Python %s", found["pfpn_tf"], found["tensorflow"], found["python"])
+    logging.info("Run directory: %s (settings in config.json)", run_dir)
+    logging.info(
+        "%d replica(s) on %s; %d images a step, %s.",
+        strategy.num_replicas_in_sync, devices, config.train.global_batch_size, config.train.precision,
+    )  # fmt: skip
+
+
+def _log_peak_memory():
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    parts = [f"{peak:.2f} GiB of main memory"]
+    for device in tf.config.list_logical_devices("GPU"):
+        used = tf.config.experimental.get_memory_info(device.name)["peak"] / 2**30
+        parts.append(f"{used:.2f} GiB on {device.name.rpartition('device:')[2]}")
+    logging.info("Peak memory: %s.", ", ".join(parts))

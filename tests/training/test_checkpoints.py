@@ -1,0 +1,271 @@
+"""Saving, damage, resuming, initialising: on a network of a few numbers."""
+
+import os
+import subprocess
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pfpn_tf.config import Config
+from pfpn_tf.data.categories import DatasetInfo
+from pfpn_tf.training import checkpoints, run_directory
+
+
+class Net(tf.keras.Model):
+    def __init__(self, classes=3, with_extra=False):
+        super().__init__()
+        self.body = tf.keras.layers.Dense(4)
+        self.predictor = tf.keras.layers.Dense(classes)
+        if with_extra:
+            self.extra = tf.keras.layers.Dense(2)
+
+    def call(self, x):
+        y = self.body(x)
+        return self.predictor(y) + (tf.reduce_sum(self.extra(y)) if hasattr(self, "extra") else 0)
+
+
+def net(value, **kwargs):
+    model = Net(**kwargs)
+    model(tf.zeros([1, 2]))
+    for v in model.variables:
+        v.assign(tf.fill(v.shape, float(value)))
+    return model
+
+
+@pytest.fixture
+def info():
+    return DatasetInfo.from_coco_categories(
+        [{"id": 3, "name": "cat", "isthing": 1}, {"id": 7, "name": "sky", "isthing": 0}]
+    )
+
+
+def run_of(tmp_path, model, keep=3):
+    optimizer = tf.keras.optimizers.SGD(0.1, momentum=0.9)
+    optimizer.build(model.trainable_variables)
+    step = tf.Variable(0, dtype=tf.int64)
+    saved = checkpoints.RunCheckpoints(str(tmp_path), keep, model=model, optimizer=optimizer, global_step=step)
+    return saved, step, optimizer
+
+
+def save_steps(tmp_path, steps, keep=3):
+    model = net(0)
+    saved, step, _ = run_of(tmp_path, model, keep)
+    for s in steps:
+        step.assign(s)
+        for v in model.variables:
+            v.assign(tf.fill(v.shape, float(s)))
+        saved.save(s)
+    return model
+
+
+def steps_on_disk(tmp_path):
+    return [checkpoints.step_of(p) for p in checkpoints.saved_prefixes(str(tmp_path / "checkpoints"))]
+
+
+def test_restore_takes_the_newest_and_retention_keeps_the_newest(tmp_path):
+    save_steps(tmp_path, [2, 9, 10, 11], keep=2)
+    assert steps_on_disk(tmp_path) == [11, 10]
+    model = net(-1)
+    saved, step, _ = run_of(tmp_path, model)
+    assert checkpoints.step_of(saved.restore()) == 11 and int(step) == 11
+    np.testing.assert_array_equal(model.variables[0], 11.0)
+
+
+def test_retention_continues_after_a_restart(tmp_path):
+    save_steps(tmp_path, [1, 2, 3], keep=3)
+    saved, step, _ = run_of(tmp_path, net(0), keep=3)
+    saved.restore()
+    step.assign(4)
+    saved.save(4)
+    assert steps_on_disk(tmp_path) == [4, 3, 2]
+
+
+def cut_data(prefix):
+    with open(prefix + ".data-00000-of-00001", "r+b") as f:
+        f.truncate(os.path.getsize(f.name) // 2)
+
+
+def flip_a_byte(prefix):
+    with open(prefix + ".data-00000-of-00001", "r+b") as f:
+        f.seek(4)
+        byte = f.read(1)
+        f.seek(4)
+        f.write(bytes([byte[0] ^ 1]))
+
+
+def remove_data(prefix):
+    os.unlink(prefix + ".data-00000-of-00001")
+
+
+def cut_index(prefix):
+    with open(prefix + ".index", "r+b") as f:
+        f.truncate(20)
+
+
+def empty_index(prefix):
+    open(prefix + ".index", "wb").close()
+
+
+@pytest.mark.parametrize("break_it", [cut_data, flip_a_byte, remove_data, cut_index, empty_index])
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, break_it, caplog):
+    save_steps(tmp_path, [1, 2])
+    break_it(checkpoints.saved_prefixes(str(tmp_path / "checkpoints"))[0])
+    model = net(-1)
+    saved, step, _ = run_of(tmp_path, model)
+    with caplog.at_level("WARNING"):
+        prefix = saved.restore()
+    assert checkpoints.step_of(prefix) == 1 and int(step) == 1
+    assert "ckpt-2 is damaged" in caplog.text
+    assert checkpoints.step_of(checkpoints.restore_for_inference(net(-1), str(tmp_path))) == 1
+    step.assign(2)
+    saved.save(2)  # the run comes by again and replaces it
+    assert checkpoints.damage(str(tmp_path / "checkpoints" / "ckpt-2")) is None
+
+
+def test_a_damaged_marker_file_does_not_matter(tmp_path):
+    save_steps(tmp_path, [1, 2])
+    (tmp_path / "checkpoints" / "checkpoint").write_text('model_checkpoint_path: "gone"\nall_')
+    saved, step, _ = run_of(tmp_path, net(0), keep=2)
+    assert checkpoints.step_of(saved.restore()) == 2
+    saved.save(3)
+    assert steps_on_disk(tmp_path) == [3, 2]
+    assert tf.train.latest_checkpoint(str(tmp_path / "checkpoints")) == str(tmp_path / "checkpoints" / "ckpt-3")
+
+
+def test_all_damaged_is_an_error_not_a_new_start(tmp_path):
+    save_steps(tmp_path, [1])
+    cut_data(str(tmp_path / "checkpoints" / "ckpt-1"))
+    with pytest.raises(ValueError, match="damaged"):
+        run_of(tmp_path, net(0))[0].restore()
+
+
+def test_nothing_saved_yet(tmp_path):
+    assert run_of(tmp_path, net(0))[0].restore() is None
+
+
+def test_weights_alone_cannot_be_continued(tmp_path, info):
+    checkpoints.save_weights(net(5), Config(), info, str(tmp_path))
+    with pytest.raises(ValueError, match="--init_weights"):
+        run_of(tmp_path, net(0))[0].restore()
+
+
+def test_optimizer_slots_are_restored(tmp_path):
+    model = net(1)
+    saved, _, optimizer = run_of(tmp_path, model)
+    optimizer.apply_gradients([(tf.ones_like(v), v) for v in model.trainable_variables])
+    slots = [v.numpy() for v in optimizer.variables]
+    assert any(np.any(s != 0) for s in slots)
+    saved.save(1)
+    other = net(0)
+    saved, _, optimizer = run_of(tmp_path, other)
+    saved.restore()
+    for a, b in zip(optimizer.variables, slots):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_an_unwritable_place_is_an_error_that_names_the_last_good_checkpoint(tmp_path):
+    save_steps(tmp_path, [1])
+    saved, step, _ = run_of(tmp_path, net(0))
+    saved.restore()
+    # A file where the temporary directory of the checkpoint has to be made: fails for root, too.
+    (tmp_path / "checkpoints" / "ckpt-2_temp").write_text("in the way")
+    with pytest.raises(OSError, match=r"ckpt-2.*ckpt-1"):
+        saved.save(2)
+    assert checkpoints.damage(str(tmp_path / "checkpoints" / "ckpt-1")) is None
+
+
+def test_best_is_kept_apart(tmp_path):
+    save_steps(tmp_path, [1, 2])
+    saved, step, _ = run_of(tmp_path, net(8))
+    saved.save_best(1)
+    saved.save_best(2)
+    assert [os.path.basename(p) for p in checkpoints.saved_prefixes(str(tmp_path / "checkpoints" / "best"))] == [
+        "ckpt-2"
+    ]
+    assert steps_on_disk(tmp_path) == [2, 1]
+    model = net(0)
+    checkpoints.restore_for_inference(model, str(tmp_path), "best")
+    np.testing.assert_array_equal(model.variables[0], 8.0)
+
+
+def test_save_weights_round_trip(tmp_path, info):
+    config = Config().replace(backbone="resnet_tiny", train_steps=7)
+    checkpoints.save_weights(net(5), config, info, str(tmp_path))
+    loaded_config, loaded_info = checkpoints.load_run(str(tmp_path))
+    assert loaded_config == config and loaded_info.same_classes(info)
+    model = net(0)
+    checkpoints.restore_for_inference(model, str(tmp_path))
+    for v in model.variables:
+        np.testing.assert_array_equal(v, 5.0)
+
+
+def test_restore_for_inference_by_step_and_its_errors(tmp_path):
+    save_steps(tmp_path, [1, 2])
+    model = net(0)
+    checkpoints.restore_for_inference(model, str(tmp_path), "1")
+    np.testing.assert_array_equal(model.variables[0], 1.0)
+    with pytest.raises(ValueError, match="steps: 2, 1"):
+        checkpoints.restore_for_inference(model, str(tmp_path), "5")
+    with pytest.raises(ValueError, match="does not fit"):
+        checkpoints.restore_for_inference(net(0, with_extra=True), str(tmp_path))
+    with pytest.raises(ValueError, match="does not fit"):
+        checkpoints.restore_for_inference(net(0, classes=9), str(tmp_path))
+
+
+def test_not_a_run_directory(tmp_path):
+    with pytest.raises(ValueError, match="config.json"):
+        checkpoints.load_run(str(tmp_path))
+
+
+def test_initialise_restores_what_fits_and_says_what_does_not(tmp_path):
+    save_steps(tmp_path, [4])
+    model = net(-1, classes=5, with_extra=True)
+    result = checkpoints.initialise(model, str(tmp_path))
+    assert sorted(result.restored) == ["body/bias", "body/kernel"]
+    assert sorted(result.other_shape) == [("predictor/bias", (5,), (3,)), ("predictor/kernel", (4, 5), (4, 3))]
+    assert sorted(result.missing) == ["extra/bias", "extra/kernel"]
+    np.testing.assert_array_equal(model.body.kernel, 4.0)
+    np.testing.assert_array_equal(model.predictor.kernel, -1.0)
+
+
+def test_initialise_reports_what_it_does_not_use_and_takes_a_prefix(tmp_path):
+    model = net(3, with_extra=True)
+    run_of(tmp_path, model)[0].save(0)
+    result = checkpoints.initialise(net(0), str(tmp_path / "checkpoints" / "ckpt-0"))
+    assert len(result.restored) == 4 and sorted(result.unused) == ["extra/bias", "extra/kernel"]
+
+
+def test_initialise_from_nowhere(tmp_path):
+    with pytest.raises(ValueError, match="neither a run directory"):
+        checkpoints.initialise(net(0), str(tmp_path))
+
+
+def test_a_run_directory_of_another_config_is_refused_with_the_differences(tmp_path, info):
+    config = Config().replace(learning_rate=0.01)
+    assert run_directory.prepare(str(tmp_path), config, info) is False
+    with pytest.raises(ValueError, match="--learning_rate: 0.01 there, 0.02 here"):
+        run_directory.prepare(str(tmp_path), Config(), info)
+    assert checkpoints.load_run(str(tmp_path))[0] == config
+    longer = config.replace(train_steps=100_000, keep_checkpoints=9)
+    assert run_directory.prepare(str(tmp_path), longer, info) is True
+    assert checkpoints.load_run(str(tmp_path))[0] == longer
+    others = DatasetInfo.from_coco_categories([{"id": 1, "name": "dog", "isthing": 1}])
+    with pytest.raises(ValueError, match="classes"):
+        run_directory.prepare(str(tmp_path), longer, others)
+
+
+def test_changeable_settings_exist():
+    assert run_directory.CHANGEABLE <= set(Config().flat())
+
+
+def test_the_recipe_is_a_flagfile_of_the_same_settings(tmp_path):
+    config = Config().replace(crop_size=(64, 96), random_flip=False, learning_rate=0.0123, train_records="a b-*.tfrecord")
+    recipe = tmp_path / "recipe.flags"
+    recipe.write_text(run_directory.recipe_text(config))
+    code = (
+        "import sys; from absl import flags; from pfpn_tf import flags as f; f.define_config_flags(); "
+        "flags.FLAGS(['x', '--flagfile=' + sys.argv[1]]); print(f.config_from_flags().to_json(), end='')"
+    )
+    command = [os.sys.executable, "-c", code, str(recipe)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == config.to_json()

@@ -1,0 +1,45 @@
+#!/usr/bin/env python3
+"""Trains a network, or continues a training.
+
+    python tools/train.py --flagfile=configs/coco/panoptic_fpn_r50_1x.flags --run_dir=runs/r50
+
+The same command again continues. Exit codes: 0 done, 1 non-finite loss, 2 unusable settings or
+files, 130 stopped by Ctrl-C, 143 by SIGTERM (both after saving a checkpoint).
+"""
+
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from pfpn_tf.utils import cli  # noqa: E402
+
+from absl import flags, logging  # noqa: E402
+
+from pfpn_tf import flags as flags_lib  # noqa: E402
+
+NON_FINITE = 1
+
+
+def main():
+    from pfpn_tf.training import trainer
+
+    config = flags_lib.config_from_flags()
+    run_dir = flags.FLAGS.run_dir
+    if not run_dir and not flags.FLAGS.dry_run:
+        raise ValueError("--run_dir is required: the directory for checkpoints and logs.")
+    trainer.set_up_runtime(config)
+    if flags.FLAGS.dry_run:
+        print(trainer.dry_run(config))
+        return 0
+    try:
+        return trainer.train(config, run_dir)
+    except trainer.NonFiniteLoss as error:
+        logging.error("%s", error)
+        return NON_FINITE
+
+
+if __name__ == "__main__":
+    flags_lib.define_config_flags()
+    flags_lib.define_tool_flags("run_dir", "dry_run")
+    cli.run(main)
