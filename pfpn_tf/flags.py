@@ -42,6 +42,18 @@ TOOL_FLAGS = {
     "skip_bad": ToolFlag(False, "Leave broken images out and count them, instead of stopping at the first."),
     "output_dir": ToolFlag("", "Folder to write to; made if need be."),
     "split": ToolFlag("", "Name of the split: train, val, ..."),
+    # eval
+    "checkpoint": ToolFlag("", "Which checkpoint: empty for the newest, best, a step, or a path without suffix."),
+    "save_predictions": ToolFlag(True, "Write the predictions in COCO format."),
+    "gt_panoptic_json": ToolFlag("", "Score files: COCO panoptic JSON of the ground truth."),
+    "gt_panoptic_dir": ToolFlag("", "Folder of its PNGs. Empty: the JSON's path without .json."),
+    "pred_panoptic_json": ToolFlag("", "Score files: COCO panoptic JSON of the predictions."),
+    "pred_panoptic_dir": ToolFlag("", "Folder of its PNGs. Empty: the JSON's path without .json."),
+    "gt_instances_json": ToolFlag("", "Score files: COCO instances JSON of the ground truth."),
+    "pred_instances_json": ToolFlag("", "Score files: COCO instance results, with bbox, segmentation or both."),
+    "semantic": ToolFlag(False, "Score files: also mIoU and frequency-weighted IoU of the panoptic maps."),
+    "metrics_json": ToolFlag("", "Write all metrics here, as fractions at full precision."),
+    "num_processes": ToolFlag(0, "Processes that score files; 0: one per CPU."),
     # make_demo_dataset
     "num_train": ToolFlag(600, "Images of the training split."),
     "num_val": ToolFlag(60, "Images of the validation split."),
