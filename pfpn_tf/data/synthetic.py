@@ -61,7 +61,7 @@ def make_dataset(
     num_val: int,
     seed: int = 0,
     sides: Tuple[int, int] = (160, 256),
-    progress: Callable = lambda items: items,
+    progress: Callable = lambda items, split: items,
 ) -> None:
     """Writes a dataset: train/, val/ and annotations/ in `directory`, as COCO lays them out.
 
@@ -74,7 +74,8 @@ def make_dataset(
       num_val: images of the validation split.
       seed: same seed, same scenes; the splits share none.
       sides: smallest and largest side of an image, in pixels.
-      progress: wraps the list of images of a split, for a progress bar.
+      progress: function of the positions and the name of a split that yields the positions, for a
+        progress bar.
 
     Raises:
       ValueError: the directory already holds one of the folders.
@@ -370,7 +371,7 @@ def _write_split(directory, split, num_images, seed, sides, first_id, progress):
     os.makedirs(images_dir)
     os.makedirs(png_dir)
     images, annotations, instances = [], [], []
-    for index in progress(range(num_images)):
+    for index in progress(range(num_images), split):
         scene = draw_scene((*seed, index), sides)
         image_id = first_id + index
         stem = f"{image_id:012d}"

@@ -114,7 +114,7 @@ def test_refuses_to_mix_with_what_is_there(dataset):
 
 
 def test_failure_leaves_nothing_behind(tmp_path):
-    def stop(items):
+    def stop(items, split):
         raise RuntimeError("stopped")
 
     with pytest.raises(RuntimeError):
