@@ -197,14 +197,14 @@ def instance_canvas(
     boxes = instances.scale_boxes(detections.boxes, image_hw, original_hw)
     windows = instances.box_windows(boxes)  # [D, 4]
     boxes = tf.cast(boxes, tf.float64)
-    probs = tf.sigmoid(tf.cast(detections.mask_logits, tf.float64))  # [D, P, P]
+    probs = instances.mask_probabilities(detections.mask_logits)  # [D, P, P]
     strong = tf.cast(detections.scores, tf.float64) >= score_threshold
     # Scores fall, so the strong ones are the first.
     count = tf.minimum(tf.math.count_nonzero(strong, dtype=tf.int32), detections.num_detections)
 
     def add_instance(i, canvas):
         window = windows[i]
-        mask = paste_window(probs[i], boxes[i], window)  # [wh, ww]
+        mask = instances.paste_window(probs[i], boxes[i], window)  # [wh, ww]
         current = canvas[window[0] : window[2], window[1] : window[3]]
         free = mask & tf.equal(current, 0)
         area, free_area = _count(mask), _count(free)
@@ -217,7 +217,6 @@ def instance_canvas(
         )
         return i + 1, canvas
 
-    paste_window = instances.paste_window
     _, canvas = tf.while_loop(
         lambda i, _: i < count,
         add_instance,

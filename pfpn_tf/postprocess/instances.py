@@ -5,7 +5,8 @@ Shapes: D detections · P mask size (28) · h, w original size · wh, ww size of
 A mask is pasted as Detectron2 does it: its P x P probabilities are spread over the box, sampled
 bilinearly at each pixel centre with zero outside, and cut at 0.5. No pixel whose square misses the
 box can reach 0.5, so only the window of whole pixels around the box is ever computed. Coordinates
-and weights are float64: float32 moves a boundary pixel of a large mask now and then.
+are float64, since in float32 they move a boundary pixel of a large mask now and then; the product
+is float32, where only values within 1e-7 of 0.5 can fall to the other side.
 """
 
 from typing import NamedTuple, Tuple
@@ -46,11 +47,16 @@ def box_windows(boxes: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.concat([start, end], -1), tf.int32)
 
 
+def mask_probabilities(mask_logits: tf.Tensor) -> tf.Tensor:
+    """Sigmoid to the last bit of float32: its own is off by a few, enough to move a pixel."""
+    return tf.cast(tf.sigmoid(tf.cast(mask_logits, tf.float64)), tf.float32)
+
+
 def paste_window(probs: tf.Tensor, box: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
     """The mask of one instance inside the window of its box.
 
     Args:
-      probs: [P, P] float64 mask probabilities.
+      probs: [P, P] float32 mask probabilities.
       box: [4] float64 yxyx pixels; an empty box gives no pixel.
       window: [4] int32 from `box_windows`.
 
@@ -69,7 +75,7 @@ def _hat_weights(pixels, start, end, size):
     centre = tf.cast(pixels, tf.float64) + 0.5
     position = (centre - start) / (end - start) * size - 0.5  # [n], in mask cells
     distance = tf.abs(position[:, None] - tf.range(size, dtype=tf.float64))  # [n, size]
-    return tf.maximum(1.0 - distance, 0.0)
+    return tf.cast(tf.maximum(1.0 - distance, 0.0), tf.float32)
 
 
 def paste_instances(
@@ -102,7 +108,7 @@ def paste_instances(
         num_detections=tf.math.count_nonzero(keep, dtype=tf.int32),
         mask_logits=mask_logits,
     )
-    probs = tf.sigmoid(tf.cast(mask_logits, tf.float64))
+    probs = mask_probabilities(mask_logits)
 
     def paste(args):
         prob, box, window = args
