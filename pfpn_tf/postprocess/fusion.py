@@ -32,8 +32,8 @@ class FusionTables(NamedTuple):
 
     Attributes:
       thing_category_ids: [K] int32 by class id.
-      stuff_category_ids: [S] int32 by semantic class; 0 where the class is no stuff ('other', or
-        a thing class when the branch predicts all classes).
+      stuff_category_ids: [S] int32 by semantic class; -1 where the class is no stuff (the class of
+        all things, or each thing class when the branch predicts all classes).
     """
 
     thing_category_ids: np.ndarray
@@ -47,9 +47,9 @@ def fusion_tables(info, semantic_targets: str) -> FusionTables:
       info: `DatasetInfo`.
       semantic_targets: "other" or "all", as the network was trained.
     """
-    things = np.asarray(info.thing_category_ids, np.int32)
-    semantic = np.asarray(info.semantic_category_ids(semantic_targets), np.int32)
-    return FusionTables(things, np.where(np.isin(semantic, things), 0, semantic).astype(np.int32))
+    categories = info.semantic_category_ids(semantic_targets)
+    stuff = np.where(info.semantic_is_thing(semantic_targets), -1, categories)
+    return FusionTables(np.asarray(info.thing_category_ids, np.int32), stuff.astype(np.int32))
 
 
 def panoptic_fusion(
@@ -238,7 +238,7 @@ def _segment_table(codes, detections, thing_category_ids, stuff_category_ids, st
     Args:
       codes: [h, w] int32: 0 nothing, 1..D instances, D + 1 + class stuff.
       detections: of the image, or None.
-      thing_category_ids: [K]. stuff_category_ids: [S], 0 for classes to leave out.
+      thing_category_ids: [K]. stuff_category_ids: [S], -1 for classes to leave out.
       stuff_area_threshold_px: smaller stuff is left out.
     """
     things = detections.scores.shape[0] if detections is not None else 0
@@ -260,7 +260,7 @@ def _segment_table(codes, detections, thing_category_ids, stuff_category_ids, st
     )
     is_thing = tf.constant([True] * things + [False] * stuff)
     least = tf.constant([1] * things + [max(1, stuff_area_threshold_px)] * stuff, tf.int32)
-    keep = (areas >= least) & (is_thing | (categories > 0))
+    keep = (areas >= least) & (is_thing | (categories >= 0))
     ids = tf.where(keep, tf.cumsum(tf.cast(keep, tf.int32)), 0)  # [N]
     scores = tf.zeros([stuff], tf.float32)
     if things:

@@ -7,12 +7,13 @@ import pytest
 import tensorflow as tf
 
 from pfpn_tf import structures
+from pfpn_tf.data import categories
 from pfpn_tf.postprocess import fusion
 from tests.reference import fusion as reference
 from tests.reference import paste as paste_reference
 
 THINGS = np.array([1, 5, 9], np.int32)
-STUFF = np.array([0, 3, 7, 11, 20], np.int32)  # class 0 is 'other'
+STUFF = np.array([-1, 0, 7, 11, 20], np.int32)  # class 0 is 'other'; 0 is a category id like any other
 TABLES = fusion.FusionTables(THINGS, STUFF)
 
 
@@ -198,16 +199,14 @@ def test_three_hundred_detections():
     np.testing.assert_array_equal(result.areas[:300], 36)
 
 
-def test_thing_classes_of_the_all_mode_are_left_out():
-    class Info:
-        thing_category_ids = np.array([2, 4])
-
-        def semantic_category_ids(self, targets):
-            assert targets == "all"
-            return np.array([1, 2, 3, 4])
-
-    tables = fusion.fusion_tables(Info(), "all")
-    np.testing.assert_array_equal(tables.stuff_category_ids, [1, 0, 3, 0])
+def test_tables_leave_out_things():
+    info = categories.DatasetInfo.from_coco_categories(
+        [{"id": i, "name": str(i), "isthing": int(i in (2, 4))} for i in (0, 2, 3, 4)]
+    )
+    things, stuff = fusion.fusion_tables(info, "all")
+    np.testing.assert_array_equal(things, [2, 4])
+    np.testing.assert_array_equal(stuff, [0, -1, 3, -1])
+    np.testing.assert_array_equal(fusion.fusion_tables(info, "other").stuff_category_ids, [-1, 0, 3])
 
 
 def test_batch_of_different_sizes_equals_single_images():
@@ -277,7 +276,7 @@ def test_semantic_labels_of_detectron2(test_data):
 def test_panoptic_map_of_detectron2(name, test_data):
     data, image_hw, original_hw = golden(test_data, name)
     outputs = structures.InferenceOutputs(golden_detections(data), np.zeros((1, 1, 54), np.float32))
-    tables = fusion.FusionTables(np.arange(80), np.arange(54))
+    tables = fusion.FusionTables(np.arange(80), np.r_[-1, 1:54])
     result = fusion.fuse_image(
         tensors(outputs), tf.constant(image_hw, tf.int32), tf.constant(original_hw, tf.int32), tables,
         0.5, 0.5, 4096, labels=tf.constant(data["sem_argmax_orig"]),

@@ -33,7 +33,7 @@ def fuse(boxes, scores, class_ids, mask_logits, labels, image_hw, original_hw, t
 
     Args:
       boxes [D, 4] yxyx in the input, scores [D] falling, class_ids [D], mask_logits [D, P, P]; labels [h, w].
-      thing_ids, stuff_ids: category ids by class; 0 in stuff_ids is left out.
+      thing_ids, stuff_ids: category ids by class; -1 in stuff_ids is left out.
 
     Returns:
       (ids [h, w], segments): segments are dicts of id, category_id, is_thing, score, area, box.
@@ -62,7 +62,6 @@ def fuse(boxes, scores, class_ids, mask_logits, labels, image_hw, original_hw, t
         add(mask & ~taken, thing_ids[class_id], True, score)
     for label in range(len(stuff_ids)):
         mask = (labels == label) & (ids == 0)
-        if stuff_ids[label] and mask.sum() >= max(1, stuff_area_threshold):
+        if stuff_ids[label] >= 0 and mask.sum() >= max(1, stuff_area_threshold):
             add(mask, stuff_ids[label], False, 0.0)
-    # Stuff must not see stuff: labels are disjoint, so the order above cannot matter to the pixels.
     return ids, segments
