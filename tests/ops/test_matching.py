@@ -1,0 +1,146 @@
+"""Matching and sampling against a plain reference and Detectron2's own labels."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pfpn_tf.ops import anchors as anchor_ops
+from pfpn_tf.ops import matching
+from tests.reference import matching as reference
+
+
+def random_case(seed, num_gt=6, num_anchors=80):
+    rng = np.random.default_rng(seed)
+    sizes = (num_gt, num_anchors)
+    corners = [np.floor(rng.uniform(0, (20, 35), [size, 2])) for size in sizes]
+    return [np.concatenate([c, c + rng.integers(4, 20, c.shape)], axis=1) for c in corners]
+
+
+@pytest.mark.parametrize("low_quality", (False, True))
+def test_matching(low_quality, maybe_graph):
+    gt, anchors = zip(*[random_case(seed) for seed in range(3)])
+    gt, anchors = np.stack(gt), np.stack(anchors)
+    valid = np.array([[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]], bool)
+    call = maybe_graph(lambda *a: matching.match_anchors(*a, 0.5, 0.3, low_quality))
+    got = call(tf.constant(gt), tf.constant(valid), tf.constant(anchors))
+    for b in range(3):
+        expected = reference.match(gt[b], valid[b], anchors[b], 0.5, 0.3, low_quality)
+        np.testing.assert_array_equal(got[0][b], expected[0])
+        real = np.array(expected[2]) > 0  # no overlap: any box is as good
+        np.testing.assert_array_equal(got[1][b].numpy()[real], np.array(expected[1])[real])
+        np.testing.assert_allclose(got[2][b], expected[2], atol=1e-12)
+    assert set(got[0].numpy().ravel()) == {-1, 0, 1}
+
+
+def test_shared_anchors_and_one_image_agree():
+    gt, anchors = random_case(0)
+    valid = np.ones([6], bool)
+    one = matching.match_anchors(tf.constant(gt), tf.constant(valid), tf.constant(anchors), 0.5, 0.3, True)
+    batch = matching.match_anchors(
+        tf.constant([gt, gt]), tf.constant([valid, valid]), tf.constant(anchors), 0.5, 0.3, True
+    )
+    for a, b in zip(one, batch):
+        np.testing.assert_array_equal(a, b[1])
+
+
+def test_equal_boxes_match_the_first():
+    box = [0.0, 0.0, 8.0, 8.0]
+    got = matching.match_anchors(tf.constant([box] * 9), tf.ones([9], tf.bool), tf.constant([box] * 40), 0.7, 0.3, True)
+    assert (got[1].numpy() == 0).all() and (got[0].numpy() == 1).all()
+
+
+def test_no_ground_truth_makes_all_negative(maybe_graph):
+    call = maybe_graph(lambda gt, valid, a: matching.match_anchors(gt, valid, a, 0.7, 0.3, True))
+    _, anchors = random_case(0)
+    for gt, valid in (
+        (tf.zeros([2, 0, 4], tf.float64), tf.zeros([2, 0], tf.bool)),
+        (tf.zeros([2, 3, 4], tf.float64), tf.zeros([2, 3], tf.bool)),
+    ):
+        labels, index, iou = call(gt, valid, tf.constant(anchors))
+        assert not labels.numpy().any() and not index.numpy().any() and not iou.numpy().any()
+
+
+def test_ground_truth_no_anchor_meets():
+    """As in Detectron2: its best IoU is 0, and every anchor that misses it has just that."""
+    anchors = tf.constant([[0.0, 0, 4, 4], [9, 9, 12, 12]])
+    labels, _, _ = matching.match_anchors(tf.constant([[50.0, 50, 60, 60]]), tf.constant([True]), anchors, 0.7, 0.3, True)
+    np.testing.assert_array_equal(labels, [1, 1])
+
+
+def test_thresholds_are_inclusive_above():
+    gt = tf.constant([[0.0, 0, 4, 4]])
+    anchors = tf.constant([[0.0, 0, 4, 2], [0.0, 0, 4, 1], [0.0, 0, 2, 1.5]])  # IoU 1/2, 1/4, 3/16
+    labels, _, iou = matching.match_anchors(gt, tf.constant([True]), anchors, 0.5, 0.25, False)
+    np.testing.assert_array_equal(labels, [1, -1, 0])
+    np.testing.assert_array_equal(iou, [0.5, 0.25, 0.1875])
+
+
+def test_detectron2_anchor_labels(test_data, maybe_graph):
+    golden = np.load(test_data("golden/detectron2_train/train_142238.npz"))
+    height, width = golden["padded_hw"].ravel()
+    anchors = tf.concat(
+        [
+            anchor_ops.level_anchors(
+                tf.constant([-(-height // 2**level), -(-width // 2**level)], tf.int32), 2**level, 2 ** (level + 3), (0.5, 1, 2)
+            )
+            for level in range(2, 7)
+        ],
+        axis=0,
+    )
+    gt = golden["gt_boxes_0"][:, [1, 0, 3, 2]]
+    padded = np.concatenate([gt, np.zeros_like(gt[:2])])
+    valid = np.arange(len(padded)) < len(gt)
+    call = maybe_graph(lambda *a: matching.match_anchors(*a, 0.7, 0.3, True))
+    labels, index, _ = call(tf.constant(padded[None]), tf.constant(valid[None]), anchors)
+    np.testing.assert_array_equal(labels, golden["anchor_labels"])
+    positive = golden["anchor_labels"] == 1
+    np.testing.assert_array_equal(index.numpy()[positive], golden["anchor_gt_index"][positive])
+
+
+def random_labels(counts, seed=0):
+    """One image with so many labels of -1, 0 and 1."""
+    return np.random.default_rng(seed).permutation(np.repeat([-1, 0, 1], counts)).astype(np.int32)
+
+
+def counts(labels):
+    return [int(np.sum(np.asarray(labels) == value)) for value in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    "available, expected",
+    [
+        ((10, 100, 60), [16, 16]),  # enough of both
+        ((10, 100, 5), [27, 5]),  # few positives make room for negatives
+        ((10, 4, 100), [4, 16]),  # few negatives do not make room for positives
+        ((10, 12, 9), [12, 9]),  # nothing to drop
+        ((131, 0, 0), [0, 0]),
+    ],
+)
+def test_sample_is_balanced(available, expected, maybe_graph):
+    labels = random_labels(available)
+    call = maybe_graph(lambda l, s: matching.sample(l, 32, 0.5, s))
+    got = call(tf.constant([labels]), tf.constant([[1, 2]])).numpy()[0]
+    assert counts(got) == expected
+    assert np.all((got == labels) | (got == -1))
+
+
+def test_sample_of_everything_drops_nothing():
+    labels = random_labels((20, 30, 50))
+    got = matching.sample(tf.constant([labels]), 1000, 1.0, tf.constant([[1, 2]]))
+    np.testing.assert_array_equal(got[0], labels)
+
+
+def test_sample_depends_on_the_seed_of_the_image_alone():
+    labels = np.stack([random_labels((10, 100, 60), seed) for seed in (0, 0, 1)])
+    seeds = tf.constant([[1, 2], [3, 4], [1, 2]])
+    whole = matching.sample(tf.constant(labels), 32, 0.5, seeds).numpy()
+    parts = [matching.sample(labels[i : i + 1], 32, 0.5, seeds[i : i + 1]).numpy()[0] for i in range(3)]
+    np.testing.assert_array_equal(whole, parts)
+    assert (whole[0] != whole[1]).any()
+
+
+def test_sample_is_uniform():
+    labels = tf.constant(np.tile(random_labels((0, 6, 6)), [400, 1]))
+    seeds = tf.stack([tf.range(400), tf.zeros([400], tf.int32)], axis=1)
+    kept = np.mean(matching.sample(labels, 6, 0.5, seeds).numpy() >= 0, axis=0)
+    np.testing.assert_allclose(kept, 0.5, atol=0.1)  # 4 standard deviations
