@@ -23,7 +23,6 @@ def run(main) -> None:
     Exit codes: what `main` returns (None is 0); 2 for a user error (ValueError, OSError), whose
     message is printed without a traceback; 130 for Ctrl-C. Run with --verbosity=1 for the traceback.
     """
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=FutureWarning, module="google")
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
