@@ -10,6 +10,8 @@ import sys
 import warnings
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+for _category in (DeprecationWarning, FutureWarning):
+    warnings.filterwarnings("ignore", category=_category)
 
 from absl import app, flags, logging  # noqa: E402  (the variable must be set first)
 
@@ -23,7 +25,6 @@ def run(main) -> None:
     Exit codes: what `main` returns (None is 0); 2 for a user error (ValueError, OSError), whose
     message is printed without a traceback; 130 for Ctrl-C. Run with --verbosity=1 for the traceback.
     """
-    warnings.filterwarnings("ignore", category=FutureWarning, module="google")
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
     flags.FLAGS.showprefixforinfo = False
