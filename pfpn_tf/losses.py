@@ -1,0 +1,278 @@
+"""The training losses of section 3.2, one function each.
+
+L = lambda_i (L_class + L_box + L_mask) + lambda_s L_semantic, plus the two losses of the RPN.
+
+Every loss function returns a plain sum and says what divides it; `panoptic_fpn_losses` divides by
+that number counted over all replicas. The gradients of the replicas therefore add up to the
+gradient of one replica with the whole batch, however unevenly RoIs and pixels are spread.
+
+Shapes: B images · A anchors of all levels · R RoIs · F mask slots · K thing classes ·
+S semantic classes · H, W padded size · h, w = H / 4, W / 4 · T, P tile sizes, see `semantic_loss`.
+"""
+
+from typing import Dict
+
+import numpy as np
+import tensorflow as tf
+
+from pfpn_tf import config as config_lib
+from pfpn_tf.model.layers import as_float32_or_more
+from pfpn_tf.structures import GroundTruth, RoiTargets, RpnTargets, TrainOutputs
+
+VOID = 255
+_UPSAMPLING = 4
+_TILE = 16
+
+
+def panoptic_fpn_losses(
+    outputs: TrainOutputs, ground_truth: GroundTruth, config: config_lib.Config
+) -> Dict[str, tf.Tensor]:
+    """All losses of one training step, normalised and weighted.
+
+    The paper's formula puts lambda_i on L_class, L_box and L_mask alone, so the RPN's losses keep
+    weight 1; lambda_i = 0 switches the instance branch off and them with it.
+
+    Args:
+      outputs: the network's; a branch it lacks has no loss.
+      ground_truth: its semantic labels.
+      config: loss weights and the RPN's sample size.
+
+    Returns:
+      Scalars rpn_objectness, rpn_box, class, box, mask, semantic and their sum, total. Each is this
+      replica's share: over the replicas they add up to the loss of the global batch. A loss that
+      has nothing to count (no foreground, no labelled pixel) is 0, and so is its gradient.
+    """
+    sums, counts = {}, {}
+    if outputs.rpn_targets is not None:
+        rpn = outputs.rpn_targets
+        sums["rpn_objectness"] = rpn_objectness_loss(outputs.objectness_logits, rpn)
+        sums["rpn_box"] = rpn_box_loss(outputs.anchor_deltas, rpn)
+        anchors = tf.shape(rpn.labels, tf.int64)[0] * config.model.rpn_samples_per_image
+        counts["rpn_objectness"] = counts["rpn_box"] = anchors
+    if outputs.roi_targets is not None:
+        rois = outputs.roi_targets
+        sums["class"] = class_loss(outputs.class_logits, rois)
+        sums["box"] = box_loss(outputs.box_deltas, rois, outputs.class_logits.shape[-1] - 1)
+        sums["mask"] = mask_loss(outputs.mask_logits, rois)
+        counts["class"] = counts["box"] = tf.math.count_nonzero(rois.valid)
+        mask_pixels = rois.masks.shape[-2] * rois.masks.shape[-1]
+        counts["mask"] = tf.math.count_nonzero(rois.mask_class_ids >= 0) * mask_pixels
+    if outputs.semantic_logits is not None:
+        sums["semantic"] = semantic_loss(outputs.semantic_logits, ground_truth.semantic)
+        counts["semantic"] = tf.math.count_nonzero(ground_truth.semantic != VOID)
+
+    instance_weight = config.train.instance_loss_weight
+    rpn_weight = 1.0 if instance_weight > 0 else 0.0
+    weights = {
+        "rpn_objectness": rpn_weight,
+        "rpn_box": rpn_weight,
+        "class": instance_weight,
+        "box": instance_weight,
+        "mask": instance_weight,
+        "semantic": config.train.semantic_loss_weight,
+    }
+    counts = _sum_over_replicas(counts)
+    losses = {
+        name: weights[name] * value / tf.cast(tf.maximum(counts[name], 1), value.dtype)
+        for name, value in sums.items()
+    }
+    losses["total"] = tf.add_n(list(losses.values()))
+    return losses
+
+
+def rpn_objectness_loss(objectness_logits: tf.Tensor, targets: RpnTargets) -> tf.Tensor:
+    """Sum of the binary cross-entropy over the anchors labelled 0 or 1.
+
+    Divided by `rpn_samples_per_image` times the images, even where fewer anchors were sampled.
+    The paper leaves the RPN's losses to Faster R-CNN, ref. [48].
+
+    Args:
+      objectness_logits: [B, A].
+      targets: labels of the anchors.
+
+    Returns:
+      Scalar.
+    """
+    logits = as_float32_or_more(objectness_logits)
+    labels = tf.cast(targets.labels == 1, logits.dtype)
+    losses = tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits)  # [B, A]
+    return _masked_sum(losses, targets.labels >= 0)
+
+
+def rpn_box_loss(anchor_deltas: tf.Tensor, targets: RpnTargets) -> tf.Tensor:
+    """Sum of |delta - target| over the four deltas of the positive anchors.
+
+    Divided by the same number as the objectness loss, not by the number of positives.
+    Plain L1 where Faster R-CNN has smooth L1, as in Detectron2.
+
+    Args:
+      anchor_deltas: [B, A, 4].
+      targets: labels and deltas of the anchors.
+
+    Returns:
+      Scalar.
+    """
+    return _l1_sum(anchor_deltas, targets.deltas, targets.labels == 1)
+
+
+def class_loss(class_logits: tf.Tensor, targets: RoiTargets) -> tf.Tensor:
+    """L_c: sum of the softmax cross-entropy over the sampled RoIs.
+
+    Divided by the number of sampled RoIs (section 3.2).
+
+    Args:
+      class_logits: [B, R, K + 1], background last.
+      targets: classes of the RoIs.
+
+    Returns:
+      Scalar.
+    """
+    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
+        labels=tf.maximum(targets.class_ids, 0), logits=as_float32_or_more(class_logits)
+    )  # [B, R]
+    return _masked_sum(losses, targets.valid)
+
+
+def box_loss(box_deltas: tf.Tensor, targets: RoiTargets, num_classes: int) -> tf.Tensor:
+    """L_b: sum of |delta - target| over the four deltas of the foreground RoIs.
+
+    Divided by the number of all sampled RoIs, background included (section 3.2).
+
+    Args:
+      box_deltas: [B, R, 4] deltas of the ground-truth class.
+      targets: classes and deltas of the RoIs.
+      num_classes: K.
+
+    Returns:
+      Scalar.
+    """
+    foreground = (targets.class_ids >= 0) & (targets.class_ids < num_classes)
+    return _l1_sum(box_deltas, targets.deltas, foreground)
+
+
+def mask_loss(mask_logits: tf.Tensor, targets: RoiTargets) -> tf.Tensor:
+    """L_m: sum of the binary cross-entropy over the mask pixels of the foreground RoIs.
+
+    Divided by the number of foreground RoIs (section 3.2) times the pixels of a mask.
+
+    Args:
+      mask_logits: [B, F, 28, 28] logits of the ground-truth class.
+      targets: masks of the foreground RoIs.
+
+    Returns:
+      Scalar.
+    """
+    logits = as_float32_or_more(mask_logits)
+    labels = tf.cast(targets.masks, logits.dtype)
+    losses = tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits)
+    foreground = targets.mask_class_ids >= 0  # [B, F]
+    return _masked_sum(losses, foreground[:, :, tf.newaxis, tf.newaxis])
+
+
+def semantic_loss(semantic_logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """L_s: sum of the softmax cross-entropy over the labelled pixels, at full resolution.
+
+    Divided by the number of labelled pixels (section 3.2). The logits are upsampled 4x (bilinear,
+    half-pixel centres). At full resolution they would take 240 MB for one 832 x 1344 image and 54
+    classes, and several times that with their gradient; so value and gradient are computed
+    together, tile row by tile row, and only the gradient at stride 4 is kept. Twice
+    differentiating it is not supported.
+
+    Args:
+      semantic_logits: [B, h, w, S].
+      labels: [B, 4 h, 4 w] uint8 classes; 255 is void.
+
+    Returns:
+      Scalar.
+    """
+    logits = as_float32_or_more(semantic_logits)
+    height, width = tf.shape(logits)[1], tf.shape(logits)[2]
+    bottom, right = -height % _TILE, -width % _TILE
+    # One pixel of each border repeated for the interpolation; void to whole tiles below and right.
+    logits = tf.pad(logits, [[0, 0], [1, 1], [1, 1], [0, 0]], "SYMMETRIC")
+    logits = tf.pad(logits, [[0, 0], [0, bottom], [0, right], [0, 0]])
+    labels = tf.pad(
+        labels,
+        [[0, 0], [0, _UPSAMPLING * bottom], [0, _UPSAMPLING * right]],
+        constant_values=VOID,
+    )
+    return _tiled_cross_entropy(logits, labels)
+
+
+@tf.custom_gradient
+def _tiled_cross_entropy(logits, labels):
+    """Cross-entropy sum of 4x upsampled logits; its gradient is computed on the way.
+
+    Args:
+      logits: [B, m T + 2, n T + 2, S] with a border of one pixel.
+      labels: [B, 4 m T, 4 n T].
+    """
+    interpolation = tf.constant(_interpolation_matrix(), logits.dtype)  # [4 T, T + 2]
+    batch, rows, columns, classes = tf.unstack(tf.shape(logits))
+    tile_columns = (
+        tf.range(0, columns - 2, _TILE)[:, tf.newaxis] + tf.range(_TILE + 2)[tf.newaxis]
+    )  # [n, T + 2]
+
+    def upsample(strip):
+        """One row of tiles: [B, T + 2, n T + 2, S] -> [B, 4 T, 4 n T, S]."""
+        strip = tf.matmul(interpolation, tf.reshape(strip, [batch, _TILE + 2, columns * classes]))
+        strip = tf.reshape(strip, [batch * _UPSAMPLING * _TILE, columns, classes])
+        tiles = tf.gather(strip, tile_columns, axis=1)  # [B * 4 T, n, T + 2, S]
+        tiles = tf.matmul(interpolation, tiles)  # [B * 4 T, n, 4 T, S]
+        return tf.reshape(tiles, [batch, _UPSAMPLING * _TILE, -1, classes])
+
+    def add_strip(row, total, gradient):
+        strip = logits[:, row : row + _TILE + 2]
+        strip_labels = tf.cast(
+            labels[:, _UPSAMPLING * row : _UPSAMPLING * (row + _TILE)], tf.int32
+        )
+        labelled = strip_labels != VOID
+        with tf.GradientTape() as tape:
+            tape.watch(strip)
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
+                labels=tf.where(labelled, strip_labels, 0), logits=upsample(strip)
+            )
+            loss = _masked_sum(losses, labelled)
+        below = rows - row - _TILE - 2
+        padded = tf.pad(tape.gradient(loss, strip), [[0, 0], [row, below], [0, 0], [0, 0]])
+        return row + _TILE, total + loss, gradient + padded
+
+    _, total, gradient = tf.while_loop(
+        lambda row, *_: row < rows - 2,
+        add_strip,
+        (0, tf.zeros([], logits.dtype), tf.zeros_like(logits)),
+        parallel_iterations=1,  # one strip at full resolution at a time
+    )
+    return total, lambda upstream: (upstream * gradient, None)
+
+
+def _interpolation_matrix():
+    """[4 T, T + 2]: 4x bilinear upsampling of T pixels that have a neighbour on either side.
+
+    Output 4 i + j has its centre at i + (j + 0.5) / 4 - 0.5, in input pixels.
+    """
+    position = (np.arange(_UPSAMPLING * _TILE) + 0.5) / _UPSAMPLING - 0.5
+    neighbours = np.arange(-1, _TILE + 1)
+    return np.maximum(1.0 - np.abs(position[:, np.newaxis] - neighbours), 0.0)
+
+
+def _l1_sum(deltas, targets, mask):
+    deltas = as_float32_or_more(deltas)
+    return _masked_sum(
+        tf.abs(deltas - tf.cast(targets, deltas.dtype)), mask[..., tf.newaxis]
+    )
+
+
+def _masked_sum(losses, mask):
+    return tf.reduce_sum(tf.where(mask, losses, tf.zeros([], losses.dtype)))
+
+
+def _sum_over_replicas(counts):
+    """Int64 counts summed over the replicas, all in one exchange."""
+    replica_context = tf.distribute.get_replica_context()
+    if replica_context is None or replica_context.num_replicas_in_sync == 1:
+        return counts
+    names = sorted(counts)
+    vector = tf.stack([tf.cast(counts[name], tf.float64) for name in names])
+    vector = replica_context.all_reduce(tf.distribute.ReduceOp.SUM, vector)
+    return dict(zip(names, tf.unstack(vector)))
