@@ -1,0 +1,102 @@
+"""Every flagfile is valid, and what its header and the README tell people to type exists."""
+
+import ast
+import pathlib
+import re
+
+import pytest
+from absl.testing import flagsaver
+
+from pfpn_tf import config as config_lib
+from pfpn_tf import flags
+
+ROOT = pathlib.Path(__file__).parents[1]
+FLAGFILES = sorted((ROOT / "configs").rglob("*.flags"))
+RECIPES = [path for path in FLAGFILES if path.parent.name != "base"]
+TEXTS = [*FLAGFILES, *sorted((ROOT / "tools").glob("*.sh")), ROOT / "README.md", ROOT / "export" / "README.md"]
+
+
+def relative(path):
+    return str(path.relative_to(ROOT))
+
+
+@pytest.fixture
+def read_flagfile(monkeypatch):
+    """A function from a flagfile to its settings, in a process where flags may be defined or not."""
+    monkeypatch.chdir(ROOT)
+    if "train_records" not in flags.FLAGS:
+        flags.define_config_flags()
+
+    def read(path):
+        with flagsaver.flagsaver():
+            flags.FLAGS.unparse_flags()
+            flags.FLAGS(["test", f"--flagfile={path}"])
+            return flags.given_settings(), flags.config_from_flags()
+
+    return read
+
+
+@pytest.mark.parametrize("path", FLAGFILES, ids=relative)
+def test_flagfile_parses_and_validates(path, read_flagfile):
+    settings, config = read_flagfile(path)
+    assert settings, "sets nothing"
+    assert isinstance(config, config_lib.Config)
+
+
+def test_flagfile_with_an_impossible_value_is_refused(tmp_path, read_flagfile):
+    bad = tmp_path / "bad.flags"
+    bad.write_text("--size_divisor=48\n")
+    with pytest.raises(ValueError, match="--size_divisor=48 must be a multiple of 32"):
+        read_flagfile(bad)
+
+
+@pytest.mark.parametrize("path", FLAGFILES, ids=relative)
+def test_overrides_come_after_the_fragments(path):
+    """absl lets the last value win, so a fragment below a setting would undo it."""
+    lines = [line for line in path.read_text().splitlines() if line.startswith("--")]
+    fragments = [line.startswith("--flagfile=") for line in lines]
+    assert fragments == sorted(fragments, reverse=True), "put the --flagfile lines first"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=relative)
+def test_recipe_header_tells_how_to_run_it(path):
+    header = path.read_text().split("\n--")[0]
+    script = re.search(r"bash (tools/\w+\.sh)", header)
+    text = header + ((ROOT / script[1]).read_text() if script else "")
+    assert relative(path) in text, "name the command that runs this very recipe"
+
+
+def commands(path):
+    """The calls of the project's Python tools in a text: (tool path, [flag name])."""
+    text = path.read_text(encoding="utf-8")
+    text = re.sub(r"\\\n[#\s]*", " ", text)  # join continued lines
+    for line in text.splitlines():
+        found = re.search(r"((?:tools|export)/\w+\.py)(.*)", line)
+        if found:
+            yield found[1], re.findall(r"(?<=\s)--(\w+)", found[2])
+
+
+def known_flags(tool):
+    """The flags that a tool defines, read from its source."""
+    names = {"flagfile", "help", "helpfull", "verbosity"}
+    for node in ast.walk(ast.parse(tool.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        function = ast.unparse(node.func).split(".")[-1]
+        if function == "define_config_flags":
+            names |= set(config_lib.all_fields())
+        elif function == "define_tool_flags":
+            names |= {ast.literal_eval(argument) for argument in node.args}
+    return names
+
+
+@pytest.mark.parametrize("path", [path for path in TEXTS if path.exists()], ids=relative)
+def test_commands_in_texts_exist(path):
+    for tool, names in commands(path):
+        assert (ROOT / tool).exists(), f"{relative(path)} names {tool}, which does not exist"
+        unknown = set(names) - known_flags(ROOT / tool)
+        assert not unknown, f"{relative(path)}: {tool} has no flag {', '.join(sorted(unknown))}"
+
+
+def test_tool_flags_hide_no_setting():
+    assert not set(flags.TOOL_FLAGS) & set(config_lib.all_fields())

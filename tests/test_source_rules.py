@@ -1,0 +1,162 @@
+"""Rules that hold for every source file. A failure says what to change."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+LIBRARY = sorted((ROOT / "pfpn_tf").rglob("*.py"))
+TOOLS = sorted([*(ROOT / "tools").glob("*.py"), *(ROOT / "export").glob("*.py")])
+
+# The data flow; a part imports only from parts before it.
+ORDER = (
+    "compat",
+    "config",
+    "flags",
+    "structures",
+    "utils",
+    "ops",
+    "data",
+    "model",
+    "losses",
+    "postprocess",
+    "evaluation",
+    "training",
+    "serving",
+)
+
+
+def relative(path):
+    return str(path.relative_to(ROOT))
+
+
+def parse(path):
+    return ast.parse(path.read_text(encoding="utf-8"), relative(path))
+
+
+def imported_names(tree):
+    """(line, dotted name) of all imports, those inside functions included."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: write imports in full, from pfpn_tf"
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def project_imports(path):
+    """(line, module) of the project's own modules that a file imports; module is dotted, without
+    pfpn_tf."""
+    for line, name in imported_names(parse(path)):
+        parts = name.split(".")
+        if parts[0] != "pfpn_tf":
+            continue
+        while len(parts) > 1 and not is_module(parts):
+            parts.pop()  # the last part is a function or class
+        if len(parts) > 1:
+            yield line, ".".join(parts[1:])
+
+
+def is_module(parts):
+    path = ROOT.joinpath(*parts)
+    return path.is_dir() or path.with_suffix(".py").exists()
+
+
+def own_name(path):
+    return ".".join(path.relative_to(ROOT / "pfpn_tf").with_suffix("").parts)
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=relative)
+def test_imports_follow_the_data_flow(path):
+    own = own_name(path).split(".")[0]
+    if own == "__init__":
+        assert not list(project_imports(path)), "importing pfpn_tf must import nothing else"
+        return
+    assert own in ORDER, f"{own} is new: give it its place in ORDER and in the map of README.md"
+    for line, module in project_imports(path):
+        other = module.split(".")[0]
+        assert other in ORDER[: ORDER.index(own) + 1], (
+            f"{relative(path)}:{line}: {own} comes before {other} in the data flow, so it must not "
+            f"import it; move what both need to the earlier one, or pass it as an argument"
+        )
+
+
+def test_no_import_cycles_inside_a_part():
+    graph = {own_name(path): {module for _, module in project_imports(path)} for path in LIBRARY}
+    done, path = set(), []
+
+    def visit(module):
+        assert module not in path, f"import cycle: {' -> '.join([*path[path.index(module):], module])}"
+        if module in done:
+            return
+        path.append(module)
+        for other in sorted(graph.get(module, ())):
+            visit(other)
+        path.pop()
+        done.add(module)
+
+    for module in graph:
+        visit(module)
+
+
+@pytest.mark.parametrize("path", [p for p in LIBRARY if p.parent.name == "ops"], ids=relative)
+def test_ops_know_no_settings(path):
+    names = {module.split(".")[0] for _, module in project_imports(path)}
+    assert not names & {"config", "flags"}, "ops take the values they need as arguments"
+
+
+@pytest.mark.parametrize("path", LIBRARY + TOOLS, ids=relative)
+def test_only_public_tensorflow(path):
+    tree = parse(path)
+    names = [name for _, name in imported_names(tree)]
+    names += [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    private = [n for n in names if n.startswith(("tensorflow.python", "tf.python", "keras.src"))]
+    assert not private, "private modules move between versions; use the public API"
+
+
+@pytest.mark.parametrize("path", LIBRARY + TOOLS, ids=relative)
+def test_flags_are_defined_in_one_place(path):
+    if relative(path) == "pfpn_tf/flags.py":
+        return
+    calls = [
+        ast.unparse(node.func)
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1].startswith("DEFINE_")
+    ]
+    assert not calls, "add a row to TOOL_FLAGS or a field to Config instead"
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=relative)
+def test_the_library_reads_no_flags(path):
+    if relative(path) in ("pfpn_tf/flags.py", "pfpn_tf/utils/cli.py"):
+        return
+    names = [name for _, name in imported_names(parse(path))]
+    assert "absl.flags" not in names, "take a Config or the values themselves as arguments"
+
+
+@pytest.mark.parametrize("path", LIBRARY + TOOLS, ids=relative)
+def test_modules_say_what_they_are(path):
+    if path.name == "__init__.py" and path.parent.name != "pfpn_tf":
+        return
+    assert ast.get_docstring(parse(path)), "start the file with a docstring"
+
+
+@pytest.mark.parametrize("module", ["pfpn_tf", "pfpn_tf.config", "pfpn_tf.flags", "pfpn_tf.utils.cli"])
+def test_light_imports(module):
+    """Settings, flags and error messages do not wait for TensorFlow."""
+    heavy = "'tensorflow', 'numpy', 'cv2', 'keras'"
+    code = f"import sys, {module}; print([m for m in ({heavy}) if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
+@pytest.mark.parametrize("path", TOOLS, ids=relative)
+def test_a_wrong_flag_gets_one_clear_line(path):
+    command = [sys.executable, str(path), "--no_such_flag=1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "no_such_flag" in done.stderr
+    assert "Traceback" not in done.stderr
