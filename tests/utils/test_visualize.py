@@ -1,0 +1,113 @@
+"""Pictures: what is drawn where, and that no input makes drawing fail."""
+
+import numpy as np
+import pytest
+
+from pfpn_tf.data.categories import DatasetInfo
+from pfpn_tf.utils import visualize
+
+INFO = DatasetInfo.from_coco_categories(
+    [
+        {"id": 0, "name": "road", "isthing": 0, "color": [10, 20, 200]},
+        {"id": 4, "name": "vélo", "isthing": 1, "color": [200, 30, 30]},
+    ]
+)
+IMAGE = np.full((120, 200, 3), 100, np.uint8)
+
+
+def scene():
+    ids = np.zeros((120, 200), np.int32)
+    ids[60:] = 1
+    ids[20:100, 20:80] = 2
+    ids[20:100, 120:180] = 70000
+    segments = [
+        {"id": 1, "category_id": 0},
+        {"id": 2, "category_id": 4, "score": 0.87},
+        {"id": 70000, "category_id": 4, "score": 0.5},
+    ]
+    return ids, segments
+
+
+def test_panoptic_overlay_colours_segments_and_leaves_void():
+    ids, segments = scene()
+    drawn = visualize.overlay_panoptic(IMAGE, ids, segments, INFO, draw_labels=False)
+    assert np.array_equal(drawn[:10], IMAGE[:10]), "void must stay as it is"
+    road = 100 + visualize.STUFF_OPACITY * (np.array([10, 20, 200]) - 100)
+    np.testing.assert_allclose(drawn[110, 100], road, atol=1)
+    thing = 100 + visualize.THING_OPACITY * (np.array([200, 30, 30]) - 100)
+    np.testing.assert_allclose(drawn[50, 50], thing, atol=1)
+    assert not np.array_equal(drawn[50, 50], drawn[50, 150]), "instances of a class differ"
+
+
+def test_outline_lies_on_the_border_only():
+    ids, segments = scene()
+    drawn = visualize.overlay_panoptic(IMAGE, ids, segments, INFO, draw_labels=False).astype(int)
+    assert drawn[20, 50].sum() > drawn[30, 50].sum() + 60
+
+
+def test_labels_are_drawn_and_do_not_overlap():
+    ids, segments = scene()
+    plain = visualize.overlay_panoptic(IMAGE, ids, segments, INFO, scale=3, draw_labels=False)
+    drawn = visualize.overlay_panoptic(IMAGE, ids, segments, INFO, scale=3)
+    assert drawn.shape == (360, 600, 3)
+    for row in (60, 180):
+        for column in (75, 450):
+            area = np.s_[row - 60 : row + 120, column - 75 : column + 150]
+            assert np.any(plain[area] != drawn[area])
+    placed = visualize._Placed((100, 100))
+    assert placed.first_free([(10, 10)], 30, 10) == (10, 10)
+    assert placed.first_free([(15, 20), (20, 20)], 30, 10) == (20, 20)
+    assert placed.first_free([(15, 20)], 30, 10) is None
+    assert placed.first_free([(95, 95)], 30, 10) == (90, 70), "moved into the picture"
+    assert placed.first_free([(0, 0)], 300, 10) is None, "wider than the picture"
+
+
+@pytest.mark.parametrize("hw", [(1, 1), (1, 300), (400, 2), (7, 5)])
+def test_tiny_pictures(hw):
+    image, ids = np.zeros((*hw, 3), np.uint8), np.ones(hw, np.int32)
+    drawn = visualize.overlay_panoptic(image, ids, [{"id": 1, "category_id": 4, "score": 0.9}], INFO)
+    assert drawn.shape == image.shape
+    visualize.overlay_instances(image, np.float32([[0, 0, *hw]]), ["x"], [(1, 2, 3)], [np.ones(hw)])
+    visualize.side_by_side([image, image], ["a", "b"])
+
+
+def test_no_segments_gives_the_image():
+    drawn = visualize.overlay_panoptic(IMAGE, np.zeros(IMAGE.shape[:2], int), [], INFO)
+    np.testing.assert_array_equal(drawn, IMAGE)
+
+
+def test_segment_listed_but_absent_from_the_map():
+    visualize.overlay_panoptic(IMAGE, np.zeros(IMAGE.shape[:2], int), [{"id": 5, "category_id": 4}], INFO)
+
+
+def test_instances_with_boxes_and_masks():
+    mask = np.zeros((120, 200), np.uint8)
+    mask[30:60, 30:60] = 1
+    before = IMAGE.copy()
+    drawn = visualize.overlay_instances(IMAGE, np.float32([[20, 20, 90, 150]]), ["bike 90%"], [(255, 0, 0)], [mask])
+    np.testing.assert_array_equal(IMAGE, before)
+    np.testing.assert_array_equal(drawn[20, 140], (255, 0, 0))
+    assert drawn[45, 45, 0] > 150 and np.array_equal(drawn[80, 100], IMAGE[80, 100])
+
+
+def test_semantic_colours_and_void():
+    colors = np.uint8([[1, 2, 3], [4, 5, 6]])
+    drawn = visualize.color_semantic(np.array([[0, 1, 255, 2]]), colors, void_color=(9, 9, 9))
+    np.testing.assert_array_equal(drawn[0], [[1, 2, 3], [4, 5, 6], [9, 9, 9], [9, 9, 9]])
+
+
+def test_side_by_side_scales_to_the_tallest():
+    row = visualize.side_by_side([IMAGE, IMAGE[::2, ::2]], gap_px=4)
+    assert row.shape == (120, 404, 3)
+    stacked = visualize.stack([row, visualize.legend_of(scene()[1], INFO, 300)])
+    assert stacked.shape[1] == 404
+
+
+def test_letters_outside_ascii():
+    assert visualize._plain("vélo 木") == "velo ?"
+
+
+def test_shades_are_stable_and_distinct():
+    colors = visualize.segment_colors([{"id": i, "category_id": 4} for i in range(12)], INFO)
+    assert colors[0] == (200, 30, 30) and len(set(colors)) == 12
+    assert colors[:5] == visualize.segment_colors([{"id": i, "category_id": 4} for i in range(5)], INFO)
