@@ -22,7 +22,7 @@ NON_FINITE = 1
 
 
 def main():
-    from pfpn_tf.training import trainer
+    from pfpn_tf.training import dry_run, trainer
 
     config = flags_lib.config_from_flags()
     run_dir = flags.FLAGS.run_dir
@@ -30,7 +30,7 @@ def main():
         raise ValueError("--run_dir is required: the directory for checkpoints and logs.")
     trainer.set_up_runtime(config)
     if flags.FLAGS.dry_run:
-        print(trainer.dry_run(config))
+        print(dry_run.describe(config))
         return 0
     try:
         return trainer.train(config, run_dir)

@@ -12,6 +12,7 @@ full disk still leaves half-written is found by reading it back: TensorFlow stor
 every tensor.
 """
 
+import json
 import os
 import re
 from typing import List, NamedTuple, Optional, Tuple
@@ -28,6 +29,7 @@ CONFIG = "config.json"
 DATASET_INFO = "dataset_info.json"
 CHECKPOINTS = "checkpoints"
 BEST = os.path.join(CHECKPOINTS, "best")
+BEST_SCORE = "score.json"
 _NAME = "ckpt"
 _READ_ERRORS = (tf.errors.OpError, ValueError, RuntimeError, IndexError)
 
@@ -160,15 +162,24 @@ class RunCheckpoints:
             self._good = prefix
         return prefix
 
-    def save_best(self, step: int) -> str:
-        """Writes `best/ckpt-STEP` and drops the previous best.
+    def save_best(self, step: int, score: float) -> bool:
+        """Writes `best/ckpt-STEP` in place of the previous best, if `score` is higher.
+
+        Returns:
+          Whether it was.
 
         Raises:
           OSError: it cannot be written.
         """
-        prefix = os.path.join(self._best_directory, f"{_NAME}-{step}")
-        self._write(prefix, keep=1)
-        return prefix
+        note = os.path.join(self._best_directory, BEST_SCORE)
+        if os.path.exists(note):
+            with open(note, encoding="utf-8") as f:
+                if json.load(f)["score"] >= score:
+                    return False
+        self._write(os.path.join(self._best_directory, f"{_NAME}-{step}"), keep=1)
+        with files.atomic_write(note) as f:
+            json.dump({"step": step, "score": score}, f)
+        return True
 
     def _write(self, prefix, keep):
         directory = os.path.dirname(prefix)

@@ -74,6 +74,10 @@ class Rate:
         self._waited += waited_seconds
         self._steps += 1
 
+    def exclude(self, seconds: float):
+        """Takes out time that was spent on something else."""
+        self._start += seconds
+
     def seconds_per_step(self) -> float:
         return (time.monotonic() - self._start) / max(self._steps, 1)
 

@@ -19,10 +19,11 @@ import tensorflow as tf
 
 from pfpn_tf import config as config_lib
 from pfpn_tf.data import categories, pipeline
+from pfpn_tf.evaluation import evaluator, report
 from pfpn_tf.losses import panoptic_fpn_losses
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.structures import GroundTruth
-from pfpn_tf.training import checkpoints, optimizer as optimizer_lib, run_directory, summaries
+from pfpn_tf.training import checkpoints, optimizer as optimizer_lib, pictures, run_directory, summaries
 
 FINISHED = 0
 INTERRUPTED = 130
@@ -40,7 +41,7 @@ INITIAL_LOSS_SCALE = 2.0**15
 LOSS_SCALE_GROWTH_STEPS = 2000
 
 
-class NonFiniteLoss(ValueError):
+class NonFiniteLoss(ArithmeticError):
     """The loss or its gradient is infinite or not a number; the message says where."""
 
 
@@ -86,7 +87,7 @@ class Trainer(orbit.StandardTrainer):
         # Means since the scalars were last written. In the checkpoint, so that a run stopped between
         # two lines of metrics.jsonl writes the same next line.
         self._sums = tf.Variable(tf.zeros([len(self.scalar_names)], tf.float64), trainable=False)
-        self._num_summed = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self.num_summed = tf.Variable(0, dtype=tf.int64, trainable=False)
         self._healthy = tf.Variable(True, trainable=False)
         scale = INITIAL_LOSS_SCALE if config.train.precision == "mixed_float16" else 1.0
         self._loss_scale = tf.Variable(scale, dtype=tf.float32, trainable=False)
@@ -105,7 +106,7 @@ class Trainer(orbit.StandardTrainer):
             "optimizer": self.optimizer,
             "global_step": self.global_step,
             "sums": self._sums,
-            "num_summed": self._num_summed,
+            "num_summed": self.num_summed,
             "loss_scale": self._loss_scale,
             "steps_at_scale": self._steps_at_scale,
         }
@@ -165,10 +166,10 @@ class Trainer(orbit.StandardTrainer):
 
     def train_loop_end(self):
         """Means of all scalars since `reset_means`."""
-        count = max(int(self._num_summed), 1)
+        count = max(int(self.num_summed), 1)
         scalars = dict(zip(self.scalar_names, (self._sums.numpy() / count).tolist()))
         seconds = self.rate.seconds_per_step()
-        scalars["learning_rate"] = float(self._learning_rate())
+        scalars["learning_rate"] = float(self.learning_rate())
         scalars["images_per_second"] = self.config.train.global_batch_size / seconds
         scalars["input_wait"] = self.rate.wait_share()
         if self.config.train.precision == "mixed_float16":
@@ -178,12 +179,13 @@ class Trainer(orbit.StandardTrainer):
     def reset_means(self) -> None:
         """Starts new means."""
         self._sums.assign(tf.zeros_like(self._sums))
-        self._num_summed.assign(0)
+        self.num_summed.assign(0)
         self.rate.restart()
 
-    def _learning_rate(self):
+    def learning_rate(self) -> tf.Tensor:
+        """The learning rate of the next update."""
         rate = self.optimizer.learning_rate
-        return rate(self.optimizer.iterations) if callable(rate) else rate
+        return tf.convert_to_tensor(rate(self.optimizer.iterations) if callable(rate) else rate)
 
     # -- the step -----------------------------------------------------------------------------
 
@@ -225,7 +227,7 @@ class Trainer(orbit.StandardTrainer):
             self._adapt_loss_scale(norm_finite)
         counted = tf.cast(healthy, tf.int64)
         self.global_step.assign_add(counted)
-        self._num_summed.assign_add(counted)
+        self.num_summed.assign_add(counted)
         self._sums.assign_add(tf.where(healthy, scalars, tf.zeros_like(scalars)))
         source_ids = tf.concat(self.strategy.experimental_local_results(batch["source_id_bytes"]), axis=0)
         return healthy, scalars, source_ids
@@ -287,7 +289,8 @@ class Trainer(orbit.StandardTrainer):
 
 
 def set_up_runtime(config: config_lib.Config) -> None:
-    """Threads, GPU memory and precision. Must come before TensorFlow does anything else."""
+    """Threads and GPU memory. Must come before TensorFlow does anything else."""
+    tf.get_logger().setLevel("ERROR")  # no word on every collective operation
     threads = config.train.train_cpu_threads
     if threads:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
@@ -444,6 +447,8 @@ class _Run:
         self._trainer = trainer
         self._saved = saved
         self._log = summaries.RunLog(run_dir, start_step)
+        self._pictures = None
+        self._evaluator = None
         self._controller = orbit.Controller(
             global_step=trainer.global_step,
             trainer=trainer,
@@ -495,9 +500,34 @@ class _Run:
         if due(train_config.summary_interval_steps):
             self._log.write(scalars, step)
             self._trainer.reset_means()
+        started = time.monotonic()
         if due(train_config.checkpoint_interval_steps):
             logging.info("Saved %s.", self._saved.save(step))
-            self._trainer.rate.restart()
+        if due(train_config.image_interval_steps):
+            self._draw(step)
+        if due(train_config.eval_interval_steps):
+            self._evaluate(step)
+        self._trainer.rate.exclude(time.monotonic() - started)
+
+    def _draw(self, step):
+        if self._pictures is None:
+            self._pictures = pictures.Pictures(self._config, self._info, self._trainer.model)
+        self._log.write_pictures(self._pictures.draw(), step)
+
+    def _evaluate(self, step):
+        """Evaluates, and keeps the weights if they are the best so far."""
+        if self._evaluator is None:
+            self._evaluator = evaluator.Evaluator(
+                self._config, self._info, self._trainer.model, self._trainer.strategy
+            )
+        output_dir = os.path.join(self._run_dir, "eval", f"step-{step}")
+        metrics = self._evaluator.evaluate(output_dir, save_predictions=False)
+        scalars = report.flat_scalars(metrics)
+        self._log.write(scalars, step)
+        logging.info("Evaluation at step %d:\n%s", step, report.table(metrics))
+        name = next(n for n in ("eval/PQ", "eval/mIoU", "eval/mask_AP") if n in scalars)
+        if self._saved.save_best(step, scalars[name]):
+            logging.info("Best %s so far; kept in %s.", name, checkpoints.BEST)
 
 
 @contextlib.contextmanager

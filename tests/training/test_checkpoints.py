@@ -178,8 +178,9 @@ def test_an_unwritable_place_is_an_error_that_names_the_last_good_checkpoint(tmp
 def test_best_is_kept_apart(tmp_path):
     save_steps(tmp_path, [1, 2])
     saved, step, _ = run_of(tmp_path, net(8))
-    saved.save_best(1)
-    saved.save_best(2)
+    assert saved.save_best(1, 30.0)
+    assert saved.save_best(2, 31.0)
+    assert not run_of(tmp_path, net(9))[0].save_best(3, 30.5)  # also after a restart
     assert [os.path.basename(p) for p in checkpoints.saved_prefixes(str(tmp_path / "checkpoints" / "best"))] == [
         "ckpt-2"
     ]

@@ -1,0 +1,49 @@
+"""One replica with batch 4 and two with batch 2 take the same step."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pfpn_tf.training import trainer
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 0.5])
+def test_two_replicas_step_like_one(tiny_config, clip_norm):
+    config = tiny_config.replace(
+        global_batch_size=4, momentum=0.0, learning_rate=0.1, warmup_steps=0, lr_decay_steps=(), gradient_clip_norm=clip_norm
+    )
+    one = steps(config, tf.distribute.OneDeviceStrategy("CPU:0"))
+    two = steps(config, tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
+    for (scalars_one, ids_one), (scalars_two, ids_two) in zip(one[0], two[0]):
+        np.testing.assert_array_equal(ids_one, ids_two)
+        np.testing.assert_allclose(scalars_two, scalars_one, rtol=2e-5)
+    for name, (before, after_one), (_, after_two) in zip(one[1], one[2], two[2]):
+        np.testing.assert_allclose(after_two, after_one, atol=2e-6, rtol=2e-5, err_msg=name)
+    assert any(np.abs(after - before).max() > 1e-3 for before, after in one[2])
+
+
+def steps(config, strategy, count=2):
+    info = trainer.load_dataset_info(config)
+    built = trainer.build_trainer(config, info, strategy)
+    built.set_dataset(trainer.distributed_dataset(config, info, strategy, 0))
+    variables = built.model.trainable_variables
+    before = [v.numpy() for v in variables]
+    iterator = iter(built.train_dataset)
+    results = []
+    for _ in range(count):
+        healthy, scalars, ids = built.train_step(iterator)
+        assert bool(healthy)
+        results.append((scalars.numpy(), ids.numpy()))
+    return results, [v.name for v in variables], [(b, v.numpy()) for b, v in zip(before, variables)]
+
+
+def test_replicas_hold_equal_weights_afterwards(tiny_config):
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    config = tiny_config.replace(backbone_norm="sync_bn")
+    info = trainer.load_dataset_info(config)
+    built = trainer.build_trainer(config, info, strategy)
+    built.set_dataset(trainer.distributed_dataset(config, info, strategy, 0))
+    built.train(tf.constant(2))
+    for v in built.model.variables:
+        first, second = strategy.experimental_local_results(v)
+        np.testing.assert_array_equal(first.numpy(), second.numpy(), err_msg=v.name)
