@@ -1,15 +1,15 @@
 """RoIAlign on one feature map or a feature pyramid (Detectron2's ROIAlignV2: half-pixel aligned).
 
 Shapes: B images · Hl, Wl size of a level · C channels · R RoIs per image · n = B * R · P output size ·
-T taps of an output cell per axis · S all cells of all levels and images.
+T taps of an output cell per axis · S rows of a table of feature vectors.
 
 Bilinear sampling and averaging are both linear and separable, so an output cell is a weighted sum of at
 most T x T feature vectors whose weights are products of a row weight and a column weight. Both are computed
-once per axis and the whole pyramid is pooled by a single sparse matrix product.
+per axis, and a level is pooled by one sparse matrix product.
 """
 
 import math
-from typing import Dict, NamedTuple, Tuple
+from typing import Dict, NamedTuple, Optional
 
 import tensorflow as tf
 
@@ -20,18 +20,20 @@ CANONICAL_SIZE_PX = 224.0
 CANONICAL_LEVEL = 4
 
 
-class _AxisTaps(NamedTuple):
-    """Weights of one axis: output cell p of RoI i is sum_t weight[i, p, t] * line[pixel[i, p, t]].
+class AxisTaps(NamedTuple):
+    """Weights of one axis: the samples in output cell p of RoI i sum to sum_t weight[i, p, t] * line[pixel[i, p, t]].
 
     Attributes:
       pixel: [n, P, T] int32.
       weight: [n, P, T]; zero in unused taps.
+      samples: [n] int32 samples per output cell.
       num_taps: [n] int32 leading taps in use, or None if all are.
     """
 
     pixel: tf.Tensor
     weight: tf.Tensor
-    num_taps: tf.Tensor
+    samples: tf.Tensor
+    num_taps: Optional[tf.Tensor]
 
 
 def roi_levels(boxes: tf.Tensor, min_level: int = 2, max_level: int = 5) -> tf.Tensor:
@@ -63,7 +65,7 @@ def multilevel_roi_align(
       boxes: [B, R, 4] yxyx pixels of the network input; zeros in padded rows.
       output_size: P.
       sampling_ratio: samples per output cell and axis; 0: ceil(RoI side / P), for each RoI and axis.
-      method: "sparse": one sparse matrix product, the fastest outside XLA; "gather": sums of gathered
+      method: "sparse": a sparse matrix product per level, the fastest outside XLA; "gather": sums of gathered
         rows, which XLA can compile if `sampling_ratio` is not 0.
 
     Returns:
@@ -101,48 +103,105 @@ def _pool(levels, strides, level_index, boxes, output_size, sampling_ratio, meth
     """`levels` [B, Hl, Wl, C] each, `level_index` [n] into them; returns [B, R, P, P, C]."""
     if method not in ("sparse", "gather"):
         raise ValueError(f"RoIAlign method must be 'sparse' or 'gather', got {method!r}.")
+    pool = _pool_levels_sparse if method == "sparse" else _pool_levels_gather
     batch, rois = tf.unstack(tf.shape(boxes)[:2])
     channels = levels[0].shape[-1]
-    dtype = tf.float64 if levels[0].dtype == tf.float64 else tf.float32
-    level_hw = tf.stack([tf.shape(level)[1:3] for level in levels])  # [levels, 2]
-    cells = tf.math.reduce_prod(level_hw, axis=1)  # [levels]
-    table = tf.concat([tf.reshape(level, [batch, -1, channels]) for level in levels], axis=1)
-    table = tf.cast(tf.reshape(table, [-1, channels]), dtype)  # [B, sum of Hl*Wl, C] -> [S, C]
-
     image = tf.repeat(tf.range(batch), rois)  # [n]
-    hw = tf.gather(level_hw, level_index)  # [n, 2]
-    first_cell = image * tf.reduce_sum(cells) + tf.gather(tf.cumsum(cells, exclusive=True), level_index)
-    inverse_strides = tf.constant([1.0 / stride for stride in strides], boxes.dtype)
     boxes = tf.stop_gradient(tf.reshape(boxes, [-1, 4]))  # [B, R, 4] -> [n, 4]
-    boxes = boxes * tf.gather(inverse_strides, level_index)[:, tf.newaxis] - 0.5
-    rows = _axis_taps(boxes[:, 0], boxes[:, 2], hw[:, 0], output_size, sampling_ratio, dtype)
-    columns = _axis_taps(boxes[:, 1], boxes[:, 3], hw[:, 1], output_size, sampling_ratio, dtype)
-    # From here on a row tap points at the first cell of its feature row in the table.
-    row_start = first_cell[:, tf.newaxis, tf.newaxis] + rows.pixel * hw[:, 1, tf.newaxis, tf.newaxis]
-    rows = rows._replace(pixel=row_start)
-
-    pool = _pool_sparse if method == "sparse" else _pool_gather
-    pooled = pool(table, rows, columns)  # [n*P*P, C]
+    pooled = pool(levels, strides, level_index, image, boxes, output_size, sampling_ratio)
     pooled = tf.reshape(pooled, [batch, rois, output_size, output_size, channels])
     return tf.cast(pooled, levels[0].dtype)
 
 
-def _axis_taps(start, end, limit, output_size, sampling_ratio, dtype):
-    """Taps of one axis.
+def _sum_dtype(levels):
+    return tf.float64 if levels[0].dtype == tf.float64 else tf.float32
+
+
+def _pool_levels_sparse(levels, strides, level_index, image, boxes, output_size, sampling_ratio):
+    """A sparse product per level: each runs on one thread, the levels run side by side."""
+    dtype = _sum_dtype(levels)
+    rois, pooled = [], []
+    for index, (level, stride) in enumerate(zip(levels, strides)):
+        members = tf.cast(tf.where(level_index == index)[:, 0], tf.int32)  # [n of this level]
+        hw = tf.shape(level)[1:3]
+        table = tf.cast(tf.reshape(level, [-1, level.shape[-1]]), dtype)  # [B, Hl, Wl, C] -> [S, C]
+        rows, columns = _taps(
+            tf.gather(boxes, members) / stride,
+            hw[tf.newaxis],
+            tf.gather(image, members) * hw[0] * hw[1],
+            output_size,
+            sampling_ratio,
+            dtype,
+        )
+        product = _pool_sparse(table, rows, columns)  # [n of this level * P*P, C]
+        rois.append(members)
+        pooled.append(tf.reshape(product, [-1, output_size**2 * level.shape[-1]]))
+    return pooled[0] if len(levels) == 1 else tf.dynamic_stitch(rois, pooled)  # [n, P*P*C]
+
+
+def _pool_levels_gather(levels, strides, level_index, image, boxes, output_size, sampling_ratio):
+    """All levels in one table: no shape depends on how the RoIs spread over them."""
+    dtype = _sum_dtype(levels)
+    batch, channels = tf.shape(levels[0])[0], levels[0].shape[-1]
+    table = tf.concat([tf.reshape(level, [batch, -1, channels]) for level in levels], axis=1)
+    table = tf.cast(tf.reshape(table, [-1, channels]), dtype)  # [B, sum of Hl*Wl, C] -> [S, C]
+    level_hw = tf.stack([tf.shape(level)[1:3] for level in levels])  # [levels, 2]
+    cells = tf.math.reduce_prod(level_hw, axis=1)  # [levels]
+    first_cell = image * tf.reduce_sum(cells) + tf.gather(tf.cumsum(cells, exclusive=True), level_index)
+    roi_strides = tf.gather(tf.constant(strides, boxes.dtype), level_index)  # [n]
+    rows, columns = _taps(
+        boxes / roi_strides[:, tf.newaxis],
+        tf.gather(level_hw, level_index),
+        first_cell,
+        output_size,
+        sampling_ratio,
+        dtype,
+    )
+    return _pool_gather(table, rows, columns)
+
+
+def _taps(boxes, hw, first_cell, output_size, sampling_ratio, dtype):
+    """Taps of both axes.
 
     Args:
-      start, end: [n] RoI borders in feature cells, already moved by the half pixel.
-      limit: [n] int32 size of the feature map.
+      boxes: [n, 4] in cells of their feature map.
+      hw: [n, 2] or [1, 2] int32 size of it.
+      first_cell: [n] int32 table row of its cell (0, 0).
       dtype: of the weights.
 
     Returns:
-      `_AxisTaps`.
+      `AxisTaps` of the rows, whose `pixel` is the table row of the line's first cell, and of the columns. The
+      weights of an output cell sum to 1.
+    """
+    boxes = boxes - 0.5
+    axes = []
+    for axis in (0, 1):
+        taps = axis_taps(boxes[:, axis], boxes[:, axis + 2], hw[:, axis], output_size, sampling_ratio)
+        mean = taps.weight / tf.cast(taps.samples, boxes.dtype)[:, tf.newaxis, tf.newaxis]
+        axes.append(taps._replace(weight=tf.cast(mean, dtype)))
+    rows, columns = axes
+    line = first_cell[:, tf.newaxis, tf.newaxis] + rows.pixel * hw[:, 1, tf.newaxis, tf.newaxis]
+    return rows._replace(pixel=line), columns
+
+
+def axis_taps(
+    start: tf.Tensor, end: tf.Tensor, limit: tf.Tensor, output_size: int, sampling_ratio: int
+) -> AxisTaps:
+    """Samples and interpolation along one axis.
+
+    Args:
+      start, end: [n] RoI borders in feature cells, already moved by the half pixel.
+      limit: [n] or [1] int32 size of the feature map.
+      output_size, sampling_ratio: as in `multilevel_roi_align`.
+
+    Returns:
+      `AxisTaps`.
     """
     adaptive = sampling_ratio == 0
     length = end - start
     cell = length / output_size  # [n]
     if adaptive:
-        samples = tf.maximum(tf.cast(tf.math.ceil(length / output_size), tf.int32), 1)  # [n]
+        samples = tf.maximum(tf.cast(tf.math.ceil(cell), tf.int32), 1)  # [n]
         most_samples = tf.maximum(tf.reduce_max(samples), 1)  # of an empty tensor it is the lowest int
     else:
         samples = tf.fill(tf.shape(start), sampling_ratio)
@@ -154,24 +213,22 @@ def _axis_taps(start, end, limit, output_size, sampling_ratio, dtype):
 
     last = tf.cast(limit - 1, start.dtype)[:, tf.newaxis, tf.newaxis]
     # A sample counts up to one pixel outside the map; there it takes the border's value.
-    inside = (position >= -1.0) & (position <= last + 1.0)
+    counts = (position >= -1.0) & (position <= last + 1.0)
+    if adaptive:
+        counts &= tf.range(most_samples) < samples[:, tf.newaxis, tf.newaxis]
     position = tf.clip_by_value(position, 0.0, last)
     low = tf.floor(position)
-    high = tf.minimum(low + 1.0, last)
     upper_weight = position - low
-    share = tf.where(inside, 1.0 / count, 0.0)
-    pixel = tf.cast(tf.stack([low, high], axis=-1), tf.int32)  # [n, P, samples, 2]
-    weight = tf.stack([(1.0 - upper_weight) * share, upper_weight * share], axis=-1)
-    weight = tf.cast(weight, dtype)
+    pixel = tf.cast(tf.stack([low, tf.minimum(low + 1.0, last)], axis=-1), tf.int32)  # [n, P, samples, 2]
+    weight = tf.stack([1.0 - upper_weight, upper_weight], axis=-1)
+    weight = tf.where(counts[..., tf.newaxis], weight, 0.0)
     if not adaptive:
         flat = [tf.shape(start)[0], output_size, 2 * sampling_ratio]
-        return _AxisTaps(tf.reshape(pixel, flat), tf.reshape(weight, flat), None)
+        return AxisTaps(tf.reshape(pixel, flat), tf.reshape(weight, flat), samples, None)
 
     # Adaptive samples lie at most one pixel apart: g of them touch at most g + 1 neighbouring pixels. Their
     # weights are added up per pixel. (A sample that rounding moves past the last of these has a weight of
     # rounding size there.)
-    used = tf.range(most_samples) < samples[:, tf.newaxis, tf.newaxis]  # [n, 1, samples]
-    weight = tf.where(used[..., tf.newaxis], weight, 0)
     first = pixel[:, :, 0, 0]  # [n, P]
     tap = tf.minimum(pixel - first[..., tf.newaxis, tf.newaxis], samples[:, tf.newaxis, tf.newaxis, tf.newaxis])
     num_cells, most_taps = tf.size(first), most_samples + 1
@@ -179,7 +236,7 @@ def _axis_taps(start, end, limit, output_size, sampling_ratio, dtype):
     weight = tf.math.unsorted_segment_sum(weight, segment, num_cells * most_taps)  # [n*P*T]
     weight = tf.reshape(weight, [-1, output_size, most_taps])
     pixel = tf.minimum(first[..., tf.newaxis] + tf.range(most_taps), limit[:, tf.newaxis, tf.newaxis] - 1)
-    return _AxisTaps(pixel, weight, samples + 1)
+    return AxisTaps(pixel, weight, samples, samples + 1)
 
 
 def _pool_sparse(table, rows, columns):
@@ -255,9 +312,8 @@ class _Compact:
 def _pool_gather(table, rows, columns):
     """Pools by adding one gathered and weighted feature vector per tap; returns [n*P*P, C]."""
 
-    def tap(index: Tuple[tf.Tensor, tf.Tensor]):
+    def tap(i, j):
         """Table row [n*P*P] and weight [n*P*P, 1] of row tap i and column tap j."""
-        i, j = index
         pixel = rows.pixel[:, :, tf.newaxis, i] + columns.pixel[:, tf.newaxis, :, j]
         weight = rows.weight[:, :, tf.newaxis, i] * columns.weight[:, tf.newaxis, :, j]
         return tf.reshape(pixel, [-1]), tf.reshape(weight, [-1, 1])
@@ -269,7 +325,7 @@ def _pool_gather(table, rows, columns):
         """Adds body(sum, row, weight) over all taps."""
 
         def step(t, total):
-            return t + 1, body(total, *tap((t // column_taps, t % column_taps)))
+            return t + 1, body(total, *tap(t // column_taps, t % column_taps))
 
         def more(t, _):
             return t < row_taps * column_taps
