@@ -40,9 +40,9 @@ def main():
     if score_files:
         metrics = _score_files()
     else:
-        from pfpn_tf.evaluation import evaluator
+        from pfpn_tf.training.evaluate_run import evaluate_run
 
-        metrics = evaluator.evaluate_run(
+        metrics = evaluate_run(
             FLAGS.run_dir,
             checkpoint=FLAGS.checkpoint,
             settings=flags_lib.given_settings(),

@@ -94,24 +94,86 @@ def average_precision(gt: Dict[str, Any], results: List[Dict[str, Any]], iou_typ
     Raises:
       ValueError: the ground truth lacks what this type needs.
     """
+    evaluation = _evaluate(gt, results, iou_type)
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.accumulate()
+        evaluation.summarize()
+    return _summary(evaluation)
+
+
+class AveragePrecision:
+    """The same numbers image by image: of each image only scores and match flags are kept, no masks."""
+
+    def __init__(self, categories: Sequence[Dict[str, Any]], iou_type: str):
+        """Args: categories: COCO categories of the things. iou_type: "bbox" or "segm"."""
+        self._categories = sorted(({"id": c["id"]} for c in categories), key=lambda c: c["id"])
+        self._iou_type = iou_type
+        self._images = {}
+
+    def update(self, image: Dict[str, Any], annotations: List[dict], results: List[dict]) -> None:
+        """Adds one image.
+
+        Args:
+          image: COCO image entry with id, height, width.
+          annotations: COCO annotations of the image.
+          results: COCO results of the image.
+        """
+        gt = {"images": [image], "annotations": annotations, "categories": self._categories}
+        evaluation = _evaluate(gt, results, self._iou_type)
+        # Positions in pycocotools' list over classes and area ranges; most are empty.
+        self._images[image["id"]] = {i: _small(e) for i, e in enumerate(evaluation.evalImgs) if e is not None}
+
+    def merge(self, other: "AveragePrecision") -> None:
+        """Adds the images of another accumulator with the same categories."""
+        self._images.update(other._images)
+
+    def result(self) -> Dict[str, Any]:
+        """See `average_precision`."""
+        from pycocotools.cocoeval import COCOeval
+
+        with contextlib.redirect_stdout(io.StringIO()):
+            evaluation = COCOeval(iouType=self._iou_type)
+            params = evaluation.params
+            params.catIds = [c["id"] for c in self._categories]
+            params.imgIds = sorted(self._images)
+            num_lists = len(params.catIds) * len(params.areaRng)
+            evaluation.evalImgs = [self._images[i].get(n) for n in range(num_lists) for i in params.imgIds]
+            evaluation._paramsEval = params
+            evaluation.accumulate()
+            evaluation.summarize()
+        return _summary(evaluation)
+
+
+def _small(entry):
+    """What COCOeval.accumulate reads of one image, class and area range, in few bytes."""
+    return {
+        "dtScores": np.asarray(entry["dtScores"], np.float64),
+        "dtMatches": np.asarray(entry["dtMatches"], bool),
+        "dtIgnore": np.asarray(entry["dtIgnore"], bool),
+        "gtIgnore": np.asarray(entry["gtIgnore"], np.uint8),
+    }
+
+
+def _evaluate(gt, results, iou_type):
+    """A COCOeval that has matched the results, image by image; pycocotools' prints are dropped."""
     from pycocotools.cocoeval import COCOeval
 
     with contextlib.redirect_stdout(io.StringIO()):
         gt_index = _index(_complete(gt, iou_type))
-        kept = "bbox" if iou_type == "bbox" else "segmentation"
         other = "segmentation" if iou_type == "bbox" else "bbox"
-        stripped = [{k: v for k, v in r.items() if k != other} for r in results]
-        assert all(kept in r for r in stripped)
-        if stripped:
-            pred_index = gt_index.loadRes(stripped)
+        results = [{k: v for k, v in r.items() if k != other} for r in results]
+        if results:
+            pred_index = gt_index.loadRes(results)
         else:
             pred_index = _index({**gt_index.dataset, "annotations": []})
         evaluation = COCOeval(gt_index, pred_index, iou_type)
         evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
+    return evaluation
+
+
+def _summary(evaluation):
     stats = dict(zip(_STATS, (float(v) for v in evaluation.stats)))
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # [IoU, recall, class], all areas, 100 detections
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # [IoU, recall, class]: all areas, 100 detections
     per_class = {
         str(category_id): {
             "AP": _mean(precision[:, :, k]),

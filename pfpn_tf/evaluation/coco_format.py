@@ -5,6 +5,7 @@ A panoptic PNG stores the segment id of each pixel as R + 256 G + 65536 B; 0 is 
 Shapes: h, w original image size · D instances.
 """
 
+import contextlib
 import json
 import os
 from typing import Any, Dict, Iterable, List, Sequence
@@ -196,52 +197,55 @@ def instance_results(
 
 
 class PredictionWriter:
-    """Writes predictions in COCO format while they arrive.
+    """Writes predictions in COCO format while they arrive; a context manager.
 
-    Layout: `panoptic/<name>.png`, `panoptic.json`, `instances.json`. PNGs appear one by one, the two
-    JSON files when `close` is called; each under its final name only once it is complete.
+    Layout: `panoptic/<image id>.png`, `panoptic.json`, `instances.json`. The JSON files get their
+    names when the block ends without an error, each PNG as soon as it is complete.
     """
 
-    def __init__(self, directory: str, categories: Sequence[Dict[str, Any]]):
-        self._directory = directory
+    def __init__(
+        self, directory: str, categories: Sequence[Dict[str, Any]], panoptic: bool = True, instances: bool = True
+    ):
+        """Opens the files.
+
+        Args:
+          directory: made if need be.
+          categories: COCO categories, written into the panoptic JSON.
+          panoptic, instances: which kinds to write.
+        """
+        self.panoptic_json = os.path.join(directory, "panoptic.json") if panoptic else None
+        self.panoptic_dir = os.path.join(directory, "panoptic") if panoptic else None
+        self.instances_json = os.path.join(directory, "instances.json") if instances else None
         self._categories = list(categories)
-        self._annotations = []
-        self._instances = []
         self._file_names = set()
 
-    @property
-    def panoptic_json(self) -> str:
-        return os.path.join(self._directory, "panoptic.json")
+    def __enter__(self):
+        self._files = contextlib.ExitStack()
+        if self.panoptic_json:
+            os.makedirs(self.panoptic_dir, exist_ok=True)
+            self._panoptic = _JsonList(self._files.enter_context(atomic_write(self.panoptic_json)), '{"annotations": [')
+        if self.instances_json:
+            self._instances = _JsonList(self._files.enter_context(atomic_write(self.instances_json)), "[")
+        return self
 
-    @property
-    def panoptic_dir(self) -> str:
-        return os.path.join(self._directory, "panoptic")
-
-    @property
-    def instances_json(self) -> str:
-        return os.path.join(self._directory, "instances.json")
+    def __exit__(self, kind, value, traceback):
+        if kind is None and self.panoptic_json:
+            self._panoptic.close(f'], "categories": {json.dumps(self._categories)}}}')
+        if kind is None and self.instances_json:
+            self._instances.close("]")
+        return self._files.__exit__(kind, value, traceback)
 
     def add_panoptic(self, image_id: Any, panoptic_ids: np.ndarray, segments_info: List[dict]) -> None:
         """Writes one panoptic map, named after the image id."""
         file_name = self._file_name(image_id)
         with atomic_write(os.path.join(self.panoptic_dir, file_name), "wb") as f:
             f.write(encode_panoptic_png(panoptic_ids))
-        self._annotations.append(
-            {"image_id": image_id, "file_name": file_name, "segments_info": segments_info}
-        )
+        self._panoptic.add({"image_id": image_id, "file_name": file_name, "segments_info": segments_info})
 
     def add_instances(self, results: List[Dict[str, Any]]) -> None:
-        """Keeps the results of `instance_results`."""
-        self._instances.extend(results)
-
-    def close(self, panoptic: bool = True, instances: bool = True) -> None:
-        """Writes the JSON files of the kinds asked for."""
-        if panoptic:
-            with atomic_write(self.panoptic_json) as f:
-                json.dump({"annotations": self._annotations, "categories": self._categories}, f)
-        if instances:
-            with atomic_write(self.instances_json) as f:
-                json.dump(self._instances, f)
+        """Writes the results of `instance_results`."""
+        for result in results:
+            self._instances.add(result)
 
     def _file_name(self, image_id):
         if isinstance(image_id, int):
@@ -254,3 +258,20 @@ class PredictionWriter:
             unique = f"{name}_{count}"
         self._file_names.add(unique)
         return unique + ".png"
+
+
+class _JsonList:
+    """A JSON list written entry by entry."""
+
+    def __init__(self, file, opening):
+        self._file = file
+        self._separator = opening + "\n"
+
+    def add(self, entry):
+        self._file.write(self._separator + json.dumps(entry))
+        self._separator = ",\n"
+
+    def close(self, closing):
+        if self._separator != ",\n":  # No entry yet.
+            self._file.write(self._separator)
+        self._file.write("\n" + closing + "\n")

@@ -3,7 +3,11 @@
 All of it is in points (0 to 100); `metrics.json` holds fractions at full precision.
 """
 
+import sys
+import time
 from typing import Any, Dict, List, Optional
+
+from absl import logging
 
 _GROUPS = (("All", ""), ("Things", "_th"), ("Stuff", "_st"))
 _AP_KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR")
@@ -87,3 +91,46 @@ def _aligned(header: List[str], rows: List[List[str]]) -> str:
     ]
     lines.insert(1, "-" * len(lines[0]))
     return "\n".join(lines)
+
+
+class Progress:
+    """Rate and time left: a line that renews itself on a terminal, a log line every half minute elsewhere."""
+
+    _LOG_SECONDS = 30.0
+    _TERMINAL_SECONDS = 0.5
+
+    def __init__(self, total: int):
+        self._total = total
+        self._done = 0
+        self._started = self._first_done = self._last_shown = time.monotonic()
+        self._terminal = sys.stderr.isatty()
+
+    def advance(self) -> None:
+        """One image more is done."""
+        now = time.monotonic()
+        self._done += 1
+        if self._done == 1:
+            self._first_done = now  # The first image includes the tracing; it says nothing about the rate.
+        if now - self._last_shown > (self._TERMINAL_SECONDS if self._terminal else self._LOG_SECONDS):
+            self._last_shown = now
+            self._show(now)
+
+    def close(self) -> None:
+        """Ends the line."""
+        now = time.monotonic()
+        if self._terminal:
+            self._show(now)
+            print(file=sys.stderr)
+        else:
+            logging.info("Evaluated %d images in %.1f s.", self._done, now - self._started)
+
+    def _show(self, now):
+        text = f"Evaluated {self._done} of {self._total} images"
+        if self._done > 1:
+            seconds = (now - self._first_done) / (self._done - 1)
+            left = round(seconds * (self._total - self._done))
+            text += f", {1 / max(seconds, 1e-9):.2f} images/s, {left // 60}:{left % 60:02d} left"
+        if self._terminal:
+            print(f"\r{text}\033[K", end="", file=sys.stderr, flush=True)
+        else:
+            logging.info("%s", text)

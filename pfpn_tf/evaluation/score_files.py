@@ -80,7 +80,10 @@ def score_panoptic(
     metrics = {"panoptic": quality.result()}
     if iou is not None:
         metrics["semantic"] = iou.result()
-    metrics["notes"] = notes(metrics["panoptic"], len(pairs), pred, len(gt["annotations"]))
+    metrics["notes"] = notes(metrics["panoptic"])
+    unused = len({a["image_id"] for a in pred["annotations"]} - {a["image_id"] for a in gt["annotations"]})
+    if unused:
+        metrics["notes"].append(f"{unused} predicted images are not in the ground truth and were not scored.")
     return metrics
 
 
@@ -148,21 +151,14 @@ def score_image(
     return counts, gt_ids, pred_ids
 
 
-def notes(panoptic: Dict[str, Any], num_images: int, pred: dict = None, num_gt: int = 0) -> List[str]:
-    """What a reader of the numbers should know."""
-    lines = [
+def notes(panoptic: Dict[str, Any]) -> List[str]:
+    """What a reader of PQ should know."""
+    return [
         f"{group} is null: no {kind} occurs in ground truth or prediction, so there is nothing to average "
         "(panopticapi divides by zero here)."
         for group, kind in (("All", "class"), ("Things", "thing class"), ("Stuff", "stuff class"))
         if panoptic[group] is None
     ]
-    if pred is not None and len(pred["annotations"]) > num_gt:
-        lines.append(
-            f"{len(pred['annotations'])} predictions for {num_gt} ground-truth images: the others were not scored."
-        )
-    if num_images == 0:
-        lines.append("The ground truth has no images.")
-    return lines
 
 
 def _pair(gt, pred, gt_json, pred_json):

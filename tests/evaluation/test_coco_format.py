@@ -1,0 +1,123 @@
+"""Panoptic PNGs and JSON files: what is written can be read, what is wrong is named."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from pfpn_tf.evaluation import coco_format
+from pfpn_tf.evaluation.score_files import score_panoptic
+
+CATEGORIES = [{"id": 3, "name": "ball", "isthing": 1}, {"id": 9, "name": "sand", "isthing": 0}]
+IDS = np.array([[0, 1, 255, 256], [65535, 65536, 2**24 - 1, 7], [7, 7, 7, 7]], np.uint32)
+
+
+def test_png_round_trip():
+    png = coco_format.encode_panoptic_png(IDS)
+    np.testing.assert_array_equal(coco_format.decode_panoptic_png(png, "x.png"), IDS)
+
+
+def test_alpha_is_ignored():
+    bgr = cv2.imdecode(np.frombuffer(coco_format.encode_panoptic_png(IDS), np.uint8), cv2.IMREAD_COLOR)
+    bgra = np.dstack([bgr, np.full(IDS.shape, 9, np.uint8)])
+    np.testing.assert_array_equal(coco_format.decode_panoptic_png(cv2.imencode(".png", bgra)[1].tobytes(), "x"), IDS)
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda png: b"", "x.png: not a PNG"),
+        (lambda png: cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8))[1].tobytes(), "not a PNG"),
+        (lambda png: cv2.imencode(".png", np.zeros((8, 8), np.uint8))[1].tobytes(), "must be an 8-bit RGB PNG"),
+        (lambda png: cv2.imencode(".png", np.zeros((8, 8, 3), np.uint16))[1].tobytes(), "bit depth 16"),
+        (lambda png: png[: len(png) // 2], "damaged PNG"),
+    ],
+    ids=["empty", "jpeg", "grey", "16 bit", "cut off"],
+)
+def test_bad_png_is_named(damage, message):
+    with pytest.raises(ValueError, match=message):
+        coco_format.decode_panoptic_png(damage(coco_format.encode_panoptic_png(IDS)), "x.png")
+
+
+def write_dataset(directory, num_images=3):
+    """Ground truth and an equal prediction, by `PredictionWriter`."""
+    for name in ("gt", "pred"):
+        with coco_format.PredictionWriter(directory / name, CATEGORIES, instances=False) as writer:
+            for i in range(num_images):
+                ids = np.kron([[5, 6], [6, 0]], np.ones((4 + i, 7))).astype(np.uint32)
+                writer.add_panoptic(i, ids, segments_of(ids))
+
+
+def segments_of(ids):
+    return [
+        {"id": i, "category_id": c, "area": int((ids == i).sum()), "iscrowd": 0} for i, c in ((5, 3), (6, 9))
+    ]
+
+
+def score(directory, **kwargs):
+    return score_panoptic(
+        str(directory / "gt/panoptic.json"), "", str(directory / "pred/panoptic.json"), "", **kwargs
+    )
+
+
+def test_written_files_score_perfectly(tmp_path):
+    write_dataset(tmp_path)
+    metrics = score(tmp_path, semantic=True)
+    assert metrics["panoptic"]["All"] == {"pq": 1.0, "sq": 1.0, "rq": 1.0, "n": 2}
+    assert metrics["semantic"]["miou"] == 1.0 and metrics["notes"] == []
+
+
+def test_number_of_processes_changes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("pfpn_tf.evaluation.score_files._MIN_IMAGES_PER_PROCESS", 1)
+    monkeypatch.setattr("pfpn_tf.evaluation.score_files._IMAGES_PER_JOB", 2)
+    write_dataset(tmp_path, 7)
+    assert score(tmp_path, semantic=True, num_processes=2) == score(tmp_path, semantic=True, num_processes=1)
+
+
+def edit(path, change):
+    content = json.loads(path.read_text())
+    result = change(content)
+    path.write_text(json.dumps(content if result is None else result))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda c: [], "is a list"),
+        (lambda c: c["annotations"][1].pop("file_name") and None, r'number 1 \(image 1\) has no "file_name"'),
+        (lambda c: c["annotations"][1]["segments_info"][0].pop("category_id") and None, "Image 1.*segment 5"),
+        (lambda c: c["annotations"][1]["segments_info"][0].update(id="5"), 'segment id "5" is not a whole'),
+        (lambda c: c["annotations"][2]["segments_info"][1].update(category_id=4), "Image 2.*png: segment 6.*id 4"),
+        (lambda c: c["annotations"][2]["segments_info"].pop() and None, "Image 2.*png: segment 6 is in the PNG"),
+        (lambda c: c["annotations"][0]["segments_info"].append({"id": 8, "category_id": 3}), "Image 0.*segment 8"),
+    ],
+)
+def test_bad_json_is_named(tmp_path, change, message):
+    write_dataset(tmp_path)
+    edit(tmp_path / "pred/panoptic.json", change)
+    with pytest.raises(ValueError, match=message):
+        score(tmp_path)
+
+
+def test_json_that_is_cut_off_is_named(tmp_path):
+    write_dataset(tmp_path)
+    path = tmp_path / "pred/panoptic.json"
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(ValueError, match="pred/panoptic.json is not valid JSON"):
+        score(tmp_path)
+
+
+def test_failed_writer_leaves_no_json(tmp_path):
+    with pytest.raises(RuntimeError):
+        with coco_format.PredictionWriter(tmp_path, CATEGORIES) as writer:
+            writer.add_instances([{"image_id": 1}])
+            raise RuntimeError
+    assert [p.name for p in tmp_path.iterdir()] == ["panoptic"]
+
+
+def test_empty_writer_writes_valid_json(tmp_path):
+    with coco_format.PredictionWriter(tmp_path, CATEGORIES):
+        pass
+    assert json.loads((tmp_path / "instances.json").read_text()) == []
+    assert json.loads((tmp_path / "panoptic.json").read_text()) == {"annotations": [], "categories": CATEGORIES}

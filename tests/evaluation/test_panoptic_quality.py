@@ -1,0 +1,137 @@
+"""PQ against the plain reference, on random maps and on small ones that can be worked out by hand."""
+
+import numpy as np
+import pytest
+
+from pfpn_tf.evaluation.panoptic_quality import PanopticQuality, overlaps
+from pfpn_tf.evaluation.semantic_iou import SemanticIoU
+from tests.reference import panoptic_quality as reference
+
+CATEGORIES = [{"id": i, "isthing": int(i < 40)} for i in (1, 7, 30, 90, 200)]
+
+
+def random_scene(rng, hw, num_ids, crowds=True):
+    """A blocky id map with its segments_info; some ids are unlisted, some listed ones have no pixel."""
+    ids = np.append(0, rng.choice(np.arange(1, 2**24), num_ids, replace=False)).astype(np.uint32)
+    coarse = rng.integers(0, len(ids), (hw[0] // 4 + 1, hw[1] // 5 + 1))
+    id_map = ids[np.kron(coarse, np.ones((4, 5), int))][: hw[0], : hw[1]]
+    segments = [
+        {
+            "id": int(i),
+            "category_id": CATEGORIES[int(rng.integers(len(CATEGORIES)))]["id"],
+            "area": int((id_map == i).sum()),
+            "iscrowd": int(crowds and rng.random() < 0.3),
+        }
+        for i in ids[1:]
+    ]
+    return id_map, segments
+
+
+def distort(rng, gt_ids, gt_segments):
+    """A prediction that overlaps the ground truth more or less."""
+    pred = np.roll(gt_ids, rng.integers(-2, 3, 2), (0, 1))
+    new_ids = {int(i): int(n) for i, n in zip(np.unique(pred), rng.permutation(2**20)[: len(np.unique(pred))] + 1)}
+    listed = {s["id"]: s["category_id"] for s in gt_segments}
+    out, segments = np.zeros_like(pred), []
+    for i, n in new_ids.items():
+        if i == 0 or rng.random() < 0.1:
+            continue
+        category = listed[i] if rng.random() < 0.8 else CATEGORIES[int(rng.integers(len(CATEGORIES)))]["id"]
+        segments.append({"id": n, "category_id": category})
+        out[pred == i] = n
+    return out, segments
+
+
+@pytest.mark.parametrize("hw", [(37, 61), (1, 200), (128, 1)])
+def test_random_maps_equal_reference(hw):
+    rng = np.random.default_rng(0)
+    quality = PanopticQuality(CATEGORIES)
+    expected = {c["id"]: [0, 0, 0, 0.0] for c in CATEGORIES}
+    for _ in range(40):
+        gt_ids, gt = random_scene(rng, hw, int(rng.integers(0, 12)))
+        pred_ids, pred = distort(rng, gt_ids, gt)
+        gt = gt[: len(gt) - 1] if rng.random() < 0.3 else gt  # an unlisted id
+        counts = reference.count_image(gt_ids.astype(np.int64), gt, pred_ids.astype(np.int64), pred)
+        for category_id, row in counts.items():
+            expected[category_id] = [a + b for a, b in zip(expected[category_id], row)]
+        quality.update(overlaps(gt_ids, pred_ids), gt, pred)
+    result = quality.result()["per_class"]
+    assert sum(row[0] for row in expected.values()) > 10 and sum(row[1] for row in expected.values()) > 10
+    for category_id, (tp, fp, fn, iou) in expected.items():
+        row = result[str(category_id)]
+        assert (row["tp"], row["fp"], row["fn"]) == (tp, fp, fn)
+        assert row["iou_sum"] == pytest.approx(iou, abs=1e-12)
+
+
+def test_overlaps_longer_than_16_bits():
+    gt = np.zeros((400, 500), np.uint32)
+    gt[200:] = 2**24 - 1
+    pred = np.full((400, 500), 2**24 - 1, np.uint32)
+    pred[:, 250:] = 65536
+    found = overlaps(gt, pred)
+    assert list(zip(*(a.tolist() for a in found))) == [
+        (0, 65536, 50000),
+        (0, 2**24 - 1, 50000),
+        (2**24 - 1, 65536, 50000),
+        (2**24 - 1, 2**24 - 1, 50000),
+    ]
+
+
+def test_sums_do_not_depend_on_order_or_split():
+    rng = np.random.default_rng(1)
+    images = []
+    for _ in range(30):
+        gt_ids, gt = random_scene(rng, (40, 50), 8)
+        pred_ids, pred = distort(rng, gt_ids, gt)
+        images.append((overlaps(gt_ids, pred_ids), gt, pred))
+
+    def run(order, parts):
+        accumulators = [PanopticQuality(CATEGORIES) for _ in range(parts)]
+        for n, i in enumerate(order):
+            accumulators[n % parts].update(*images[i])
+        for other in accumulators[1:]:
+            accumulators[0].merge(other)
+        return accumulators[0].result()
+
+    expected = run(range(30), 1)
+    assert run(rng.permutation(30), 1) == expected
+    assert run(rng.permutation(30), 7) == expected
+
+
+def test_perfect_crowd_void_by_hand():
+    """Ground truth, 1 row: a a a a c c c c 0 0; prediction: p p p q q q q r r r (a, p: 1; the rest of class 7).
+
+    p hits a with IoU 3/4; q has 3 of 4 pixels in the crowd c and r 1 of 3 in c, 2 in void: both excused.
+    """
+    gt = np.array([[1, 1, 1, 1, 2, 2, 2, 2, 0, 0]], np.uint32)
+    pred = np.array([[5, 5, 5, 6, 6, 6, 6, 7, 7, 7]], np.uint32)
+    gt_segments = [
+        {"id": 1, "category_id": 1, "area": 4, "iscrowd": 0},
+        {"id": 2, "category_id": 7, "area": 4, "iscrowd": 1},
+    ]
+    pred_segments = [{"id": 5, "category_id": 1}, {"id": 6, "category_id": 7}, {"id": 7, "category_id": 7}]
+    quality = PanopticQuality(CATEGORIES)
+    quality.update(overlaps(gt, pred), gt_segments, pred_segments)
+    result = quality.result()
+    assert result["All"] == {"pq": 0.75, "sq": 0.75, "rq": 1.0, "n": 1}
+    assert result["Stuff"] is None
+
+
+def test_semantic_iou_by_hand():
+    """Ground truth a a a b b 0, prediction a a b b 0 a: IoU a 2/3, b 1/3; things are a alone."""
+    gt = np.array([[1, 1, 1, 2, 2, 0]], np.uint32)
+    pred = np.array([[1, 1, 2, 2, 0, 1]], np.uint32)
+    segments = [{"id": 1, "category_id": 1}, {"id": 2, "category_id": 90}]
+    iou = SemanticIoU([1, 90, 200], things=[1])
+    iou.update(overlaps(gt, pred), segments, segments)
+    result = iou.result()
+    assert result["iou"] == {"1": 2 / 3, "90": 1 / 3, "200": None}
+    assert result["miou"] == pytest.approx(0.5)
+    assert result["fwiou"] == pytest.approx((3 * 2 / 3 + 2 * 1 / 3) / 5)
+    assert result["things_as_one"]["iou"] == {"things": 2 / 3, "90": 1 / 3, "200": None}
+
+
+def test_no_images():
+    result = PanopticQuality(CATEGORIES).result()
+    assert result["All"] is None and result["per_class"]["1"]["pq"] == 0.0
+    assert SemanticIoU([1, 2]).result()["miou"] is None
