@@ -1,0 +1,63 @@
+"""The differences between the two stacks: TensorFlow 2.15 with its own Keras 2, and later
+TensorFlow with tf-keras.
+
+Everything else in the project runs on both as it is.
+"""
+
+import warnings
+
+import tensorflow as tf
+
+
+def require_keras2() -> None:
+    """Checks that `tf.keras` is Keras 2, which the network is written for.
+
+    Raises:
+      ValueError: it is Keras 3; says what to do.
+    """
+    version = getattr(tf.keras, "__version__", "2")  # tf-keras has none when it stands in for tf.keras
+    if int(version.split(".")[0]) >= 3:
+        raise ValueError(
+            f"tf.keras is Keras {version}, but this project needs Keras 2. Install tf-keras in the version of "
+            "TensorFlow and set TF_USE_LEGACY_KERAS=1 before TensorFlow is imported; importing pfpn_tf first "
+            "sets it."
+        )
+
+
+def tensorflow_addons():
+    """The tensorflow_addons module, without its end-of-life warning; None where it cannot be imported."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            import tensorflow_addons as addons
+        except (ImportError, AttributeError):  # TensorFlow 2.16 and later
+            return None
+    return addons
+
+
+def adjust_hsv(image: tf.Tensor, hue: tf.Tensor, saturation: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
+    """Turns the hue and scales saturation and value, as a linear map in YIQ space.
+
+    Args:
+      image: [H, W, 3] float RGB.
+      hue: [] angle in radians.
+      saturation: [] factor.
+      value: [] factor.
+
+    Returns:
+      [H, W, 3] float RGB, not clipped.
+    """
+    addons = tensorflow_addons()
+    if addons is None:
+        return adjust_hsv_by_tf_image(image, hue, saturation, value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return addons.image.adjust_hsv_in_yiq(image, hue, saturation, value)
+
+
+def adjust_hsv_by_tf_image(image, hue, saturation, value) -> tf.Tensor:
+    """`adjust_hsv` without tensorflow_addons."""
+    luma, in_phase, quadrature = tf.unstack(tf.image.rgb_to_yiq(image), axis=-1)
+    cosine, sine = saturation * tf.cos(hue), saturation * tf.sin(hue)
+    turned = (luma, cosine * in_phase - sine * quadrature, sine * in_phase + cosine * quadrature)
+    return tf.image.yiq_to_rgb(value * tf.stack(turned, axis=-1))

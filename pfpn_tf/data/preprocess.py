@@ -1,0 +1,153 @@
+"""Decode, resize, normalise, pad: the same functions for training, evaluation and serving.
+
+Shapes: H, W size in · h, w size out. Images are RGB.
+"""
+
+from typing import Sequence
+
+import tensorflow as tf
+
+BLOCK = 16  # output rows that share one matrix product in the resize
+FIXED_POINT = 2.0**22  # Pillow rounds its filter weights to this many steps
+
+
+def decode_image(image_bytes: tf.Tensor) -> tf.Tensor:
+    """Decodes JPEG, PNG or BMP as stored: grey becomes RGB, alpha is dropped, EXIF is not applied.
+
+    The accurate JPEG transform gives the very pixels of Pillow and OpenCV; the default one does not.
+
+    Args:
+      image_bytes: [] string.
+
+    Returns:
+      [H, W, 3] uint8.
+    """
+    image = tf.cond(
+        tf.strings.substr(image_bytes, 0, 2) == b"BM",
+        lambda: tf.io.decode_image(image_bytes, channels=3, expand_animations=False),
+        lambda: tf.io.decode_jpeg(image_bytes, channels=3, dct_method="INTEGER_ACCURATE"),  # PNG, too
+    )
+    return tf.ensure_shape(image, [None, None, 3])
+
+
+def resized_hw(hw: tf.Tensor, min_side: tf.Tensor, max_side: tf.Tensor) -> tf.Tensor:
+    """The size at which the shorter side is `min_side`, or less to keep the longer within `max_side`.
+
+    Args:
+      hw: [..., 2] int sizes, or a pair of ints.
+      min_side: [...] int.
+      max_side: [] int.
+
+    Returns:
+      [..., 2] int32, at least 1.
+    """
+    hw = tf.cast(hw, tf.float64)  # sizes that end on .5 need the precision
+    short, long = tf.reduce_min(hw, -1), tf.reduce_max(hw, -1)
+    min_side, max_side = tf.cast(min_side, tf.float64), tf.cast(max_side, tf.float64)
+    scaled = hw * (min_side / short)[..., tf.newaxis]
+    longest = long * (min_side / short)
+    shrink = tf.where(longest > max_side, max_side / longest, tf.ones_like(longest))
+    return scaled_hw(scaled, shrink)
+
+
+def scaled_hw(hw: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    """[..., 2] sizes times [...] factors, rounded half up; [..., 2] int32, at least 1."""
+    scaled = tf.cast(hw, tf.float64) * tf.cast(factor, tf.float64)[..., tf.newaxis]
+    return tf.maximum(tf.cast(tf.floor(scaled + 0.5), tf.int32), 1)
+
+
+def resize_image(image: tf.Tensor, hw: tf.Tensor) -> tf.Tensor:
+    """Pillow's BILINEAR: antialiased, first the columns, then the rows, rounded after each.
+
+    Equal to Pillow but for rare roundings by one grey level.
+
+    Args:
+      image: [H, W, 3] uint8.
+      hw: [2] int, or a pair of ints.
+
+    Returns:
+      [h, w, 3] uint8.
+    """
+    with tf.device("/CPU:0"):  # a GPU may multiply in TF32, which has too few bits for exact grey levels
+        h, w = tf.unstack(tf.cast(hw, tf.int32))
+        in_h, in_w = tf.unstack(tf.shape(image)[:2])
+        columns = tf.reshape(tf.transpose(image, [1, 0, 2]), [in_w, in_h * 3])
+        columns = tf.reshape(_resize_rows(columns, w), [w, in_h, 3])  # [W, H*3] -> [w, H, 3]
+        rows = tf.reshape(tf.transpose(columns, [1, 0, 2]), [in_h, w * 3])
+        return tf.reshape(_resize_rows(rows, h), [h, w, 3])  # [H, w*3] -> [h, w, 3]
+
+
+def _resize_rows(x, n_out):
+    """Resizes axis 0 of x [n, k] uint8 -> [n_out, k] uint8.
+
+    Each block of output rows is a small matrix times the window of input rows it can see, so the
+    cost is that of the filter's few taps and not of a full [n_out, n] matrix.
+    """
+    n = tf.shape(x)[0]
+    ratio = tf.cast(n, tf.float64) / tf.cast(n_out, tf.float64)
+    support = tf.maximum(ratio, 1.0)  # of the triangle filter; grows when shrinking
+    blocks = (n_out + BLOCK - 1) // BLOCK
+    centres = (tf.cast(tf.reshape(tf.range(blocks * BLOCK), [blocks, BLOCK]), tf.float64) + 0.5) * ratio
+    first = tf.cast(tf.floor(centres[:, 0] - support), tf.int32)  # [blocks]
+    window = tf.cast(tf.math.ceil(BLOCK * ratio + 2 * support), tf.int32) + 1
+    source = first[:, tf.newaxis] + tf.range(window)  # [blocks, window]
+    inside = tf.cast((source >= 0) & (source < n), tf.float64)
+    distance = tf.abs(tf.cast(source, tf.float64)[:, tf.newaxis] + 0.5 - centres[:, :, tf.newaxis])
+    weights = tf.maximum(1.0 - distance / support, 0.0) * inside[:, tf.newaxis]  # [blocks, BLOCK, window]
+    weights = tf.math.divide_no_nan(weights, tf.reduce_sum(weights, -1, keepdims=True))
+    weights = tf.cast(tf.floor(weights * FIXED_POINT + 0.5) / FIXED_POINT, tf.float32)
+    values = tf.cast(tf.gather(x, tf.clip_by_value(source, 0, n - 1)), tf.float32)  # [blocks, window, k]
+    out = tf.cast(tf.matmul(weights, values) + 0.5, tf.uint8)  # round half up, as Pillow does
+    return tf.reshape(out, [blocks * BLOCK, -1])[:n_out]  # [blocks, BLOCK, k] -> [n_out, k]
+
+
+def nearest_indices(n_in: tf.Tensor, n_out: tf.Tensor) -> tf.Tensor:
+    """[n_out] int32, floor((i + 0.5) * n_in / n_out) in whole numbers: which source index to take."""
+    n_in, n_out = tf.cast(n_in, tf.int64), tf.cast(n_out, tf.int64)
+    return tf.cast((2 * tf.range(n_out) + 1) * n_in // (2 * n_out), tf.int32)
+
+
+def resize_labels(labels: tf.Tensor, hw: tf.Tensor) -> tf.Tensor:
+    """Nearest neighbour for label maps and masks.
+
+    Args:
+      labels: [..., H, W] of any type.
+      hw: [2] int, or a pair of ints.
+
+    Returns:
+      [..., h, w].
+    """
+    h, w = tf.unstack(tf.cast(hw, tf.int32))
+    shape = tf.shape(labels)
+    labels = tf.gather(labels, nearest_indices(shape[-1], w), axis=-1)
+    return tf.gather(labels, nearest_indices(shape[-2], h), axis=-2)
+
+
+def normalize(image: tf.Tensor, mean: Sequence[float], std: Sequence[float]) -> tf.Tensor:
+    """(image - mean) / std per channel, float32."""
+    return (tf.cast(image, tf.float32) - tf.constant(mean, tf.float32)) / tf.constant(std, tf.float32)
+
+
+def pad_to(x: tf.Tensor, hw: tf.Tensor, value=0, axis: int = 0) -> tf.Tensor:
+    """Pads right and bottom.
+
+    Args:
+      x: [H, W, ...], or with axis=1 [N, H, W, ...].
+      hw: [2] int, not less than H, W.
+      value: what to pad with.
+      axis: the axis of H; W is the next.
+
+    Returns:
+      [h, w, ...] or [N, h, w, ...].
+    """
+    missing = tf.cast(hw, tf.int32) - tf.shape(x)[axis : axis + 2]
+    paddings = tf.pad(
+        tf.stack([tf.zeros_like(missing), missing], -1), [[axis, x.shape.rank - axis - 2], [0, 0]]
+    )
+    return tf.pad(x, paddings, constant_values=tf.cast(value, x.dtype))
+
+
+def padded_hw(hw: tf.Tensor, divisor: int) -> tf.Tensor:
+    """The next multiples of `divisor` at or above hw ([..., 2] int)."""
+    hw = tf.cast(hw, tf.int32)
+    return (hw + divisor - 1) // divisor * divisor

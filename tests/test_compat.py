@@ -1,0 +1,30 @@
+import types
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pfpn_tf import compat
+
+
+def test_keras_2_is_accepted_and_keras_3_is_not(monkeypatch):
+    compat.require_keras2()
+    monkeypatch.setattr(compat, "tf", types.SimpleNamespace(keras=types.SimpleNamespace(__version__="3.4.1")))
+    with pytest.raises(ValueError, match="TF_USE_LEGACY_KERAS"):
+        compat.require_keras2()
+
+
+def test_hsv_adjustment_is_the_same_on_both_stacks():
+    image = tf.constant(np.random.RandomState(0).rand(5, 7, 3), tf.float32)
+    for hue, saturation, value in ((0.0, 1.0, 1.0), (0.4, 1.3, 0.9), (-1.0, 0.5, 1.2)):
+        parameters = [tf.constant(v, tf.float32) for v in (hue, saturation, value)]
+        ours = compat.adjust_hsv_by_tf_image(image, *parameters)
+        np.testing.assert_allclose(compat.adjust_hsv(image, *parameters), ours, atol=2e-3)  # two roundings of the YIQ matrices
+    identity = compat.adjust_hsv_by_tf_image(image, *[tf.constant(v) for v in (0.0, 1.0, 1.0)])
+    np.testing.assert_allclose(identity, image, atol=2e-4)  # tf.image's two matrices are inverse to 4 digits
+
+
+def test_grey_has_no_hue_and_value_scales_it():
+    grey = tf.fill([3, 4, 3], 0.5)
+    out = compat.adjust_hsv_by_tf_image(grey, tf.constant(0.7), tf.constant(1.4), tf.constant(0.8))
+    np.testing.assert_allclose(out, np.full([3, 4, 3], 0.4), atol=2e-4)
