@@ -12,7 +12,7 @@ CATEGORIES = [{"id": i, "isthing": int(i < 40)} for i in (1, 7, 30, 90, 200)]
 
 def random_scene(rng, hw, num_ids, crowds=True):
     """A blocky id map with its segments_info; some ids are unlisted, some listed ones have no pixel."""
-    ids = np.append(0, rng.choice(np.arange(1, 2**24), num_ids, replace=False)).astype(np.uint32)
+    ids = np.append(0, np.unique(rng.integers(1, 2**24, num_ids))).astype(np.uint32)
     coarse = rng.integers(0, len(ids), (hw[0] // 4 + 1, hw[1] // 5 + 1))
     id_map = ids[np.kron(coarse, np.ones((4, 5), int))][: hw[0], : hw[1]]
     segments = [
@@ -30,7 +30,8 @@ def random_scene(rng, hw, num_ids, crowds=True):
 def distort(rng, gt_ids, gt_segments):
     """A prediction that overlaps the ground truth more or less."""
     pred = np.roll(gt_ids, rng.integers(-2, 3, 2), (0, 1))
-    new_ids = {int(i): int(n) for i, n in zip(np.unique(pred), rng.permutation(2**20)[: len(np.unique(pred))] + 1)}
+    old = np.unique(pred)
+    new_ids = dict(zip(old.tolist(), (rng.permutation(100)[: len(old)] * 65537 + 1).tolist()))
     listed = {s["id"]: s["category_id"] for s in gt_segments}
     out, segments = np.zeros_like(pred), []
     for i, n in new_ids.items():
