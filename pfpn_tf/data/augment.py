@@ -1,0 +1,151 @@
+"""Training-time augmentation: flip, crop, colour. Stateless: the same seed, the same result.
+
+Shapes: H, W stored size · h, w content size after resize and crop · M instances.
+"""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from pfpn_tf import compat
+from pfpn_tf.data import preprocess
+
+# Colour: the ranges of SSD's photometric distortion, which the paper's color augmentation follows.
+MAX_HUE_RADIANS = 0.314  # 18 degrees
+SATURATION = (0.5, 1.5)
+CONTRAST = (0.5, 1.5)
+VALUE = (0.875, 1.125)
+
+
+class Geometry(NamedTuple):
+    """What happens to every pixel of an image: resize, then crop, then flip.
+
+    Attributes:
+      source_hw: [2] int32 stored size.
+      resize_hw: [2] int32 size after resizing.
+      offset: [2] int32 top-left corner of the crop in the resized image.
+      content_hw: [2] int32 size of the crop.
+      flip: [] bool, from left to right.
+    """
+
+    source_hw: tf.Tensor
+    resize_hw: tf.Tensor
+    offset: tf.Tensor
+    content_hw: tf.Tensor
+    flip: tf.Tensor
+
+
+def draw_geometry(source_hw, resize_hw, content_hw, random_flip: bool, seed) -> Geometry:
+    """Draws where to crop and whether to flip.
+
+    Args:
+      source_hw, resize_hw, content_hw: see `Geometry`; content_hw is at most resize_hw.
+      random_flip: whether to flip half of the images.
+      seed: [2] int32.
+    """
+    crop_seed, flip_seed = tf.unstack(tf.random.split(seed, 2))
+    room = tf.cast(resize_hw - content_hw + 1, tf.float32)
+    offset = tf.cast(tf.random.stateless_uniform([2], crop_seed) * room, tf.int32)
+    flip = tf.random.stateless_uniform([], flip_seed) < (0.5 if random_flip else 0.0)
+    return Geometry(source_hw, resize_hw, offset, content_hw, flip)
+
+
+def transform_image(image: tf.Tensor, geometry: Geometry) -> tf.Tensor:
+    """[H, W, 3] uint8 -> [h, w, 3] uint8."""
+    image = preprocess.resize_image(image, geometry.resize_hw)
+    top, left = tf.unstack(geometry.offset)
+    height, width = tf.unstack(geometry.content_hw)
+    image = image[top : top + height, left : left + width]
+    return tf.cond(geometry.flip, lambda: tf.reverse(image, [1]), lambda: image)
+
+
+def transform_labels(labels: tf.Tensor, geometry: Geometry, padded_hw: tf.Tensor, void: int) -> tf.Tensor:
+    """Nearest neighbour, crop, flip and padding in one look-up per axis.
+
+    Args:
+      labels: [..., H, W] uint8.
+      geometry: as for the image.
+      padded_hw: [2] int32.
+      void: what to pad with.
+
+    Returns:
+      [..., *padded_hw] uint8.
+    """
+    rank = labels.shape.rank
+    labels = tf.pad(labels, [[0, 0]] * (rank - 2) + [[0, 1], [0, 1]], constant_values=void)
+    rows = _source_indices(geometry, 0)
+    columns = _source_indices(geometry, 1)
+    columns = tf.cond(geometry.flip, lambda: tf.reverse(columns, [0]), lambda: columns)
+    # the source's added last row and column are void: padding looks there
+    rows = tf.pad(rows, [[0, padded_hw[0] - tf.size(rows)]], constant_values=geometry.source_hw[0])
+    columns = tf.pad(columns, [[0, padded_hw[1] - tf.size(columns)]], constant_values=geometry.source_hw[1])
+    return tf.gather(tf.gather(labels, columns, axis=-1), rows, axis=-2)
+
+
+def transform_boxes(boxes: tf.Tensor, geometry: Geometry) -> tf.Tensor:
+    """Scales, shifts and flips; coordinates outside the content are kept.
+
+    Args:
+      boxes: [M, 4] float yxyx pixels of the stored image.
+
+    Returns:
+      [M, 4] float yxyx pixels of the content.
+    """
+    scale = tf.cast(geometry.resize_hw, tf.float32) / tf.cast(geometry.source_hw, tf.float32)
+    offset = tf.cast(geometry.offset, tf.float32)
+    boxes = boxes * tf.tile(scale, [2]) - tf.tile(offset, [2])
+    width = tf.cast(geometry.content_hw[1], tf.float32)
+    y1, x1, y2, x2 = tf.unstack(boxes, axis=-1)
+    flipped = tf.stack([y1, width - x2, y2, width - x1], axis=-1)
+    return tf.where(geometry.flip, flipped, boxes)
+
+
+def crop_boxes(boxes: tf.Tensor, masks: tf.Tensor, content_hw: tf.Tensor) -> tf.Tensor:
+    """Boxes that the crop's edge cuts become tight around what is left of their mask.
+
+    Args:
+      boxes: [M, 4] float yxyx pixels of the content, as `transform_boxes` gives them.
+      masks: [M, H, W] uint8 at the content's scale.
+      content_hw: [2] int32.
+    """
+    limit = tf.tile(tf.cast(content_hw, tf.float32), [2])
+    cut = tf.reduce_any((boxes < 0) | (boxes > limit), axis=-1, keepdims=True)
+    return tf.where(cut, tight_boxes(masks), boxes)
+
+
+def tight_boxes(masks: tf.Tensor) -> tf.Tensor:
+    """The boxes that enclose masks [M, H, W]: [M, 4] float32 yxyx pixels; zeros for an empty mask."""
+    bounds = []
+    for axis in (2, 1):  # rows, columns
+        used = tf.cast(tf.reduce_max(masks, axis=axis), tf.int32)  # [M, H] or [M, W]
+        length = tf.shape(used)[1]
+        first = tf.argmax(used, axis=1, output_type=tf.int32)
+        last = length - tf.argmax(tf.reverse(used, [1]), axis=1, output_type=tf.int32)
+        present = tf.reduce_max(tf.pad(used, [[0, 0], [0, 1]]), axis=1)
+        bounds.append((first * present, last * present))
+    (y1, y2), (x1, x2) = bounds
+    return tf.cast(tf.stack([y1, x1, y2, x2], axis=-1), tf.float32)
+
+
+def jitter_color(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Random hue, saturation, value and contrast.
+
+    Args:
+      image: [h, w, 3] uint8 RGB.
+      seed: [2] int32.
+
+    Returns:
+      [h, w, 3] float32 in 0..255.
+    """
+    ranges = tf.constant([(-MAX_HUE_RADIANS, MAX_HUE_RADIANS), SATURATION, VALUE, CONTRAST])
+    draws = tf.random.stateless_uniform([4], seed)
+    hue, saturation, value, contrast = tf.unstack(ranges[:, 0] + draws * (ranges[:, 1] - ranges[:, 0]))
+    image = compat.adjust_hsv(tf.cast(image, tf.float32) / 255.0, hue, saturation, value)
+    image = tf.image.adjust_contrast(image, contrast)
+    return tf.clip_by_value(image * 255.0, 0.0, 255.0)
+
+
+def _source_indices(geometry, axis):
+    indices = preprocess.nearest_indices(geometry.source_hw[axis], geometry.resize_hw[axis])
+    start = geometry.offset[axis]
+    return indices[start : start + geometry.content_hw[axis]]
