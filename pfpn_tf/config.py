@@ -187,6 +187,18 @@ class Train:
         1e-4, "L2 weight decay on weights and biases; norm scales and shifts have none.", at_least=0.0
     )
     gradient_clip_norm: float = _field(0.0, "Clip the global gradient norm to this; 0: no clipping.", at_least=0.0)
+    gradient_accumulation_steps: int = _field(
+        1,
+        "Parts into which each replica cuts its share of the batch, one after the other to save memory; their "
+        "gradients are averaged.",
+        at_least=1,
+    )
+    ema_decay: float = _field(
+        0.0,
+        "Keep a moving average of the weights with this decay, e.g. 0.9999, beside the raw ones; 0: none.",
+        at_least=0.0,
+        at_most=0.99999999,
+    )
     instance_loss_weight: float = _field(1.0, "The paper's lambda_i.", at_least=0.0)
     semantic_loss_weight: float = _field(0.5, "The paper's lambda_s.", at_least=0.0)
     init_weights: str = _field(
@@ -195,6 +207,7 @@ class Train:
     precision: str = _field(
         "float32", "Compute precision.", choices=("float32", "mixed_bfloat16", "mixed_float16")
     )
+    xla: bool = _field(False, "Let XLA compile what it can of the step on GPUs.")
     distribution: str = _field(
         "mirrored",
         "mirrored: all GPUs of this machine, else its CPU; one_device; cpu; multi_worker: several machines by TF_CONFIG.",
@@ -208,6 +221,9 @@ class Train:
     checkpoint_interval_steps: int = _field(1000, "Steps between checkpoints.", at_least=1)
     keep_checkpoints: int = _field(3, "Newest checkpoints kept.", at_least=1)
     eval_interval_steps: int = _field(0, "Steps between evaluations in training; 0: none.", at_least=0)
+    profile_steps: Tuple[int, ...] = _field(
+        (), "First,last step to record for TensorBoard's profiler; empty: none."
+    )
     seed: int = _field(0, "Seed of initialisation, data order, augmentation and sampling.", at_least=0)
     train_cpu_threads: int = _field(0, "CPU threads for TensorFlow; 0: all.", at_least=0)
 
@@ -395,6 +411,13 @@ def _cross_problems(config):
             f"--semantic_channels={model.semantic_channels} must be divisible by the 32 groups of its "
             "GroupNorm; use 64, 128 or 256."
         )
+    if train.profile_steps and (len(train.profile_steps) != 2 or train.profile_steps[0] > train.profile_steps[1]):
+        problems.append(f"--profile_steps={train.profile_steps} must be two steps, first,last; e.g. 10,14.")
     if list(train.lr_decay_steps) != sorted(set(train.lr_decay_steps)):
         problems.append(f"--lr_decay_steps={train.lr_decay_steps} must rise; e.g. 60000,80000.")
+    if train.lr_decay_steps and train.lr_decay_steps[0] <= train.warmup_steps:
+        problems.append(
+            f"--lr_decay_steps={','.join(map(str, train.lr_decay_steps))} must come after "
+            f"--warmup_steps={train.warmup_steps}; lower --warmup_steps to {train.lr_decay_steps[0] - 1} or less."
+        )
     return problems

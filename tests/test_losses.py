@@ -281,7 +281,9 @@ def test_two_replicas_add_up_to_one():
     """Uneven RoIs and labelled pixels; the sum over replicas is the one-replica result."""
     outputs, ground_truth = example(batch=4)
     whole, whole_gradients = total_gradients(outputs, ground_truth)
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = tf.distribute.MirroredStrategy(
+        ["CPU:0", "CPU:1"], tf.distribute.ReductionToOneDevice()
+    )
 
     def share():
         first = 2 * tf.distribute.get_replica_context().replica_id_in_sync_group

@@ -1,0 +1,92 @@
+"""SGD with momentum and weight decay, as Caffe2 and PyTorch define it."""
+
+from typing import List, Union
+
+import tensorflow as tf
+
+from pfpn_tf import config as config_lib
+from pfpn_tf.model import layers
+from pfpn_tf.training import schedule
+
+_NORMS = (layers.GroupNorm, layers.FrozenBatchNorm, tf.keras.layers.BatchNormalization)
+
+
+class SGD(tf.keras.optimizers.Optimizer):
+    """v = momentum v + (g + decay w); w = w - rate v.
+
+    Keras' own SGD has the rate inside v, so that a drop of the rate acts on old gradients only as
+    they fade, and it takes the decay past the momentum. The recipes of the paper and of Detectron2
+    are meant for this one.
+
+    Like any Keras optimizer this one sums the gradients over the replicas in `apply_gradients`. A
+    caller that has summed them already, say to clip them, passes `skip_gradients_aggregation=True`.
+
+    Args:
+      learning_rate: a number or a schedule.
+      momentum: share of v that remains.
+      l2: weight decay, on all variables but those given to `exclude_from_weight_decay`.
+    """
+
+    def __init__(
+        self,
+        learning_rate: Union[float, tf.keras.optimizers.schedules.LearningRateSchedule],
+        momentum: float = 0.9,
+        l2: float = 0.0,
+        name: str = "SGD",
+        **kwargs
+    ):
+        super().__init__(name=name, jit_compile=False, **kwargs)
+        self._learning_rate = self._build_learning_rate(learning_rate)
+        self.momentum = momentum
+        self.l2 = l2
+
+    def build(self, var_list: List[tf.Variable]) -> None:
+        """Creates v for each variable, in their order."""
+        super().build(var_list)
+        if getattr(self, "_built", False):
+            return
+        self.velocities = [
+            self.add_variable_from_reference(variable, "velocity") for variable in var_list
+        ]
+        self._built = True
+
+    def update_step(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
+        """One fused update of a variable and its v."""
+        gradient = tf.convert_to_tensor(gradient)  # a sparse gradient becomes dense
+        if self.l2 and self._use_weight_decay(variable):
+            gradient += tf.cast(self.l2, gradient.dtype) * variable
+        velocity = self.velocities[self._index_dict[self._var_key(variable)]]
+        tf.raw_ops.ResourceApplyMomentum(
+            var=variable.handle,
+            accum=velocity.handle,
+            lr=tf.cast(self.learning_rate, gradient.dtype),
+            grad=gradient,
+            momentum=tf.constant(self.momentum, gradient.dtype),
+        )
+
+    def get_config(self):
+        config = super().get_config()
+        del config["jit_compile"]
+        return {
+            **config,
+            "learning_rate": self._serialize_hyperparameter(self._learning_rate),
+            "momentum": self.momentum,
+            "l2": self.l2,
+        }
+
+
+def build_optimizer(config: config_lib.Train, model: tf.keras.Model) -> SGD:
+    """The optimizer of a built model; scales and shifts of its norms have no weight decay."""
+    optimizer = SGD(schedule.build_schedule(config), config.momentum, config.weight_decay)
+    optimizer.exclude_from_weight_decay(var_list=norm_variables(model))
+    return optimizer
+
+
+def norm_variables(model: tf.keras.Model) -> List[tf.Variable]:
+    """The trainable scales and shifts of all norm layers."""
+    return [
+        variable
+        for module in model.submodules
+        if isinstance(module, _NORMS)
+        for variable in module.trainable_variables
+    ]

@@ -1,0 +1,168 @@
+"""SGD against the update rule in float64, its weight decay, state and distribution."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pfpn_tf.config import Config
+from pfpn_tf.model import panoptic_fpn
+from pfpn_tf.training import optimizer as optimizer_lib
+from tests.reference import sgd
+
+RATES = [0.1, 0.1, 0.01, 0.02]
+
+
+class _Rates(tf.keras.optimizers.schedules.LearningRateSchedule):
+    def __call__(self, step):
+        return tf.gather(tf.constant(RATES), step)
+
+
+def _gradients(shape, seed=0):
+    return np.random.default_rng(seed).normal(size=[len(RATES), *shape])
+
+
+@pytest.mark.parametrize("dtype,tolerance", [("float32", 1e-5), ("float64", 1e-7)])
+def test_rule_with_changing_rate(dtype, tolerance, maybe_graph):
+    start = np.array([[1.0, -2.0, 3.0]])
+    gradients = _gradients(start.shape)
+    variable = tf.Variable(start, dtype=dtype)
+    optimizer = optimizer_lib.SGD(_Rates(), momentum=0.9, l2=0.1)
+    optimizer.build([variable])
+    apply = maybe_graph(lambda g: optimizer.apply_gradients([(g, variable)]))
+    for gradient, expected in zip(gradients, sgd.steps(start, gradients, RATES, 0.9, 0.1)):
+        apply(tf.constant(gradient, dtype))
+        np.testing.assert_allclose(variable, expected, rtol=tolerance)
+
+
+def test_values_by_hand():
+    variable = tf.Variable([2.0])
+    optimizer = optimizer_lib.SGD(0.5, momentum=0.5, l2=0.1)
+    # v = 1 + 0.1 * 2 = 1.2; w = 2 - 0.5 * 1.2 = 1.4
+    optimizer.apply_gradients([(tf.constant([1.0]), variable)])
+    np.testing.assert_allclose(variable, [1.4], rtol=1e-6)
+    # v = 0.5 * 1.2 + 0 + 0.1 * 1.4 = 0.74; w = 1.4 - 0.5 * 0.74 = 1.03
+    optimizer.apply_gradients([(tf.constant([0.0]), variable)])
+    np.testing.assert_allclose(variable, [1.03], rtol=1e-6)
+
+
+def test_sparse_gradient_is_a_dense_one():
+    variables = [tf.Variable([[1.0], [2.0], [3.0]]) for _ in range(2)]
+    sparse = tf.IndexedSlices(tf.constant([[1.0], [2.0]]), tf.constant([2, 2]), tf.constant([3, 1]))
+    for variable, gradient in zip(variables, [sparse, tf.constant([[0.0], [0.0], [3.0]])]):
+        optimizer_lib.SGD(0.1, l2=0.5).apply_gradients([(gradient, variable)])
+    np.testing.assert_allclose(variables[0], variables[1])
+
+
+def test_state_survives_a_checkpoint(tmp_path):
+    start, gradients = np.ones([2, 2]), _gradients([2, 2])
+
+    def new():
+        variable = tf.Variable(start, dtype=tf.float32)
+        optimizer = optimizer_lib.SGD(_Rates(), l2=0.1)
+        return variable, optimizer, tf.train.Checkpoint(variable=variable, optimizer=optimizer)
+
+    variable, optimizer, checkpoint = new()
+    for gradient in gradients[:2]:
+        optimizer.apply_gradients([(tf.constant(gradient, tf.float32), variable)])
+    path = checkpoint.save(str(tmp_path / "ckpt"))
+    variable, optimizer, checkpoint = new()
+    status = checkpoint.restore(path)  # before the optimizer has its variables
+    optimizer.build([variable])
+    status.assert_consumed()
+    assert optimizer.iterations == 2
+    for gradient in gradients[2:]:
+        optimizer.apply_gradients([(tf.constant(gradient, tf.float32), variable)])
+    expected = sgd.steps(start, gradients, RATES, 0.9, 0.1)[-1]
+    np.testing.assert_allclose(variable, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("already_summed", [False, True])
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_two_replicas_apply_the_sum_once(policy, already_summed):
+    strategy = tf.distribute.MirroredStrategy(
+        ["CPU:0", "CPU:1"], tf.distribute.ReductionToOneDevice()
+    )
+    gradients = _gradients([3, 1])
+    start = [[1.0], [2.0], [3.0]]
+    with strategy.scope():
+        layer = tf.keras.layers.Dense(1, dtype=policy)
+        layer.build((None, 3))
+        layer.kernel.assign(start)
+        optimizer = optimizer_lib.SGD(_Rates(), l2=0.1)
+        optimizer.exclude_from_weight_decay(var_list=[layer.bias])
+        optimizer.build([layer.kernel, layer.bias])
+        layer.bias.assign([1.0])
+
+    @tf.function
+    def step(gradient):
+        def replica_step():
+            context = tf.distribute.get_replica_context()
+            share = tf.constant([0.25, 0.75])[context.replica_id_in_sync_group] * gradient
+            if already_summed:
+                share = context.all_reduce(tf.distribute.ReduceOp.SUM, share)
+            optimizer.apply_gradients(
+                [(share, layer.kernel), (tf.zeros([1]), layer.bias)],
+                skip_gradients_aggregation=already_summed,
+            )
+
+        strategy.run(replica_step)
+
+    for gradient in gradients:
+        step(tf.constant(gradient, tf.float32))
+    expected = sgd.steps(start, gradients, RATES, 0.9, 0.1)[-1]
+    for value in strategy.experimental_local_results(layer.kernel):
+        np.testing.assert_allclose(value, expected, rtol=1e-5)
+    for value in strategy.experimental_local_results(layer.bias):
+        np.testing.assert_array_equal(value, [1.0])
+
+
+def test_loss_scale_optimizer_unscales():
+    variable = tf.Variable([1.0, 2.0])
+    optimizer = tf.keras.mixed_precision.LossScaleOptimizer(
+        optimizer_lib.SGD(0.1, l2=0.5), dynamic=False, initial_scale=8.0
+    )
+    scaled = tf.constant([8.0, 16.0])
+    unscaled = optimizer.get_unscaled_gradients([scaled])
+    optimizer.apply_gradients(zip(unscaled, [variable]))
+    np.testing.assert_allclose(variable, [1 - 0.1 * 1.5, 2 - 0.1 * 3.0], rtol=1e-6)
+
+
+def test_config_round_trip():
+    optimizer = optimizer_lib.SGD(0.25, momentum=0.8, l2=0.01, name="mine")
+    copy = optimizer_lib.SGD.from_config(optimizer.get_config())
+    assert copy.get_config() == optimizer.get_config()
+    assert copy.momentum == 0.8 and copy.l2 == 0.01 and float(copy.learning_rate) == 0.25
+
+
+@pytest.mark.parametrize(
+    "settings,num_norms",
+    [
+        # 7 norms in the semantic head, each with scale and shift.
+        ({"backbone": "resnet50"}, 7),
+        # 1 in the stem, 3 in each of the 3 + 4 + 6 + 3 blocks, 4 shortcuts.
+        ({"backbone": "resnet50", "backbone_norm": "sync_bn", "freeze_stages": 0}, 7 + 53),
+        # 53 as above, 8 in the FPN, 4 in the mask head.
+        (
+            {
+                "backbone": "resnet50",
+                "backbone_norm": "group_norm",
+                "freeze_stages": 0,
+                "head_norm": "group_norm",
+            },
+            7 + 53 + 8 + 4,
+        ),
+    ],
+)
+def test_only_norm_variables_of_a_real_model_have_no_decay(settings, num_norms):
+    config = Config().replace(
+        fpn_channels=32, semantic_channels=32, mask_channels=32, box_fc_channels=16, **settings
+    )
+    model = panoptic_fpn.build_model(config.model, 3, 5)
+    optimizer = optimizer_lib.build_optimizer(config.train, model)
+    optimizer.build(model.trainable_variables)
+    without = [v for v in model.trainable_variables if not optimizer._use_weight_decay(v)]
+    assert len(without) == 2 * num_norms
+    assert all(v.name.split("/")[-1] in ("gamma:0", "beta:0") for v in without)
+    with_decay = [v for v in model.trainable_variables if optimizer._use_weight_decay(v)]
+    assert not any(v.name.split("/")[-1] in ("gamma:0", "beta:0") for v in with_decay)
+    assert sum("bias" in v.name for v in with_decay) >= 10
