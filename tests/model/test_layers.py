@@ -1,0 +1,243 @@
+"""Layers against plain numpy, gradients against finite differences."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pfpn_tf.model import layers
+
+
+def numpy_conv(x, kernel, stride, groups=1):
+    """Convolution with kernel // 2 zeros on all sides, float64 loops over the taps."""
+    x, kernel = x.astype(np.float64), kernel.astype(np.float64)
+    size, _, group_in, filters = kernel.shape
+    pad = size // 2
+    x = np.pad(x, [(0, 0), (pad, pad), (pad, pad), (0, 0)])
+    height = (x.shape[1] - size) // stride + 1
+    width = (x.shape[2] - size) // stride + 1
+    out = np.zeros((len(x), height, width, filters))
+    group_out = filters // groups
+    for i in range(size):
+        for j in range(size):
+            window = x[:, i : i + height * stride : stride, j : j + width * stride : stride]
+            for g in range(groups):
+                channels = slice(g * group_in, (g + 1) * group_in)
+                outputs = slice(g * group_out, (g + 1) * group_out)
+                out[..., outputs] += window[..., channels] @ kernel[i, j, :, outputs]
+    return out
+
+
+def numpy_group_norm(x, gamma, beta, groups):
+    x = x.astype(np.float64)
+    batch, height, width, channels = x.shape
+    grouped = x.reshape(batch, height, width, groups, channels // groups)
+    mean = grouped.mean(axis=(1, 2, 4), keepdims=True)
+    variance = ((grouped - mean) ** 2).mean(axis=(1, 2, 4), keepdims=True)
+    normal = (grouped - mean) / np.sqrt(variance + 1e-5)
+    return normal.reshape(x.shape) * gamma + beta
+
+
+def numpy_resize(x, hw):
+    """Bilinear with half-pixel centres, one output pixel at a time."""
+    out = np.zeros((len(x), hw[0], hw[1], x.shape[3]))
+    for i in range(hw[0]):
+        for j in range(hw[1]):
+            y = min(max((i + 0.5) * x.shape[1] / hw[0] - 0.5, 0), x.shape[1] - 1)
+            z = min(max((j + 0.5) * x.shape[2] / hw[1] - 0.5, 0), x.shape[2] - 1)
+            y0, z0 = int(y), int(z)
+            y1, z1 = min(y0 + 1, x.shape[1] - 1), min(z0 + 1, x.shape[2] - 1)
+            top = x[:, y0, z0] * (1 - z + z0) + x[:, y0, z1] * (z - z0)
+            bottom = x[:, y1, z0] * (1 - z + z0) + x[:, y1, z1] * (z - z0)
+            out[:, i, j] = top * (1 - y + y0) + bottom * (y - y0)
+    return out
+
+
+@pytest.mark.parametrize("kernel_size, stride", [(1, 1), (1, 2), (3, 1), (3, 2), (7, 2)])
+@pytest.mark.parametrize("hw", [(8, 6), (7, 9)])
+def test_conv(maybe_graph, kernel_size, stride, hw):
+    x = np.random.normal(size=(2, *hw, 4)).astype(np.float32)
+    conv = layers.Conv(6, kernel_size, stride)
+    y = maybe_graph(conv)(x)
+    conv.bias.assign(np.arange(6.0))
+    expected = numpy_conv(x, conv.kernel.numpy(), stride)
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+    np.testing.assert_allclose(conv(x), expected + np.arange(6.0), atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("groups, channels", [(4, 8), (32, 128)])
+def test_grouped_conv_and_its_gradient(maybe_graph, groups, channels, training):
+    x = tf.random.normal([1, 5, 7, channels])
+    conv = layers.Conv(channels, 3, 2, groups, norm="frozen_bn")
+    weight = tf.random.normal([1, 3, 4, channels])
+
+    @maybe_graph
+    def run(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = conv(x, training=training)
+            loss = tf.reduce_sum(y * weight)
+        return y, *tape.gradient(loss, [x, conv.kernel])
+
+    y, dx, dkernel = run(x)
+    kernel = conv.kernel.numpy()
+    expected = numpy_conv(x.numpy(), kernel, 2, groups) / np.sqrt(1 + 1e-5)
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+    # The convolution is linear: <weight, conv(x)> = <dx, x> = <dkernel, kernel>.
+    total = (expected * weight.numpy()).sum()
+    np.testing.assert_allclose((dx.numpy().astype(np.float64) * x.numpy()).sum(), total, atol=1e-3)
+    np.testing.assert_allclose((dkernel.numpy().astype(np.float64) * kernel).sum(), total, atol=1e-3)
+    # One entry of each by its own sum.
+    one = np.zeros_like(kernel)
+    one[2, 0, 1, channels - 1] = 1
+    by_hand = (numpy_conv(x.numpy(), one, 2, groups) * weight.numpy()).sum() / np.sqrt(1 + 1e-5)
+    np.testing.assert_allclose(dkernel[2, 0, 1, channels - 1], by_hand, atol=1e-4)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_frozen_batch_norm(training):
+    x = np.random.normal(size=(1, 4, 5, 3)).astype(np.float32)
+    conv = layers.Conv(8, 1, norm="frozen_bn", relu=True)
+    conv(x)
+    gamma, beta, mean = np.random.normal(size=(3, 8))
+    variance = np.random.uniform(0.5, 2, size=8)
+    conv.norm.set_weights([gamma, beta, mean, variance])
+    plain = numpy_conv(x, conv.kernel.numpy(), 1)
+    expected = np.maximum((plain - mean) / np.sqrt(variance + 1e-5) * gamma + beta, 0)
+    np.testing.assert_allclose(conv(x, training=training), expected, atol=1e-5)
+    assert [v.name for v in conv.trainable_variables] == [conv.kernel.name]
+
+
+def test_folding_a_frozen_norm_keeps_the_result():
+    x = tf.random.normal([1, 4, 5, 3])
+    model = tf.keras.Sequential([layers.Conv(8, 3, norm="frozen_bn", relu=True), layers.Conv(4, 1)])
+    model(x)
+    norm = model.layers[0].norm
+    norm.set_weights([*np.random.normal(size=(3, 8)), np.random.uniform(0.5, 2, size=8)])
+    before = model(x)
+    layers.fold_frozen_norms(model)
+    np.testing.assert_allclose(model(x), before, atol=1e-5)
+    assert len(model.variables) == 4  # two kernels, two biases
+    assert model.layers[0].norm is None
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("channels, groups", [(64, 32), (32, 32), (12, 4)])
+def test_group_norm(maybe_graph, channels, groups, relu):
+    x = np.random.normal(1.0, 2.0, size=(2, 5, 7, channels)).astype(np.float32)
+    gamma, beta = np.random.normal(size=(2, channels)).astype(np.float32)
+    y = maybe_graph(lambda x: layers.group_norm(x, gamma, beta, groups, relu))(tf.constant(x))
+    expected = numpy_group_norm(x, gamma, beta, groups)
+    np.testing.assert_allclose(y, np.maximum(expected, 0) if relu else expected, atol=2e-6)
+
+
+def test_group_norm_takes_fewer_groups_if_the_channels_are_few():
+    norm = layers.GroupNorm()
+    norm(tf.zeros([1, 2, 2, 48]))
+    assert norm.groups == 24
+
+
+def test_group_norm_with_a_large_mean():
+    """float32 itself holds 100 to 4e-6 only; E[x^2] - E[x]^2 would lose a thousand times that."""
+    x = np.random.normal(100.0, 1.0, size=(1, 40, 60, 32)).astype(np.float32)
+    y = layers.group_norm(tf.constant(x), tf.ones([32]), tf.zeros([32]), 32, False)
+    expected = numpy_group_norm(x, 1.0, 0.0, 32)
+    np.testing.assert_allclose(y, expected, atol=3e-5)
+
+
+def test_group_norm_of_a_constant_is_beta():
+    x = tf.fill([1, 3, 5, 8], 7.0)
+    beta = tf.range(8.0)
+    y = layers.group_norm(x, tf.ones([8]), beta, 4, False)
+    np.testing.assert_array_equal(y, tf.broadcast_to(beta, y.shape))
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_group_norm_gradient(relu):
+    x = tf.random.normal([2, 3, 5, 8], dtype=tf.float64)
+    gamma, beta = tf.unstack(tf.random.normal([2, 8], dtype=tf.float64))
+    weight = tf.random.normal([2, 3, 5, 8], dtype=tf.float64)
+
+    def loss(x, gamma, beta):
+        return tf.reduce_sum(weight * layers.group_norm(x, gamma, beta, 4, relu))
+
+    theory, numeric = tf.test.compute_gradient(loss, [x, gamma, beta], delta=1e-6)
+    for a, b in zip(theory, numeric):
+        np.testing.assert_allclose(a, b, atol=2e-8)
+
+
+def test_group_norm_gradient_with_a_large_mean():
+    x = np.random.normal(100.0, 1.0, size=(1, 20, 30, 32))
+    weight = np.random.normal(size=x.shape)
+
+    def gradient(dtype):
+        inputs = [tf.constant(v, dtype) for v in (x, np.ones(32), np.full(32, 0.1))]
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            y = layers.group_norm(*inputs, 16, False)
+        return tape.gradient(y, inputs, output_gradients=tf.constant(weight, dtype))
+
+    for low, high in zip(gradient(tf.float32), gradient(tf.float64)):
+        scale = np.abs(high).max()
+        np.testing.assert_allclose(low, high, atol=5e-5 * scale)
+
+
+@pytest.mark.parametrize("dtype", [tf.float16, tf.bfloat16])
+def test_group_norm_in_half_precision(dtype):
+    x = tf.cast(tf.random.normal([1, 64, 48, 32], mean=3.0), dtype)
+    y = layers.group_norm(x, tf.ones([32]), tf.zeros([32]), 32, True)
+    assert y.dtype == dtype
+    expected = np.maximum(numpy_group_norm(tf.cast(x, tf.float32).numpy(), 1.0, 0.0, 32), 0)
+    np.testing.assert_allclose(tf.cast(y, tf.float32), expected, atol=0.05)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(tf.float32, 1e-5), (tf.float64, 1e-12)])
+@pytest.mark.parametrize("hw", [(6, 10), (12, 20), (4, 7), (3, 5)])
+def test_resize_bilinear(maybe_graph, hw, dtype, tolerance):
+    x = np.random.normal(size=(2, 3, 5, 2))
+    y = maybe_graph(lambda x: layers.resize_bilinear(x, hw))(tf.constant(x, dtype))
+    assert y.dtype == dtype
+    np.testing.assert_allclose(y, numpy_resize(x, hw), atol=tolerance)
+
+
+def test_as_float32_or_more():
+    for dtype, expected in (
+        (tf.float16, tf.float32),
+        (tf.bfloat16, tf.float32),
+        (tf.float32, tf.float32),
+        (tf.float64, tf.float64),
+    ):
+        assert layers.as_float32_or_more(tf.zeros([1], dtype)).dtype == expected
+
+
+def test_initialisers():
+    shape = (3, 3, 64, 128)
+    kernel = layers.msra_initializer()(shape).numpy()
+    np.testing.assert_allclose(kernel.std(), np.sqrt(2 / (9 * 128)), rtol=0.02)
+    kernel = layers.xavier_initializer()(shape).numpy()
+    limit = np.sqrt(3 / (9 * 64))
+    assert limit * 0.999 < np.abs(kernel).max() <= limit
+    np.testing.assert_allclose(kernel.std(), limit / np.sqrt(3), rtol=0.02)
+
+
+def test_sync_bn_uses_the_statistics_of_all_replicas():
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        conv = layers.Conv(2, 1, norm="sync_bn")
+        conv.build((None, None, None, 2))
+        conv.norm.build((None, None, None, 2))
+    conv.kernel.assign(np.eye(2)[None, None])
+    values = np.random.normal(size=(2, 1, 3, 4, 2)).astype(np.float32)
+    values[1] += 5.0
+
+    @tf.function
+    def step(x):
+        return strategy.run(lambda x: conv(x, training=True), args=(x,))
+
+    per_replica = strategy.experimental_distribute_values_from_function(
+        lambda context: tf.constant(values[context.replica_id_in_sync_group])
+    )
+    parts = strategy.experimental_local_results(step(per_replica))
+    mean, std = values.mean(axis=(0, 1, 2, 3)), values.std(axis=(0, 1, 2, 3))
+    for part, value in zip(parts, values):
+        np.testing.assert_allclose(part, (value - mean) / std, atol=1e-3)
