@@ -10,7 +10,11 @@ from pfpn_tf.ops import roi_align
 
 
 def mask_targets(
-    gt_masks: tf.Tensor, boxes: tf.Tensor, gt_index: tf.Tensor, size: int
+    gt_masks: tf.Tensor,
+    boxes: tf.Tensor,
+    gt_index: tf.Tensor,
+    size: int,
+    method: str = "sparse",
 ) -> tf.Tensor:
     """The part of its ground-truth mask that each RoI sees, as 0 and 1.
 
@@ -23,22 +27,26 @@ def mask_targets(
       gt_index: [B, F] int32 mask of each RoI. An index outside 0..M-1 (an image without masks) counts as an empty
         mask.
       size: P.
+      method: "sparse": sparse matrix products, the fastest outside XLA; "gather": a loop over the samples, which
+        XLA can compile.
 
     Returns:
       [B, F, P, P] in the boxes' type.
     """
+    if method not in ("sparse", "gather"):
+        raise ValueError(f"Mask target method must be 'sparse' or 'gather', got {method!r}.")
+    targets = _sparse_targets if method == "sparse" else _gather_targets
+    return tf.cast(targets(gt_masks, boxes, gt_index, size), boxes.dtype)
 
-    def image_targets(image):
-        masks, boxes, gt_index = image
-        return _image_targets(masks, boxes, gt_index, size)
 
+def _sparse_targets(gt_masks, boxes, gt_index, size):
     # Image by image: the sparse product needs the masks as floats, four times their size.
     targets = tf.map_fn(
-        image_targets,
+        lambda image: _image_targets(*image, size),
         (gt_masks, boxes, gt_index),
         fn_output_signature=tf.TensorSpec([None, size, size], tf.bool),
     )
-    return tf.cast(tf.ensure_shape(targets, [None, None, size, size]), boxes.dtype)
+    return tf.ensure_shape(targets, [None, None, size, size])
 
 
 def _image_targets(masks, boxes, gt_index, size):
@@ -80,3 +88,47 @@ def _image_targets(masks, boxes, gt_index, size):
     )  # [F, P, P]
     samples = tf.cast(rows.samples * columns.samples, boxes.dtype)  # [F]
     return sums >= 0.5 * samples[:, tf.newaxis, tf.newaxis]
+
+
+def _gather_targets(gt_masks, boxes, gt_index, size):
+    """Bool [B, F, P, P]."""
+    batch, num_masks, height, width = tf.unstack(tf.shape(gt_masks))
+    rois = tf.shape(boxes)[1]
+    mask_rows = tf.reshape(gt_masks, [batch * num_masks * height, width])
+    mask_rows = tf.pad(mask_rows, [[0, 1], [0, 0]])  # an empty row for RoIs without a mask
+    has_mask = tf.reshape((gt_index >= 0) & (gt_index < num_masks), [-1])[:, tf.newaxis]  # [B*F, 1]
+    first_row = (tf.range(batch)[:, tf.newaxis] * num_masks + gt_index) * height  # [B, F]
+    first_row = tf.reshape(first_row, [-1, 1])  # [B*F, 1]
+    boxes = tf.reshape(boxes, [-1, 4]) - 0.5  # [B, F, 4] -> [B*F, 4]
+    zeros = tf.zeros([batch * rois, size, width], boxes.dtype)
+
+    def for_all_samples(axis, limit, add):
+        """Adds add(pixel [B*F, P], weight [B*F, P, 1]) for both neighbours of all samples, and the samples' number."""
+        start, end = boxes[:, axis], boxes[:, axis + 2]
+        samples = roi_align.adaptive_samples(start, end, size)
+
+        def step(sample, total):
+            pixel, weight = roi_align.interpolate(
+                start, end, limit[tf.newaxis], size, samples, sample[tf.newaxis]
+            )
+            for side in (0, 1):
+                total += add(pixel[:, :, 0, side], weight[:, :, 0, side, tf.newaxis])
+            return sample + 1, total
+
+        most_samples = tf.reduce_max(samples)
+        start_of_loop = (tf.constant(0), zeros)
+        _, total = tf.while_loop(lambda sample, _: sample < most_samples, step, start_of_loop)
+        return total, samples
+
+    def mask_line(pixel, weight):
+        row = tf.where(has_mask, first_row + pixel, tf.shape(mask_rows)[0] - 1)
+        return tf.cast(tf.gather(mask_rows, row), boxes.dtype) * weight  # [B*F, P, W]
+
+    def spread(pixel, weight):
+        return tf.cast(tf.range(width) == pixel[..., tf.newaxis], boxes.dtype) * weight  # [B*F, P, W]
+
+    lines, row_samples = for_all_samples(0, height, mask_line)
+    column_weights, column_samples = for_all_samples(1, width, spread)
+    sums = tf.matmul(lines, column_weights, transpose_b=True)  # [B*F, P, P]
+    samples = tf.cast(row_samples * column_samples, boxes.dtype)[:, tf.newaxis, tf.newaxis]
+    return tf.reshape(sums >= 0.5 * samples, [batch, rois, size, size])

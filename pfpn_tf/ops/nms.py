@@ -3,8 +3,8 @@
 Shapes: B images · L pyramid levels · k candidates per level · N proposals · R RoIs · K thing classes ·
 D detections.
 
-Both functions give every candidate its place in the order of falling scores (ties: lower index first) and
-suppress with a score that falls with the place. The kernel then has no ties to break in its own way, any range of
+The kernel is given every candidate's place in the order of falling scores (ties: lower index first) in the form
+of a score that falls with the place. It then has no ties to break in its own way, any range of
 logits is safe, and the places say which candidates survived: boxes and scores are gathered from the
 caller's tensors in their own precision, only the suppression itself computes in float32.
 """
@@ -17,7 +17,11 @@ from pfpn_tf.ops import boxes as box_ops
 
 
 def rpn_nms(
-    boxes: tf.Tensor, logits: tf.Tensor, iou_threshold: float, max_outputs: int
+    boxes: tf.Tensor,
+    logits: tf.Tensor,
+    iou_threshold: float,
+    max_outputs: int,
+    method: str = "kernel",
 ) -> Tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Suppression within each pyramid level, then the best of all levels together.
 
@@ -26,32 +30,82 @@ def rpn_nms(
       logits: [B, L, k]; -inf marks padding.
       iou_threshold: a box is dropped when its IoU with a better kept box of its level is above this.
       max_outputs: N.
+      method: "kernel": TensorFlow's greedy kernel, on the CPU; "matrix": the same result from [k, k] IoU
+        matrices, on any device and under XLA.
 
     Returns:
       boxes [B, N, 4], logits [B, N] and valid [B, N] bool, by falling logit. Empty boxes and padding never come
       out; rows without a box are zeros at the end.
     """
-    candidates = tf.shape(logits)[1] * tf.shape(logits)[2]
-    flat_boxes = tf.reshape(boxes, [tf.shape(boxes)[0], candidates, 4])  # [B, L, k, 4] -> [B, L*k, 4]
-    flat_logits = tf.reshape(logits, [tf.shape(logits)[0], candidates])  # [B, L, k] -> [B, L*k]
-    usable = (flat_logits > flat_logits.dtype.min) & ~box_ops.is_empty(flat_boxes)
-    masked = tf.where(usable, flat_logits, tf.constant(-float("inf"), flat_logits.dtype))
-    order = tf.math.top_k(masked, k=candidates).indices  # [B, L*k] candidates by falling logit
-    place = tf.math.top_k(-order, k=candidates).indices  # [B, L*k] the inverse permutation
-    place = tf.reshape(tf.where(usable, place, -1), tf.shape(logits))
+    if method not in ("kernel", "matrix"):
+        raise ValueError(f"NMS method must be 'kernel' or 'matrix', got {method!r}.")
+    usable = (logits > logits.dtype.min) & ~box_ops.is_empty(boxes)  # [B, L, k]
+    choose = _choose_by_kernel if method == "kernel" else _choose_by_matrix
+    index, valid = choose(boxes, logits, usable, iou_threshold, max_outputs)
+    return (
+        tf.where(valid[..., tf.newaxis], tf.gather(_flatten(boxes, [4]), index, batch_dims=1), 0),
+        tf.where(valid, tf.gather(_flatten(logits, []), index, batch_dims=1), 0),
+        valid,
+    )
+
+
+def _flatten(values, inner):
+    """[B, L, k, *inner] -> [B, L*k, *inner]."""
+    batch, levels, candidates = tf.unstack(tf.shape(values)[:3])
+    return tf.reshape(values, [batch, levels * candidates, *inner])
+
+
+def _masked(logits, usable):
+    return tf.where(usable, logits, tf.constant(-float("inf"), logits.dtype))
+
+
+def _choose_by_kernel(boxes, logits, usable, iou_threshold, max_outputs):
+    """Index [B, N] into the L*k candidates and whether it counts [B, N]."""
+    flat = _flatten(_masked(logits, usable), [])
+    count = tf.shape(flat)[1]
+    order = tf.math.top_k(flat, k=count).indices  # [B, L*k] candidates by falling logit
+    place = tf.math.top_k(-order, k=count).indices  # [B, L*k] the inverse permutation
+    place = tf.where(usable, tf.reshape(place, tf.shape(logits)), -1)
     kept_place, num = _suppress(
         tf.transpose(boxes, [0, 2, 1, 3]),  # [B, k, L, 4]
         tf.transpose(place, [0, 2, 1]),  # [B, k, L]
         iou_threshold,
         max_outputs,
     )
-    valid = tf.sequence_mask(num, max_outputs)
-    index = tf.gather(order, kept_place, batch_dims=1)  # [B, N]
-    return (
-        tf.where(valid[..., tf.newaxis], tf.gather(flat_boxes, index, batch_dims=1), 0),
-        tf.where(valid, tf.gather(flat_logits, index, batch_dims=1), 0),
-        valid,
+    return tf.gather(order, kept_place, batch_dims=1), tf.sequence_mask(num, max_outputs)
+
+
+def _choose_by_matrix(boxes, logits, usable, iou_threshold, max_outputs):
+    """As `_choose_by_kernel`, by matrices.
+
+    Greedy suppression is the one fixed point of "kept, unless a better kept box overlaps": after n rounds it is
+    right for the n best boxes, and in practice for all after a few.
+    """
+    candidates = logits.shape[2] or tf.shape(logits)[2]
+    order = tf.math.top_k(_masked(logits, usable), k=candidates).indices  # [B, L, k]
+    boxes = tf.gather(boxes, order, batch_dims=2)
+    usable = tf.gather(usable, order, batch_dims=2)
+    better = tf.range(candidates) < tf.range(candidates)[:, tf.newaxis]  # [k, k] column before row
+    overlap = box_ops.iou_matrix(boxes, boxes) > iou_threshold
+    suppresses = tf.cast(overlap & better, tf.float32)  # [B, L, k, k]
+
+    def keep_more(kept, _):
+        hits = tf.linalg.matvec(suppresses, tf.cast(kept, tf.float32))
+        return usable & (hits == 0.0), kept
+
+    kept, _ = tf.while_loop(
+        lambda kept, before: tf.reduce_any(kept != before),
+        keep_more,
+        keep_more(usable, usable),
     )
+    # Back to the caller's order, in which the level and then the index decide between equal logits.
+    place = tf.math.top_k(-order, k=candidates).indices  # [B, L, k] the inverse permutation
+    flat = _flatten(_masked(logits, tf.gather(kept, place, batch_dims=2)), [])
+    shortfall = tf.maximum(max_outputs - tf.shape(flat)[1], 0)
+    flat = tf.pad(flat, [[0, 0], [0, shortfall]], constant_values=flat.dtype.min)
+    best, index = tf.math.top_k(flat, k=max_outputs)  # [B, N]
+    valid = best > flat.dtype.min
+    return tf.where(valid, index, 0), valid
 
 
 def class_nms(

@@ -9,7 +9,7 @@ per axis, and a level is pooled by one sparse matrix product.
 """
 
 import math
-from typing import Dict, NamedTuple, Optional
+from typing import Dict, NamedTuple, Optional, Tuple
 
 import tensorflow as tf
 
@@ -198,30 +198,13 @@ def axis_taps(
       `AxisTaps`.
     """
     adaptive = sampling_ratio == 0
-    length = end - start
-    cell = length / output_size  # [n]
     if adaptive:
-        samples = tf.maximum(tf.cast(tf.math.ceil(cell), tf.int32), 1)  # [n]
+        samples = adaptive_samples(start, end, output_size)  # [n]
         most_samples = tf.maximum(tf.reduce_max(samples), 1)  # of an empty tensor it is the lowest int
     else:
         samples = tf.fill(tf.shape(start), sampling_ratio)
         most_samples = sampling_ratio
-    count = tf.cast(samples, start.dtype)[:, tf.newaxis, tf.newaxis]  # [n, 1, 1]
-    offset = tf.range(tf.cast(most_samples, start.dtype), dtype=start.dtype) + 0.5  # [samples]
-    cell_start = start[:, tf.newaxis] + tf.range(output_size, dtype=start.dtype) * cell[:, tf.newaxis]
-    position = cell_start[..., tf.newaxis] + offset * cell[:, tf.newaxis, tf.newaxis] / count  # [n, P, samples]
-
-    last = tf.cast(limit - 1, start.dtype)[:, tf.newaxis, tf.newaxis]
-    # A sample counts up to one pixel outside the map; there it takes the border's value.
-    counts = (position >= -1.0) & (position <= last + 1.0)
-    if adaptive:
-        counts &= tf.range(most_samples) < samples[:, tf.newaxis, tf.newaxis]
-    position = tf.clip_by_value(position, 0.0, last)
-    low = tf.floor(position)
-    upper_weight = position - low
-    pixel = tf.cast(tf.stack([low, tf.minimum(low + 1.0, last)], axis=-1), tf.int32)  # [n, P, samples, 2]
-    weight = tf.stack([1.0 - upper_weight, upper_weight], axis=-1)
-    weight = tf.where(counts[..., tf.newaxis], weight, 0.0)
+    pixel, weight = interpolate(start, end, limit, output_size, samples, tf.range(most_samples))
     if not adaptive:
         flat = [tf.shape(start)[0], output_size, 2 * sampling_ratio]
         return AxisTaps(tf.reshape(pixel, flat), tf.reshape(weight, flat), samples, None)
@@ -237,6 +220,45 @@ def axis_taps(
     weight = tf.reshape(weight, [-1, output_size, most_taps])
     pixel = tf.minimum(first[..., tf.newaxis] + tf.range(most_taps), limit[:, tf.newaxis, tf.newaxis] - 1)
     return AxisTaps(pixel, weight, samples, samples + 1)
+
+
+def adaptive_samples(start: tf.Tensor, end: tf.Tensor, output_size: int) -> tf.Tensor:
+    """[n] int32 samples per output cell with sampling ratio 0: ceil(RoI side / P), at least 1."""
+    return tf.maximum(tf.cast(tf.math.ceil((end - start) / output_size), tf.int32), 1)
+
+
+def interpolate(
+    start: tf.Tensor,
+    end: tf.Tensor,
+    limit: tf.Tensor,
+    output_size: int,
+    samples: tf.Tensor,
+    chosen: tf.Tensor,
+) -> Tuple[tf.Tensor, tf.Tensor]:
+    """Linear interpolation at some of the samples of every output cell of one axis.
+
+    Args:
+      start, end, limit, output_size: as in `axis_taps`.
+      samples: [n] int32 samples per output cell of each RoI.
+      chosen: [c] int32 the samples wanted, counted from 0; those a RoI does not have get no weight.
+
+    Returns:
+      pixel [n, P, c, 2] int32 and weight [n, P, c, 2] of the two neighbours of each sample.
+    """
+    cell = ((end - start) / output_size)[:, tf.newaxis]  # [n, 1]
+    cell_start = start[:, tf.newaxis] + tf.range(output_size, dtype=start.dtype) * cell  # [n, P]
+    samples = samples[:, tf.newaxis, tf.newaxis]  # [n, 1, 1]
+    offset = (tf.cast(chosen, start.dtype) + 0.5) * cell[..., tf.newaxis] / tf.cast(samples, start.dtype)
+    position = cell_start[..., tf.newaxis] + offset  # [n, P, c]
+    last = tf.cast(limit - 1, start.dtype)[:, tf.newaxis, tf.newaxis]
+    # A sample counts up to one pixel outside the map; there it takes the border's value.
+    counts = (position >= -1.0) & (position <= last + 1.0) & (chosen < samples)
+    position = tf.clip_by_value(position, 0.0, last)
+    low = tf.floor(position)
+    upper = position - low
+    pixel = tf.cast(tf.stack([low, tf.minimum(low + 1.0, last)], axis=-1), tf.int32)
+    weight = tf.where(counts[..., tf.newaxis], tf.stack([1.0 - upper, upper], axis=-1), 0.0)
+    return pixel, weight
 
 
 def _pool_sparse(table, rows, columns):
