@@ -1,0 +1,88 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pfpn_tf.data import augment
+from pfpn_tf.data.augment import Geometry
+from tests.reference import preprocess as reference
+
+
+def geometry(source, resized, offset, content, flip):
+    return Geometry(*map(tf.constant, (source, resized, offset, content, flip)))
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("resized, offset, content", [((18, 33), (0, 0), (18, 33)), ((9, 16), (3, 4), (5, 11))])
+def test_image_labels_and_boxes_move_alike(flip, resized, offset, content, maybe_graph):
+    """A single bright block: its labels, its pixels and its box stay in one place."""
+    source = (12, 22)
+    mask = np.zeros(source, np.uint8)
+    mask[4:8, 10:16] = 1
+    g = geometry(source, resized, offset, content, flip)
+    expected = reference.resize_labels(mask, resized)
+    expected = expected[offset[0] : offset[0] + content[0], offset[1] : offset[1] + content[1]]
+    expected = expected[:, ::-1] if flip else expected
+
+    labels = maybe_graph(augment.transform_labels)(tf.constant(mask[None]), g, tf.constant([32, 64]), 255).numpy()[0]
+    np.testing.assert_array_equal(labels[: content[0], : content[1]], expected)
+    assert (labels[content[0] :] == 255).all() and (labels[:, content[1] :] == 255).all()
+
+    image = maybe_graph(augment.transform_image)(tf.constant(np.repeat(mask[..., None] * 255, 3, -1)), g).numpy()
+    assert image.shape == (*content, 3)
+    assert ((image[..., 0] > 127) != expected).mean() < 0.05
+
+    box = maybe_graph(augment.transform_boxes)(tf.constant([[4.0, 10, 8, 16]]), g).numpy()[0]
+    rows, columns = np.flatnonzero(expected.any(1)), np.flatnonzero(expected.any(0))
+    tight = [rows[0], columns[0], rows[-1] + 1, columns[-1] + 1]
+    np.testing.assert_allclose(box, tight, atol=1.0)
+
+
+def test_twice_flipped_is_the_same():
+    boxes = tf.constant([[1.0, 2, 5, 9], [0, 0, 12, 22]])
+    flip = geometry((12, 22), (12, 22), (0, 0), (12, 22), True)
+    once = augment.transform_boxes(boxes, flip)
+    np.testing.assert_array_equal(once[0], [1, 13, 5, 20])
+    np.testing.assert_array_equal(augment.transform_boxes(once, flip), boxes)
+
+
+def test_boxes_cut_by_the_crop_become_tight():
+    masks = np.zeros((3, 8, 10), np.uint8)
+    masks[0, 2:4, 3:5] = 1  # inside: keeps the annotator's box
+    masks[1, 5:6, 0:2] = 1  # reached over the left edge; what is left is tight
+    boxes = tf.constant([[1.5, 2.5, 4.5, 5.5], [4.0, -3.0, 7.0, 3.0], [9.0, 1.0, 12.0, 4.0]])
+    out = augment.crop_boxes(boxes, tf.constant(masks), tf.constant([8, 10])).numpy()
+    np.testing.assert_array_equal(out, [[1.5, 2.5, 4.5, 5.5], [5, 0, 6, 2], [0, 0, 0, 0]])
+
+
+def test_tight_boxes_of_one_pixel_and_of_none():
+    masks = np.zeros((3, 4, 6), np.uint8)
+    masks[0, 3, 5] = 1
+    masks[1] = 1
+    boxes = augment.tight_boxes(tf.constant(masks)).numpy()
+    np.testing.assert_array_equal(boxes, [[3, 5, 4, 6], [0, 0, 4, 6], [0, 0, 0, 0]])
+    assert augment.tight_boxes(tf.zeros([0, 4, 6], tf.uint8)).shape == (0, 4)
+
+
+def test_draws_depend_on_the_seed_alone_and_cover_the_range():
+    drawn = [
+        augment.draw_geometry(tf.constant([20, 30]), tf.constant([10, 15]), tf.constant([8, 15]), True, (7, i))
+        for i in range(60)
+    ]
+    assert {int(g.offset[0]) for g in drawn} == {0, 1, 2} and {int(g.offset[1]) for g in drawn} == {0}
+    assert 15 < sum(bool(g.flip) for g in drawn) < 45
+    again = augment.draw_geometry(tf.constant([20, 30]), tf.constant([10, 15]), tf.constant([8, 15]), True, (7, 3))
+    assert bool(again.flip) == bool(drawn[3].flip) and again.offset.numpy().tolist() == drawn[3].offset.numpy().tolist()
+    never = [
+        augment.draw_geometry(tf.constant([9, 9]), tf.constant([9, 9]), tf.constant([9, 9]), False, (7, i)).flip
+        for i in range(20)
+    ]
+    assert not any(map(bool, never))
+
+
+def test_color_jitter_stays_in_range_and_follows_its_seed():
+    image = tf.constant(np.random.RandomState(0).randint(0, 256, (6, 7, 3), np.uint8))
+    outs = [augment.jitter_color(image, (1, i)).numpy() for i in range(5)]
+    for out in outs:
+        assert out.min() >= 0 and out.max() <= 255 and out.dtype == np.float32
+    np.testing.assert_array_equal(outs[0], augment.jitter_color(image, (1, 0)))
+    assert np.abs(outs[0] - outs[1]).mean() > 1

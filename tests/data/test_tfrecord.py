@@ -1,0 +1,169 @@
+import json
+import pathlib
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pfpn_tf.data import convert, tfrecord
+from pfpn_tf.data.categories import DatasetInfo
+from pfpn_tf.data.coco_panoptic import CocoPanoptic, DataError
+from tests.data import tiny
+
+IMAGES = [(20 + i, 30 - i, [(5, 0, 2, 3, 9, 12), (20, i % 2, 10, 15, 15, 22)]) for i in range(7)]
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tiny.make(tmp_path / "d", IMAGES)
+    return tmp_path / "d"
+
+
+def open_dataset(folder):
+    return CocoPanoptic(folder / "panoptic.json", folder / "panoptic", folder / "images")
+
+
+def names(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_round_trip(folder, tmp_path):
+    dataset = open_dataset(folder)
+    counts = convert.convert(dataset, str(tmp_path / "out"), "train", num_shards=3, num_workers=1)
+    assert names(tmp_path / "out") == ["dataset_info.json"] + [f"train-0000{i}-of-00003.tfrecord" for i in range(3)]
+    index = tfrecord.read_index(f"{tmp_path}/out/train-*.tfrecord")
+    assert index.hw.tolist() == [[20 + i, 30 - i] for i in range(7)]  # in the order of the JSON
+    for position in (6, 0, 3):
+        record = dataset.read(position)
+        parsed = tfrecord.decode_example(tfrecord.read_record(index, tf.constant(position)))
+        parsed = {k: v.numpy() for k, v in parsed.items()}
+        assert parsed.keys() == tfrecord.FEATURES.keys()
+        assert parsed["image/source_id"].decode() == str(10 + position)
+        assert parsed["image/encoded"] == record.image_bytes
+        assert parsed["image/object/class/label"].tolist() == [5, 20]
+        assert parsed["image/object/class/text"].tolist() == [b"cat", b"car"]
+        assert parsed["image/object/is_crowd"].tolist() == [0, position % 2]
+        assert parsed["image/object/bbox_px"].tolist() == [[2, 3, 9, 12], [10, 15, 15, 22]]
+        np.testing.assert_allclose(parsed["image/object/bbox/xmax"] * (30 - position), [12, 22], rtol=1e-6)
+        np.testing.assert_allclose(parsed["image/object/bbox/ymin"] * (20 + position), [2, 10], rtol=1e-6)
+        for png, instance in zip(parsed["image/object/mask"], record.instances):
+            np.testing.assert_array_equal(tf.io.decode_png(png)[..., 0], instance.mask)
+        labels = tf.io.decode_png(parsed["image/segmentation/class/encoded"])[..., 0]
+        np.testing.assert_array_equal(labels, record.category_map)
+        assert parsed["image/panoptic/segment/id"].tolist() == [1, 2, 1300, 2300]
+        assert parsed["image/panoptic/segment/category_id"].tolist() == [3, 7, 5, 20]
+        assert parsed["image/panoptic/encoded"] == (folder / f"panoptic/{position}.png").read_bytes()
+    assert counts["images"] == 7 and counts["instances"] == 11 and counts["crowds"] == 3
+    assert counts["segments"] == 28 and counts["max_instances"] == 2
+    assert counts["segments_by_category"] == {"3": 7, "5": 7, "7": 7, "20": 7}
+
+
+def test_other_readers_understand_the_records(folder, tmp_path):
+    """The hand-made head is a plain tf.train.Example to protobuf, and its absence costs only time."""
+    convert.convert(open_dataset(folder), str(tmp_path), "a", num_shards=1, num_workers=1)
+    shard = str(tmp_path / "a-00000-of-00001.tfrecord")
+    serialized = [x.numpy() for x in tf.data.TFRecordDataset(shard)]
+    examples = [tf.train.Example.FromString(s) for s in serialized]
+    assert examples[2].features.feature.keys() == tfrecord.FEATURES.keys()
+    assert examples[2].features.feature["image/height"].int64_list.value[:] == [22]
+    with tf.io.TFRecordWriter(str(tmp_path / "other.tfrecord")) as writer:
+        for example in examples:
+            feature = {k: v for k, v in example.features.feature.items() if k != "image/filename"}
+            feature["a"] = tf.train.Feature(bytes_list=tf.train.BytesList(value=[b"x" * 300]))
+            writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString(deterministic=True))
+    assert tfrecord.read_index(str(tmp_path / "other.tfrecord")).hw.tolist() == tfrecord.read_index(shard).hw.tolist()
+
+
+def test_large_sizes_in_the_head():
+    for h, w in ((1, 1), (127, 128), (1024, 2048), (60000, 16384)):
+        feature = {"image/height": h, "image/width": w}
+        head = b"".join(
+            tf.train.Features(feature={k: tfrecord._feature(k, v)}).SerializeToString() for k, v in feature.items()
+        )
+        assert tfrecord._head_hw(head) == (h, w)
+
+
+def test_any_number_of_workers_writes_the_same_bytes(folder, tmp_path):
+    """Several through the tool, where nothing has used TensorFlow before the processes fork."""
+    a, b = tmp_path / "1", tmp_path / "3"
+    convert.convert(open_dataset(folder), str(a), "train", num_shards=3, num_workers=1)
+    run_tool(folder, b, "--num_workers=3", "--num_shards=3")
+    assert names(a) == names(b) and len(names(a)) == 4
+    for name in names(a):
+        assert (a / name).read_bytes() == (b / name).read_bytes()
+
+
+def run_tool(folder, output_dir, *extra, expect=0):
+    command = [sys.executable, str(ROOT / "tools/create_tfrecords.py"), "--split=train", f"--output_dir={output_dir}"]
+    command += [f"--panoptic_json={folder}/panoptic.json", f"--image_dir={folder}/images", *extra]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == expect, done.stderr
+    return done
+
+
+def test_tool_stops_at_broken_input_and_leaves_nothing(folder, tmp_path):
+    (folder / "panoptic/5.png").unlink()
+    done = run_tool(folder, tmp_path / "out", "--num_workers=2", "--num_shards=2", expect=2)
+    assert "panoptic/5.png" in done.stderr and "Traceback" not in done.stderr
+    assert names(tmp_path / "out") == []
+
+
+def test_bad_images_can_be_skipped_and_are_counted(folder, tmp_path):
+    (folder / "panoptic/5.png").unlink()
+    counts = convert.convert(open_dataset(folder), str(tmp_path), "train", 2, num_workers=1, skip_bad=True)
+    assert (counts["images"], counts["skipped"]) == (6, 1)
+    assert len(tfrecord.read_index(f"{tmp_path}/train-*")) == 6
+
+
+def test_failure_keeps_the_former_shards(folder, tmp_path):
+    out = tmp_path / "out"
+    convert.convert(open_dataset(folder), str(out), "train", num_shards=2, num_workers=1)
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    (folder / "images/6.png").write_bytes(b"")
+    with pytest.raises(DataError, match="images/6.png"):
+        convert.convert(open_dataset(folder), str(out), "train", num_shards=2, num_workers=1)
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+
+
+def test_splits_share_the_info_and_old_shards_go(folder, tmp_path):
+    out = tmp_path / "out"
+    dataset = open_dataset(folder)
+    for split, shards in (("train", 3), ("val", 1), ("train", 2)):
+        convert.convert(dataset, str(out), split, num_shards=shards, num_workers=1)
+    assert [n for n in names(out) if n.startswith("train")] == [f"train-0000{i}-of-00002.tfrecord" for i in range(2)]
+    info = DatasetInfo.load(out / "dataset_info.json")
+    assert info.splits.keys() == {"train", "val"} and info.splits["train"]["shards"] == 2
+    edited = json.loads((folder / "panoptic.json").read_text())
+    edited["categories"][0]["name"] = "clouds"
+    (folder / "panoptic.json").write_text(json.dumps(edited))
+    with pytest.raises(ValueError, match="other categories"):
+        convert.convert(open_dataset(folder), str(out), "test", num_workers=1)
+
+
+def test_nothing_usable(folder, tmp_path):
+    for path in (folder / "panoptic").iterdir():
+        cv2.imwrite(str(path), np.zeros((3, 3, 3), np.uint8))
+    with pytest.raises(ValueError, match="none of its 7 images"):
+        convert.convert(open_dataset(folder), str(tmp_path / "out"), "train", num_workers=1, skip_bad=True)
+    assert names(tmp_path / "out") == []
+
+
+def test_index_names_what_is_missing(folder, tmp_path):
+    convert.convert(open_dataset(folder), str(tmp_path / "out"), "train", num_shards=3, num_workers=1)
+    pattern = f"{tmp_path}/out/train-*"
+    shard = tmp_path / "out/train-00001-of-00003.tfrecord"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-20])
+    with pytest.raises(ValueError, match="train-00001-of-00003.tfrecord.*cut off"):
+        tfrecord.read_index(pattern)
+    shard.unlink()
+    with pytest.raises(ValueError, match="train-00001-of-00003"):
+        tfrecord.read_index(pattern)
+    with pytest.raises(ValueError, match="--eval_records=.*no file matches"):
+        tfrecord.read_index(f"{tmp_path}/nothing-*", "eval_records")
+    with pytest.raises(ValueError, match="--train_records is empty"):
+        tfrecord.read_index("")
