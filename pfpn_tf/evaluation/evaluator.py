@@ -5,7 +5,7 @@ batch is computed. Kept of an image are its counts and the scores and match flag
 detections, so memory does not depend on the size of the split.
 
 Results do not depend on the number of replicas: each replica gets batches of `eval_batch_size`
-consecutive images, cut to the size they need, and all sums are exact.
+consecutive images, padded among themselves, and all sums are exact.
 
 Shapes: B images per replica · H, W padded size · h, w original size · D detections · S semantic
 classes · N rows of the segment table.
@@ -135,49 +135,49 @@ class Evaluator:
 
     def _run(self, num_images, consume):
         """Calls consume(ImageOutputs, ImageTruth, image_hw) for each image in order."""
-        dataset = self._distributed_dataset()
+        dataset = self._distributed_dataset(num_images)
         if self._function is None:
             spec = dataset.element_spec
             signature = [spec["images"], spec["image_hw"], spec["original_hw"]]
             self._function = tf.function(self._step, input_signature=signature)
         local = self._strategy.experimental_local_results
         progress = report.Progress(num_images)
-        done = 0
         waiting = []
+        done = 0
         with concurrent.futures.ThreadPoolExecutor(1) as host:
             for batch in dataset:
-                outputs = self._function(batch["images"], batch["image_hw"], batch["original_hw"])
-                for replica_outputs, records, image_hw in zip(
-                    local(outputs), local(batch["serialized"]), local(batch["image_hw"])
-                ):
-                    count = min(len(records), num_images - done)
-                    if count > 0:
-                        job = (replica_outputs, records[:count], image_hw, consume, progress)
-                        waiting.append(host.submit(self._consume_batch, *job))
-                        done += count
+                outputs = local(self._function(batch["images"], batch["image_hw"], batch["original_hw"]))
+                truths = local({key: value for key, value in batch.items() if key != "images"})
+                for replica_outputs, replica_truths in zip(outputs, truths):
+                    count = min(self._config.eval.eval_batch_size, num_images - done)
+                    done += count
+                    job = (replica_outputs, replica_truths, count, consume, progress)
+                    waiting.append(host.submit(self._consume_batch, *job))
                 while len(waiting) > (_MAX_WAITING if done < num_images else 0):
                     waiting.pop(0).result()
-                if done >= num_images:
+                if done == num_images:
                     break
         progress.close()
 
-    def _consume_batch(self, outputs, records, image_hw, consume, progress):
+    def _consume_batch(self, outputs, truths, count, consume, progress):
+        """Hands over the first `count` images of a replica's batch; the rest only fills it up."""
         outputs = tf.nest.map_structure(lambda t: None if t is None else t.numpy(), outputs)
-        for i, record in enumerate(records.numpy()):
+        truths = {key: value.numpy() for key, value in truths.items()}
+        for i in range(count):
             one = tf.nest.map_structure(lambda a: None if a is None else a[i], outputs)
-            consume(one, read_truth(record, self._string_ids), image_hw[i].numpy())
+            example = {key: value[i] for key, value in truths.items()}
+            consume(one, read_truth(example, self._string_ids), example["image_hw"])
             progress.advance()
 
-    def _distributed_dataset(self):
-        """Batches of `eval_batch_size` images for each replica in turn, endless: filled up at the end."""
-        config = self._config.replace(max_images=0)
-        batch_size = config.eval.eval_batch_size
+    def _distributed_dataset(self, num_images):
+        """Batches of `eval_batch_size` images for each replica in turn; endless, filled up at the end."""
+        config = self._config.replace(max_images=num_images)
 
         def make(context):
+            del context
             dataset = pipeline.build_dataset(config, self._info, training=False)
-            dataset = dataset.map(lambda batch: _fill(batch, batch_size))
-            dataset = dataset.concatenate(dataset.take(1).repeat())
-            return dataset.shard(context.num_input_pipelines, context.input_pipeline_id)
+            dataset = dataset.map(lambda batch: _fill(batch, config.eval.eval_batch_size))
+            return dataset.concatenate(dataset.take(1).repeat())
 
         # Strings have no place on a GPU: batches stay with the host until the step takes them.
         options = tf.distribute.InputOptions(experimental_fetch_to_device=False)
@@ -195,9 +195,6 @@ class Evaluator:
         Returns:
           Batched `ImageOutputs`; maps are padded with 0 to the largest original size.
         """
-        divisor = self._config.data.size_divisor
-        needed = -(-tf.reduce_max(image_hw, 0) // divisor) * divisor
-        images = images[:, : needed[0], : needed[1]]
         outputs = self._model(images, image_hw, training=False)
         return batch_outputs(outputs, image_hw, original_hw, self._config.model, self._tables)
 
@@ -263,49 +260,49 @@ def batch_outputs(
     return ImageOutputs(detections=outputs.detections, **maps)
 
 
-def read_truth(serialized: bytes, string_ids: bool) -> ImageTruth:
-    """The ground truth in one serialized record.
+def read_truth(example: Dict[str, np.ndarray], string_ids: bool) -> ImageTruth:
+    """The ground truth of one image.
 
     Args:
-      serialized: a tf.train.Example with the keys of `tfrecord.FEATURES`.
+      example: numpy values of the evaluation keys of `pipeline`, without the batch axis.
       string_ids: whether the dataset's image ids are strings even where they look like numbers.
     """
-    features = tf.train.Example.FromString(serialized).features.feature
-
-    def ints(key):
-        return list(features[key].int64_list.value)
-
-    def floats(key):
-        return list(features[key].float_list.value)
-
-    image_id = features["image/source_id"].bytes_list.value[0].decode()
+    image_id = example["source_id"].decode()
     if not string_ids and image_id.isdigit() and str(int(image_id)) == image_id:
         image_id = int(image_id)
-    hw = (ints("image/height")[0], ints("image/width")[0])
-    png = features["image/panoptic/encoded"].bytes_list.value[0]
-    keys = ("id", "category_id", "area", "iscrowd")
-    columns = [ints(f"image/panoptic/segment/{key}") for key in keys]
-    boxes = np.reshape(floats("image/object/bbox_px"), [-1, 4])
+    segments = [
+        {"id": int(i), "category_id": int(category_id), "area": int(area), "iscrowd": int(iscrowd)}
+        for i, category_id, area, iscrowd in zip(
+            example["segment_ids"],
+            example["segment_category_ids"],
+            example["segment_areas"],
+            example["segment_iscrowd"],
+        )
+        if i != 0
+    ]
     annotations = []
-    for i, mask in enumerate(features["image/object/mask"].bytes_list.value):
-        pixels = cv2.imdecode(np.frombuffer(mask, np.uint8), cv2.IMREAD_GRAYSCALE)
-        y1, x1, y2, x2 = (_decimal(v) for v in boxes[i])
+    for i, png in enumerate(example["instance_mask_png"]):
+        if not png:  # Padding.
+            continue
+        mask = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_GRAYSCALE)
+        y1, x1, y2, x2 = (_decimal(v) for v in example["instance_boxes"][i])
         annotations.append(
             {
-                "id": ints("image/object/id")[i],
+                "id": int(example["instance_ids"][i]),
                 "image_id": image_id,
-                "category_id": ints("image/object/class/label")[i],
-                "area": floats("image/object/area")[i],
+                "category_id": int(example["instance_category_ids"][i]),
+                "area": float(example["instance_areas"][i]),
                 "bbox": [x1, y1, _decimal(x2 - x1), _decimal(y2 - y1)],
-                "iscrowd": ints("image/object/is_crowd")[i],
-                "segmentation": mask_utils.encode(np.asfortranarray(pixels > 0, np.uint8)),
+                "iscrowd": int(example["instance_iscrowd"][i]),
+                "segmentation": mask_utils.encode(np.asfortranarray(mask > 0, np.uint8)),
             }
         )
+    name = f"Image {image_id}: panoptic PNG of the record"
     return ImageTruth(
         image_id,
-        hw,
-        coco_format.decode_panoptic_png(png, f"Image {image_id}: panoptic PNG of the record"),
-        [dict(zip(keys, row)) for row in zip(*columns)],
+        tuple(int(side) for side in example["original_hw"]),
+        coco_format.decode_panoptic_png(example["panoptic_png"], name),
+        segments,
         annotations,
     )
 
