@@ -18,8 +18,8 @@ import tensorflow as tf
 from pfpn_tf.config import Config
 from pfpn_tf.data import preprocess
 
-MAX_SHAPE_GROUPS = 4  # by aspect ratio, with --static_shapes
-SIDES_PER_CLASS = 3  # entries of --train_min_sides that share a padded shape
+MAX_SHAPE_GROUPS = 3  # by aspect ratio, with --static_shapes
+SIDES_PER_CLASS = 2  # neighbours in --train_min_sides that share a padded shape
 MIN_BATCHES_PER_GROUP = 4  # smaller groups would repeat records too often to fill their last batch
 
 ORDER, SIZES, EXAMPLES = range(3)  # independent random streams of one seed
