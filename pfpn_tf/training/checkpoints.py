@@ -15,7 +15,7 @@ every tensor.
 import json
 import os
 import re
-from typing import List, NamedTuple, Optional, Tuple
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
 from absl import logging
 import tensorflow as tf
@@ -218,13 +218,16 @@ def _write_marker(directory, prefixes):
         f.writelines(f'all_model_checkpoint_paths: "{name}"\n' for name in reversed(names))
 
 
-def restore_for_inference(model: tf.keras.Model, run_dir: str, checkpoint: Optional[str] = None) -> str:
+def restore_for_inference(
+    model: tf.keras.Model, run_dir: str, checkpoint: Optional[str] = None, averages: bool = False
+) -> str:
     """Restores a built model's weights from a run directory.
 
     Args:
       model: the network that the run directory's config describes.
       run_dir: the run directory.
       checkpoint: which one: None for the newest intact one, "best", a step, or a prefix.
+      averages: whether to take the moving averages of the weights (--ema_decay) instead of them.
 
     Returns:
       The prefix of the checkpoint used.
@@ -241,7 +244,19 @@ def restore_for_inference(model: tf.keras.Model, run_dir: str, checkpoint: Optio
         raise ValueError(
             f"{prefix} does not fit the network of {run_dir}: {str(error).splitlines()[0][:300]}"
         ) from None
+    if averages:
+        _restore_averages(model, prefix)
     return prefix
+
+
+def _restore_averages(model, prefix):
+    reader = tf.train.load_checkpoint(prefix)
+    stored = _stored_variables(reader, "averages")
+    if not stored:
+        raise ValueError(f"{prefix} holds no moving averages; the run had --ema_decay=0.")
+    for path, variable in model_variables(model).items():
+        if path in stored:
+            variable.assign(reader.get_tensor(stored[path]))
 
 
 def _find_checkpoint(run_dir, checkpoint):
@@ -289,11 +304,9 @@ def initialise(model: tf.keras.Model, init_weights: str) -> Initialised:
     """
     prefix = find_init_checkpoint(init_weights)
     reader = tf.train.load_checkpoint(prefix)
-    graph = trackable_object_graph_pb2.TrackableObjectGraph()
-    graph.ParseFromString(reader.get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH"))
-    stored = _stored_variables(graph)
+    stored = _stored_variables(reader)
     restored, other_shape, missing = [], [], []
-    own = _model_variables(model)
+    own = model_variables(model)
     for path, variable in own.items():
         if path not in stored:
             missing.append(path)
@@ -336,10 +349,13 @@ def find_init_checkpoint(init_weights: str) -> str:
     )
 
 
-def _stored_variables(graph):
-    """Path below the model -> key of the tensor, of a checkpoint's object graph."""
+def _stored_variables(reader, root="model"):
+    """Path below the object `root` of a checkpoint -> key of the tensor."""
+    graph = trackable_object_graph_pb2.TrackableObjectGraph()
+    graph.ParseFromString(reader.get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH"))
     nodes = graph.nodes
-    roots = [child.node_id for child in nodes[0].children if child.local_name == "model"]
+    roots = [child.node_id for child in nodes[0].children if child.local_name == root]
+    # Breadth first, as in `model_variables`: what has two paths gets the same one in both.
     paths, seen, queue = {}, set(roots), [(root, "") for root in roots]
     while queue:
         node_id, path = queue.pop(0)
@@ -353,8 +369,8 @@ def _stored_variables(graph):
     return paths
 
 
-def _model_variables(model):
-    """Path below the model -> variable; the same breadth-first walk as `_stored_variables`."""
+def model_variables(model: tf.keras.Model) -> Dict[str, tf.Variable]:
+    """Path below the model, as in a checkpoint's object graph -> variable."""
     view = tf.train.TrackableView(model)
     paths, seen, queue = {}, {id(model)}, [(model, "")]
     while queue:

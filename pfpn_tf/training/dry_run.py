@@ -4,7 +4,7 @@ from typing import List
 
 from pfpn_tf import config as config_lib
 from pfpn_tf.data import pipeline
-from pfpn_tf.training import run_directory, summaries, trainer
+from pfpn_tf.training import run_directory, schedule, summaries, trainer
 
 
 def describe(config: config_lib.Config) -> str:
@@ -32,7 +32,7 @@ def describe(config: config_lib.Config) -> str:
         "Network": summaries.parameter_counts(built.model),
         "Memory a replica holds besides activations": [_memory(built)],
         f"First batch (of {config.train.global_batch_size} images over {replicas} replica(s))": _batch(config, info),
-        "Learning rate": _schedule(config, built),
+        "Learning rate": _schedule(config),
     }
     return "\n\n".join(f"{title}:\n" + "\n".join(f"  {line}" for line in lines) for title, lines in parts.items())
 
@@ -60,15 +60,14 @@ def _batch(config, info) -> List[str]:
     return [f"{name:<16}{str(tuple(value.shape)):<24}{value.dtype.name}" for name, value in sorted(batch.items())]
 
 
-def _schedule(config, built) -> List[str]:
-    train = config.train
+def _schedule(config) -> List[str]:
+    train, rate = config.train, schedule.build_schedule(config.train)
     steps = {0, train.train_steps - 1}
     for step in (train.warmup_steps, *train.lr_decay_steps):
         steps |= {s for s in (step - 1, step) if 0 <= s < train.train_steps}
     lines = []
     for step in sorted(steps):
-        built.optimizer.iterations.assign(step)
-        lines.append(f"step {step:>9,}: {float(built.learning_rate()):.6g}")
+        lines.append(f"step {step:>9,}: {float(rate(step)):.6g}")
     return lines
 
 

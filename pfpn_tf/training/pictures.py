@@ -52,7 +52,7 @@ class Pictures:
         if self._predict_function is None:
             spec = self._dataset.element_spec
             signature = [spec["images"], spec["image_hw"], spec["original_hw"]]
-            self._predict_function = tf.function(self._forward, input_signature=signature)
+            self._predict_function = tf.function(self._forward, input_signature=signature, autograph=False)
         return self._predict_function(*arguments)
 
     def _forward(self, images, image_hw, original_hw):

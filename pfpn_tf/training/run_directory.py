@@ -24,7 +24,7 @@ CHANGEABLE = frozenset(
     # How long, how often, on what.
     + ["train_steps", "steps_per_loop", "summary_interval_steps", "image_interval_steps"]
     + ["checkpoint_interval_steps", "keep_checkpoints", "eval_interval_steps"]
-    + ["distribution", "train_cpu_threads"]
+    + ["distribution", "train_cpu_threads", "profile_steps", "xla"]
     # Inference only.
     + ["eval_min_side", "eval_max_side", "eval_batch_size", "max_images", "rpn_pre_nms_top_k_eval"]
     + ["score_threshold", "nms_threshold", "max_detections", "fusion_score_threshold"]

@@ -23,7 +23,8 @@ from pfpn_tf.evaluation import evaluator, report
 from pfpn_tf.losses import panoptic_fpn_losses
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.structures import GroundTruth
-from pfpn_tf.training import checkpoints, optimizer as optimizer_lib, pictures, run_directory, summaries
+from pfpn_tf.training import checkpoints, optimizer as optimizer_lib, pictures, run_directory
+from pfpn_tf.training import schedule, summaries
 
 FINISHED = 0
 INTERRUPTED = 130
@@ -82,6 +83,7 @@ class Trainer(orbit.StandardTrainer):
         self.global_step = orbit.utils.create_global_step()
         self.stop_signal: Optional[int] = None
         self.rate = summaries.Rate()
+        self.profile_dir = ""
         self.scalar_names = [f"loss/{name}" for name in LOSSES[config.model.task]]
         self.scalar_names += ["gradient_norm", "positive_anchors", "foreground_rois"]
         # Means since the scalars were last written. In the checkpoint, so that a run stopped between
@@ -92,9 +94,14 @@ class Trainer(orbit.StandardTrainer):
         scale = INITIAL_LOSS_SCALE if config.train.precision == "mixed_float16" else 1.0
         self._loss_scale = tf.Variable(scale, dtype=tf.float32, trainable=False)
         self._steps_at_scale = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self._schedule = schedule.build_schedule(config.train)
         self._variables = model.trainable_variables
         with strategy.scope():
             optimizer.build(self._variables)
+            self._averaged = checkpoints.model_variables(model) if config.train.ema_decay else {}
+            self.averages = {
+                path: tf.Variable(v, trainable=False) for path, v in self._averaged.items() if v.dtype.is_floating
+            }
         self._step_function = None
         self._compiled = False
 
@@ -109,13 +116,17 @@ class Trainer(orbit.StandardTrainer):
             "num_summed": self.num_summed,
             "loss_scale": self._loss_scale,
             "steps_at_scale": self._steps_at_scale,
+            **({"averages": self.averages} if self.averages else {}),
         }
 
     def set_dataset(self, dataset) -> None:
         """Gives the distributed dataset, which must start at `global_step`."""
         self.train_dataset = dataset
         # One trace for all image sizes: the signature is that of the dataset, not of a batch.
-        self._step_function = tf.function(self._distributed_step, input_signature=[dataset.element_spec])
+        # Without AutoGraph: nothing here needs it, and rewriting all of Keras doubles the time to compile.
+        self._step_function = tf.function(
+            self._distributed_step, input_signature=[dataset.element_spec], autograph=False
+        )
 
     # -- inner loop ---------------------------------------------------------------------------
 
@@ -132,6 +143,7 @@ class Trainer(orbit.StandardTrainer):
         for step in range(int(self.global_step), int(self.global_step) + int(num_steps)):
             if self.stop_signal is not None:
                 break
+            self._profile(step)
             result = _StepResult(step, *self.train_step(iterator))
             self._first_step_done(result)
             # Looking at a step only after the next one is on its way keeps a GPU busy. The next one
@@ -143,6 +155,16 @@ class Trainer(orbit.StandardTrainer):
             self._check(pending)
         if self.stop_signal is not None:
             raise StopRequested()
+
+    def _profile(self, step):
+        """Starts the profiler before the first step to record, and stops it after the last."""
+        if self.config.train.profile_steps:
+            first, last = self.config.train.profile_steps
+            if step == first:
+                tf.profiler.experimental.start(self.profile_dir)
+            if step == last + 1:
+                tf.profiler.experimental.stop()
+                logging.info("Recorded steps %d to %d in %s.", first, last, self.profile_dir)
 
     def _first_step_done(self, result):
         if not self._compiled:
@@ -169,23 +191,24 @@ class Trainer(orbit.StandardTrainer):
         count = max(int(self.num_summed), 1)
         scalars = dict(zip(self.scalar_names, (self._sums.numpy() / count).tolist()))
         seconds = self.rate.seconds_per_step()
-        scalars["learning_rate"] = float(self.learning_rate())
+        last_update = max(int(self.optimizer.iterations.numpy()) - 1, 0)
+        scalars["learning_rate"] = float(self._schedule(last_update))
         scalars["images_per_second"] = self.config.train.global_batch_size / seconds
         scalars["input_wait"] = self.rate.wait_share()
         if self.config.train.precision == "mixed_float16":
             scalars["loss_scale"] = float(self._loss_scale)
         return scalars
 
+    def reset_averages(self) -> None:
+        """Starts the moving averages at the weights as they are."""
+        for path, average in self.averages.items():
+            average.assign(tf.convert_to_tensor(self._averaged[path]))
+
     def reset_means(self) -> None:
         """Starts new means."""
         self._sums.assign(tf.zeros_like(self._sums))
         self.num_summed.assign(0)
         self.rate.restart()
-
-    def learning_rate(self) -> tf.Tensor:
-        """The learning rate of the next update."""
-        rate = self.optimizer.learning_rate
-        return tf.convert_to_tensor(rate(self.optimizer.iterations) if callable(rate) else rate)
 
     # -- the step -----------------------------------------------------------------------------
 
@@ -220,6 +243,7 @@ class Trainer(orbit.StandardTrainer):
 
         def update():
             self.strategy.run(self._replica_update, args=(gradients,))
+            self._update_average()
             return tf.constant(0)
 
         tf.cond(healthy & norm_finite, update, lambda: tf.constant(0))
@@ -234,6 +258,36 @@ class Trainer(orbit.StandardTrainer):
 
     def _replica_gradients(self, batch):
         """Forward and backward pass of one replica, then the sum over replicas."""
+        num_parts = self.config.train.gradient_accumulation_steps
+        gradients, scalars = None, None
+        for i in range(num_parts):
+            part = batch
+            if num_parts > 1:
+                part = {name: tf.split(value, num_parts)[i] for name, value in batch.items()}
+            # A part waits for the gradients of the one before: otherwise TensorFlow would run them
+            # side by side and save no memory.
+            with tf.control_dependencies(gradients or []):
+                part = tf.nest.map_structure(tf.identity, part)
+            part_gradients, part_scalars = self._part_gradients(part)
+            if gradients is None:
+                gradients, scalars = part_gradients, part_scalars
+            else:
+                gradients = [a + b for a, b in zip(gradients, part_gradients)]
+                scalars += part_scalars
+        # A loss is this replica's sum over the count of the *global* batch, so the replicas' losses
+        # and gradients are shares that add up: SUM, and no division by the number of replicas. The
+        # parts of a replica, in contrast, are batches of their own, to be averaged.
+        factor = 1.0 / (num_parts * self._loss_scale)
+        gradients = [g * tf.cast(factor, g.dtype) for g in gradients]
+        context = tf.distribute.get_replica_context()
+        gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+        scalars = context.all_reduce(tf.distribute.ReduceOp.SUM, scalars / num_parts)
+        norm = tf.cast(tf.linalg.global_norm(gradients), tf.float64)
+        is_norm = [name == "gradient_norm" for name in self.scalar_names]
+        return gradients, tf.where(is_norm, norm, scalars)
+
+    def _part_gradients(self, batch):
+        """Scaled gradients of the total loss, and this replica's share of `scalar_names`."""
         ground_truth = GroundTruth(
             batch["gt_boxes"], batch["gt_class_ids"], batch["gt_masks"], batch["gt_semantic"]
         )
@@ -246,27 +300,18 @@ class Trainer(orbit.StandardTrainer):
                 training=True,
             )
             losses = panoptic_fpn_losses(outputs, ground_truth, self.config)
-            scale = tf.cast(self._loss_scale, losses["total"].dtype)
-            scaled = losses["total"] * scale
+            scaled = losses["total"] * tf.cast(self._loss_scale, losses["total"].dtype)
         gradients = tape.gradient(scaled, self._variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-        gradients = [tf.convert_to_tensor(g) / tf.cast(scale, g.dtype) for g in gradients]
-        # A loss is this replica's sum over the count of the *global* batch, so the replicas' losses
-        # and gradients are shares that add up: SUM, and no division by the number of replicas.
-        context = tf.distribute.get_replica_context()
-        gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
         shares = [losses[name] for name in LOSSES[self.config.model.task]]
         shares += [tf.zeros([]), *self._counts_per_image(outputs)]
         scalars = tf.stack([tf.cast(value, tf.float64) for value in shares])
-        scalars = context.all_reduce(tf.distribute.ReduceOp.SUM, scalars)
-        norm = tf.cast(tf.linalg.global_norm(gradients), tf.float64)
-        is_norm = [name == "gradient_norm" for name in self.scalar_names]
-        return gradients, tf.where(is_norm, norm, scalars)
+        return [tf.convert_to_tensor(g) for g in gradients], scalars
 
     def _counts_per_image(self, outputs):
         """Positive anchors and foreground RoIs, over the global batch size."""
         if outputs.rpn_targets is None:
             return tf.zeros([]), tf.zeros([])
-        batch_size = self.config.train.global_batch_size
+        batch_size = self.config.train.global_batch_size // self.config.train.gradient_accumulation_steps
         positive = tf.math.count_nonzero(outputs.rpn_targets.labels == 1) / batch_size
         foreground = tf.math.count_nonzero(outputs.roi_targets.mask_class_ids >= 0) / batch_size
         return positive, foreground
@@ -276,6 +321,18 @@ class Trainer(orbit.StandardTrainer):
         if self.config.train.gradient_clip_norm > 0:
             gradients, _ = tf.clip_by_global_norm(gradients, self.config.train.gradient_clip_norm)
         self.optimizer.apply_gradients(zip(gradients, self._variables), skip_gradients_aggregation=True)
+
+    def _update_average(self):
+        """average = decay average + (1 - decay) weight, with a smaller decay in the first steps."""
+        updates = tf.cast(self.optimizer.iterations, tf.float32)
+        decay = tf.minimum(self.config.train.ema_decay, (1.0 + updates) / (10.0 + updates))
+        for path, average in self.averages.items():
+
+            def update(variable, weight):
+                share = tf.cast(1.0 - decay, variable.dtype)
+                return variable.assign_add(share * (weight - variable))
+
+            self.strategy.extended.update(average, update, args=(self._averaged[path],))
 
     def _adapt_loss_scale(self, norm_finite):
         steps = tf.where(norm_finite, self._steps_at_scale + 1, 0)
@@ -295,6 +352,8 @@ def set_up_runtime(config: config_lib.Config) -> None:
     if threads:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(threads)
+    if config.train.xla:
+        tf.config.optimizer.set_jit("autoclustering")
     for gpu in tf.config.list_physical_devices("GPU"):
         tf.config.experimental.set_memory_growth(gpu, True)
 
@@ -328,12 +387,14 @@ def check(config: config_lib.Config, num_replicas: int) -> None:
             if not tf.io.gfile.glob(pattern):
                 problems.append(f"--{name}={getattr(data, name)}: no file matches {pattern}.")
     batch_size = train_config.global_batch_size
-    if batch_size % num_replicas:
-        below, above = batch_size // num_replicas * num_replicas, -(-batch_size // num_replicas) * num_replicas
+    parts = num_replicas * train_config.gradient_accumulation_steps
+    if batch_size % parts:
+        below, above = batch_size // parts * parts, -(-batch_size // parts) * parts
         use = f"{below} or {above}" if below else f"{above}"
-        problems.append(
-            f"--global_batch_size={batch_size} must be divisible by the {num_replicas} replicas; use {use}."
-        )
+        by = f"the {num_replicas} replica{'s' * (num_replicas > 1)}"
+        if train_config.gradient_accumulation_steps > 1:
+            by += f" times --gradient_accumulation_steps={train_config.gradient_accumulation_steps}"
+        problems.append(f"--global_batch_size={batch_size} must be divisible by {by}; use {use}.")
     if train_config.init_weights:
         try:
             checkpoints.find_init_checkpoint(train_config.init_weights)
@@ -399,6 +460,7 @@ def train(config: config_lib.Config, run_dir: str, strategy: Optional[tf.distrib
         logging.info("Continuing from %s.", prefix)
     elif config.train.init_weights:
         checkpoints.initialise(trainer.model, config.train.init_weights)
+        trainer.reset_averages()
     for line in summaries.parameter_counts(trainer.model):
         logging.info("%s", line)
     start_step = int(trainer.global_step)
@@ -445,6 +507,7 @@ class _Run:
         self._info = info
         self._run_dir = run_dir
         self._trainer = trainer
+        trainer.profile_dir = os.path.join(run_dir, summaries.TENSORBOARD)
         self._saved = saved
         self._log = summaries.RunLog(run_dir, start_step)
         self._pictures = None
@@ -520,7 +583,7 @@ class _Run:
             self._evaluator = evaluator.Evaluator(
                 self._config, self._info, self._trainer.model, self._trainer.strategy
             )
-        output_dir = os.path.join(self._run_dir, "eval", f"step-{step}")
+        output_dir = os.path.join(self._run_dir, "eval", str(step))
         metrics = self._evaluator.evaluate(output_dir, save_predictions=False)
         scalars = report.flat_scalars(metrics)
         self._log.write(scalars, step)
@@ -558,13 +621,13 @@ def _quiet_orbit():
     def not_orbit(record):
         return f"{os.sep}orbit{os.sep}" not in record.pathname
 
-    handler = logging.get_absl_handler()
-    handler.addFilter(not_orbit)
+    logger = logging.get_absl_logger()
+    logger.addFilter(not_orbit)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
-        handler.removeFilter(not_orbit)
+        logger.removeFilter(not_orbit)
 
 
 def _log_start(config, run_dir, strategy):

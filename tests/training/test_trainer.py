@@ -21,22 +21,26 @@ def metrics(run_dir):
 
 def test_a_run_leaves_everything_behind(tiny_config, tmp_path, caplog):
     run_dir = str(tmp_path / "run")
+    config = tiny_config.replace(eval_interval_steps=3, image_interval_steps=3)
     with caplog.at_level("INFO"):
-        assert trainer.train(tiny_config, run_dir) == 0
+        assert trainer.train(config, run_dir) == 0
     lines = metrics(run_dir)
-    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert [line["step"] for line in lines] == [1, 2, 3, 3]
+    evaluation = lines.pop()
+    assert {"eval/PQ", "eval/mIoU", "eval/box_AP", "eval/mask_AP"} <= evaluation.keys()
     for line in lines:
         assert set(LOSSES) <= line.keys()
         assert line["loss/total"] == pytest.approx(sum(line[n] for n in LOSSES[:-1]), rel=1e-5)
         assert line["loss/total"] > 0 and line["gradient_norm"] > 0 and line["images_per_second"] > 0
         assert 0 <= line["positive_anchors"] <= 16 and 0 <= line["foreground_rois"] <= 4
         assert 0 <= line["input_wait"] <= 1
-    # Warm-up: after step s the rate of the next step, 0.01 * (0.001 + 0.999 s / 4).
+    # Warm-up: step i, counted from 0, has 0.01 * (0.001 + 0.999 i / 4).
     assert [line["learning_rate"] for line in lines] == pytest.approx(
-        [0.01 * (0.001 + 0.999 * s / 4) for s in (1, 2, 3)], rel=1e-5
+        [0.01 * (0.001 + 0.999 * i / 4) for i in (0, 1, 2)], rel=1e-5
     )
-    assert checkpoints.load_run(run_dir)[0] == tiny_config
-    for name in (run_directory.RECIPE, run_directory.VERSIONS, "checkpoints/ckpt-3.index"):
+    assert checkpoints.load_run(run_dir)[0] == config
+    written = [run_directory.RECIPE, run_directory.VERSIONS, "checkpoints/ckpt-3.index"]
+    for name in written + ["checkpoints/best/ckpt-3.index", "eval/3/metrics.json"]:
         assert os.path.exists(os.path.join(run_dir, name)), name
     assert any("tfevents" in f for f in os.listdir(os.path.join(run_dir, summaries.TENSORBOARD)))
     for text in ("first step compiles", "step 2/3 | rpn_objectness", "step 3/3", " left", "Peak memory", "backbone"):
@@ -45,80 +49,116 @@ def test_a_run_leaves_everything_behind(tiny_config, tmp_path, caplog):
         assert noise not in caplog.text, caplog.text
 
 
-def test_a_finished_run_does_nothing(tiny_config, tmp_path):
-    trainer.train(tiny_config.replace(train_steps=1), str(tmp_path))
+def test_a_finished_run_does_nothing(toy, tmp_path):
+    assert trainer.train(toy.config, str(tmp_path)) == 0
     before = sorted(os.listdir(tmp_path / "checkpoints"))
-    assert trainer.train(tiny_config.replace(train_steps=1), str(tmp_path)) == 0
+    assert trainer.train(toy.config, str(tmp_path)) == 0
     assert sorted(os.listdir(tmp_path / "checkpoints")) == before
 
 
-@pytest.mark.parametrize("task", ["instance", "semantic"])
-def test_the_other_tasks_train(tiny_config, tmp_path, task):
-    trainer.train(tiny_config.replace(task=task, train_steps=1), str(tmp_path))
-    (line,) = metrics(tmp_path)
-    assert {n for n in line if n.startswith("loss/")} == {f"loss/{n}" for n in trainer.LOSSES[task]}
+def test_checkpoints_lines_and_scalars_fall_on_multiples(toy, tmp_path, caplog):
+    config = toy.config.replace(
+        train_steps=11, steps_per_loop=3, summary_interval_steps=4, checkpoint_interval_steps=5, keep_checkpoints=9
+    )
+    with caplog.at_level("INFO"):
+        trainer.train(config, str(tmp_path))
+    assert [line["step"] for line in metrics(tmp_path)] == [4, 8, 11]
+    assert steps_saved(tmp_path) == [11, 10, 5]
+    lines = [r.message.split("/")[0] for r in caplog.records if r.message.startswith("step ")]
+    assert lines == ["step 3", "step 6", "step 9", "step 11"]
 
 
 @pytest.mark.parametrize(
     "number, code", [(signal.SIGTERM, trainer.TERMINATED), (signal.SIGINT, trainer.INTERRUPTED)]
 )
-def test_a_signal_saves_and_stops(tiny_config, tmp_path, monkeypatch, number, code):
+def test_a_signal_saves_and_stops(toy, tmp_path, monkeypatch, number, code):
+    before = signal.getsignal(number)
+    send_at_step(monkeypatch, number, 2)
+    config = toy.config.replace(train_steps=50, steps_per_loop=50, summary_interval_steps=50)
+    assert trainer.train(config, str(tmp_path)) == code
+    assert steps_saved(tmp_path) == [2]
+    assert signal.getsignal(number) is before
+
+
+def test_a_run_stopped_between_two_lines_continues_with_the_same_line(toy, tmp_path, monkeypatch):
+    config = toy.config.replace(summary_interval_steps=4, train_steps=4)
+    trainer.train(config, str(tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        send_at_step(patch, signal.SIGTERM, 3)
+        trainer.train(config, str(tmp_path / "parts"))
+    assert not (tmp_path / "parts" / summaries.METRICS).exists()
+    trainer.train(config, str(tmp_path / "parts"))
+    (whole,), (parts,) = metrics(tmp_path / "whole"), metrics(tmp_path / "parts")
+    assert parts["loss/total"] == pytest.approx(whole["loss/total"], rel=1e-7)
+
+
+def send_at_step(monkeypatch, number, step):
     real_step = trainer.Trainer.train_step
 
     def step_with_signal(self, iterator):
         result = real_step(self, iterator)
-        if int(self.global_step) == 2:
+        if int(self.global_step) == step:
             os.kill(os.getpid(), number)
         return result
 
     monkeypatch.setattr(trainer.Trainer, "train_step", step_with_signal)
-    config = tiny_config.replace(train_steps=50, steps_per_loop=50, summary_interval_steps=50)
-    assert trainer.train(config, str(tmp_path)) == code
-    assert [checkpoints.step_of(p) for p in checkpoints.saved_prefixes(str(tmp_path / "checkpoints"))] == [2]
-    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
 
 
-def test_a_non_finite_loss_stops_at_its_step_and_harms_nothing(tiny_config, tmp_path, monkeypatch):
-    real_losses = trainer.panoptic_fpn_losses
+def steps_saved(run_dir):
+    return [checkpoints.step_of(p) for p in checkpoints.saved_prefixes(str(run_dir / "checkpoints"))]
 
-    def bad_at_step_2(outputs, ground_truth, config):
-        losses = real_losses(outputs, ground_truth, config)
-        bad = tf.where(step == 2, np.float32(np.nan), 0.0)
-        return {**losses, "mask": losses["mask"] + bad, "total": losses["total"] + bad}
 
-    step = tf.Variable(0, dtype=tf.int64)
-    real_trainer = trainer.build_trainer
+def test_a_non_finite_loss_stops_at_its_step_and_harms_nothing(toy, tmp_path, monkeypatch):
     built = []
-
-    def build(*args):
-        built.append(real_trainer(*args))
-        built[0].global_step = step
-        return built[0]
-
-    monkeypatch.setattr(trainer, "build_trainer", build)
-    monkeypatch.setattr(trainer, "panoptic_fpn_losses", bad_at_step_2)
-    config = tiny_config.replace(train_steps=9, steps_per_loop=9, summary_interval_steps=9, checkpoint_interval_steps=2)
+    real_build = trainer.build_trainer
+    monkeypatch.setattr(trainer, "build_trainer", lambda *args: built.append(real_build(*args)) or built[0])
+    toy.bad_step = 3
+    config = toy.config.replace(train_steps=9, steps_per_loop=9, summary_interval_steps=9, checkpoint_interval_steps=2)
     with pytest.raises(trainer.NonFiniteLoss) as error:
         trainer.train(config, str(tmp_path))
     text = str(error.value)
-    assert "loss is not finite at step 2:" in text and "mask nan" in text and "total nan" in text
-    assert "rpn_box" in text and "semantic" in text
-    assert text.count("Images of the batch: ") == 1
-    ids = text.partition("Images of the batch: ")[2].partition(".")[0].split(", ")
-    assert len(ids) == 2 and all(ids)
-    assert int(step) == 2 and int(built[0].optimizer.iterations) == 2
+    assert "loss is not finite at step 3: semantic nan, total nan, gradient_norm nan" in text
+    assert "Images of the batch: i3-0, i3-1." in text
+    assert int(built[0].global_step) == 3 and int(built[0].optimizer.iterations.numpy()) == 3
     assert all(np.isfinite(v.numpy()).all() for v in built[0].model.variables)
-    assert [checkpoints.step_of(p) for p in checkpoints.saved_prefixes(str(tmp_path / "checkpoints"))] == [2]
+    assert steps_saved(tmp_path) == [2]
 
 
-def test_clipping_limits_what_is_applied(tiny_config, tmp_path):
+def test_a_finite_loss_with_a_non_finite_gradient_stops_too(toy, tmp_path, monkeypatch):
+    def losses(outputs, ground_truth, config):
+        loss = tf.reduce_sum(tf.sqrt(0.0 * outputs.semantic_logits))  # 0, with gradient 0 / 0
+        return {"semantic": loss, "total": loss}
+
+    monkeypatch.setattr(trainer, "panoptic_fpn_losses", losses)
+    with pytest.raises(trainer.NonFiniteLoss, match="gradient is not finite at step 0: .*gradient_norm nan"):
+        trainer.train(toy.config, str(tmp_path))
+
+
+def test_clipping_limits_what_is_applied(toy):
     """With plain SGD at rate 1 the change of the weights is the clipped gradient."""
-    config = tiny_config.replace(
-        gradient_clip_norm=0.25, momentum=0.0, weight_decay=0.0, learning_rate=1.0, warmup_steps=0, lr_decay_steps=()
-    )
-    built, before = one_step(config)
-    change = np.sqrt(sum(np.sum((a - b.numpy()) ** 2) for a, b in zip(before, built.model.trainable_variables)))
-    assert change == pytest.approx(0.25, rel=1e-4)
+    config = toy.config.replace(gradient_clip_norm=0.25, momentum=0.0, weight_decay=0.0, learning_rate=1.0)
+    built, before, after, scalars = one_step(config)
+    assert scalars["gradient_norm"] > 0.3
+    change = np.sqrt(sum(np.sum((a - b) ** 2) for a, b in zip(before, after)))
+    assert change == pytest.approx(0.25, rel=1e-5)
+
+
+def test_accumulated_parts_step_like_the_whole_batch(toy):
+    """The toy's loss is a mean over equal images, so that the average over parts is exact."""
+    config = toy.config.replace(global_batch_size=4, gradient_clip_norm=0.0)
+    _, _, whole, whole_scalars = one_step(config)
+    toy_losses = trainer.panoptic_fpn_losses
+
+    def losses_of_part(outputs, ground_truth, config):  # a part is normalised by its own size
+        return {name: 2 * value for name, value in toy_losses(outputs, ground_truth, config).items()}
+
+    trainer.panoptic_fpn_losses = losses_of_part
+    _, before, parts, scalars = one_step(config.replace(gradient_accumulation_steps=2))
+    for a, b, c in zip(whole, parts, before):
+        np.testing.assert_allclose(b, a, rtol=1e-6, atol=1e-7)
+        assert np.any(b != c) or not np.any(c)
+    assert scalars["loss/total"] == pytest.approx(whole_scalars["loss/total"], rel=1e-6)
+    assert scalars["gradient_norm"] == pytest.approx(whole_scalars["gradient_norm"], rel=1e-6)
 
 
 def one_step(config):
@@ -127,8 +167,61 @@ def one_step(config):
     built = trainer.build_trainer(config, info, strategy)
     built.set_dataset(trainer.distributed_dataset(config, info, strategy, 0))
     before = [v.numpy() for v in built.model.trainable_variables]
-    built.train(tf.constant(1))
-    return built, before
+    scalars = built.train(tf.constant(1))
+    return built, before, [v.numpy() for v in built.model.trainable_variables], scalars
+
+
+def test_the_moving_average_of_the_weights(toy, tmp_path):
+    """Decay min(0.5, (1 + n) / (10 + n)) after update n, by hand."""
+    config = toy.config.replace(ema_decay=0.15, train_steps=3, checkpoint_interval_steps=1, keep_checkpoints=9)
+    run_dir = str(tmp_path)
+    trainer.train(config, run_dir)
+    model = trainer.panoptic_fpn.build_model()
+
+    def kernel(step, averages):
+        checkpoints.restore_for_inference(model, run_dir, str(step), averages)
+        return model.stem.kernel.numpy()
+
+    expected = kernel(1, averages=True)
+    for step, decay in ((2, 0.15), (3, 0.15)):
+        expected = decay * expected + (1 - decay) * kernel(step, averages=False)
+        np.testing.assert_allclose(kernel(step, averages=True), expected, rtol=1e-5)
+        assert np.any(kernel(step, averages=True) != kernel(step, averages=False))
+
+
+def test_no_moving_average_to_restore(toy, tmp_path):
+    trainer.train(toy.config.replace(train_steps=1), str(tmp_path))
+    with pytest.raises(ValueError, match="--ema_decay=0"):
+        checkpoints.restore_for_inference(trainer.panoptic_fpn.build_model(), str(tmp_path), averages=True)
+
+
+def test_the_loss_scale_of_float16_halves_and_skips_on_overflow(toy, monkeypatch):
+    """A gradient of 2**120 overflows float32 at a scale above 2**7."""
+
+    def losses(outputs, ground_truth, config):
+        loss = 2.0**100 * tf.reduce_sum(tf.cast(outputs.semantic_logits, tf.float32))
+        return {"semantic": loss, "total": loss}
+
+    monkeypatch.setattr(trainer, "panoptic_fpn_losses", losses)
+    monkeypatch.setattr(trainer, "INITIAL_LOSS_SCALE", 2.0**60)
+    try:
+        built, before, after, scalars = one_step(toy.config.replace(precision="mixed_float16"))
+    finally:
+        tf.keras.mixed_precision.set_global_policy("float32")
+    assert scalars["loss_scale"] == 2.0**24  # half, but never above this
+    assert int(built.global_step) == 1 and int(built.optimizer.iterations.numpy()) == 0
+    for a, b in zip(before, after):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_mixed_precision_trains(toy, tmp_path):
+    try:
+        for precision in ("mixed_bfloat16", "mixed_float16"):
+            trainer.train(toy.config.replace(precision=precision), str(tmp_path / precision))
+            lines = metrics(tmp_path / precision)
+            assert lines[-1]["loss/total"] < lines[0]["loss/total"]
+    finally:
+        tf.keras.mixed_precision.set_global_policy("float32")
 
 
 def problems(config, replicas=1):
@@ -160,16 +253,14 @@ def test_missing_paths_are_all_reported_before_the_first_step(tmp_path):
         trainer.load_dataset_info(config)
 
 
-def test_initialising_from_a_run_with_other_classes(tiny_config, tmp_path, caplog):
-    trainer.train(tiny_config.replace(train_steps=1), str(tmp_path / "first"))
-    config = tiny_config.replace(init_weights=str(tmp_path / "first"), freeze_stages=2, semantic_targets="all")
-    with caplog.at_level("INFO"):
-        assert trainer.train(config.replace(train_steps=1), str(tmp_path / "second")) == 0
-    assert "Not restored, starts at random: semantic_head" in caplog.text
-    first, second = (
-        tf.train.load_checkpoint(str(tmp_path / name / "checkpoints" / "ckpt-1")) for name in ("first", "second")
-    )
-    frozen = [n for n in first.get_variable_to_shape_map() if n.startswith("model/backbone/stem")]
-    assert frozen
-    for name in frozen:
-        np.testing.assert_array_equal(first.get_tensor(name), second.get_tensor(name))
+def test_initialising_from_another_run(toy, tmp_path):
+    first, second = str(tmp_path / "first"), str(tmp_path / "second")
+    trainer.train(toy.config.replace(train_steps=1), first)
+    trainer.train(toy.config.replace(init_weights=first, learning_rate=1e-12, train_steps=1), second)
+    values = [
+        tf.train.load_checkpoint(os.path.join(d, "checkpoints", "ckpt-1")).get_tensor(
+            "model/stem/kernel/.ATTRIBUTES/VARIABLE_VALUE"
+        )
+        for d in (first, second)
+    ]
+    np.testing.assert_allclose(values[0], values[1], rtol=1e-6)
