@@ -1,0 +1,383 @@
+"""One training step, and three of SGD, against Detectron2: labels, losses, gradients, weights.
+
+The reference takes every anchor and every proposal, so nothing is random. Its README gives the
+tolerances used here: "fed" means that the reference's proposals are fed in.
+"""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pfpn_tf import config as config_lib
+from pfpn_tf import losses as losses_lib
+from pfpn_tf.model import box_head, panoptic_fpn, rpn, targets
+from pfpn_tf.ops import boxes as box_ops
+from pfpn_tf.structures import GroundTruth, Proposals, RoiTargets, RpnTargets
+from pfpn_tf.training import detectron2_weights
+from pfpn_tf.training import optimizer as optimizer_lib
+
+NUM_THINGS, NUM_SEMANTIC = 80, 54
+LOSSES = ("rpn_objectness", "rpn_box", "class", "box", "mask", "semantic", "total")
+
+
+class Reference:
+    """The reference file: arrays by name, boxes turned to yxyx."""
+
+    def __init__(self, path):
+        self.arrays = np.load(path)
+        self.num_images = len(self["photos"])
+
+    def __getitem__(self, name):
+        return self.arrays[name]
+
+    def boxes(self, name, image):
+        return self[f"{name}_{image}"][:, [1, 0, 3, 2]]
+
+    def masks(self, image):
+        """[G, h, w] uint8."""
+        shape = self[f"gt_masks_{image}_shape"]
+        flat = np.unpackbits(self[f"gt_masks_{image}_packed"], axis=-1)[:, : shape[1] * shape[2]]
+        return flat.reshape(shape)
+
+    def mask_targets(self, prefix=""):
+        """[P, 28, 28] of the foreground RoIs, image after image."""
+        return np.unpackbits(self[f"{prefix}mask_targets_packed"], axis=-1).reshape(-1, 28, 28)
+
+    def batch(self, dtype):
+        """Keyword arguments of the model in training, padded."""
+        hw = tuple(self["padded_hw"])
+        num, most = self.num_images, max(len(self[f"gt_classes_{i}"]) for i in range(self.num_images))
+        images, image_hw = np.zeros([num, *hw, 3], dtype), np.zeros([num, 2], np.int32)
+        boxes, class_ids = np.zeros([num, most, 4], np.float32), np.full([num, most], -1, np.int32)
+        masks = np.zeros([num, most, *hw], np.uint8)
+        semantic = np.full([num, *hw], 255, np.uint8)
+        for i in range(num):
+            image = self[f"image_bgr_{i}"][..., ::-1]
+            h, w = image_hw[i] = image.shape[:2]
+            images[i, :h, :w] = image.astype(dtype) - np.array(config_lib.Data().pixel_mean, dtype)
+            count = len(self[f"gt_classes_{i}"])
+            boxes[i, :count] = self.boxes("gt_boxes", i)
+            class_ids[i, :count] = self[f"gt_classes_{i}"]
+            masks[i, :count, :h, :w] = self.masks(i)
+            semantic[i, :h, :w] = self[f"sem_seg_{i}"]
+        ground_truth = GroundTruth(*map(tf.constant, (boxes, class_ids, masks, semantic)))
+        return {
+            "images": tf.constant(images),
+            "image_hw": tf.constant(image_hw),
+            "ground_truth": ground_truth,
+            "seed": tf.zeros([num, 2], tf.int32),
+        }
+
+    def proposals(self, prefix=""):
+        """The RPN's boxes after NMS."""
+        boxes = [self.boxes(f"{prefix}rpn_boxes", i) for i in range(self.num_images)]
+        logits = [self[f"{prefix}rpn_logits_{i}"] for i in range(self.num_images)]
+        width = max(map(len, logits))
+        valid = np.arange(width) < np.array([[len(row)] for row in logits])
+        boxes = [np.pad(b, [(0, width - len(b)), (0, 0)]) for b in boxes]
+        logits = [np.pad(row, (0, width - len(row))) for row in logits]
+        return Proposals(tf.constant(np.stack(boxes)), tf.constant(np.stack(logits)), tf.constant(valid))
+
+    def saved_targets(self, anchors, ground_truth, prefix=""):
+        """The reference's labels, RoIs and masks as our targets, in double precision."""
+        gt_boxes = tf.cast(ground_truth.boxes, tf.float64)
+        labels = tf.constant(self["anchor_labels"], tf.int32)
+        gt_index = tf.constant(self["anchor_gt_index"], tf.int32)
+        matched = tf.gather(gt_boxes, gt_index, batch_dims=1)
+        deltas = box_ops.encode(matched, anchors)
+        rpn_targets = RpnTargets(
+            labels, tf.where((labels == 1)[..., None], deltas, tf.zeros_like(deltas)), gt_index
+        )
+
+        num, class_ids = self.num_images, []
+        for i in range(num):
+            class_ids.append(self[f"{prefix}roi_classes_{i}"].astype(np.int32))
+        width = max(map(len, class_ids))
+        slots = max(int(np.sum(ids < NUM_THINGS)) for ids in class_ids)
+        all_boxes, all_ids = np.zeros([num, width, 4]), np.full([num, width], -1, np.int32)
+        all_index, masks = np.zeros([num, width], np.int32), np.zeros([num, slots, 28, 28])
+        saved_masks = self.mask_targets(prefix)
+        for i, ids in enumerate(class_ids):
+            count = int(np.sum(ids < NUM_THINGS))
+            all_boxes[i, : len(ids)] = self.boxes(f"{prefix}roi_boxes", i)
+            all_ids[i, : len(ids)] = ids
+            all_index[i, : len(ids)] = self[f"{prefix}roi_gt_index_{i}"]
+            masks[i, :count], saved_masks = saved_masks[:count], saved_masks[count:]
+        foreground = (all_ids >= 0) & (all_ids < NUM_THINGS)
+        matched = tf.gather(gt_boxes, all_index, batch_dims=1)
+        matched = tf.where(foreground[..., None], matched, all_boxes)
+        roi_targets = RoiTargets(
+            boxes=tf.constant(all_boxes),
+            valid=tf.constant(all_ids >= 0),
+            class_ids=tf.constant(all_ids),
+            gt_index=tf.constant(all_index),
+            deltas=box_ops.encode(matched, tf.constant(all_boxes), box_head.DELTA_WEIGHTS),
+            mask_boxes=tf.constant(all_boxes[:, :slots]),
+            mask_class_ids=tf.constant(np.where(foreground, all_ids, -1)[:, :slots]),
+            masks=tf.constant(masks),
+        )
+        return rpn_targets, roi_targets
+
+
+class Run:
+    """A model, its training step, and the reference's names for its variables."""
+
+    def __init__(self, checkpoint, config):
+        self.config = config
+        self.model = panoptic_fpn.build_model(config.model, NUM_THINGS, NUM_SEMANTIC)
+        self.tensors, _ = detectron2_weights.to_detectron2_names(
+            detectron2_weights.read_tensors(checkpoint)
+        )
+        self.reset()
+        parameters = detectron2_weights.parameters(self.model)
+        trainable = {v.ref() for v in self.model.trainable_variables}
+        self.parameters = {p.name: p for p in parameters if p.variable.ref() in trainable}
+        self.variables = [p.variable for p in self.parameters.values()]
+        self.fed = {}
+        self._step = tf.function(self._losses_and_gradients)
+
+    def reset(self):
+        """Back to the weights of the checkpoint."""
+        detectron2_weights.load(self.model, self.tensors)
+
+    def losses_and_gradients(self, batch, **fed):
+        """Losses in the order of LOSSES, and gradients by Detectron2's name and in its layout.
+
+        Args:
+          batch: the model's arguments.
+          **fed: values to use in place of the results of functions: propose, rpn_targets,
+            roi_targets.
+        """
+        losses, self.gradients = self._step(batch, fed)
+        gradients = {
+            name: p.layout.to_detectron2(g.numpy()).ravel()
+            for (name, p), g in zip(self.parameters.items(), self.gradients)
+        }
+        return np.array([losses[name] for name in LOSSES]), gradients
+
+    def _losses_and_gradients(self, batch, fed):
+        with pytest.MonkeyPatch.context() as patch:
+            for module, name in (
+                (rpn, "propose"),
+                (targets, "rpn_targets"),
+                (targets, "roi_targets"),
+            ):
+                if name in fed:
+                    patch.setattr(module, name, lambda *_, value=fed[name]: value)
+            with tf.GradientTape() as tape:
+                outputs = self.model(**batch, training=True)
+                losses = losses_lib.panoptic_fpn_losses(outputs, batch["ground_truth"], self.config)
+        gradients = tape.gradient(losses["total"], self.variables)
+        return losses, [tf.convert_to_tensor(g) for g in gradients]
+
+    def weights(self):
+        return {name: p.detectron2_value().ravel() for name, p in self.parameters.items()}
+
+    def optimizer(self, rate):
+        config = self.config.replace(learning_rate=rate, warmup_steps=0)
+        return optimizer_lib.build_optimizer(config.train, self.model)
+
+    def apply(self, optimizer):
+        optimizer.apply_gradients(zip(self.gradients, self.variables))
+
+
+@pytest.fixture(scope="module", params=["142238"])
+def reference(request, test_data):
+    return Reference(test_data(f"golden/detectron2_train/train_{request.param}.npz"))
+
+
+@pytest.fixture(scope="module")
+def take_all(golden_config):
+    """Sampling that takes every anchor and every proposal."""
+    return golden_config.replace(
+        rpn_samples_per_image=65536,
+        rpn_positive_fraction=0.5,
+        roi_samples_per_image=65536,
+        roi_positive_fraction=1.0,
+    )
+
+
+@pytest.fixture(scope="module")
+def run(seeded_checkpoint, take_all):
+    return Run(seeded_checkpoint, take_all)
+
+
+@pytest.fixture(scope="module")
+def step(run, reference):
+    """The first step, fed."""
+    run.reset()
+    return run.losses_and_gradients(reference.batch(np.float32), propose=reference.proposals())
+
+
+@pytest.fixture(scope="module")
+def double_run(seeded_checkpoint, take_all):
+    tf.keras.backend.set_floatx("float64")
+    try:
+        yield Run(seeded_checkpoint, take_all)
+    finally:
+        tf.keras.backend.set_floatx("float32")
+
+
+@pytest.fixture(scope="module")
+def double_batch(double_run, reference):
+    """The batch and what the model is fed besides, at step 0; of later steps by prefix."""
+    batch = reference.batch(np.float64)
+    anchors = all_anchors(batch["images"].shape[1:3], double_run.config.model, tf.float64)
+
+    def fed(prefix=""):
+        rpn_targets, roi_targets = reference.saved_targets(anchors, batch["ground_truth"], prefix)
+        proposals = tf.nest.map_structure(
+            lambda x: tf.cast(x, tf.float64) if x.dtype.is_floating else x, reference.proposals(prefix)
+        )
+        return {"propose": proposals, "rpn_targets": rpn_targets, "roi_targets": roi_targets}
+
+    return batch, fed
+
+
+def all_anchors(hw, config, dtype):
+    """[A, 4] of all levels."""
+    sizes = [-(-np.array(hw) // 2 ** int(level[1:])) for level in config_lib.LEVELS]
+    pyramid = {level: tf.zeros([1, *s, 1]) for level, s in zip(config_lib.LEVELS, sizes)}
+    return tf.concat(list(rpn.pyramid_anchors(pyramid, config, dtype).values()), axis=0)
+
+
+def test_every_anchor_label_is_the_same(reference, take_all):
+    batch = reference.batch(np.float32)
+    anchors = all_anchors(batch["images"].shape[1:3], take_all.model, tf.float32)
+    actual = targets.rpn_targets(anchors, batch["ground_truth"], batch["seed"], take_all.model)
+    expected = reference["anchor_labels"]
+    np.testing.assert_array_equal(actual.labels, expected)
+    positive = expected == 1
+    np.testing.assert_array_equal(
+        actual.gt_index.numpy()[positive], reference["anchor_gt_index"][positive]
+    )
+
+
+def test_rois_labels_and_mask_targets_are_the_same(reference, take_all):
+    batch = reference.batch(np.float32)
+    actual = targets.roi_targets(
+        reference.proposals(), batch["ground_truth"], NUM_THINGS, batch["seed"], take_all.model
+    )
+    masks, deltas = [], []
+    for i in range(reference.num_images):
+        class_ids = reference[f"roi_classes_{i}"]
+        count, foreground = len(class_ids), int(np.sum(class_ids < NUM_THINGS))
+        np.testing.assert_array_equal(actual.valid[i], np.arange(actual.valid.shape[1]) < count)
+        np.testing.assert_array_equal(actual.boxes[i, :count], reference.boxes("roi_boxes", i))
+        np.testing.assert_array_equal(actual.class_ids[i, :count], class_ids)
+        np.testing.assert_array_equal(
+            actual.gt_index[i, :foreground], reference[f"roi_gt_index_{i}"][:foreground]
+        )
+        masks.append(actual.masks[i, :foreground])
+        deltas.append(actual.deltas[i, :foreground])
+    np.testing.assert_array_equal(np.concatenate(masks), reference.mask_targets())
+    np.testing.assert_allclose(
+        np.concatenate(deltas), reference["fg_delta_targets"][:, [1, 0, 3, 2]], atol=2e-5
+    )
+
+
+def test_losses(step, reference):
+    np.testing.assert_allclose(step[0], reference["loss_step0"], rtol=1e-5)
+
+
+def test_losses_with_own_proposals(run, reference):
+    run.reset()
+    actual, _ = run.losses_and_gradients(reference.batch(np.float32))
+    expected = reference["loss_step0"]
+    is_mask = np.array([name == "mask" for name in LOSSES])
+    np.testing.assert_array_less(
+        np.abs(actual - expected) / expected, np.where(is_mask, 1e-3, 1e-4)
+    )
+
+
+def test_every_trainable_tensor_has_a_gradient(step, reference):
+    assert sorted(step[1]) == sorted(reference["trainable_names"])
+
+
+def test_gradients(step, reference):
+    norms, sums = gradient_errors(step[1], reference, "")
+    assert np.max(norms) < 3e-3 and np.max(sums) < 3e-3
+    samples = sample_errors(step[1], reference, "grad")
+    assert np.max(samples) < 5e-2 and np.median(samples) < 3e-3
+
+
+def gradient_errors(gradients, reference, suffix):
+    """Per tensor: relative error of the L2 norm; error of the sum relative to that of magnitudes."""
+    names = reference["trainable_names"]
+    norm = np.array([np.linalg.norm(gradients[n].astype(np.float64)) for n in names])
+    total = np.array([np.sum(gradients[n], dtype=np.float64) for n in names])
+    expected = reference[f"grad_l2{suffix}"]
+    return (
+        np.abs(norm - expected) / expected,
+        np.abs(total - reference[f"grad_sum{suffix}"]) / reference["grad_abssum_f64"],
+    )
+
+
+def sample_errors(values, reference, key):
+    """Per sampled tensor: norm of the difference of the sampled entries over their norm."""
+    errors = []
+    for name in reference["sampled_names"]:
+        expected = reference[f"s/{name}/{key}"].astype(np.float64)
+        actual = values[name][reference[f"s/{name}/idx"]]
+        errors.append(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
+    return np.array(errors)
+
+
+def displacement_errors(before, after, reference, norms, key):
+    """Relative errors of |p - p0| per tensor (without norms: none) and of sampled p - p0."""
+    names = reference["trainable_names"]
+    moved = {n: after[n].astype(np.float64) - before[n] for n in names}
+    samples = []
+    for name in reference["sampled_names"]:
+        start = reference[f"s/{name}/p0"].astype(np.float64)
+        expected = reference[f"s/{name}/{key}"] - start
+        actual = moved[name][reference[f"s/{name}/idx"]]
+        samples.append(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
+    if norms is None:
+        return None, np.array(samples)
+    length = np.array([np.linalg.norm(moved[n]) for n in names])
+    return np.abs(length - reference[norms]) / reference[norms], np.array(samples)
+
+
+def test_weights_and_losses_after_one_step(run, reference):
+    run.reset()
+    before, batch = run.weights(), reference.batch(np.float32)
+    run.losses_and_gradients(batch, propose=reference.proposals())
+    run.apply(run.optimizer(0.02))
+    norms, samples = displacement_errors(
+        before, run.weights(), reference, "step1_delta_l2", "step1"
+    )
+    assert np.max(norms) < 2e-2 and np.max(samples) < 5e-2
+    losses, _ = run.losses_and_gradients(batch, propose=reference.proposals("after0.02_"))
+    np.testing.assert_allclose(losses, reference["loss_after_one_step_lr0.02"], rtol=5e-3)
+
+
+def test_weights_and_losses_after_three_steps(run, reference):
+    run.reset()
+    before, batch = run.weights(), reference.batch(np.float32)
+    optimizer = run.optimizer(float(reference["traj_lr"]))
+    for number, expected in enumerate(reference["traj_losses"]):
+        prefix = f"traj{number}_" if number else ""
+        losses, _ = run.losses_and_gradients(batch, propose=reference.proposals(prefix))
+        np.testing.assert_allclose(losses, expected, rtol=2e-4 if number else 1e-5)
+        if number < 3:
+            run.apply(optimizer)
+    norms, samples = displacement_errors(
+        before, run.weights(), reference, "traj3_delta_l2", "traj3"
+    )
+    assert np.max(norms) < 1e-1 and np.median(norms) < 1e-2 and np.max(samples) < 1e-1
+
+
+def test_double_precision_step(double_run, double_batch, reference):
+    """Losses and every gradient to 1e-6, the sharpest of these checks."""
+    double_run.reset()
+    batch, fed = double_batch
+    losses, gradients = double_run.losses_and_gradients(batch, **fed())
+    np.testing.assert_allclose(losses, reference["loss_step0_f64"], rtol=1e-6)
+    norms, sums = gradient_errors(gradients, reference, "_f64")
+    assert np.max(norms) < 1e-6 and np.max(sums) < 1e-6
+    assert np.max(sample_errors(gradients, reference, "grad_f64")) < 1e-6
+    before = double_run.weights()
+    double_run.apply(double_run.optimizer(0.02))
+    _, samples = displacement_errors(before, double_run.weights(), reference, None, "step1_f64")
+    assert np.max(samples) < 1e-6
