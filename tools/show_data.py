@@ -1,0 +1,45 @@
+#!/usr/bin/env python3
+"""Draws exactly what the network receives in training, as PNGs.
+
+    python tools/show_data.py --flagfile=configs/coco/panoptic_fpn_r50_1x.flags --output_dir=shown
+
+Each picture has the augmented, padded image with boxes, masks and class names on the left and the
+semantic target on the right, void in black. Takes every setting that train.py takes.
+"""
+
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from pfpn_tf.utils import cli  # noqa: E402  (before TensorFlow)
+
+from pfpn_tf import flags  # noqa: E402
+
+flags.define_config_flags()
+flags.define_tool_flags("output_dir", "num_images", "start_step")
+
+
+def main():
+    import cv2
+
+    from pfpn_tf.data import pipeline, show
+
+    args = flags.FLAGS
+    if not args.output_dir:
+        raise ValueError(f"--output_dir is required: {flags.TOOL_FLAGS['output_dir'].help}")
+    if args.num_images < 1 or args.start_step < 0:
+        raise ValueError("--num_images must be at least 1 and --start_step at least 0.")
+    config = flags.config_from_flags()
+    info = pipeline.load_info(config)
+    os.makedirs(args.output_dir, exist_ok=True)
+    pictures = show.draw_examples(config, info, args.num_images, args.start_step)
+    for name, picture in pictures:
+        path = os.path.join(args.output_dir, f"{name}.png")
+        if not cv2.imwrite(path, picture[..., ::-1]):
+            raise ValueError(f"{path}: cannot be written.")
+    print(f"{args.output_dir}: {args.num_images} pictures.")
+
+
+if __name__ == "__main__":
+    cli.run(main)
