@@ -54,9 +54,18 @@ TOOL_FLAGS = {
     "semantic": ToolFlag(False, "Score files: also mIoU and frequency-weighted IoU of the panoptic maps."),
     "metrics_json": ToolFlag("", "Write all metrics here, as fractions at full precision."),
     "num_processes": ToolFlag(0, "Processes that score files; 0: one per CPU."),
+    # export_saved_model
+    "export_dir": ToolFlag("", "Directory to make; for TensorFlow Serving NAME/VERSION, e.g. models/panoptic/1."),
+    # predict
+    "saved_model": ToolFlag("", "Directory of an exported model."),
+    "images": ToolFlag([], "Files, folders or globs, comma-separated; of a folder every image in it."),
+    "overlays": ToolFlag(True, "Also draw each result over its image."),
     # make_demo_dataset
     "num_train": ToolFlag(600, "Images of the training split."),
     "num_val": ToolFlag(60, "Images of the validation split."),
+    # show_data
+    "num_images": ToolFlag(8, "Training examples to draw."),
+    "start_step": ToolFlag(0, "Step of the training whose batch comes first."),
 }
 
 
