@@ -38,7 +38,8 @@ make_environment() {
     rm -rf "$folder"
     "$(find_python)" -m venv "$folder"
   fi
-  "$folder/bin/python" -m pip -qq --disable-pip-version-check install "$@"
+  # Compiling TensorFlow whole takes longer than installing it; imports compile what they need.
+  "$folder/bin/python" -m pip -qq --disable-pip-version-check install --no-compile "$@"
   echo "$inputs" >"$folder/inputs"
   echo "Installed into $folder."
 }
