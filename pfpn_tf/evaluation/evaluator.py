@@ -26,7 +26,7 @@ from pfpn_tf import config as config_lib
 from pfpn_tf import structures
 from pfpn_tf.data import pipeline, tfrecord
 from pfpn_tf.data.categories import DatasetInfo
-from pfpn_tf.evaluation import coco_format, report, score_files
+from pfpn_tf.evaluation import coco_format, html_report, report, score_files
 from pfpn_tf.evaluation.average_precision import AveragePrecision
 from pfpn_tf.evaluation.panoptic_quality import overlaps
 from pfpn_tf.evaluation.semantic_iou import THINGS, SemanticIoU
@@ -35,6 +35,7 @@ from pfpn_tf.postprocess.instances import instances_at_original_size
 from pfpn_tf.utils.files import atomic_write
 
 METRICS = "metrics.json"
+REPORT = "report.html"
 _MAX_WAITING = 2  # Batches computed but not yet counted; bounds memory.
 
 
@@ -108,7 +109,8 @@ class Evaluator:
         Args:
           output_dir: where metrics.json and the predictions go; None: nothing is written.
           max_images: only the first images; 0: `--max_images`, or all.
-          save_predictions: whether `output_dir` also gets the predictions in COCO format.
+          save_predictions: whether `output_dir` also gets the predictions in COCO format and, of a panoptic network,
+            report.html.
 
         Returns:
           Fractions at full precision: `panoptic` (see `PanopticQuality.result`), `semantic` (IoU of the panoptic maps) and
@@ -121,9 +123,20 @@ class Evaluator:
         max_images = max_images or self._config.eval.max_images
         num_images = min(self._num_images, max_images) if max_images else self._num_images
         counts = _Counts(self._config.model, self._info)
+        save_predictions = save_predictions and output_dir is not None
+        with_report = save_predictions and self._config.model.task == "panoptic"
+        gallery = html_report.Gallery(self._info) if with_report else None
         started = time.monotonic()
         with _writer(output_dir if save_predictions else None, self._config.model, self._info) as writer:
-            self._run(num_images, lambda outputs, truth, hw: counts.add(outputs, truth, hw, writer))
+
+            def consume(outputs, truth, example):
+                image_counts, segments = counts.add(outputs, truth, example["image_hw"], writer)
+                if gallery:
+                    ids = outputs.panoptic.panoptic_ids[: truth.hw[0], : truth.hw[1]]
+                    gt, pred = (truth.panoptic_ids, truth.segments), (ids, segments)
+                    gallery.add(truth.image_id, image_counts, self._photo(example), gt, pred)
+
+            self._run(num_images, consume, keep_images=with_report)
         metrics = counts.result()
         metrics["num_images"] = num_images
         metrics["seconds"] = round(time.monotonic() - started, 3)
@@ -131,10 +144,21 @@ class Evaluator:
             with atomic_write(os.path.join(output_dir, METRICS)) as f:
                 json.dump(metrics, f, indent=2)
                 f.write("\n")
+        if gallery:
+            path = os.path.join(output_dir, REPORT)
+            html_report.write(path, metrics, self._info, gallery, counts.confusion)
         return metrics
 
-    def _run(self, num_images, consume):
-        """Calls consume(ImageOutputs, ImageTruth, image_hw) for each image in order."""
+    def _photo(self, example):
+        """The image as the network saw it, at original size: [h, w, 3] uint8."""
+        height, width = example["image_hw"]
+        data = self._config.data
+        photo = example["images"][:height, :width] * np.float32(data.pixel_std) + np.float32(data.pixel_mean)
+        photo = np.clip(np.rint(photo), 0, 255).astype(np.uint8)
+        return cv2.resize(photo, tuple(int(side) for side in example["original_hw"][::-1]), interpolation=cv2.INTER_AREA)
+
+    def _run(self, num_images, consume, keep_images):
+        """Calls consume(ImageOutputs, ImageTruth, example) for each image in order."""
         dataset = self._distributed_dataset(num_images)
         if self._function is None:
             spec = dataset.element_spec
@@ -147,7 +171,7 @@ class Evaluator:
         with concurrent.futures.ThreadPoolExecutor(1) as host:
             for batch in dataset:
                 outputs = local(self._function(batch["images"], batch["image_hw"], batch["original_hw"]))
-                truths = local({key: value for key, value in batch.items() if key != "images"})
+                truths = local({key: value for key, value in batch.items() if key != "images" or keep_images})
                 for replica_outputs, replica_truths in zip(outputs, truths):
                     count = min(self._config.eval.eval_batch_size, num_images - done)
                     done += count
@@ -166,7 +190,7 @@ class Evaluator:
         for i in range(count):
             one = tf.nest.map_structure(lambda a: None if a is None else a[i], outputs)
             example = {key: value[i] for key, value in truths.items()}
-            consume(one, read_truth(example, self._string_ids), example["image_hw"])
+            consume(one, read_truth(example, self._string_ids), example)
             progress.advance()
 
     def _distributed_dataset(self, num_images):
@@ -337,14 +361,24 @@ class _Counts:
         self._class_of = {c: c for c in self._branch_classes}
         return SemanticIoU(self._branch_classes, sorted(things))
 
-    def add(self, outputs: ImageOutputs, truth: ImageTruth, image_hw, writer) -> None:
-        """Adds one image, and writes its predictions if there is a writer."""
+    @property
+    def confusion(self):
+        """[C, C + 1] pixels of the panoptic maps over the categories, void last."""
+        return self._maps.confusion
+
+    def add(self, outputs: ImageOutputs, truth: ImageTruth, image_hw, writer):
+        """Adds one image, and writes its predictions if there is a writer.
+
+        Returns:
+          (`ImageCounts`, predicted segments_info), or (None, None) without panoptic maps.
+        """
         height, width = truth.hw
+        image_counts = segments = None
         if self._quality:
             ids = outputs.panoptic.panoptic_ids[:height, :width].astype(np.uint32)
             segments = segments_info(outputs.panoptic)
             found = overlaps(truth.panoptic_ids, ids)
-            self._quality.update(found, truth.segments, segments, f"Image {truth.image_id}")
+            image_counts = self._quality.update(found, truth.segments, segments, f"Image {truth.image_id}")
             self._maps.update(found, truth.segments, segments)
             if writer:
                 writer.add_panoptic(truth.image_id, ids, segments)
@@ -367,6 +401,7 @@ class _Counts:
                 precision.update(image, truth.annotations, results)
             if writer:
                 writer.add_instances(results)
+        return image_counts, segments
 
     def result(self) -> Dict[str, Any]:
         metrics = {"notes": []}

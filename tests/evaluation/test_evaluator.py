@@ -142,6 +142,15 @@ def test_written_files_score_to_the_same(dataset, evaluated):
     assert written == metrics
 
 
+def test_html_report(evaluated):
+    metrics, folder = evaluated
+    page = (folder / "report.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 10  # five worst, five best
+    assert "src='http" not in page
+    for text in ("Worst images", "crate", f"{100 * metrics['panoptic']['All']['pq']:.2f}"):
+        assert text in page
+
+
 def test_subset_equals_files_of_the_subset(dataset, tmp_path):
     """Classes absent from the subset are left out of the averages."""
     metrics = run(dataset, max_images=2, output_dir=str(tmp_path / "out"))
