@@ -75,6 +75,7 @@ class PanopticFPN(tf.keras.Model):
                 self.semantic_head(pyramid)
         self.built = True
 
+    @tf.autograph.experimental.do_not_convert  # nothing here needs it; tracing takes a sixth
     def call(
         self,
         images: tf.Tensor,

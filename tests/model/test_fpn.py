@@ -1,0 +1,62 @@
+"""The feature pyramid against numpy."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pfpn_tf.model import fpn
+from tests.model.test_layers import numpy_conv
+
+
+def random_features(hw):
+    return {
+        f"c{l}": np.random.normal(size=(2, hw[0] >> l, hw[1] >> l, 2**l)).astype(np.float32)
+        for l in range(2, 6)
+    }
+
+
+def numpy_fpn(model, features):
+    def conv(layer, x):
+        return numpy_conv(x, layer.kernel.numpy(), 1) + layer.bias.numpy()
+
+    merged, pyramid = 0.0, {}
+    for level in (5, 4, 3, 2):
+        merged = conv(model.lateral[f"c{level}"], features[f"c{level}"]) + merged
+        pyramid[f"p{level}"] = conv(model.output_convs[f"p{level}"], merged)
+        merged = merged.repeat(2, axis=1).repeat(2, axis=2)
+    pyramid["p6"] = pyramid["p5"][:, ::2, ::2]
+    return pyramid
+
+
+@pytest.mark.parametrize("hw", [(64, 96), (96, 32)])
+def test_against_numpy(maybe_graph, hw):
+    features = random_features(hw)
+    model = fpn.FPN(8)
+    model(features)
+    for v in model.variables:
+        v.assign(tf.random.normal(v.shape))
+    pyramid = maybe_graph(model)(features)
+    assert list(pyramid) == ["p2", "p3", "p4", "p5", "p6"]
+    for level, value in numpy_fpn(model, features).items():
+        np.testing.assert_allclose(pyramid[level], value, rtol=1e-4, atol=1e-3)
+
+
+def test_p6_of_an_odd_p5():
+    model = fpn.FPN(4)
+    assert model(random_features((96, 160)))["p6"].shape[1:3] == (2, 3)
+
+
+def test_group_norm_replaces_the_bias():
+    model = fpn.FPN(32, norm="group_norm")
+    model(random_features((32, 64)))
+    names = {v.name.split("/")[-1] for v in model.variables}
+    assert names == {"kernel:0", "gamma:0", "beta:0"}
+
+
+def test_gradient_reaches_every_level():
+    features = {level: tf.constant(f) for level, f in random_features((64, 96)).items()}
+    model = fpn.FPN(4)
+    with tf.GradientTape() as tape:
+        tape.watch(features)
+        loss = tf.reduce_sum(model(features)["p2"])
+    assert all(np.abs(g).sum() > 0 for g in tape.gradient(loss, features).values())

@@ -1,0 +1,192 @@
+"""The whole network in all its forms, on a tiny backbone."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pfpn_tf import config as config_lib
+from pfpn_tf.model import panoptic_fpn
+from pfpn_tf.structures import GroundTruth
+
+K, S = 4, 6
+TINY = {
+    "backbone": "resnet_tiny",
+    "freeze_stages": 0,
+    "fpn_channels": 32,
+    "box_fc_channels": 32,
+    "mask_channels": 32,
+    "semantic_channels": 32,
+    "rpn_pre_nms_top_k_train": 50,
+    "rpn_pre_nms_top_k_eval": 50,
+    "rpn_post_nms_top_k": 40,
+    "rpn_samples_per_image": 32,
+    "roi_samples_per_image": 16,
+    "max_detections": 10,
+    "score_threshold": 0.0,
+}
+IMAGE_HW = [[64, 90], [50, 96]]
+
+
+def tiny_model(**settings):
+    config = config_lib.Config().replace(**{**TINY, **settings})
+    return panoptic_fpn.build_model(config.model, K, S)
+
+
+def images(dtype=np.float32):
+    x = np.random.normal(size=(2, 64, 96, 3)).astype(dtype)
+    for image, (height, width) in zip(x, IMAGE_HW):
+        image[height:] = 0
+        image[:, width:] = 0
+    return tf.constant(x)
+
+
+def ground_truth(num_instances=3, dtype=np.float32):
+    boxes = np.zeros((2, num_instances, 4), dtype)
+    class_ids = np.full((2, num_instances), -1, np.int32)
+    masks = np.zeros((2, num_instances, 64, 96), np.uint8)
+    for b in range(2):
+        for i in range(num_instances - b):  # the second image has one instance less
+            top, left = 4 * i, 20 * i + 3
+            boxes[b, i] = top, left, top + 30, left + 25
+            class_ids[b, i] = i % K
+            masks[b, i, top : top + 30, left : left + 25] = 1
+    semantic = np.random.randint(0, S, size=(2, 64, 96)).astype(np.uint8)
+    return GroundTruth(*map(tf.constant, (boxes, class_ids, masks, semantic)))
+
+
+SEED = tf.constant([[1, 2], [3, 4]])
+
+
+def train(model, gt=None, x=None):
+    return model(
+        images() if x is None else x,
+        tf.constant(IMAGE_HW),
+        gt or ground_truth(),
+        tf.constant(SEED),
+        training=True,
+    )
+
+
+def test_inference(maybe_graph):
+    model = tiny_model()
+    outputs = maybe_graph(lambda x, hw: model(x, hw))(images(), tf.constant(IMAGE_HW))
+    found = outputs.detections
+    assert found.boxes.shape == (2, 10, 4)
+    assert found.mask_logits.shape == (2, 10, 28, 28)
+    assert outputs.semantic_logits.shape == (2, 16, 24, S)
+    assert (found.boxes.numpy().max(axis=1)[:, 2:] <= np.array(IMAGE_HW)).all()
+    assert all(np.isfinite(t).all() for t in tf.nest.flatten(outputs))
+
+
+def test_training(maybe_graph):
+    model = tiny_model()
+    outputs = maybe_graph(lambda: train(model))()
+    num_anchors = 3 * (16 * 24 + 8 * 12 + 4 * 6 + 2 * 3 + 1 * 2)
+    assert outputs.objectness_logits.shape == (2, num_anchors)
+    assert outputs.anchor_deltas.shape == (2, num_anchors, 4)
+    assert outputs.rpn_targets.labels.shape == (2, num_anchors)
+    assert outputs.class_logits.shape == (2, 16, K + 1)
+    assert outputs.box_deltas.shape == (2, 16, 4)
+    assert outputs.mask_logits.shape[2:] == (28, 28)
+    assert outputs.mask_logits.shape[:2] == outputs.roi_targets.mask_class_ids.shape
+    assert outputs.semantic_logits.shape == (2, 16, 24, S)
+    background = outputs.roi_targets.class_ids.numpy() == K
+    assert background.any() and not outputs.box_deltas.numpy()[background].any()
+
+
+@pytest.mark.parametrize("num_instances", [0, 1])
+def test_training_without_instances(num_instances):
+    """M = 0, and M = 1 whose only row is padding in the second image."""
+    outputs = tf.function(train)(tiny_model(), ground_truth(num_instances))
+    assert (outputs.roi_targets.class_ids.numpy()[1] >= K).any()
+    assert np.isfinite(outputs.class_logits).all()
+
+
+def test_every_trainable_variable_has_a_gradient():
+    model = tiny_model()
+    with tf.GradientTape() as tape:
+        outputs = train(model)
+        parts = (
+            outputs.objectness_logits, outputs.anchor_deltas, outputs.class_logits, outputs.box_deltas,
+            outputs.mask_logits, outputs.semantic_logits,
+        )  # fmt: skip
+        loss = tf.add_n([tf.reduce_sum(tf.square(x)) for x in parts])
+    gradients = tape.gradient(loss, model.trainable_variables)
+    missing = [v.name for v, g in zip(model.trainable_variables, gradients) if g is None]
+    assert not missing
+
+
+@pytest.mark.parametrize("task", ["instance", "semantic"])
+def test_tasks(task):
+    model = tiny_model(task=task)
+    outputs, targets = model(images(), tf.constant(IMAGE_HW)), train(model)
+    has_instances = task == "instance"
+    assert (outputs.detections is not None) == has_instances
+    assert (outputs.semantic_logits is None) == has_instances
+    assert (targets.class_logits is not None) == has_instances
+    assert (targets.rpn_targets is not None) == has_instances
+    assert (targets.semantic_logits is None) == has_instances
+    names = " ".join(v.name for v in model.variables)
+    assert ("semantic_head" in names) != has_instances
+    assert ("rpn_head" in names) == ("mask_head" in names) == has_instances
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"head_norm": "group_norm", "backbone_norm": "group_norm"},
+        {"backbone_norm": "sync_bn", "stride_in_1x1": False},
+        {"semantic_aggregation": "concat", "roi_sampling_ratio": 0},
+    ],
+)
+def test_variants(settings):
+    model = tiny_model(**settings)
+    outputs = train(model)
+    assert np.isfinite(outputs.class_logits).all()
+    assert np.isfinite(model(images(), tf.constant(IMAGE_HW)).detections.scores).all()
+
+
+def test_the_padding_of_an_image_does_not_depend_on_its_neighbour():
+    """An image alone gives what it gives in a batch."""
+    model, x = tiny_model(), images()
+    both = model(x, tf.constant(IMAGE_HW)).detections
+    for b in range(2):
+        alone = model(x[b : b + 1], tf.constant(IMAGE_HW[b : b + 1])).detections
+        np.testing.assert_allclose(alone.scores[0], both.scores[b], atol=1e-5)
+        np.testing.assert_allclose(alone.boxes[0], both.boxes[b], atol=1e-2)
+
+
+def test_float64_everywhere():
+    tf.keras.backend.set_floatx("float64")
+    try:
+        model = tiny_model()
+        outputs = tf.function(train)(model, ground_truth(dtype=np.float64), images(np.float64))
+        found = model(images(np.float64), tf.constant(IMAGE_HW))
+    finally:
+        tf.keras.backend.set_floatx("float32")
+    for tensor in tf.nest.flatten((outputs, found)):
+        assert not tensor.dtype.is_floating or tensor.dtype == tf.float64
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision_ends_in_float32(policy):
+    tf.keras.mixed_precision.set_global_policy(policy)
+    try:
+        model = tiny_model()
+        outputs, found = tf.function(train)(model), model(images(), tf.constant(IMAGE_HW))
+    finally:
+        tf.keras.mixed_precision.set_global_policy("float32")
+    assert all(v.dtype == tf.float32 for v in model.variables)
+    for tensor in tf.nest.flatten((outputs, found)):
+        assert not tensor.dtype.is_floating or tensor.dtype == tf.float32
+        assert np.isfinite(tensor).all()
+
+
+def test_unknown_sizes_need_one_graph():
+    model = tiny_model()
+    specs = tf.TensorSpec([None, None, None, 3]), tf.TensorSpec([None, 2], tf.int32)
+    function = tf.function(lambda x, hw: model(x, hw), input_signature=specs)
+    for hw in ((64, 96), (32, 160)):
+        outputs = function(tf.zeros([1, *hw, 3]), tf.constant([hw]))
+        assert outputs.semantic_logits.shape == (1, hw[0] // 4, hw[1] // 4, S)
+        assert outputs.detections.boxes.shape == (1, 10, 4)
