@@ -87,5 +87,5 @@ heading "Results"
 cat demo/evaluation.txt
 echo
 echo "Overlays, for example:"
-find "$PWD/$predictions" -name '*overlay*' | sort | head -5
+find "$PWD/$predictions/pictures" -type f | sort | sed -n 1,5p
 printf '\nThe demo took %d min %02d s.\n' $((SECONDS / 60)) $((SECONDS % 60))
