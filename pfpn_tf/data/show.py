@@ -50,7 +50,7 @@ def draw_example(example: Mapping[str, Any], config: Config, info: DatasetInfo) 
     )
     targets = config.model.semantic_targets
     semantic = visualize.color_semantic(example["gt_semantic"], info.semantic_colors(targets))
-    pictures = visualize.side_by_side([instances, semantic], ["instances", "semantic target"])
+    pictures = visualize.side_by_side([instances, semantic])
     found = [c for c in np.unique(example["gt_semantic"]) if c != 255]
     names, colors = info.semantic_names(targets), info.semantic_colors(targets)
     entries = [(names[c], tuple(int(v) for v in colors[c])) for c in found] + [("void", (0, 0, 0))]
