@@ -63,6 +63,9 @@ TOOL_FLAGS = {
     # make_demo_dataset
     "num_train": ToolFlag(600, "Images of the training split."),
     "num_val": ToolFlag(60, "Images of the validation split."),
+    # convert_weights
+    "weights": ToolFlag("", "Weights file (.pkl, .pth) or imagenet; with --to=detectron2 the .pkl to write."),
+    "to": ToolFlag("run_dir", "run_dir: read --weights, write --run_dir; detectron2: the other way."),
     # show_data
     "num_images": ToolFlag(8, "Training examples to draw."),
     "start_step": ToolFlag(0, "Step of the training whose batch comes first."),

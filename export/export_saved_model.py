@@ -1,0 +1,41 @@
+#!/usr/bin/env python3
+"""Exports a trained network as a SavedModel with preprocessing and panoptic fusion inside.
+
+    python export/export_saved_model.py --run_dir=runs/r50 --export_dir=models/panoptic/1
+
+The settings are those of the run; any can be given on top: --fusion_score_threshold,
+--fusion_stuff_area_threshold_px, --eval_min_side, --max_image_pixels, ... The last part of
+--export_dir is the version number for TensorFlow Serving. Exit codes: 0 done, 2 unusable settings or files.
+"""
+
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from pfpn_tf.utils import cli  # noqa: E402
+
+from absl import flags  # noqa: E402
+
+from pfpn_tf import flags as flags_lib  # noqa: E402
+
+FLAGS = flags.FLAGS
+
+
+def main():
+    flags_lib.check_files(["run_dir"])
+    if not FLAGS.export_dir:
+        raise ValueError(f"--export_dir is required: {flags_lib.TOOL_FLAGS['export_dir'].help}")
+    from pfpn_tf.serving import exporter
+
+    exporter.check_target(FLAGS.export_dir)
+    module, _, _ = exporter.load_module(FLAGS.run_dir, FLAGS.checkpoint, flags_lib.given_settings())
+    signatures = exporter.export(module, FLAGS.export_dir)
+    print(f"Wrote {FLAGS.export_dir} with these signatures:")
+    print(exporter.describe(signatures))
+
+
+if __name__ == "__main__":
+    flags_lib.define_config_flags()
+    flags_lib.define_tool_flags("run_dir", "checkpoint", "export_dir")
+    cli.run(main)

@@ -1,0 +1,106 @@
+"""From a run directory to a SavedModel."""
+
+import os
+import shutil
+import tempfile
+from typing import Any, Dict, Mapping, Optional, Tuple
+
+from absl import logging
+import tensorflow as tf
+
+from pfpn_tf import config as config_lib
+from pfpn_tf.data import categories
+from pfpn_tf.model import layers, panoptic_fpn
+from pfpn_tf.serving import module as module_lib
+from pfpn_tf.training import checkpoints
+
+METADATA = "metadata.json"
+
+
+def load_module(
+    run_dir: str, checkpoint: Optional[str] = None, settings: Mapping[str, Any] = {}
+) -> Tuple[module_lib.PanopticModule, config_lib.Config, categories.DatasetInfo]:
+    """The trained network of a run directory, ready to answer.
+
+    Args:
+      run_dir: of a training or a weight conversion.
+      checkpoint: as `checkpoints.restore_for_inference` takes it.
+      settings: on top of the run's, by flag name.
+
+    Raises:
+      ValueError: no such run or checkpoint, or settings that do not fit its weights.
+    """
+    config, info = checkpoints.load_run(run_dir)
+    config = config.replace(**settings)
+    network = panoptic_fpn.build_model(
+        config.model, info.num_thing_classes, info.num_semantic_classes(config.model.semantic_targets)
+    )
+    prefix = checkpoints.restore_for_inference(network, run_dir, checkpoint or None)
+    logging.info("Weights: %s", prefix)
+    layers.fold_frozen_norms(network)
+    module = module_lib.PanopticModule(
+        lambda images, image_hw: network(images, image_hw, training=False), network.variables, config, info
+    )
+    return module, config, info
+
+
+def export(module: module_lib.PanopticModule, export_dir: str) -> Dict[str, Any]:
+    """Writes a SavedModel; `export_dir` appears only when it is complete.
+
+    Args:
+      module: what to save.
+      export_dir: new directory; for TensorFlow Serving its name is a whole number, the version.
+
+    Returns:
+      Signature name to concrete function.
+
+    Raises:
+      ValueError: the directory exists and is not empty.
+    """
+    export_dir = os.path.abspath(export_dir)
+    check_target(export_dir)
+    parent = os.path.dirname(export_dir)
+    os.makedirs(parent, exist_ok=True)
+    temporary = tempfile.mkdtemp(prefix=f".{os.path.basename(export_dir)}.", dir=parent)
+    try:
+        signatures = module.signatures()
+        with tempfile.TemporaryDirectory() as assets:
+            path = os.path.join(assets, METADATA)
+            with open(path, "w", encoding="utf-8") as f:
+                f.write(module.metadata_text)
+            module.metadata_asset = tf.saved_model.Asset(path)
+            # No gradients: they would only add functions that nobody calls.
+            options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+            tf.saved_model.save(module, temporary, signatures=signatures, options=options)
+        os.chmod(temporary, 0o755)
+        if os.path.isdir(export_dir):
+            os.rmdir(export_dir)
+        os.rename(temporary, export_dir)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return signatures
+
+
+def check_target(export_dir: str) -> None:
+    """Raises ValueError if something is in the way at `export_dir`."""
+    if os.path.exists(export_dir) and (not os.path.isdir(export_dir) or os.listdir(export_dir)):
+        raise ValueError(f"--export_dir={export_dir} exists already; give a new one, say the next version number.")
+
+
+def describe(signatures: Mapping[str, Any]) -> str:
+    """Inputs and outputs of each signature, a line per tensor."""
+    lines = []
+    for name, function in sorted(signatures.items()):
+        inputs = ", ".join(f"{k} {_spec(v)}" for k, v in function.structured_input_signature[1].items())
+        if not inputs:
+            inputs = ", ".join(f"{v.name} {_spec(v)}" for v in function.structured_input_signature[0])
+        lines.append(f"  {name}({inputs})")
+        outputs = function.structured_outputs
+        lines += [f"      {key:<20}{_spec(value)}" for key, value in outputs.items()]
+    return "\n".join(lines)
+
+
+def _spec(tensor):
+    shape = ", ".join("?" if side is None else str(side) for side in tensor.shape)
+    return f"{tensor.dtype.name} [{shape}]"

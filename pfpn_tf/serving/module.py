@@ -1,0 +1,292 @@
+"""The exported model: encoded images or pixels in, panoptic maps with their tables out.
+
+Preprocessing, network and fusion in one graph of stock TensorFlow operations. Signatures, all with
+a leading batch axis, dtypes in brackets:
+
+    serving_default  image_bytes [string]   -> panoptic_png [string], table
+    serving_rest     image_bytes            -> panoptic_png_bytes, table: REST encodes outputs in
+                                               base64 where the name ends in _bytes
+    panoptic         images [uint8]         -> panoptic_ids [int32 B, h, w], table
+    instances        images                 -> num_instances, boxes, scores, category_ids,
+                                               masks [uint8 B, D, h, w]
+    semantic         images                 -> semantic_labels [int32 B, h, w]
+    network          images                 -> what the heads give, at the size of the network input
+    metadata         request [string]       -> metadata_json [string], whatever the request says
+
+`images` is [B, h, w, 3] RGB; `image_bytes` [B] may hold images of different sizes and formats.
+
+The table: num_segments [B], then per segment segment_ids, category_ids, is_thing, scores, areas
+[B, N] and boxes [B, N, 4] yxyx in pixels of the original image. N is --max_segments; rows from
+num_segments on are zero. panoptic_png is the COCO encoding: id = R + 256 G + 65536 B, 0 is void.
+
+Shapes: B images · h, w original size · H, W padded size · D detections · N table rows.
+"""
+
+import json
+from typing import Callable, Dict, Tuple
+
+import tensorflow as tf
+
+import pfpn_tf
+from pfpn_tf import config as config_lib
+from pfpn_tf import structures
+from pfpn_tf.data import categories, preprocess
+from pfpn_tf.postprocess import fusion, instances
+from pfpn_tf.serving import images as images_lib
+
+_IMAGES = tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")
+_IMAGE_BYTES = tf.TensorSpec([None], tf.string, name="image_bytes")
+_TABLE = ("segment_ids", "category_ids", "is_thing", "scores", "areas", "boxes")
+
+
+class PanopticModule(tf.Module):
+    """A network with everything around it that a client should not have to know.
+
+    Args:
+      network: function of images [B, H, W, 3] float32 and image_hw [B, 2] to `InferenceOutputs`.
+      variables: its variables, which the saved model will hold.
+      config: settings of the run; sizes, thresholds and limits become part of the graph.
+      info: the dataset's categories.
+
+    Raises:
+      ValueError: the table is too narrow for the network.
+    """
+
+    def __init__(
+        self,
+        network: Callable[[tf.Tensor, tf.Tensor], structures.InferenceOutputs],
+        variables,
+        config: config_lib.Config,
+        info: categories.DatasetInfo,
+    ):
+        super().__init__()
+        # A Keras model as attribute would be saved with call functions of every layer. As a
+        # function of its own the network is traced once and is in the file once.
+        self._network = tf.function(
+            network,
+            input_signature=[
+                tf.TensorSpec([None, None, None, 3], tf.float32),
+                tf.TensorSpec([None, 2], tf.int32),
+            ],
+            autograph=False,
+        )
+        self.weights = list(variables)
+        self._config = config
+        self._info = info
+        self._tables = fusion.fusion_tables(info, config.model.semantic_targets)
+        self.metadata_text = metadata_json(config, info)
+        self._has_instances = config.model.task in ("panoptic", "instance")
+        self._has_semantics = config.model.task in ("panoptic", "semantic")
+        needed = self._table_rows()
+        if needed > config.export.max_segments:
+            raise ValueError(
+                f"--max_segments={config.export.max_segments} is less than an image can have: "
+                f"{needed} with --max_detections={config.model.max_detections} and the stuff classes. "
+                f"Use --max_segments={needed} or more, or fewer --max_detections."
+            )
+
+    def signatures(self) -> Dict[str, tf.types.experimental.ConcreteFunction]:
+        """Signature name to function, as `tf.saved_model.save` takes them."""
+        functions = {
+            "serving_default": self.serving_default,
+            "serving_rest": self.serving_rest,
+            "panoptic": self.panoptic,
+            "network": self.network,
+            "metadata": self.metadata,
+        }
+        if self._has_instances:
+            functions["instances"] = self.instances
+        if self._has_semantics:
+            functions["semantic"] = self.semantic
+        return {name: function.get_concrete_function() for name, function in functions.items()}
+
+    @tf.function(input_signature=[_IMAGE_BYTES], autograph=False)
+    def serving_default(self, image_bytes):
+        inputs, image_hw, original_hw = self._inputs_from_bytes(image_bytes)
+        outputs = self._network(inputs, image_hw)
+
+        def one_image(image_outputs, hw, full_hw):
+            result = self._fuse(image_outputs, hw, full_hw)
+            return result._replace(panoptic_ids=encode_panoptic_png(result.panoptic_ids))
+
+        signature = fusion.result_signature(outputs)
+        signature = signature._replace(panoptic_ids=tf.TensorSpec([], tf.string))
+        result = fusion.map_images(one_image, outputs, image_hw, original_hw, signature)
+        return {"panoptic_png": result.panoptic_ids, **self._table(result)}
+
+    @tf.function(input_signature=[_IMAGE_BYTES], autograph=False)
+    def serving_rest(self, image_bytes):
+        reply = self.serving_default(image_bytes)
+        return {"panoptic_png_bytes": reply.pop("panoptic_png"), **reply}
+
+    @tf.function(input_signature=[_IMAGES], autograph=False)
+    def panoptic(self, images):
+        outputs, image_hw, original_hw = self._run(images)
+        result = fusion.map_images(
+            self._fuse, outputs, image_hw, original_hw, fusion.result_signature(outputs)
+        )
+        return {"panoptic_ids": result.panoptic_ids, **self._table(result)}
+
+    @tf.function(input_signature=[_IMAGES], autograph=False)
+    def instances(self, images):
+        outputs, image_hw, original_hw = self._run(images)
+        width = self._config.model.max_detections
+
+        def one_image(image_outputs, hw, full_hw):
+            found, masks = instances.paste_instances(image_outputs.detections, hw, full_hw)
+            class_ids = tf.maximum(found.class_ids, 0)
+            category_ids = tf.gather(tf.constant(self._tables.thing_category_ids), class_ids)
+            return {
+                "num_instances": found.num_detections,
+                "boxes": tf.ensure_shape(found.boxes, [width, 4]),
+                "scores": found.scores,
+                "category_ids": tf.where(found.class_ids < 0, 0, category_ids),
+                "masks": masks,
+            }
+
+        signature = {
+            "num_instances": tf.TensorSpec([], tf.int32),
+            "boxes": tf.TensorSpec([width, 4], tf.float32),
+            "scores": tf.TensorSpec([width], tf.float32),
+            "category_ids": tf.TensorSpec([width], tf.int32),
+            "masks": tf.TensorSpec([width, None, None], tf.uint8),
+        }
+        return fusion.map_images(one_image, outputs, image_hw, original_hw, signature)
+
+    @tf.function(input_signature=[_IMAGES], autograph=False)
+    def semantic(self, images):
+        outputs, image_hw, original_hw = self._run(images)
+
+        def one_image(image_outputs, hw, full_hw):
+            labels = fusion.semantic_labels(image_outputs.semantic_logits, hw, full_hw)
+            return tf.cast(labels, tf.int32)
+
+        signature = tf.TensorSpec([None, None], tf.int32)
+        return {"semantic_labels": fusion.map_images(one_image, outputs, image_hw, original_hw, signature)}
+
+    @tf.function(input_signature=[_IMAGES], autograph=False)
+    def network(self, images):
+        outputs, image_hw, _ = self._run(images)
+        result = {"image_hw": image_hw}
+        if outputs.detections is not None:
+            result.update(outputs.detections._asdict())
+        if outputs.semantic_logits is not None:
+            result["semantic_logits"] = outputs.semantic_logits
+        return result
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="request")], autograph=False)
+    def metadata(self, request):
+        # A batch axis, since a server that batches refuses functions without one.
+        return {"metadata_json": tf.fill(tf.shape(request), self.metadata_text)}
+
+    def _table_rows(self):
+        things = self._config.model.max_detections if self._has_instances else 0
+        targets = self._config.model.semantic_targets
+        return things + (self._info.num_semantic_classes(targets) if self._has_semantics else 0)
+
+    @tf.function(input_signature=[_IMAGES], autograph=False)
+    def _run(self, images):
+        inputs, image_hw, original_hw = self._inputs_from_images(images)
+        return self._network(inputs, image_hw), image_hw, original_hw
+
+    def _inputs_from_bytes(self, image_bytes) -> Tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """[B] string -> network input [B, H, W, 3], image_hw [B, 2], original_hw [B, 2]."""
+        limit = self._config.export.max_image_pixels
+        one = tf.TensorSpec([], tf.int32)
+        headers = tf.map_fn(
+            lambda item: images_lib.read_header(item, limit),
+            image_bytes,
+            fn_output_signature=images_lib.Header(one, tf.TensorSpec([2], tf.int32), one),
+        )
+        image_hw, padded_hw = self._network_sizes(headers.hw)
+        inputs = tf.map_fn(
+            lambda item: self._prepare(images_lib.decode_upright(item[0], item[1]), item[2], padded_hw),
+            (image_bytes, headers, image_hw),
+            fn_output_signature=tf.TensorSpec([None, None, 3], tf.float32),
+        )
+        return inputs, image_hw, headers.hw
+
+    def _inputs_from_images(self, images):
+        """[B, h, w, 3] uint8 -> network input [B, H, W, 3], image_hw [B, 2], original_hw [B, 2]."""
+        shape = tf.shape(images)
+        limit = self._config.export.max_image_pixels
+        pixels = tf.cast(shape[1], tf.int64) * tf.cast(shape[2], tf.int64)
+        fits = tf.debugging.Assert(
+            (pixels > 0) & (pixels <= limit),
+            ["Image empty or too large: height, width", shape[1:3], "; most pixels", limit],
+        )
+        with tf.control_dependencies([fits]):
+            original_hw = tf.tile(shape[tf.newaxis, 1:3], [shape[0], 1])
+        image_hw, padded_hw = self._network_sizes(original_hw)
+        inputs = tf.map_fn(
+            lambda item: self._prepare(item[0], item[1], padded_hw),
+            (images, image_hw),
+            fn_output_signature=tf.TensorSpec([None, None, 3], tf.float32),
+        )
+        return inputs, image_hw, original_hw
+
+    def _network_sizes(self, original_hw):
+        """[B, 2] original sizes -> [B, 2] content sizes, [2] padded size of the batch."""
+        data = self._config.data
+        image_hw = preprocess.resized_hw(original_hw, data.eval_min_side, data.eval_max_side)
+        largest = tf.maximum(tf.reduce_max(image_hw, 0), 1)
+        return image_hw, preprocess.padded_hw(largest, data.size_divisor)
+
+    def _prepare(self, image, hw, padded_hw):
+        image = preprocess.resize_image(image, hw)
+        image = preprocess.normalize(image, self._config.data.pixel_mean, self._config.data.pixel_std)
+        return preprocess.pad_to(image, padded_hw)
+
+    def _fuse(self, image_outputs, hw, full_hw):
+        model = self._config.model
+        return fusion.fuse_image(
+            image_outputs,
+            hw,
+            full_hw,
+            self._tables,
+            model.fusion_score_threshold,
+            model.fusion_overlap_threshold,
+            model.fusion_stuff_area_threshold_px,
+        )
+
+    def _table(self, result: structures.PanopticResult) -> Dict[str, tf.Tensor]:
+        """The batched table, widened to --max_segments rows."""
+        more = self._config.export.max_segments - self._table_rows()
+        table = {"num_segments": result.num_segments}
+        for name in _TABLE:
+            column = getattr(result, name)
+            table[name] = tf.pad(column, [[0, 0], [0, more]] + [[0, 0]] * (column.shape.rank - 2))
+        return table
+
+
+def encode_panoptic_png(panoptic_ids: tf.Tensor) -> tf.Tensor:
+    """[h, w] int32 ids -> [] string, COCO's panoptic PNG: id = R + 256 G + 65536 B."""
+    channels = [tf.bitwise.right_shift(panoptic_ids, shift) & 255 for shift in (0, 8, 16)]
+    return tf.io.encode_png(tf.cast(tf.stack(channels, -1), tf.uint8), compression=4)
+
+
+def metadata_json(config: config_lib.Config, info: categories.DatasetInfo) -> str:
+    """What a client needs to read the replies: categories with colours, thresholds, sizes."""
+    model, data = config.model, config.data
+    targets = model.semantic_targets
+    return json.dumps(
+        {
+            "pfpn_tf": pfpn_tf.__version__,
+            "task": model.task,
+            "backbone": model.backbone,
+            "boxes": "y0, x0, y1, x1 in pixels of the original image",
+            "panoptic_png": "segment id = R + 256 G + 65536 B; 0 is void",
+            "categories": info.coco_categories(),
+            "semantic_category_ids": info.semantic_category_ids(targets).tolist(),
+            "semantic_names": info.semantic_names(targets),
+            "fusion_score_threshold": model.fusion_score_threshold,
+            "fusion_overlap_threshold": model.fusion_overlap_threshold,
+            "fusion_stuff_area_threshold_px": model.fusion_stuff_area_threshold_px,
+            "score_threshold": model.score_threshold,
+            "eval_min_side": data.eval_min_side,
+            "eval_max_side": data.eval_max_side,
+            "max_image_pixels": config.export.max_image_pixels,
+            "max_segments": config.export.max_segments,
+        },
+        ensure_ascii=False,
+    )

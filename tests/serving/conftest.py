@@ -1,0 +1,57 @@
+"""A tiny network with random weights, once as run directory and once exported."""
+
+import pytest
+
+from pfpn_tf.config import Config
+from pfpn_tf.data.categories import DatasetInfo
+from pfpn_tf.model import panoptic_fpn
+from pfpn_tf.serving import exporter
+from pfpn_tf.training import checkpoints
+
+
+@pytest.fixture(scope="session")
+def run_dir(tmp_path_factory):
+    """A run directory with untrained weights that nevertheless give confident segments."""
+    config = Config().replace(
+        eval_min_side=64,
+        eval_max_side=128,
+        backbone="resnet_tiny",
+        fpn_channels=32,
+        box_fc_channels=16,
+        mask_channels=16,
+        semantic_channels=32,
+        anchor_sizes=(8, 16, 32, 64, 128),
+        rpn_pre_nms_top_k_eval=50,
+        rpn_post_nms_top_k=20,
+        max_detections=12,
+        score_threshold=0.05,
+        fusion_score_threshold=0.05,
+        fusion_stuff_area_threshold_px=16,
+        max_segments=40,
+        max_image_pixels=2_000_000,
+    )
+    info = DatasetInfo.from_coco_categories(
+        [{"id": 3 * i + 2, "name": f"class {i}", "isthing": int(i < 4)} for i in range(7)]
+    )
+    network = panoptic_fpn.build_model(config.model, info.num_thing_classes, info.num_semantic_classes("other"))
+    for variable in network.variables:
+        # wider heads than the initialisation's, so that scores and labels differ from place to place
+        if variable.name.endswith("kernel:0") and "backbone" not in variable.name:
+            variable.assign(variable * 4.0)
+    path = str(tmp_path_factory.mktemp("serving") / "run")
+    checkpoints.save_weights(network, config, info, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def in_process(run_dir):
+    """The module that the export was made of."""
+    return exporter.load_module(run_dir)[0]
+
+
+@pytest.fixture(scope="session")
+def saved_model(in_process, tmp_path_factory):
+    """Directory of the exported model."""
+    path = str(tmp_path_factory.mktemp("exported") / "panoptic" / "1")
+    exporter.export(in_process, path)
+    return path

@@ -1,0 +1,165 @@
+"""The exported model against the network in this process."""
+
+import io
+import json
+import os
+
+import numpy as np
+from PIL import Image
+import pytest
+import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
+
+from pfpn_tf.evaluation import coco_format
+from pfpn_tf.postprocess import fusion
+from pfpn_tf.serving import exporter
+
+
+def photo(height, width):
+    """A picture with shapes in it, smooth enough for a JPEG."""
+    coarse = np.random.default_rng(height * width).integers(0, 256, (6, 7, 3), np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.BICUBIC))
+
+
+def encode(image, suffix="PNG"):
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, suffix)
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="module")
+def loaded(saved_model):
+    return tf.saved_model.load(saved_model)
+
+
+def decode_ids(png):
+    return coco_format.decode_panoptic_png(png.numpy(), "map").astype(int)
+
+
+def assert_same(actual, expected):
+    assert set(actual) == set(expected)
+    for name, value in expected.items():
+        if value.dtype == tf.string:
+            np.testing.assert_array_equal(actual[name], value, name)
+        else:
+            np.testing.assert_allclose(actual[name].numpy(), value.numpy(), atol=2e-4, rtol=1e-4, err_msg=name)
+
+
+SIGNATURES = ("panoptic", "instances", "semantic", "network")
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+@pytest.mark.parametrize("batch, hw", [(1, (90, 130)), (2, (75, 60))])
+def test_export_equals_in_process(name, batch, hw, loaded, in_process):
+    images = tf.constant(np.stack([np.roll(photo(*hw), 9 * i, 1) for i in range(batch)]))
+    expected = getattr(in_process, name)(images)
+    assert_same(loaded.signatures[name](images=images), expected)
+
+
+def test_batch_of_bytes_equals_single_images(loaded):
+    """Three sizes and formats. The first two have the same padded size, so the third, which is wider
+    than them, is left out where results are compared: padding reaches into normalisation."""
+    serve = loaded.signatures["serving_default"]
+    contents = [encode(photo(90, 130)), encode(photo(62, 90), "JPEG"), encode(photo(20, 200))]
+    sizes = [(90, 130), (62, 90), (20, 200)]
+    singles = [decode_ids(serve(image_bytes=tf.constant([c]))["panoptic_png"][0]) for c in contents]
+    batch = serve(image_bytes=tf.constant(contents[:2]))
+    for i in range(2):
+        assert singles[i].max() >= 2
+        np.testing.assert_array_equal(decode_ids(batch["panoptic_png"][i]), singles[i])
+    mixed = serve(image_bytes=tf.constant(contents))
+    assert [decode_ids(png).shape for png in mixed["panoptic_png"]] == sizes
+
+
+def test_png_and_table_agree_with_the_pixels(loaded):
+    image = photo(90, 130)
+    reply = loaded.signatures["serving_default"](image_bytes=tf.constant([encode(image)]))
+    pixels = loaded.signatures["panoptic"](images=image[None])
+    ids = decode_ids(reply["panoptic_png"][0])
+    np.testing.assert_array_equal(ids, pixels["panoptic_ids"][0])
+    count = int(reply["num_segments"][0])
+    assert count >= 2
+    np.testing.assert_array_equal(reply["segment_ids"][0, :count], np.arange(count) + 1)
+    for i in range(count):
+        ys, xs = np.nonzero(ids == i + 1)
+        assert int(reply["areas"][0, i]) == len(ys)
+        np.testing.assert_array_equal(reply["boxes"][0, i], [ys.min(), xs.min(), ys.max() + 1, xs.max() + 1])
+    for name in ("segment_ids", "category_ids", "is_thing", "scores", "areas", "boxes"):
+        assert reply[name].shape[1] == 40 and not np.any(reply[name][0, count:])
+
+
+def test_fusion_of_the_network_signature_gives_the_panoptic_map(loaded, in_process):
+    image = photo(75, 60)
+    raw = loaded.signatures["network"](images=image[None])
+    labels = fusion.semantic_labels(raw["semantic_logits"][0], raw["image_hw"][0], tf.constant([75, 60]))
+    np.testing.assert_array_equal(loaded.signatures["semantic"](images=image[None])["semantic_labels"][0], labels)
+
+
+def test_rest_reply_is_the_same_under_a_name_that_rest_encodes(loaded):
+    content = tf.constant([encode(photo(40, 50))])
+    grpc = loaded.signatures["serving_default"](image_bytes=content)
+    rest = loaded.signatures["serving_rest"](image_bytes=content)
+    assert rest["panoptic_png_bytes"].numpy() == grpc["panoptic_png"].numpy()
+
+
+@pytest.mark.parametrize("hw", [(1, 1), (1, 300), (250, 3), (33, 32)])
+def test_odd_sizes(hw, loaded):
+    reply = loaded.signatures["panoptic"](images=photo(*hw)[None])
+    assert reply["panoptic_ids"].shape == (1, *hw)
+
+
+def test_a_bad_image_fails_the_request_and_the_next_one_works(loaded):
+    serve = loaded.signatures["serving_default"]
+    good = encode(photo(40, 50))
+    for bad in (b"", b"no image", good[:-40], b"\xff\xd8\xff"):
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            serve(image_bytes=tf.constant([good, bad]))
+    assert serve(image_bytes=tf.constant([good]))["panoptic_png"].shape == (1,)
+
+
+def test_too_large_images_are_refused(loaded):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="too large"):
+        loaded.signatures["panoptic"](images=tf.zeros([1, 2000, 1001, 3], tf.uint8))
+
+
+def test_metadata_and_asset_say_the_same(loaded, saved_model):
+    text = loaded.signatures["metadata"](request=tf.constant(["", "x"]))["metadata_json"]
+    assert text.shape == (2,)
+    metadata = json.loads(text[0].numpy())
+    assert [c["id"] for c in metadata["categories"]] == [2, 5, 8, 11, 14, 17, 20]
+    assert metadata["fusion_score_threshold"] == 0.05
+    with open(os.path.join(saved_model, "assets", "metadata.json"), encoding="utf-8") as f:
+        assert json.load(f) == metadata
+
+
+def test_graph_is_small_and_has_no_python_and_no_path(saved_model):
+    with open(os.path.join(saved_model, "saved_model.pb"), "rb") as f:
+        content = f.read()
+    graph = saved_model_pb2.SavedModel.FromString(content).meta_graphs[0].graph_def
+    nodes = list(graph.node) + [node for function in graph.library.function for node in function.node_def]
+    operations = {node.op for node in nodes}
+    assert not operations & {"PyFunc", "EagerPyFunc", "PyFuncStateless", "NumpyFunction"}
+    assert not [op for op in operations if ">" in op], "custom operations carry a namespace"
+    assert os.getcwd().encode() not in content
+    assert len(nodes) < 12_000
+    print(len(nodes))
+
+
+def test_no_half_written_export(in_process, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(tf.saved_model, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        exporter.export(in_process, str(tmp_path / "m" / "1"))
+    assert os.listdir(tmp_path / "m") == []
+
+
+def test_existing_export_is_not_overwritten(in_process, saved_model):
+    with pytest.raises(ValueError, match="exists already"):
+        exporter.export(in_process, saved_model)
+
+
+def test_table_too_narrow_is_refused(run_dir):
+    with pytest.raises(ValueError, match="max_segments=10.*16 or more"):
+        exporter.load_module(run_dir, settings={"max_segments": 10})

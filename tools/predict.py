@@ -1,0 +1,60 @@
+#!/usr/bin/env python3
+"""Predicts panoptic maps of image files with an exported model or a run directory.
+
+    python tools/predict.py --saved_model=models/panoptic/1 --images=photos --output_dir=predictions
+    python tools/predict.py --run_dir=runs/r50 --images="a.jpg,more/*.png" --output_dir=predictions
+
+Writes OUTPUT_DIR/predictions.json (COCO panoptic format), its maps in predictions/ and overlays in
+pictures/. With --run_dir any setting of the run can be given on top. Exit codes: 0 all done,
+1 some images could not be read (the others are done), 2 unusable settings or files.
+"""
+
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from pfpn_tf.utils import cli  # noqa: E402
+
+from absl import flags  # noqa: E402
+
+from pfpn_tf import flags as flags_lib  # noqa: E402
+
+FLAGS = flags.FLAGS
+SOME_FAILED = 1
+
+
+def main():
+    if bool(FLAGS.saved_model) == bool(FLAGS.run_dir):
+        raise ValueError("Give --saved_model for an exported model, or --run_dir for a training.")
+    for name in ("images", "output_dir"):
+        if not getattr(FLAGS, name):
+            raise ValueError(f"--{name} is required: {flags_lib.TOOL_FLAGS[name].help}")
+    settings = flags_lib.given_settings()
+    if settings and FLAGS.saved_model:
+        raise ValueError(
+            f"--{next(iter(settings))} cannot be changed in an exported model; give it to export_saved_model.py, "
+            "or use --run_dir."
+        )
+    from pfpn_tf.serving import predictor
+
+    paths = predictor.find_images(FLAGS.images)
+    if FLAGS.saved_model:
+        model = predictor.load_saved_model(FLAGS.saved_model)
+    else:
+        model = predictor.load_run(FLAGS.run_dir, FLAGS.checkpoint, settings)
+
+    import tqdm
+
+    with tqdm.tqdm(total=len(paths), unit="image", smoothing=0.1) as bar:
+        failures = predictor.predict_files(model, paths, FLAGS.output_dir, FLAGS.overlays, lambda: bar.update())
+    for failure in failures:
+        print(f"Skipped {failure.path}: {failure.reason}", file=sys.stderr)
+    print(f"Wrote {len(paths) - len(failures)} of {len(paths)} predictions to {FLAGS.output_dir}.")
+    return SOME_FAILED if failures else 0
+
+
+if __name__ == "__main__":
+    flags_lib.define_config_flags()
+    flags_lib.define_tool_flags("run_dir", "checkpoint", "saved_model", "images", "output_dir", "overlays")
+    cli.run(main)
