@@ -138,8 +138,14 @@ def side_by_side(images: Sequence[np.ndarray], titles: Sequence[str] = (), gap_p
             image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
         if titles:
             image = np.concatenate([_title_bar(titles[i], image.shape[1], height), image])
-        columns += [np.full((image.shape[0], gap_px, 3), 255, np.uint8)] * (i > 0) + [image]
-    return np.concatenate(columns, axis=1)
+        columns.append(image)
+    tallest = max(column.shape[0] for column in columns)  # a narrow column has a smaller title
+    aligned = []
+    for i, column in enumerate(columns):
+        padded = np.full((tallest, column.shape[1] + (gap_px if i else 0), 3), 255, np.uint8)
+        padded[tallest - column.shape[0] :, padded.shape[1] - column.shape[1] :] = column
+        aligned.append(padded)
+    return np.concatenate(aligned, axis=1)
 
 
 def stack(images: Sequence[np.ndarray], gap_px: int = 8) -> np.ndarray:

@@ -111,3 +111,10 @@ def test_shades_are_stable_and_distinct():
     colors = visualize.segment_colors([{"id": i, "category_id": 4} for i in range(12)], INFO)
     assert colors[0] == (200, 30, 30) and len(set(colors)) == 12
     assert colors[:5] == visualize.segment_colors([{"id": i, "category_id": 4} for i in range(5)], INFO)
+
+
+def test_side_by_side_of_narrow_images_with_titles_of_different_length():
+    image = np.zeros((64, 60, 3), np.uint8)
+    row = visualize.side_by_side([image, image], ["short", "a title that needs a smaller font"], gap_px=4)
+    assert row.shape[1] == 124
+    assert (row[-64:, :60] == 0).all() and (row[-64:, 64:] == 0).all()

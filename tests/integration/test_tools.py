@@ -1,0 +1,75 @@
+"""The command-line tools one after the other, as a user runs them, on a few small drawn scenes."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import cv2
+import pytest
+
+from pfpn_tf.data import synthetic
+
+ROOT = pathlib.Path(__file__).parents[2]
+pytestmark = pytest.mark.both_stacks
+
+
+def call(tool, *arguments):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("TF_", "PYTEST"))}
+    command = [sys.executable, str(ROOT / tool), *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+def test_from_photos_to_predictions(tmp_path):
+    data, records, run = tmp_path / "dataset", tmp_path / "records", tmp_path / "run"
+    synthetic.make_dataset(data, 4, 2, sides=(48, 80))
+    for split in ("train", "val"):
+        call(
+            "tools/create_tfrecords.py",
+            f"--split={split}",
+            f"--output_dir={records}",
+            f"--image_dir={data / split}",
+            f"--panoptic_json={data}/annotations/panoptic_{split}.json",
+            f"--instances_json={data}/annotations/instances_{split}.json",
+            "--num_workers=1",
+        )
+    recipe = [
+        "--flagfile=configs/base/tiny.flags",
+        f"--train_records={records}/train-*.tfrecord",
+        f"--eval_records={records}/val-*.tfrecord",
+        "--train_min_sides=64",
+        "--train_max_side=96",
+        "--eval_min_side=64",
+        "--eval_max_side=96",
+        "--global_batch_size=2",
+        "--train_steps=2",
+        "--steps_per_loop=1",
+        "--lr_decay_steps=",
+        "--image_interval_steps=0",
+        "--distribution=cpu",
+    ]
+    call("tools/show_data.py", *recipe, f"--output_dir={tmp_path}/shown", "--num_images=2")
+    assert len(list((tmp_path / "shown").glob("*.png"))) == 2
+
+    call("tools/train.py", *recipe, f"--run_dir={run}")
+    table = call("tools/eval.py", f"--run_dir={run}", f"--metrics_json={tmp_path}/metrics.json")
+    assert "PQ" in table and "mIoU" in table
+    assert "panoptic" in json.loads((tmp_path / "metrics.json").read_text())
+
+    call("export/export_saved_model.py", f"--run_dir={run}", f"--export_dir={tmp_path}/model/1")
+    call(
+        "tools/predict.py",
+        f"--saved_model={tmp_path}/model/1",
+        f"--images={data}/val",
+        f"--output_dir={tmp_path}/predicted",
+    )
+    predictions = json.loads((tmp_path / "predicted" / "predictions.json").read_text())
+    photos = sorted((data / "val").iterdir())
+    assert len(predictions["annotations"]) == len(photos) == 2
+    for photo, annotation in zip(photos, predictions["annotations"]):
+        png = cv2.imread(str(tmp_path / "predicted" / "predictions" / annotation["file_name"]))
+        assert png.shape == cv2.imread(str(photo)).shape
