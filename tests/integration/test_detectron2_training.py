@@ -39,12 +39,12 @@ class Reference:
         flat = np.unpackbits(self[f"gt_masks_{image}_packed"], axis=-1)[:, : shape[1] * shape[2]]
         return flat.reshape(shape)
 
-    def mask_targets(self, prefix=""):
+    def mask_targets(self):
         """[P, 28, 28] of the foreground RoIs, image after image."""
-        return np.unpackbits(self[f"{prefix}mask_targets_packed"], axis=-1).reshape(-1, 28, 28)
+        return np.unpackbits(self["mask_targets_packed"], axis=-1).reshape(-1, 28, 28)
 
     def batch(self, dtype):
-        """Keyword arguments of the model in training, padded."""
+        """The model's arguments in training by name, in their order, padded."""
         hw = tuple(self["padded_hw"])
         num, most = self.num_images, max(len(self[f"gt_classes_{i}"]) for i in range(self.num_images))
         images, image_hw = np.zeros([num, *hw, 3], dtype), np.zeros([num, 2], np.int32)
@@ -78,7 +78,7 @@ class Reference:
         logits = [np.pad(row, (0, width - len(row))) for row in logits]
         return Proposals(tf.constant(np.stack(boxes)), tf.constant(np.stack(logits)), tf.constant(valid))
 
-    def saved_targets(self, anchors, ground_truth, prefix=""):
+    def saved_targets(self, anchors, ground_truth):
         """The reference's labels, RoIs and masks as our targets, in double precision."""
         gt_boxes = tf.cast(ground_truth.boxes, tf.float64)
         labels = tf.constant(self["anchor_labels"], tf.int32)
@@ -89,19 +89,18 @@ class Reference:
             labels, tf.where((labels == 1)[..., None], deltas, tf.zeros_like(deltas)), gt_index
         )
 
-        num, class_ids = self.num_images, []
-        for i in range(num):
-            class_ids.append(self[f"{prefix}roi_classes_{i}"].astype(np.int32))
+        num = self.num_images
+        class_ids = [self[f"roi_classes_{i}"].astype(np.int32) for i in range(num)]
         width = max(map(len, class_ids))
         slots = max(int(np.sum(ids < NUM_THINGS)) for ids in class_ids)
         all_boxes, all_ids = np.zeros([num, width, 4]), np.full([num, width], -1, np.int32)
         all_index, masks = np.zeros([num, width], np.int32), np.zeros([num, slots, 28, 28])
-        saved_masks = self.mask_targets(prefix)
+        saved_masks = self.mask_targets()
         for i, ids in enumerate(class_ids):
             count = int(np.sum(ids < NUM_THINGS))
-            all_boxes[i, : len(ids)] = self.boxes(f"{prefix}roi_boxes", i)
+            all_boxes[i, : len(ids)] = self.boxes("roi_boxes", i)
             all_ids[i, : len(ids)] = ids
-            all_index[i, : len(ids)] = self[f"{prefix}roi_gt_index_{i}"]
+            all_index[i, : len(ids)] = self[f"roi_gt_index_{i}"]
             masks[i, :count], saved_masks = saved_masks[:count], saved_masks[count:]
         foreground = (all_ids >= 0) & (all_ids < NUM_THINGS)
         matched = tf.gather(gt_boxes, all_index, batch_dims=1)
@@ -134,28 +133,35 @@ class Run:
         self.parameters = {p.name: p for p in parameters if p.variable.ref() in trainable}
         self.variables = [p.variable for p in self.parameters.values()]
         self.fed = {}
-        self._step = tf.function(self._losses_and_gradients)
+        self._step = tf.function(self._losses_and_gradients, autograph=False)
 
     def reset(self):
         """Back to the weights of the checkpoint."""
         detectron2_weights.load(self.model, self.tensors)
 
     def losses_and_gradients(self, batch, **fed):
-        """Losses in the order of LOSSES, and gradients by Detectron2's name and in its layout.
+        """Losses in the order of LOSSES, and gradients in the order of `variables`.
 
         Args:
           batch: the model's arguments.
           **fed: values to use in place of the results of functions: propose, rpn_targets,
             roi_targets.
         """
-        losses, self.gradients = self._step(batch, fed)
-        gradients = {
-            name: p.layout.to_detectron2(g.numpy()).ravel()
-            for (name, p), g in zip(self.parameters.items(), self.gradients)
-        }
+        losses, gradients = self._step(batch, fed)
         return np.array([losses[name] for name in LOSSES]), gradients
 
+    def losses(self, batch):
+        """Losses in the order of LOSSES, with nothing fed in."""
+        losses = tf.function(self._losses, autograph=False)(batch, {})
+        return np.array([losses[name] for name in LOSSES])
+
     def _losses_and_gradients(self, batch, fed):
+        with tf.GradientTape() as tape:
+            losses = self._losses(batch, fed)
+        gradients = tape.gradient(losses["total"], self.variables)
+        return losses, [tf.convert_to_tensor(g) for g in gradients]
+
+    def _losses(self, batch, fed):
         with pytest.MonkeyPatch.context() as patch:
             for module, name in (
                 (rpn, "propose"),
@@ -164,11 +170,15 @@ class Run:
             ):
                 if name in fed:
                     patch.setattr(module, name, lambda *_, value=fed[name]: value)
-            with tf.GradientTape() as tape:
-                outputs = self.model(**batch, training=True)
-                losses = losses_lib.panoptic_fpn_losses(outputs, batch["ground_truth"], self.config)
-        gradients = tape.gradient(losses["total"], self.variables)
-        return losses, [tf.convert_to_tensor(g) for g in gradients]
+            outputs = self.model(*batch.values(), training=True)
+        return losses_lib.panoptic_fpn_losses(outputs, batch["ground_truth"], self.config)
+
+    def by_name(self, gradients):
+        """Flat gradients by Detectron2's name, in its layout."""
+        return {
+            name: p.layout.to_detectron2(g.numpy()).ravel()
+            for (name, p), g in zip(self.parameters.items(), gradients)
+        }
 
     def weights(self):
         return {name: p.detectron2_value().ravel() for name, p in self.parameters.items()}
@@ -177,8 +187,8 @@ class Run:
         config = self.config.replace(learning_rate=rate, warmup_steps=0)
         return optimizer_lib.build_optimizer(config.train, self.model)
 
-    def apply(self, optimizer):
-        optimizer.apply_gradients(zip(self.gradients, self.variables))
+    def apply(self, optimizer, gradients):
+        optimizer.apply_gradients(zip(gradients, self.variables))
 
 
 @pytest.fixture(scope="module", params=["142238"])
@@ -204,33 +214,29 @@ def run(seeded_checkpoint, take_all):
 
 @pytest.fixture(scope="module")
 def step(run, reference):
-    """The first step, fed."""
+    """Losses and gradients of the first step, fed."""
     run.reset()
     return run.losses_and_gradients(reference.batch(np.float32), propose=reference.proposals())
 
 
 @pytest.fixture(scope="module")
 def double_run(seeded_checkpoint, take_all):
+    """The same in double precision, which its layers keep from here on."""
     tf.keras.backend.set_floatx("float64")
     try:
-        yield Run(seeded_checkpoint, take_all)
+        return Run(seeded_checkpoint, take_all)
     finally:
         tf.keras.backend.set_floatx("float32")
 
 
 @pytest.fixture(scope="module")
 def double_batch(double_run, reference):
-    """The batch and what the model is fed besides, at step 0; of later steps by prefix."""
+    """The batch, and what the model is fed besides."""
     batch = reference.batch(np.float64)
     anchors = all_anchors(batch["images"].shape[1:3], double_run.config.model, tf.float64)
-
-    def fed(prefix=""):
-        rpn_targets, roi_targets = reference.saved_targets(anchors, batch["ground_truth"], prefix)
-        proposals = tf.nest.map_structure(
-            lambda x: tf.cast(x, tf.float64) if x.dtype.is_floating else x, reference.proposals(prefix)
-        )
-        return {"propose": proposals, "rpn_targets": rpn_targets, "roi_targets": roi_targets}
-
+    rpn_targets, roi_targets = reference.saved_targets(anchors, batch["ground_truth"])
+    proposals = reference.proposals()
+    fed = {"propose": proposals, "rpn_targets": rpn_targets, "roi_targets": roi_targets}
     return batch, fed
 
 
@@ -282,7 +288,7 @@ def test_losses(step, reference):
 
 def test_losses_with_own_proposals(run, reference):
     run.reset()
-    actual, _ = run.losses_and_gradients(reference.batch(np.float32))
+    actual = run.losses(reference.batch(np.float32))
     expected = reference["loss_step0"]
     is_mask = np.array([name == "mask" for name in LOSSES])
     np.testing.assert_array_less(
@@ -290,14 +296,15 @@ def test_losses_with_own_proposals(run, reference):
     )
 
 
-def test_every_trainable_tensor_has_a_gradient(step, reference):
-    assert sorted(step[1]) == sorted(reference["trainable_names"])
+def test_trainable_tensors_are_the_same(run, reference):
+    assert sorted(run.parameters) == sorted(reference["trainable_names"])
 
 
-def test_gradients(step, reference):
-    norms, sums = gradient_errors(step[1], reference, "")
+def test_gradients(run, step, reference):
+    gradients = run.by_name(step[1])
+    norms, sums = gradient_errors(gradients, reference, "")
     assert np.max(norms) < 3e-3 and np.max(sums) < 3e-3
-    samples = sample_errors(step[1], reference, "grad")
+    samples = sample_errors(gradients, reference, "grad")
     assert np.max(samples) < 5e-2 and np.median(samples) < 3e-3
 
 
@@ -339,11 +346,10 @@ def displacement_errors(before, after, reference, norms, key):
     return np.abs(length - reference[norms]) / reference[norms], np.array(samples)
 
 
-def test_weights_and_losses_after_one_step(run, reference):
+def test_weights_and_losses_after_one_step(run, step, reference):
     run.reset()
     before, batch = run.weights(), reference.batch(np.float32)
-    run.losses_and_gradients(batch, propose=reference.proposals())
-    run.apply(run.optimizer(0.02))
+    run.apply(run.optimizer(0.02), step[1])
     norms, samples = displacement_errors(
         before, run.weights(), reference, "step1_delta_l2", "step1"
     )
@@ -352,16 +358,16 @@ def test_weights_and_losses_after_one_step(run, reference):
     np.testing.assert_allclose(losses, reference["loss_after_one_step_lr0.02"], rtol=5e-3)
 
 
-def test_weights_and_losses_after_three_steps(run, reference):
+def test_weights_and_losses_after_three_steps(run, step, reference):
     run.reset()
     before, batch = run.weights(), reference.batch(np.float32)
-    optimizer = run.optimizer(float(reference["traj_lr"]))
-    for number, expected in enumerate(reference["traj_losses"]):
-        prefix = f"traj{number}_" if number else ""
-        losses, _ = run.losses_and_gradients(batch, propose=reference.proposals(prefix))
-        np.testing.assert_allclose(losses, expected, rtol=2e-4 if number else 1e-5)
-        if number < 3:
-            run.apply(optimizer)
+    optimizer, gradients = run.optimizer(float(reference["traj_lr"])), step[1]
+    for number in (1, 2, 3):
+        run.apply(optimizer, gradients)
+        losses, gradients = run.losses_and_gradients(
+            batch, propose=reference.proposals(f"traj{number}_")
+        )
+        np.testing.assert_allclose(losses, reference["traj_losses"][number], rtol=2e-4)
     norms, samples = displacement_errors(
         before, run.weights(), reference, "traj3_delta_l2", "traj3"
     )
@@ -370,14 +376,14 @@ def test_weights_and_losses_after_three_steps(run, reference):
 
 def test_double_precision_step(double_run, double_batch, reference):
     """Losses and every gradient to 1e-6, the sharpest of these checks."""
-    double_run.reset()
     batch, fed = double_batch
-    losses, gradients = double_run.losses_and_gradients(batch, **fed())
+    losses, gradients = double_run.losses_and_gradients(batch, **fed)
     np.testing.assert_allclose(losses, reference["loss_step0_f64"], rtol=1e-6)
-    norms, sums = gradient_errors(gradients, reference, "_f64")
+    by_name = double_run.by_name(gradients)
+    norms, sums = gradient_errors(by_name, reference, "_f64")
     assert np.max(norms) < 1e-6 and np.max(sums) < 1e-6
-    assert np.max(sample_errors(gradients, reference, "grad_f64")) < 1e-6
+    assert np.max(sample_errors(by_name, reference, "grad_f64")) < 1e-6
     before = double_run.weights()
-    double_run.apply(double_run.optimizer(0.02))
+    double_run.apply(double_run.optimizer(0.02), gradients)
     _, samples = displacement_errors(before, double_run.weights(), reference, None, "step1_f64")
     assert np.max(samples) < 1e-6
