@@ -305,7 +305,7 @@ def from_keras_application(application: tf.keras.Model) -> Tensors:
             name = "stem.conv1"
         if layer.name.endswith("_conv"):
             kernel, bias = layer.get_weights()
-            tensors[f"{name}.weight"] = (_STEM if name == "stem.conv1" else _CONV).to_detectron2(kernel)
+            tensors[f"{name}.weight"] = _CONV.to_detectron2(kernel)  # BGR, as Detectron2
             mean = tensors.get(f"{name}.norm.running_mean", 0.0)
             tensors[f"{name}.norm.running_mean"] = mean - bias
         else:
@@ -485,6 +485,7 @@ for _core in ("numpy.core", "numpy._core"):
     _ADMITTED[f"{_core}.numeric", "_frombuffer"] = _as_array
 for _builtins in ("builtins", "__builtin__"):
     _ADMITTED[_builtins, "set"] = set
+    _ADMITTED[_builtins, "bytes"] = lambda: b""  # protocols below 3 write no bytes like this, others by encode
 
 
 class _Unpickler(pickle.Unpickler):

@@ -1,0 +1,79 @@
+"""From weights of other projects to a run directory, and back."""
+
+import os
+from typing import Tuple
+
+from absl import logging
+import tensorflow as tf
+
+from pfpn_tf import config as config_lib
+from pfpn_tf.data import categories
+from pfpn_tf.model import panoptic_fpn
+from pfpn_tf.training import checkpoints, detectron2_weights
+
+IMAGENET = "imagenet"
+_APPLICATIONS = {"resnet50": "ResNet50", "resnet101": "ResNet101", "resnet152": "ResNet152"}
+
+
+def to_run_dir(weights: str, config: config_lib.Config, run_dir: str) -> str:
+    """Writes a run directory that evaluation, export, prediction and `--init_weights` take.
+
+    A file with a backbone alone gives the backbone; the heads keep their random start.
+
+    Args:
+      weights: path of a Detectron2 checkpoint or of an ImageNet backbone, or "imagenet": the ResNet of that size
+        of Keras applications, which is downloaded.
+      config: settings; the network must be that of the weights.
+      run_dir: the directory to write.
+
+    Returns:
+      The checkpoint's prefix.
+
+    Raises:
+      ValueError: the weights cannot be read or do not fit.
+    """
+    info = categories.DatasetInfo.load(config.data.dataset_info)
+    tensors, backbone_only = _tensors(weights, config.model)
+    tf.keras.utils.set_random_seed(config.train.seed)
+    model = _build(config, info)
+    try:
+        detectron2_weights.load(model, tensors, backbone_only)
+    except ValueError as error:
+        raise ValueError(f"--weights={weights}: {error}") from None
+    if backbone_only:
+        logging.info("%s holds a backbone alone: FPN and heads start at random.", weights)
+    prefix = checkpoints.save_weights(model, config, info, run_dir)
+    logging.info("Wrote %d tensors of %s to %s.", len(tensors), weights, prefix)
+    return prefix
+
+
+def to_detectron2(run_dir: str, weights: str) -> None:
+    """Writes the weights of a run directory as a `.pkl` that Detectron2 reads.
+
+    Raises:
+      ValueError: `run_dir` is no run directory with a checkpoint.
+    """
+    config, info = checkpoints.load_run(run_dir)
+    model = _build(config, info)
+    checkpoints.restore_for_inference(model, run_dir)
+    tensors = detectron2_weights.to_detectron2(model)
+    detectron2_weights.write(weights, tensors)
+    logging.info("Wrote %d tensors of %s to %s.", len(tensors), run_dir, weights)
+
+
+def _build(config, info):
+    num_semantic_classes = info.num_semantic_classes(config.model.semantic_targets)
+    return panoptic_fpn.build_model(config.model, info.num_thing_classes, num_semantic_classes)
+
+
+def _tensors(weights, model_config) -> Tuple[detectron2_weights.Tensors, bool]:
+    if weights != IMAGENET or os.path.exists(weights):
+        return detectron2_weights.to_detectron2_names(detectron2_weights.read_tensors(weights))
+    name = _APPLICATIONS.get(model_config.backbone)
+    if not name or not model_config.stride_in_1x1:
+        raise ValueError(
+            f"--weights=imagenet means a ResNet of Keras applications: --backbone={model_config.backbone} must be "
+            f"one of {', '.join(_APPLICATIONS)}, with --stride_in_1x1. For others give a file."
+        )
+    application = getattr(tf.keras.applications, name)(include_top=False, weights=IMAGENET)
+    return detectron2_weights.from_keras_application(application), True

@@ -1,0 +1,463 @@
+"""Reading and writing checkpoints of other projects."""
+
+import collections
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import types
+import zipfile
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pfpn_tf import config as config_lib
+from pfpn_tf.data import categories
+from pfpn_tf.model import panoptic_fpn, resnet
+from pfpn_tf.training import checkpoints, detectron2_weights, weight_conversion
+
+TINY = {
+    "backbone": "resnet_tiny",
+    "fpn_channels": 8,
+    "box_fc_channels": 16,
+    "mask_channels": 8,
+    "semantic_channels": 32,
+}
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+
+def tiny_model(num_things=3, **settings):
+    config = config_lib.Config().replace(**{**TINY, **settings})
+    return panoptic_fpn.build_model(config.model, num_things, 5)
+
+
+def random_tensors(model):
+    return {
+        p.name: np.random.normal(size=p.detectron2_shape()).astype(np.float32)
+        for p in detectron2_weights.parameters(model)
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Names and layouts
+
+
+def test_names_and_shapes_are_detectron2s(test_data):
+    model = panoptic_fpn.build_model(config_lib.Config().model, 80, 54)
+    lines = test_data("golden/detectron2/param_names.txt").read_text().splitlines()
+    expected = {name: shape for name, shape, _ in (line.split("\t") for line in lines)}
+    ours = {p.name: str(list(p.detectron2_shape())) for p in detectron2_weights.parameters(model)}
+    assert ours == expected
+    assert len({p.variable.ref() for p in detectron2_weights.parameters(model)}) == len(model.variables)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"task": "instance"},
+        {"task": "semantic"},
+        {"backbone_norm": "sync_bn"},
+        {"backbone_norm": "group_norm", "head_norm": "group_norm", "fpn_channels": 32},
+    ],
+)
+def test_round_trip_is_exact(settings, tmp_path):
+    model = tiny_model(**settings)
+    tensors = random_tensors(model)
+    detectron2_weights.load(model, tensors)
+    path = str(tmp_path / "weights.pkl")
+    detectron2_weights.write(path, detectron2_weights.to_detectron2(model))
+    back = detectron2_weights.read_tensors(path)
+    assert back.keys() == tensors.keys()
+    for name, value in tensors.items():
+        np.testing.assert_array_equal(back[name], value, err_msg=name)
+        assert back[name].dtype == np.float32
+
+
+def test_layouts_one_value_at_a_time():
+    model = tiny_model()
+    tensors = random_tensors(model)
+    detectron2_weights.load(model, tensors)
+    conv = tensors["backbone.bottom_up.res3.0.conv2.weight"]
+    assert model.backbone.stages[1][0].conv2.kernel[0, 2, 3, 4] == conv[4, 3, 0, 2]
+    stem = tensors["backbone.bottom_up.stem.conv1.weight"]
+    assert model.backbone.stem.kernel[1, 2, 0, 5] == stem[5, 2, 1, 2]  # red is last in BGR
+    fc1 = tensors["roi_heads.box_head.fc1.weight"]  # input (channel, row, column), 8 x 7 x 7
+    assert model.box_head.fc1.kernel[(2 * 7 + 5) * 8 + 3, 11] == fc1[11, (3 * 7 + 2) * 7 + 5]
+    boxes = tensors["roi_heads.box_predictor.bbox_pred.weight"]  # 4 c + (dx, dy, dw, dh)
+    assert [model.box_head.deltas.kernel[6, 4 + i] for i in range(4)] == [boxes[4 + i, 6] for i in (1, 0, 3, 2)]
+    anchors = tensors["proposal_generator.rpn_head.anchor_deltas.bias"]
+    assert model.rpn_head.deltas.bias.numpy().tolist() == anchors[[1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10]].tolist()
+    deconv = tensors["roi_heads.mask_head.deconv.weight"]  # in, out, row, column
+    assert model.mask_head.deconv_kernel[2, 0, 1, 7] == deconv[2, 7, 0, 1]
+
+
+def test_problems_are_listed_together():
+    model = tiny_model()
+    tensors = random_tensors(model)
+    del tensors["backbone.fpn_lateral3.bias"]
+    tensors["roi_heads.box_predictor.cls_score.bias"] = np.zeros(81, np.float32)
+    tensors["roi_heads.cascade.weight"] = np.zeros((2, 3), np.float32)
+    before = [v.numpy() for v in model.variables]
+    with pytest.raises(ValueError) as error:
+        detectron2_weights.load(model, tensors)
+    text = str(error.value)
+    assert "missing: backbone.fpn_lateral3.bias" in text
+    assert "surplus: roi_heads.cascade.weight [2, 3]" in text
+    assert "roi_heads.box_predictor.cls_score.bias is [81], expected [4]" in text
+    for v, value in zip(model.variables, before):
+        np.testing.assert_array_equal(v, value)
+
+
+def test_names_match_by_their_end_and_the_longest_wins():
+    model = tiny_model()
+    tensors = random_tensors(model)
+    full = "backbone.bottom_up.res3.0.conv1.weight"
+    tensors["res3.0.conv1.weight"] = tensors.pop(full)
+    detectron2_weights.load(model, tensors)
+    tensors[full] = tensors["res3.0.conv1.weight"]
+    with pytest.raises(ValueError, match=r"surplus: res3.0.conv1.weight"):
+        detectron2_weights.load(model, tensors)
+
+
+def test_buffers_and_optimizer_are_left_out():
+    tensors = {"pixel_mean": np.zeros(3), "proposal_generator.anchor_generator.cell_anchors.0": np.zeros(3)}
+    tensors["backbone.fpn_output2.bias"] = np.zeros(3)
+    renamed, backbone_only = detectron2_weights.to_detectron2_names(tensors)
+    assert list(renamed) == ["backbone.fpn_output2.bias"] and not backbone_only
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Backbones
+
+
+def caffe2_name(name):
+    """backbone.bottom_up.res2.0.conv1.norm.weight -> res2_0_branch2a_bn_s"""
+    parts = name.split(".")[2:]
+    end = {"weight": "w", "norm.weight": "bn_s", "norm.bias": "bn_b"}.get(".".join(parts[-2:] if "norm" in parts else parts[-1:]))
+    if end is None:
+        return None  # Caffe2's files have no statistics
+    if parts[0] == "stem":
+        return f"conv1_{end}" if end == "w" else f"res_conv1_{end}"
+    branch = {"shortcut": "branch1", "conv1": "branch2a", "conv2": "branch2b", "conv3": "branch2c"}[parts[2]]
+    return f"{parts[0]}_{parts[1]}_{branch}_{end}"
+
+
+def torchvision_name(name):
+    parts = name.split(".")[2:]
+    if parts[0] == "stem":
+        start, layer = [], 1
+    else:
+        start, layer = [f"layer{int(parts[0][3]) - 1}", parts[1]], parts[2][-1]
+    if "shortcut" in parts:
+        return ".".join([*start, "downsample", "1" if "norm" in parts else "0", parts[-1]])
+    return ".".join([*start, f"bn{layer}" if "norm" in parts else f"conv{layer}", parts[-1]])
+
+
+def backbone_tensors(model):
+    return {n: t for n, t in random_tensors(model).items() if n.startswith("backbone.bottom_up")}
+
+
+def test_caffe2_backbone():
+    model = tiny_model()
+    tensors = backbone_tensors(model)
+    file = {caffe2_name(n): t for n, t in tensors.items() if caffe2_name(n)}
+    file.update(fc1000_w=np.zeros((1000, 8)), fc1000_b=np.zeros(1000), conv1_w_momentum=np.zeros(3))
+    renamed, backbone_only = detectron2_weights.to_detectron2_names(file)
+    assert backbone_only
+    heads = model.box_head.fc1.kernel.numpy()
+    detectron2_weights.load(model, renamed, backbone_only=True)
+    back = detectron2_weights.to_detectron2(model)
+    for name, value in tensors.items():
+        if name.endswith("running_mean"):
+            value = np.zeros_like(value)
+        if name.endswith("running_var"):
+            value = np.ones_like(value)
+        np.testing.assert_array_equal(back[name], value, err_msg=name)
+    np.testing.assert_array_equal(model.box_head.fc1.kernel, heads)
+
+
+def test_torchvision_backbone():
+    model = tiny_model(stride_in_1x1=False)
+    tensors = backbone_tensors(model)
+    file = {torchvision_name(n): t for n, t in tensors.items()}
+    file.update({"fc.weight": np.zeros((1000, 8)), "bn1.num_batches_tracked": np.array(3)})
+    renamed, backbone_only = detectron2_weights.to_detectron2_names(file)
+    detectron2_weights.load(model, renamed, backbone_only)
+    back = detectron2_weights.to_detectron2(model)
+    for name, value in tensors.items():
+        value = value[:, ::-1] if "stem.conv1.weight" in name else value  # torchvision sees RGB
+        np.testing.assert_array_equal(back[name], value, err_msg=name)
+
+
+def test_caffe2_detectors_are_refused():
+    with pytest.raises(ValueError, match="detector in Caffe2's naming"):
+        detectron2_weights.to_detectron2_names({"conv1_w": np.zeros(1), "fpn_res2_w": np.zeros(1)})
+
+
+def test_keras_application_gives_the_same_features():
+    """Keras' ResNet50 and ours with its weights, on the same pixels (caffe preprocessing: BGR, no scale)."""
+    application = tf.keras.applications.ResNet50(include_top=False, weights=None)
+    for v in application.variables:
+        noise = np.random.normal(size=v.shape)
+        if "variance" in v.name or "gamma" in v.name:
+            v.assign(np.abs(1 + 0.1 * noise))
+        elif "beta" in v.name or "mean" in v.name or "bias" in v.name:
+            v.assign(0.1 * noise)
+    tensors = detectron2_weights.from_keras_application(application)
+    model = panoptic_fpn.build_model(config_lib.Config().replace(task="semantic").model, 3, 5)
+    detectron2_weights.load(model, tensors, backbone_only=True)
+    rgb = np.random.normal(size=(1, 64, 64, 3)).astype(np.float32)
+    expected = application(rgb[..., ::-1], training=False)
+    ours = model.backbone(rgb)["c5"]
+    np.testing.assert_allclose(ours, expected, atol=1e-4 * np.abs(expected).max())
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Files
+
+
+class Evil:
+    """Unpickled carelessly, it leaves a file behind."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_code_in_a_pickle_is_refused_by_name_and_not_run(tmp_path, protocol):
+    trace = tmp_path / "trace"
+    path = tmp_path / "evil.pkl"
+    path.write_bytes(pickle.dumps({"model": {"a": np.zeros(2), "b": Evil(trace)}}, protocol))
+    with pytest.raises(ValueError, match=r"holds posix\.system"):
+        detectron2_weights.read_tensors(str(path))
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    "value, named",
+    [
+        (np.array([{}, None]), "numpy dtype 'O8'|Python objects"),
+        (np.zeros(2, "datetime64[s]"), "numpy dtype 'M8'"),
+        (print, "builtins.print"),
+        (collections.deque([1]), "collections.deque"),
+        (types.SimpleNamespace(), "SimpleNamespace"),
+    ],
+)
+def test_what_is_no_data_is_refused(tmp_path, value, named):
+    path = tmp_path / "odd.pkl"
+    path.write_bytes(pickle.dumps({"a": value}, 4))
+    with pytest.raises(ValueError, match=named):
+        detectron2_weights.read_tensors(str(path))
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+def test_arrays_numbers_strings_containers(tmp_path, protocol):
+    content = {
+        "model": {
+            "f4": np.arange(6, dtype=np.float32).reshape(2, 3),
+            "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+            "big": np.arange(3, dtype=">f4"),
+            "half": np.arange(3, dtype=np.float16),
+            "empty": np.zeros((0, 3), np.float32),
+            "number": np.float64(3.0),
+        },
+        "iteration": 7,
+        "set": {1, 2},
+        "scheduler": collections.OrderedDict(a=(1, 2.5, None, True, "x", b"y")),
+    }
+    path = tmp_path / "good.pkl"
+    path.write_bytes(pickle.dumps(content, protocol))
+    tensors = detectron2_weights.read_tensors(str(path))
+    assert list(tensors) == ["f4", "fortran", "big", "half", "empty"]
+    for name, value in tensors.items():
+        np.testing.assert_array_equal(value, content["model"][name])
+
+
+@pytest.mark.parametrize("content", [b"", b"not a pickle", pickle.dumps([1, 2]), pickle.dumps({"a": 1})])
+def test_no_checkpoint(tmp_path, content):
+    path = tmp_path / "bad.pkl"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="bad.pkl"):
+        detectron2_weights.read_tensors(str(path))
+
+
+def test_truncated_checkpoint(tmp_path):
+    path = tmp_path / "cut.pkl"
+    path.write_bytes(pickle.dumps({"a": np.zeros(1000)})[:500])
+    with pytest.raises(ValueError, match="damaged"):
+        detectron2_weights.read_tensors(str(path))
+
+
+class _TorchPickler(pickle.Pickler):
+    """Writes what PyTorch writes, from stand-ins for its classes."""
+
+    def __init__(self, file, legacy):
+        super().__init__(file, 2)
+        self.legacy, self.storages = legacy, {}
+
+    def persistent_id(self, value):
+        if not isinstance(value, _Storage):
+            return None
+        key = str(self.storages.setdefault(id(value), (len(self.storages), value))[0])
+        extra = (None,) if self.legacy else ()
+        return ("storage", value.kind, key, "cpu", value.data.size, *extra)
+
+
+class _Storage:
+    def __init__(self, kind, data):
+        self.kind, self.data = kind, data
+
+
+class _Tensor:
+    def __init__(self, storage, offset, shape, strides):
+        self.args = (storage, offset, shape, strides, False, collections.OrderedDict())
+
+    def __reduce__(self):
+        return sys.modules["torch._utils"]._rebuild_tensor_v2, self.args
+
+
+@pytest.fixture
+def torch_content(monkeypatch):
+    """A {"model": ...} of stand-in tensors: whole, a transposed view into a larger storage, bfloat16, int64."""
+    torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
+    for name in ("FloatStorage", "BFloat16Storage", "LongStorage"):
+        setattr(torch, name, type(name, (), {"__module__": "torch"}))
+
+    def _rebuild_tensor_v2():
+        pass
+
+    _rebuild_tensor_v2.__module__, _rebuild_tensor_v2.__qualname__ = "torch._utils", "_rebuild_tensor_v2"
+    utils._rebuild_tensor_v2 = _rebuild_tensor_v2
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setitem(sys.modules, "torch._utils", utils)
+    floats = np.arange(12, dtype="<f4")
+    brain = (np.array([1.5, -2.0], "<f4").view("<u4") >> 16).astype("<u2")
+    shared = _Storage(torch.FloatStorage, floats)
+    model = collections.OrderedDict(
+        whole=_Tensor(shared, 0, (3, 4), (4, 1)),
+        view=_Tensor(shared, 1, (2, 3), (1, 4)),
+        brain=_Tensor(_Storage(torch.BFloat16Storage, brain), 0, (2,), (1,)),
+        long=_Tensor(_Storage(torch.LongStorage, np.array([5], "<i8")), 0, (), ()),
+    )
+    whole = floats.reshape(3, 4)
+    expected = {"whole": whole, "view": whole.T[1:3], "brain": np.array([1.5, -2.0]), "long": np.array(5)}
+    return {"model": model, "iteration": 3}, expected
+
+
+def test_pytorch_zip_file(tmp_path, torch_content):
+    content, expected = torch_content
+    path = str(tmp_path / "model.pth")
+    with zipfile.ZipFile(path, "w") as archive:
+        with archive.open("model/data.pkl", "w") as f:
+            pickler = _TorchPickler(f, legacy=False)
+            pickler.dump(content)
+        for key, storage in pickler.storages.values():
+            archive.writestr(f"model/data/{key}", storage.data.tobytes())
+    _assert_tensors(detectron2_weights.read_tensors(path), expected)
+
+
+def test_pytorch_file_of_before_1_6(tmp_path, torch_content):
+    content, expected = torch_content
+    path = str(tmp_path / "model.pth")
+    with open(path, "wb") as f:
+        for header in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}):
+            pickle.dump(header, f, 2)
+        pickler = _TorchPickler(f, legacy=True)
+        pickler.dump(content)
+        pickle.dump([str(key) for key, _ in pickler.storages.values()], f, 2)
+        for _, storage in pickler.storages.values():
+            f.write(struct.pack("<q", storage.data.size) + storage.data.tobytes())
+    _assert_tensors(detectron2_weights.read_tensors(path), expected)
+
+
+def test_pytorch_view_outside_its_storage(tmp_path, torch_content):
+    content, _ = torch_content
+    content["model"]["view"].args = (content["model"]["whole"].args[0], 8, (3, 4), (4, 1), False, {})
+    path = str(tmp_path / "model.pth")
+    with zipfile.ZipFile(path, "w") as archive:
+        with archive.open("model/data.pkl", "w") as f:
+            pickler = _TorchPickler(f, legacy=False)
+            pickler.dump(content)
+        for key, storage in pickler.storages.values():
+            archive.writestr(f"model/data/{key}", storage.data.tobytes())
+    with pytest.raises(ValueError, match="outside its storage"):
+        detectron2_weights.read_tensors(path)
+
+
+def _assert_tensors(tensors, expected):
+    assert tensors.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(tensors[name], value, err_msg=name)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Run directories and the tool
+
+
+@pytest.fixture
+def dataset_info(tmp_path):
+    info = categories.DatasetInfo.from_coco_categories(
+        [{"id": i, "name": f"class {i}", "isthing": int(i <= 3)} for i in range(1, 8)]
+    )
+    path = str(tmp_path / "dataset_info.json")
+    info.save(path)
+    return path
+
+
+def test_to_run_dir_and_back(tmp_path, dataset_info):
+    config = config_lib.Config().replace(**TINY, dataset_info=dataset_info)
+    tensors = random_tensors(tiny_model())  # 3 things, 4 stuff classes and "other"
+    given, run_dir, back = (str(tmp_path / name) for name in ("given.pkl", "run", "back.pkl"))
+    detectron2_weights.write(given, tensors)
+    weight_conversion.to_run_dir(given, config, run_dir)
+    assert checkpoints.load_run(run_dir)[0] == config
+    model = tiny_model()
+    checkpoints.initialise(model, run_dir)
+    np.testing.assert_array_equal(
+        model.box_head.fc2.bias, tensors["roi_heads.box_head.fc2.bias"]
+    )
+    weight_conversion.to_detectron2(run_dir, back)
+    _assert_tensors(detectron2_weights.read_tensors(back), tensors)
+
+
+def test_backbone_to_run_dir(tmp_path, dataset_info):
+    config = config_lib.Config().replace(**TINY, dataset_info=dataset_info)
+    tensors = backbone_tensors(tiny_model())
+    path = str(tmp_path / "backbone.pkl")
+    detectron2_weights.write(path, tensors)
+    weight_conversion.to_run_dir(path, config, str(tmp_path / "run"))
+    model = tiny_model()
+    checkpoints.restore_for_inference(model, str(tmp_path / "run"))
+    back = detectron2_weights.to_detectron2(model)
+    for name, value in tensors.items():
+        np.testing.assert_array_equal(back[name], value)
+
+
+def test_imagenet_names_the_backbones_it_knows(tmp_path, dataset_info):
+    config = config_lib.Config().replace(**TINY, dataset_info=dataset_info)
+    with pytest.raises(ValueError, match="one of resnet50, resnet101, resnet152"):
+        weight_conversion.to_run_dir("imagenet", config, str(tmp_path / "run"))
+
+
+def test_tool(tmp_path, dataset_info):
+    model = tiny_model()
+    given = str(tmp_path / "given.pkl")
+    detectron2_weights.write(given, detectron2_weights.to_detectron2(model))
+    tool = [sys.executable, os.path.join(ROOT, "tools", "convert_weights.py"), f"--run_dir={tmp_path}/run"]
+    settings = [f"--{name}={value}" for name, value in {**TINY, "dataset_info": dataset_info}.items()]
+    for arguments in ([f"--weights={given}", *settings], ["--to=detectron2", f"--weights={tmp_path}/back.pkl"]):
+        subprocess.run([*tool, *arguments], check=True)
+    _assert_tensors(
+        detectron2_weights.read_tensors(f"{tmp_path}/back.pkl"), detectron2_weights.read_tensors(given)
+    )
+
+
+def test_every_plain_resnet_of_keras_is_offered():
+    plain = [name for name, arch in resnet.ARCHITECTURES.items() if arch.groups == 1 and arch.width == 64]
+    assert sorted(plain) == sorted(weight_conversion._APPLICATIONS)

@@ -1,0 +1,50 @@
+#!/usr/bin/env python3
+"""Brings weights of Detectron2, or an ImageNet backbone, into a run directory, or back.
+
+    python tools/convert_weights.py --weights=model_final.pkl --run_dir=runs/converted \
+      --flagfile=configs/coco/panoptic_fpn_r50_3x_detectron2.flags
+    python tools/convert_weights.py --to=detectron2 --run_dir=runs/mine --weights=mine.pkl
+
+Evaluation, export and prediction take the run directory, and so does --init_weights in training. Backbones:
+Detectron2's R-50.pkl, R-101.pkl, X-101-32x8d.pkl, torchvision's .pth, or --weights=imagenet for Keras' ResNets.
+Nothing in a file is executed.
+"""
+
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from pfpn_tf.utils import cli  # noqa: E402
+
+from absl import flags  # noqa: E402
+
+from pfpn_tf import flags as flags_lib  # noqa: E402
+
+DIRECTIONS = ("run_dir", "detectron2")
+
+
+def main():
+    from pfpn_tf.training import weight_conversion
+
+    given = flags.FLAGS
+    if given.to not in DIRECTIONS:
+        raise ValueError(f"--to={given.to} must be one of {', '.join(DIRECTIONS)}.")
+    missing = [name for name in ("weights", "run_dir") if not getattr(given, name)]
+    if missing:
+        raise ValueError(f"--{missing[0]} is required: {flags_lib.TOOL_FLAGS[missing[0]].help}")
+    if given.to == "detectron2":
+        weight_conversion.to_detectron2(given.run_dir, given.weights)
+    else:
+        config = flags_lib.config_from_flags()
+        if not config.data.dataset_info:
+            raise ValueError(
+                "--dataset_info is required: the classes that the weights know, e.g. configs/coco/dataset_info.json."
+            )
+        weight_conversion.to_run_dir(given.weights, config, given.run_dir)
+
+
+if __name__ == "__main__":
+    flags_lib.define_config_flags()
+    flags_lib.define_tool_flags("run_dir", "weights", "to")
+    cli.run(main)
