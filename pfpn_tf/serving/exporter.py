@@ -68,10 +68,14 @@ def export(module: module_lib.PanopticModule, export_dir: str) -> Dict[str, Any]
             path = os.path.join(assets, METADATA)
             with open(path, "w", encoding="utf-8") as f:
                 f.write(module.metadata_text)
-            module.metadata_asset = tf.saved_model.Asset(path)
+            # Saving the module itself would trace each of its functions once more, and the file
+            # would hold the network twice.
+            content = tf.Module()
+            content.weights = module.weights
+            content.metadata_asset = tf.saved_model.Asset(path)
             # No gradients: they would only add functions that nobody calls.
             options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-            tf.saved_model.save(module, temporary, signatures=signatures, options=options)
+            tf.saved_model.save(content, temporary, signatures=signatures, options=options)
         os.chmod(temporary, 0o755)
         if os.path.isdir(export_dir):
             os.rmdir(export_dir)

@@ -24,6 +24,8 @@ from pfpn_tf.utils.files import atomic_write
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 _DIRECT = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM")  # what the graph decodes
+# Beginnings of the lines with which TensorFlow surrounds the message of an operation.
+_TRACE = ("Graph execution error", "Detected at node", "Node:", "<stack traces", "File ", "(0)", "(1)", "0 successful", "0 derived")
 _AHEAD = 4  # files read, and results drawn, while the network works
 _PICTURE_SIDE = 1000  # overlays of smaller images are enlarged towards this
 
@@ -59,8 +61,8 @@ def load_saved_model(directory: str) -> Predictor:
     serve = loaded.signatures["serving_default"]
     text = loaded.signatures["metadata"](request=tf.constant([""]))["metadata_json"][0].numpy()
 
-    def answer(image_bytes):
-        del_guard = loaded  # the functions need the object that owns their variables  # noqa: F841
+
+    def answer(image_bytes, owner=loaded):  # the default keeps the owner of the variables alive
         return serve(image_bytes=image_bytes)
 
     return _predictor(answer, text)
@@ -69,7 +71,8 @@ def load_saved_model(directory: str) -> Predictor:
 def load_run(run_dir: str, checkpoint: Optional[str] = None, settings: Dict[str, Any] = {}) -> Predictor:
     """A `Predictor` of a run directory; arguments as `exporter.load_module`."""
     module, _, _ = exporter.load_module(run_dir, checkpoint, settings)
-    return _predictor(module.serving_default, module.metadata_text)
+    # Not the bound method: it holds the module only weakly.
+    return _predictor(lambda image_bytes: module.serving_default(image_bytes), module.metadata_text)
 
 
 def _predictor(answer, text):
@@ -200,11 +203,10 @@ def reason(error: Exception) -> str:
     """The sentence in an error that says what is wrong with the image."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
-    for line in str(error).splitlines():
-        text = line.split("assertion failed:")[-1].split("[[{{")[0].replace("[", "").replace("]", "").strip()
-        if text and "Detected at node" not in line and not line.startswith(("Graph execution", "File ", "Node:")):
-            return " ".join(text.split())
-    return str(error)
+    lines = [line.split("[[{{")[0].strip() for line in str(error).splitlines()]
+    lines = [line for line in lines if line and not line.startswith(_TRACE)]
+    said = [line.split("assertion failed:")[1] for line in lines if "assertion failed:" in line] or lines
+    return " ".join(said[0].replace("[", " ").replace("]", " ").split()) if said else str(error)
 
 
 def _read_ahead(pool, paths) -> Iterator[Tuple[str, futures.Future]]:

@@ -141,8 +141,7 @@ def test_graph_is_small_and_has_no_python_and_no_path(saved_model):
     assert not operations & {"PyFunc", "EagerPyFunc", "PyFuncStateless", "NumpyFunction"}
     assert not [op for op in operations if ">" in op], "custom operations carry a namespace"
     assert os.getcwd().encode() not in content
-    assert len(nodes) < 12_000
-    print(len(nodes))
+    assert len(nodes) < 10_000
 
 
 def test_no_half_written_export(in_process, tmp_path, monkeypatch):
