@@ -12,6 +12,7 @@ import json
 import os
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
+from absl import logging
 import cv2
 import numpy as np
 import tensorflow as tf
@@ -54,7 +55,12 @@ def load_saved_model(directory: str) -> Predictor:
         versions = [d for d in sorted(glob.glob(os.path.join(directory, "*"))) if d.rpartition(os.sep)[2].isdigit()]
         hint = f" Is it {versions[-1]}?" if versions else ""
         raise ValueError(f"--saved_model={directory} holds no saved_model.pb.{hint}")
-    loaded = tf.saved_model.load(directory)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # it warns of missing gradients, which prediction has no use for
+    try:
+        loaded = tf.saved_model.load(directory)
+    finally:
+        logging.set_verbosity(verbosity)
     missing = {"serving_default", "metadata"} - set(loaded.signatures)
     if missing:
         raise ValueError(f"{directory} was not exported by export_saved_model.py: it has no {', '.join(sorted(missing))}.")
