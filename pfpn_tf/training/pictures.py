@@ -36,7 +36,8 @@ class Pictures:
         """Name -> picture, [h, w, 3] uint8: photo, ground truth and prediction in a row."""
         pictures = {}
         for i, batch in enumerate(self._dataset):
-            truth = evaluator.read_truth(batch["serialized"][0].numpy(), string_ids=True)
+            example = {name: value[0].numpy() for name, value in batch.items()}
+            truth = evaluator.read_truth(example, string_ids=True)
             photo = self._photo(batch, truth.hw)
             outputs = self._predict(batch["images"], batch["image_hw"], batch["original_hw"])
             outputs = tf.nest.map_structure(lambda t: t[0].numpy(), outputs)

@@ -6,12 +6,19 @@ import tensorflow as tf
 from pfpn_tf.training import trainer
 
 
+def two_cpus():
+    """Reduced by copying: TensorFlow's collective operations take only one strategy per process."""
+    return tf.distribute.MirroredStrategy(
+        ["CPU:0", "CPU:1"], cross_device_ops=tf.distribute.ReductionToOneDevice()
+    )
+
+
 def test_two_replicas_step_like_one(tiny_config):
     config = tiny_config.replace(
         global_batch_size=4, momentum=0.0, learning_rate=0.1, warmup_steps=0, lr_decay_steps=(), gradient_clip_norm=0.5
     )
     one = steps(config, tf.distribute.OneDeviceStrategy("CPU:0"))
-    two = steps(config, tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
+    two = steps(config, two_cpus())
     for (scalars_one, ids_one), (scalars_two, ids_two) in zip(one[0], two[0]):
         np.testing.assert_array_equal(ids_one, ids_two)
         np.testing.assert_allclose(scalars_two, scalars_one, rtol=2e-5)
@@ -32,17 +39,7 @@ def steps(config, strategy, count=2):
         healthy, scalars, ids = built.train_step(iterator)
         assert bool(healthy)
         results.append((scalars.numpy(), ids.numpy()))
+    for v in variables:
+        for copy in strategy.experimental_local_results(v):
+            np.testing.assert_array_equal(copy.numpy(), v.numpy(), err_msg=v.name)
     return results, [v.name for v in variables], [(b, v.numpy()) for b, v in zip(before, variables)]
-
-
-def test_replicas_hold_equal_weights_afterwards(tiny_config):
-    """With statistics over all replicas in the backbone."""
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    config = tiny_config.replace(backbone_norm="sync_bn", task="semantic")
-    info = trainer.load_dataset_info(config)
-    built = trainer.build_trainer(config, info, strategy)
-    built.set_dataset(trainer.distributed_dataset(config, info, strategy, 0))
-    built.train(tf.constant(2))
-    for v in built.model.variables:
-        first, second = strategy.experimental_local_results(v)
-        np.testing.assert_array_equal(first.numpy(), second.numpy(), err_msg=v.name)

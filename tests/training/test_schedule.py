@@ -46,7 +46,7 @@ def test_values_by_hand():
         {"lr_decay_steps": (), "train_steps": 50},
         {"lr_decay_steps": (), "train_steps": 50, "warmup_steps": 0},
         {"lr_decay_steps": (30,), "train_steps": 30, "warmup_steps": 7},
-        {"lr_decay_steps": (20, 30, 40), "train_steps": 50, "warmup_steps": 19, "warmup_factor": 0.3},
+        {"lr_decay_steps": (20, 30, 40), "warmup_steps": 19, "warmup_factor": 0.3},
         {"lr_decay_steps": (20,), "train_steps": 21, "warmup_steps": 1, "lr_decay_factor": 0.5},
     ],
 )
