@@ -7,7 +7,8 @@ that number counted over all replicas. The gradients of the replicas therefore a
 gradient of one replica with the whole batch, however unevenly RoIs and pixels are spread.
 
 Shapes: B images · A anchors of all levels · R RoIs · F mask slots · K thing classes ·
-S semantic classes · H, W padded size · h, w = H / 4, W / 4 · T, P tile sizes, see `semantic_loss`.
+S semantic classes · h, w size of the semantic logits · T side of a tile of them · m, n tiles down
+and across.
 """
 
 from typing import Dict
@@ -21,7 +22,7 @@ from pfpn_tf.structures import GroundTruth, RoiTargets, RpnTargets, TrainOutputs
 
 VOID = 255
 _UPSAMPLING = 4
-_TILE = 16
+_TILE = 8  # pixels of the logits; a row of tiles at full resolution stays near the cache
 
 
 def panoptic_fpn_losses(
@@ -175,8 +176,8 @@ def semantic_loss(semantic_logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     Divided by the number of labelled pixels (section 3.2). The logits are upsampled 4x (bilinear,
     half-pixel centres). At full resolution they would take 240 MB for one 832 x 1344 image and 54
     classes, and several times that with their gradient; so value and gradient are computed
-    together, tile row by tile row, and only the gradient at stride 4 is kept. Twice
-    differentiating it is not supported.
+    together, one row of tiles after the other, and only the gradient at stride 4 is kept. There is
+    no second derivative.
 
     Args:
       semantic_logits: [B, h, w, S].

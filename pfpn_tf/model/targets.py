@@ -79,8 +79,8 @@ def roi_targets(
       config: threshold and sample sizes.
 
     Returns:
-      `RoiTargets`. R is `roi_samples_per_image`, or L where that is less. F is the largest number of
-      foreground RoIs among the images, rounded up to a multiple of 16.
+      `RoiTargets`. R is `roi_samples_per_image`, or L where that is less. F is the largest number
+      of foreground RoIs among the images, rounded up to a multiple of 16, but at most R.
     """
     gt_boxes = tf.cast(ground_truth.boxes, proposals.boxes.dtype)  # [B, M, 4]
     candidates = tf.concat([proposals.boxes, gt_boxes], axis=1)  # [B, L, 4]

@@ -26,7 +26,8 @@ def build_schedule(config: config_lib.Train) -> tf.keras.optimizers.schedules.Le
     boundaries = [step - 1 for step in config.lr_decay_steps]
     if not boundaries or config.train_steps > boundaries[-1]:
         boundaries.append(config.train_steps)
-    values = [rate * config.lr_decay_factor**drops for drops in range(len(config.lr_decay_steps) + 1)]
+    num_drops = len(config.lr_decay_steps)
+    values = [rate * config.lr_decay_factor**drops for drops in range(num_drops + 1)]
     values += values[-1:] * (len(boundaries) + 1 - len(values))
     parts = {
         "learning_rate": {

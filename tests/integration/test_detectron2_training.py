@@ -46,7 +46,8 @@ class Reference:
     def batch(self, dtype):
         """The model's arguments in training by name, in their order, padded."""
         hw = tuple(self["padded_hw"])
-        num, most = self.num_images, max(len(self[f"gt_classes_{i}"]) for i in range(self.num_images))
+        num = self.num_images
+        most = max(len(self[f"gt_classes_{i}"]) for i in range(num))
         images, image_hw = np.zeros([num, *hw, 3], dtype), np.zeros([num, 2], np.int32)
         boxes, class_ids = np.zeros([num, most, 4], np.float32), np.full([num, most], -1, np.int32)
         masks = np.zeros([num, most, *hw], np.uint8)
@@ -76,7 +77,7 @@ class Reference:
         valid = np.arange(width) < np.array([[len(row)] for row in logits])
         boxes = [np.pad(b, [(0, width - len(b)), (0, 0)]) for b in boxes]
         logits = [np.pad(row, (0, width - len(row))) for row in logits]
-        return Proposals(tf.constant(np.stack(boxes)), tf.constant(np.stack(logits)), tf.constant(valid))
+        return Proposals(*map(tf.constant, (np.stack(boxes), np.stack(logits), valid)))
 
     def saved_targets(self, anchors, ground_truth):
         """The reference's labels, RoIs and masks as our targets, in double precision."""
@@ -309,7 +310,7 @@ def test_gradients(run, step, reference):
 
 
 def gradient_errors(gradients, reference, suffix):
-    """Per tensor: relative error of the L2 norm; error of the sum relative to that of magnitudes."""
+    """Per tensor: relative error of the L2 norm; error of the sum over that of magnitudes."""
     names = reference["trainable_names"]
     norm = np.array([np.linalg.norm(gradients[n].astype(np.float64)) for n in names])
     total = np.array([np.sum(gradients[n], dtype=np.float64) for n in names])
