@@ -1,5 +1,6 @@
-"""Shared test set-up: two logical CPUs, fixed seeds, and access to the reference data."""
+"""Shared test set-up: two logical CPUs, fixed seeds, access to the reference data, shared work."""
 
+import functools
 import os
 import pathlib
 
@@ -12,8 +13,11 @@ import pfpn_tf  # noqa: E402, F401  (sets TF_USE_LEGACY_KERAS before TensorFlow 
 import tensorflow as tf  # noqa: E402
 
 DATA_VARIABLE = "PFPN_TF_TEST_DATA"
+# Beginnings of test names.
+ONE_WORKER = ("tests/serving/", "tests/integration/test_detectron2")
 
-tf.config.threading.set_intra_op_parallelism_threads(2)
+# pytest-xdist's workers share the cores.
+tf.config.threading.set_intra_op_parallelism_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 tf.config.threading.set_inter_op_parallelism_threads(2)
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],
@@ -23,8 +27,19 @@ tf.config.set_logical_device_configuration(
 
 @pytest.fixture(autouse=True)
 def _seeds():
-    np.random.seed(0)
-    tf.random.set_seed(0)
+    tf.keras.utils.set_random_seed(0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Files go to the workers whole; those that share a costly session fixture, to one worker."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            return next((scope for scope in ONE_WORKER if nodeid.startswith(scope)), nodeid.split("::")[0])
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -47,5 +62,11 @@ def test_data():
 
 @pytest.fixture(params=["eager", "graph"])
 def maybe_graph(request):
-    """Runs the test twice: with functions as they are and wrapped in tf.function."""
-    return tf.function if request.param == "graph" else (lambda f: f)
+    """Runs the test twice: with functions as they are and wrapped in tf.function.
+
+    Keyword arguments go to tf.function. AutoGraph is off, as it is where the project traces its
+    network: nothing needs it, and it takes a good part of the time.
+    """
+    if request.param == "graph":
+        return functools.partial(tf.function, autograph=False)
+    return lambda function, **_: function

@@ -7,7 +7,7 @@
 #
 # The tests run twice: those marked both_stacks on TensorFlow 2.20 with tf-keras (.venv_tf_keras),
 # then all of them on the stack that setup.cfg chooses for this Python (.venv). PYTHON names the
-# interpreter for new environments. Tests against reference data need its folder in
+# interpreter for new environments. Two processes share the files. Tests against reference data need its folder in
 # PFPN_TF_TEST_DATA and are skipped without it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -60,6 +60,8 @@ if [[ ${1:-} == --setup_only ]]; then
   exit
 fi
 
+# Tracing and Python, which take most of the time, use one core each.
+parallel=(--numprocesses=2 --dist=loadfile --no-loadscope-reorder)
 failed=()
 if is_classic .venv/bin/python; then
   # On this Python setup.cfg asks for the classic stack, so the packages of the other one are
@@ -67,14 +69,14 @@ if is_classic .venv/bin/python; then
   make_environment .venv_tf_keras --no-deps -r constraints/tf_keras.txt
   echo "TensorFlow 2.20 with tf-keras: tests marked both_stacks"
   status=0
-  .venv_tf_keras/bin/python -m pytest -q -m both_stacks "$@" || status=$?
+  .venv_tf_keras/bin/python -m pytest -q "${parallel[@]}" -m both_stacks "$@" || status=$?
   # 5: the given arguments select none of the marked tests.
   if ((status != 0 && !(status == 5 && $# > 0))); then
     failed+=("tf-keras stack")
   fi
   echo "TensorFlow 2.15: all tests"
 fi
-.venv/bin/python -m pytest -q --durations=15 "$@" || failed+=("main stack")
+.venv/bin/python -m pytest -q "${parallel[@]}" --durations=15 "$@" || failed+=("main stack")
 if ((${#failed[@]})); then
   printf 'FAILED on the %s, see above.\n' "${failed[@]}" >&2
   exit 1
