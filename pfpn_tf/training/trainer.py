@@ -242,7 +242,7 @@ class Trainer(orbit.StandardTrainer):
         self._healthy.assign(healthy)
 
         def update():
-            self.strategy.run(self._replica_update, args=(gradients,))
+            self.strategy.run(self._replica_update, args=(gradients, norm))
             self._update_average()
             return tf.constant(0)
 
@@ -316,10 +316,11 @@ class Trainer(orbit.StandardTrainer):
         foreground = tf.math.count_nonzero(outputs.roi_targets.mask_class_ids >= 0) / batch_size
         return positive, foreground
 
-    def _replica_update(self, gradients):
+    def _replica_update(self, gradients, norm):
         """Clips and applies. All replicas hold the same summed gradients, so they clip alike."""
         if self.config.train.gradient_clip_norm > 0:
-            gradients, _ = tf.clip_by_global_norm(gradients, self.config.train.gradient_clip_norm)
+            norm = tf.cast(norm, gradients[0].dtype)
+            gradients, _ = tf.clip_by_global_norm(gradients, self.config.train.gradient_clip_norm, use_norm=norm)
         self.optimizer.apply_gradients(zip(gradients, self._variables), skip_gradients_aggregation=True)
 
     def _update_average(self):
