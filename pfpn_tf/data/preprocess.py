@@ -59,7 +59,7 @@ def scaled_hw(hw: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
 def resize_image(image: tf.Tensor, hw: tf.Tensor) -> tf.Tensor:
     """Pillow's BILINEAR: antialiased, first the columns, then the rows, rounded after each.
 
-    Equal to Pillow but for rare roundings by one grey level.
+    Equal to Pillow in every value.
 
     Args:
       image: [H, W, 3] uint8.
@@ -95,8 +95,10 @@ def _resize_rows(x, n_out):
     distance = tf.abs(tf.cast(source, tf.float64)[:, tf.newaxis] + 0.5 - centres[:, :, tf.newaxis])
     weights = tf.maximum(1.0 - distance / support, 0.0) * inside[:, tf.newaxis]  # [blocks, BLOCK, window]
     weights = tf.math.divide_no_nan(weights, tf.reduce_sum(weights, -1, keepdims=True))
-    weights = tf.cast(tf.floor(weights * FIXED_POINT + 0.5) / FIXED_POINT, tf.float32)
-    values = tf.cast(tf.gather(x, tf.clip_by_value(source, 0, n - 1)), tf.float32)  # [blocks, window, k]
+    weights = tf.floor(weights * FIXED_POINT + 0.5) / FIXED_POINT
+    # Fixed-point weights times grey levels have up to 30 bits: float64 adds them up without rounding,
+    # as Pillow's integers do. One grey level more or less can change what a network detects.
+    values = tf.cast(tf.gather(x, tf.clip_by_value(source, 0, n - 1)), tf.float64)  # [blocks, window, k]
     out = tf.cast(tf.matmul(weights, values) + 0.5, tf.uint8)  # round half up, as Pillow does
     return tf.reshape(out, [blocks * BLOCK, -1])[:n_out]  # [blocks, BLOCK, k] -> [n_out, k]
 
@@ -105,22 +107,6 @@ def nearest_indices(n_in: tf.Tensor, n_out: tf.Tensor) -> tf.Tensor:
     """[n_out] int32, floor((i + 0.5) * n_in / n_out) in whole numbers: which source index to take."""
     n_in, n_out = tf.cast(n_in, tf.int64), tf.cast(n_out, tf.int64)
     return tf.cast((2 * tf.range(n_out) + 1) * n_in // (2 * n_out), tf.int32)
-
-
-def resize_labels(labels: tf.Tensor, hw: tf.Tensor) -> tf.Tensor:
-    """Nearest neighbour for label maps and masks.
-
-    Args:
-      labels: [..., H, W] of any type.
-      hw: [2] int, or a pair of ints.
-
-    Returns:
-      [..., h, w].
-    """
-    h, w = tf.unstack(tf.cast(hw, tf.int32))
-    shape = tf.shape(labels)
-    labels = tf.gather(labels, nearest_indices(shape[-1], w), axis=-1)
-    return tf.gather(labels, nearest_indices(shape[-2], h), axis=-2)
 
 
 def normalize(image: tf.Tensor, mean: Sequence[float], std: Sequence[float]) -> tf.Tensor:
