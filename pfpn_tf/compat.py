@@ -9,21 +9,6 @@ import warnings
 import tensorflow as tf
 
 
-def require_keras2() -> None:
-    """Checks that `tf.keras` is Keras 2, which the network is written for.
-
-    Raises:
-      ValueError: it is Keras 3; says what to do.
-    """
-    version = getattr(tf.keras, "__version__", "2")  # tf-keras has none when it stands in for tf.keras
-    if int(version.split(".")[0]) >= 3:
-        raise ValueError(
-            f"tf.keras is Keras {version}, but this project needs Keras 2. Install tf-keras in the version of "
-            "TensorFlow and set TF_USE_LEGACY_KERAS=1 before TensorFlow is imported; importing pfpn_tf first "
-            "sets it."
-        )
-
-
 def tensorflow_addons():
     """The tensorflow_addons module, without its end-of-life warning; None where it cannot be imported."""
     with warnings.catch_warnings():

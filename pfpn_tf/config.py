@@ -12,6 +12,8 @@ import difflib
 import json
 from typing import Any, Dict, List, Mapping, Tuple
 
+from absl import logging
+
 BACKBONES = (
     "resnet50",
     "resnet101",
@@ -85,7 +87,6 @@ class Data:
     min_box_size_px: float = _field(
         1.0, "Instances narrower or lower than this after augmentation are dropped.", at_least=0.0
     )
-    shuffle_buffer: int = _field(2048, "Training examples held for shuffling.", at_least=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -311,11 +312,24 @@ def from_mapping(settings: Mapping[str, Any]) -> Config:
 
 
 def from_json(text: str) -> Config:
-    """The inverse of `Config.to_json`. Settings added since keep their default."""
-    merged = {}
-    for group in json.loads(text).values():
-        merged.update(group)
-    return from_mapping(merged)
+    """The inverse of `Config.to_json`, for texts of other versions, too.
+
+    Settings that the text lacks keep their default; those that this version lacks are left out
+    with a warning.
+
+    Raises:
+      ValueError: the text is no JSON of settings, or a value is not allowed.
+    """
+    try:
+        settings = {name: v for group in json.loads(text).values() for name, v in group.items()}
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"not the JSON of a config ({error}).") from None
+    unknown = settings.keys() - all_fields().keys()
+    if unknown:
+        logging.warning(
+            "Left out settings that this version does not have: %s.", ", ".join(sorted(unknown))
+        )
+    return from_mapping({name: v for name, v in settings.items() if name not in unknown})
 
 
 def validate(config: Config) -> None:

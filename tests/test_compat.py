@@ -1,17 +1,10 @@
-import types
-
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from pfpn_tf import compat
 
-
-def test_keras_2_is_accepted_and_keras_3_is_not(monkeypatch):
-    compat.require_keras2()
-    monkeypatch.setattr(compat, "tf", types.SimpleNamespace(keras=types.SimpleNamespace(__version__="3.4.1")))
-    with pytest.raises(ValueError, match="TF_USE_LEGACY_KERAS"):
-        compat.require_keras2()
+pytestmark = pytest.mark.both_stacks
 
 
 def test_hsv_adjustment_is_the_same_on_both_stacks():

@@ -1,6 +1,7 @@
 """Every flagfile is valid, and what its header and the README tell people to type exists."""
 
 import ast
+import json
 import pathlib
 import re
 
@@ -100,3 +101,18 @@ def test_commands_in_texts_exist(path):
 
 def test_tool_flags_hide_no_setting():
     assert not set(flags.TOOL_FLAGS) & set(config_lib.all_fields())
+
+
+def test_json_of_another_version_is_read():
+    config = config_lib.Config().replace(train_min_sides=(64, 96), train_max_side=128)
+    assert config_lib.from_json(config.to_json()) == config
+    content = json.loads(config.to_json())
+    del content["data"]["random_flip"]
+    content["data"]["gone_since"] = 3
+    assert config_lib.from_json(json.dumps(content)) == config
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"data": 1}'])
+def test_broken_json_of_a_config_is_refused(text):
+    with pytest.raises(ValueError, match="not the JSON of a config"):
+        config_lib.from_json(text)

@@ -11,12 +11,11 @@ from typing import Any, Dict, List, Sequence
 
 import numpy as np
 
-IOU_TYPES = ("bbox", "segm")
 _STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 
 def kinds_of(results: Sequence[Dict[str, Any]]) -> List[str]:
-    """Which of `IOU_TYPES` the results can be scored for: every entry has to carry it."""
+    """Which of pycocotools' "bbox" and "segm" the results can be scored for: every entry has to carry it."""
     kinds = []
     if all("bbox" in r for r in results):
         kinds.append("bbox")

@@ -46,8 +46,12 @@ def load_run(run_dir: str) -> Tuple[config_lib.Config, categories.DatasetInfo]:
                 f"--run_dir={run_dir} is not a run directory: it has no {name}. "
                 "Give the --run_dir of a training or of tools/convert_weights.py."
             )
-    with open(os.path.join(run_dir, CONFIG), encoding="utf-8") as f:
-        config = config_lib.from_json(f.read())
+    path = os.path.join(run_dir, CONFIG)
+    try:
+        with open(path, encoding="utf-8") as f:
+            config = config_lib.from_json(f.read())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     return config, categories.DatasetInfo.load(os.path.join(run_dir, DATASET_INFO))
 
 

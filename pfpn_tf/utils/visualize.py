@@ -176,12 +176,6 @@ def legend(entries: Sequence[Tuple[str, Color]], width: int, text_px: int = 14) 
     return canvas
 
 
-def legend_of(segments: Sequence[Mapping[str, Any]], info, width: int) -> np.ndarray:
-    """`legend` of the categories that occur in `segments`."""
-    found = sorted({int(s["category_id"]) for s in segments})
-    return legend([(info.by_id[c].name, info.by_id[c].color) for c in found], width)
-
-
 def segment_colors(segments: Sequence[Mapping[str, Any]], info) -> List[Color]:
     """One colour per segment: stuff has its class colour, instances shades around theirs.
 

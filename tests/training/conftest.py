@@ -38,7 +38,6 @@ def tiny_config(tiny_records):
         train_max_side=96,
         eval_min_side=64,
         eval_max_side=96,
-        shuffle_buffer=8,
         backbone="resnet_tiny",
         backbone_norm="group_norm",
         head_norm="group_norm",
@@ -67,14 +66,6 @@ def tiny_config(tiny_records):
         checkpoint_interval_steps=100,
         distribution="cpu",
     )
-
-
-@pytest.fixture(autouse=True)
-def _fast_first_step():
-    """Without graph rewriting: each test runs a new graph for a few steps only."""
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-    yield
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
 
 
 class ToyNetwork(tf.keras.Model):

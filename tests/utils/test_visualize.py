@@ -99,7 +99,7 @@ def test_semantic_colours_and_void():
 def test_side_by_side_scales_to_the_tallest():
     row = visualize.side_by_side([IMAGE, IMAGE[::2, ::2]], gap_px=4)
     assert row.shape == (120, 404, 3)
-    stacked = visualize.stack([row, visualize.legend_of(scene()[1], INFO, 300)])
+    stacked = visualize.stack([row, visualize.legend([("ball", (9, 9, 9)), ("sky", (1, 2, 3))], 300)])
     assert stacked.shape[1] == 404
 
 
