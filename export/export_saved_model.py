@@ -24,8 +24,7 @@ FLAGS = flags.FLAGS
 
 def main():
     flags_lib.check_files(["run_dir"])
-    if not FLAGS.export_dir:
-        raise ValueError(f"--export_dir is required: {flags_lib.TOOL_FLAGS['export_dir'].help}")
+    flags_lib.check_given(["export_dir"])
     from pfpn_tf.serving import exporter
 
     exporter.check_target(FLAGS.export_dir)

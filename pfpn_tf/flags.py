@@ -6,6 +6,7 @@ a tool asks for its rows by name with `define_tool_flags`.
 """
 
 import os
+import tempfile
 from typing import Iterable, NamedTuple, Union
 
 from absl import flags
@@ -13,6 +14,8 @@ from absl import flags
 from pfpn_tf import config as config_lib
 
 FLAGS = flags.FLAGS
+# A tool's flags count as its own, so that its --help lists them.
+flags.disclaim_key_flags()
 
 
 class ToolFlag(NamedTuple):
@@ -45,13 +48,13 @@ TOOL_FLAGS = {
     # eval
     "checkpoint": ToolFlag("", "Which checkpoint: empty for the newest, best, a step, or a path without suffix."),
     "save_predictions": ToolFlag(True, "Write the predictions in COCO format."),
-    "gt_panoptic_json": ToolFlag("", "Score files: COCO panoptic JSON of the ground truth."),
+    "gt_panoptic_json": ToolFlag("", "COCO panoptic JSON of the ground truth, to score files."),
     "gt_panoptic_dir": ToolFlag("", "Folder of its PNGs. Empty: the JSON's path without .json."),
-    "pred_panoptic_json": ToolFlag("", "Score files: COCO panoptic JSON of the predictions."),
+    "pred_panoptic_json": ToolFlag("", "COCO panoptic JSON of the predictions, to score files."),
     "pred_panoptic_dir": ToolFlag("", "Folder of its PNGs. Empty: the JSON's path without .json."),
-    "gt_instances_json": ToolFlag("", "Score files: COCO instances JSON of the ground truth."),
-    "pred_instances_json": ToolFlag("", "Score files: COCO instance results, with bbox, segmentation or both."),
-    "semantic": ToolFlag(False, "Score files: also mIoU and frequency-weighted IoU of the panoptic maps."),
+    "gt_instances_json": ToolFlag("", "COCO instances JSON of the ground truth, to score files."),
+    "pred_instances_json": ToolFlag("", "COCO instance results with bbox, segmentation or both, to score files."),
+    "semantic": ToolFlag(False, "With files: also mIoU and frequency-weighted IoU of the panoptic maps."),
     "metrics_json": ToolFlag("", "Write all metrics here, as fractions at full precision."),
     "num_processes": ToolFlag(0, "Processes that score files; 0: one per CPU."),
     # export_saved_model
@@ -116,6 +119,29 @@ def config_from_flags(base: config_lib.Config = config_lib.Config()) -> config_l
     return base.replace(**given_settings())
 
 
+def check_given(names: Iterable[str]) -> None:
+    """Raises ValueError naming the tool flags among `names` that are empty."""
+    missing = [name for name in names if not getattr(FLAGS, name)]
+    if missing:
+        raise ValueError("\n".join(f"--{name} is required: {TOOL_FLAGS[name].help}" for name in missing))
+
+
+def make_output_dir(name: str) -> None:
+    """Makes the folder that flag `name` holds and tries to write there, before any long work.
+
+    Raises:
+      ValueError: that is not possible; says why.
+    """
+    path = getattr(FLAGS, name)
+    try:
+        os.makedirs(path, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise ValueError(
+            f"--{name}={path}: cannot write there ({error.strerror}); choose another folder."
+        ) from None
+
+
 def check_files(names: Iterable[str]) -> None:
     """Raises ValueError naming the flags among `names` whose path is empty or does not exist."""
     problems = []
@@ -124,7 +150,7 @@ def check_files(names: Iterable[str]) -> None:
         if not value:
             problems.append(f"--{name} is required: {TOOL_FLAGS[name].help}")
         elif not os.path.exists(value):
-            problems.append(f"--{name}={value}: no such file or directory.")
+            problems.append(f"--{name}={value}: no such file or directory; check the path.")
     if problems:
         raise ValueError("\n".join(problems))
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Brings weights of Detectron2, or an ImageNet backbone, into a run directory, or back.
 
-    python tools/convert_weights.py --weights=model_final.pkl --run_dir=runs/converted \
+    python tools/convert_weights.py --weights=model_final.pkl --run_dir=runs/converted \\
       --flagfile=configs/coco/panoptic_fpn_r50_3x_detectron2.flags
     python tools/convert_weights.py --to=detectron2 --run_dir=runs/mine --weights=mine.pkl
 
@@ -30,9 +30,7 @@ def main():
     given = flags.FLAGS
     if given.to not in DIRECTIONS:
         raise ValueError(f"--to={given.to} must be one of {', '.join(DIRECTIONS)}.")
-    missing = [name for name in ("weights", "run_dir") if not getattr(given, name)]
-    if missing:
-        raise ValueError(f"--{missing[0]} is required: {flags_lib.TOOL_FLAGS[missing[0]].help}")
+    flags_lib.check_given(["weights", "run_dir"])
     if given.to == "detectron2":
         weight_conversion.to_detectron2(given.run_dir, given.weights)
     else:

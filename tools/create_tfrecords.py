@@ -37,9 +37,7 @@ def main():
 
     args = flags.FLAGS
     flags.check_files(["panoptic_json", "image_dir"])
-    for name in ("output_dir", "split"):
-        if not getattr(args, name):
-            raise ValueError(f"--{name} is required: {flags.TOOL_FLAGS[name].help}")
+    flags.check_given(["output_dir", "split"])
     for name in ("num_shards", "num_workers"):
         if getattr(args, name) < 0:
             raise ValueError(f"--{name}={getattr(args, name)} must be 0 or more.")
@@ -50,9 +48,13 @@ def main():
         args.instances_json or None,
         args.image_ids,
     )
-    counts = convert.convert(
-        dataset, args.output_dir, args.split, args.num_shards, args.num_workers, args.skip_bad
-    )
+    flags.make_output_dir("output_dir")
+    try:
+        counts = convert.convert(
+            dataset, args.output_dir, args.split, args.num_shards, args.num_workers, args.skip_bad
+        )
+    except coco_panoptic.DataError as error:
+        raise ValueError(f"{error} Correct it, or leave such images out with --skip_bad.") from None
     print(
         f"{args.output_dir}: {args.split}: {counts['images']} images ({counts['skipped']} skipped), "
         f"{counts['instances']} instances, {counts['crowds']} crowds, {counts['segments']} segments "

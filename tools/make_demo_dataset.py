@@ -22,8 +22,7 @@ def main():
     from pfpn_tf.data import synthetic
 
     args = flags.FLAGS
-    if not args.output_dir:
-        raise ValueError(f"--output_dir is required: {flags.TOOL_FLAGS['output_dir'].help}")
+    flags.check_given(["output_dir"])
     for name in ("num_train", "num_val"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name}={getattr(args, name)} must be 1 or more.")

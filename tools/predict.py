@@ -27,9 +27,7 @@ SOME_FAILED = 1
 def main():
     if bool(FLAGS.saved_model) == bool(FLAGS.run_dir):
         raise ValueError("Give --saved_model for an exported model, or --run_dir for a training.")
-    for name in ("images", "output_dir"):
-        if not getattr(FLAGS, name):
-            raise ValueError(f"--{name} is required: {flags_lib.TOOL_FLAGS[name].help}")
+    flags_lib.check_given(["images", "output_dir"])
     settings = flags_lib.given_settings()
     if settings and FLAGS.saved_model:
         raise ValueError(
@@ -39,6 +37,7 @@ def main():
     from pfpn_tf.serving import predictor
 
     paths = predictor.find_images(FLAGS.images)
+    flags_lib.make_output_dir("output_dir")
     if FLAGS.saved_model:
         model = predictor.load_saved_model(FLAGS.saved_model)
     else:

@@ -26,13 +26,12 @@ def main():
     from pfpn_tf.data import pipeline, show
 
     args = flags.FLAGS
-    if not args.output_dir:
-        raise ValueError(f"--output_dir is required: {flags.TOOL_FLAGS['output_dir'].help}")
+    flags.check_given(["output_dir"])
     if args.num_images < 1 or args.start_step < 0:
         raise ValueError("--num_images must be at least 1 and --start_step at least 0.")
     config = flags.config_from_flags()
     info = pipeline.load_info(config)
-    os.makedirs(args.output_dir, exist_ok=True)
+    flags.make_output_dir("output_dir")
     pictures = show.draw_examples(config, info, args.num_images, args.start_step)
     for name, picture in pictures:
         path = os.path.join(args.output_dir, f"{name}.png")

@@ -93,8 +93,8 @@ class CocoPanoptic:
             where.
         """
         self.panoptic_json = os.fspath(panoptic_json)
-        self.panoptic_dir = _existing_folder(panoptic_dir)
-        self.image_dir = _existing_folder(image_dir)
+        self.panoptic_dir = _existing_folder(panoptic_dir, "panoptic PNGs (--panoptic_dir)")
+        self.image_dir = _existing_folder(image_dir, "photos (--image_dir)")
         content = _load_json(self.panoptic_json, ("images", "annotations", "categories"))
         self.info = categories_lib.DatasetInfo.from_coco_categories(
             content["categories"], source=self.panoptic_json
@@ -258,11 +258,14 @@ class CocoPanoptic:
         position = {segment_id: i for i, segment_id in enumerate(present.tolist())}
         listed = {0}
         segments = []
-        for i, entry in enumerate(self._annotations[image["id"]]["segments_info"]):
-            where = f"{self.panoptic_json}: image {image['id']} ({image['file_name']}): "
-            missing = [key for key in ("id", "category_id") if key not in entry]
-            if missing:
-                raise DataError(f"{where}segments_info[{i}] lacks {', '.join(missing)}.")
+        where = f"{self.panoptic_json}: image {image['id']} ({image['file_name']}): "
+        entries = self._annotations[image["id"]]["segments_info"]
+        if not isinstance(entries, list):
+            raise DataError(f"{where}segments_info must be a list, not {entries!r}.")
+        for i, entry in enumerate(entries):
+            problem = _segment_problem(entry)
+            if problem:
+                raise DataError(f"{where}segments_info[{i}] {problem}.")
             segment_id, category_id = entry["id"], entry["category_id"]
             if segment_id in listed:
                 raise DataError(f"{where}segment {segment_id} is {'void' if segment_id == 0 else 'listed twice'}.")
@@ -292,6 +295,8 @@ class CocoPanoptic:
             where = f"{self.instances_json}: image {image['id']}: annotation {annotation['id']}"
             if annotation["category_id"] not in self.info.category_to_class_id:
                 raise DataError(f"{where} has category {annotation['category_id']}, which is no thing.")
+            if not _is_box(annotation["bbox"]):
+                raise DataError(f"{where} must have four numbers as bbox.")
             mask = _decode_segmentation(annotation["segmentation"], hw, where)
             instances.append(
                 Instance(
@@ -304,6 +309,30 @@ class CocoPanoptic:
                 )
             )
         return instances
+
+
+def _segment_problem(entry) -> Optional[str]:
+    """What is malformed in an entry of segments_info; None if nothing is."""
+    if not isinstance(entry, dict):
+        return f"must be an object, not {entry!r}"
+    for key in ("id", "category_id"):
+        if key not in entry:
+            return f"lacks {key}"
+        if not isinstance(entry[key], int):
+            return f"must have a whole number as {key}, not {entry[key]!r}"
+    if not isinstance(entry.get("area", 0), (int, float)):
+        return f"must have a number as area, not {entry['area']!r}"
+    if entry.get("bbox") and not _is_box(entry["bbox"]):
+        return f"must have four numbers as bbox, not {entry['bbox']!r}"
+    return None
+
+
+def _is_box(value) -> bool:
+    return (
+        isinstance(value, (list, tuple))
+        and len(value) == 4
+        and all(isinstance(v, (int, float)) for v in value)
+    )
 
 
 def _instances_from_segments(ids, segments, info) -> List[Instance]:
@@ -354,8 +383,11 @@ def _checked_image(path, image_bytes, hw) -> Tuple[bytes, str]:
         raise DataError(f"{path}: not a readable image ({len(image_bytes)} bytes).")
     if pixels.shape[:2] != hw:
         rotated = pixels.shape[1::-1] == hw
-        hint = " An EXIF orientation is not applied: rotate the file or swap the sizes." if rotated else ""
-        raise DataError(f"{path}: the image is {_size(pixels.shape)}, but its JSON says {_size(hw)}.{hint}")
+        hint = " An EXIF orientation is not applied: rotate the file or swap the sizes."
+        raise DataError(
+            f"{path}: the image is {_size(pixels.shape)}, but its JSON says {_size(hw)}."
+            f"{hint if rotated else ''}"
+        )
     if image_bytes.startswith(b"\xff\xd8"):
         return image_bytes, "jpeg"
     if image_bytes.startswith(b"\x89PNG"):
@@ -381,10 +413,10 @@ def _size(hw) -> str:
     return f"{hw[1]}x{hw[0]} (width x height)"
 
 
-def _existing_folder(path) -> str:
+def _existing_folder(path, content) -> str:
     path = os.fspath(path)
     if not os.path.isdir(path):
-        raise ValueError(f"{path}: no such folder.")
+        raise ValueError(f"{path}: no such folder; it should hold the {content}.")
     return path
 
 
@@ -393,7 +425,7 @@ def _load_json(path, keys):
         with open(path, encoding="utf-8") as f:
             content = json.load(f)
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such file.") from None
+        raise ValueError(f"{path}: no such file; check the path.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid JSON ({error}).") from None
     missing = [k for k in keys if not isinstance(content, dict) or not isinstance(content.get(k), list)]

@@ -89,10 +89,9 @@ def load_info(config: Config) -> DatasetInfo:
     data = config.data
     if data.dataset_info:
         return DatasetInfo.load(data.dataset_info)
-    records = data.train_records or data.eval_records
-    if not records:
-        raise ValueError("--train_records is empty; give a glob of TFRecords, e.g. data/coco/train-*.tfrecord.")
-    return DatasetInfo.load(os.path.join(os.path.dirname(records.split(",")[0]), categories_lib.FILE_NAME))
+    flag = "train_records" if data.train_records or not data.eval_records else "eval_records"
+    first = tfrecord.matching_files(getattr(data, flag), flag)[0]
+    return DatasetInfo.load(os.path.join(os.path.dirname(first), categories_lib.FILE_NAME))
 
 
 def source_ids(source_id_bytes: np.ndarray) -> List[str]:

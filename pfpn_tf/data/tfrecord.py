@@ -157,7 +157,7 @@ def read_index(pattern: str, flag: str = "train_records") -> RecordIndex:
     Raises:
       ValueError: nothing matches, a shard of a set is missing, or a file is no complete TFRecord.
     """
-    files = _matching_files(pattern, flag)
+    files = matching_files(pattern, flag)
     file_index, offsets, sizes = [], [], []
     for i, path in enumerate(files):
         for offset, hw in _scan(path):
@@ -185,7 +185,12 @@ def shard_path(prefix: str, shard: int, num_shards: int) -> str:
     return f"{prefix}-{shard:05d}-of-{num_shards:05d}.tfrecord"
 
 
-def _matching_files(pattern, flag):
+def matching_files(pattern: str, flag: str) -> List[str]:
+    """The files that one glob or several, separated by commas, match.
+
+    Raises:
+      ValueError: there is none, or a shard of a set is missing; names the flag.
+    """
     files = []
     for part in filter(None, pattern.split(",")):
         found = sorted(f for f in glob.glob(part) if os.path.isfile(f))

@@ -54,7 +54,7 @@ def load_saved_model(directory: str) -> Predictor:
     if not os.path.isfile(os.path.join(directory, "saved_model.pb")):
         versions = [d for d in sorted(glob.glob(os.path.join(directory, "*"))) if d.rpartition(os.sep)[2].isdigit()]
         hint = f" Is it {versions[-1]}?" if versions else ""
-        raise ValueError(f"--saved_model={directory} holds no saved_model.pb.{hint}")
+        raise ValueError(f"--saved_model={directory} holds no saved_model.pb.{hint or ' Give the folder that export_saved_model.py wrote.'}")
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)  # it warns of missing gradients, which prediction has no use for
     try:
@@ -66,7 +66,6 @@ def load_saved_model(directory: str) -> Predictor:
         raise ValueError(f"{directory} was not exported by export_saved_model.py: it has no {', '.join(sorted(missing))}.")
     serve = loaded.signatures["serving_default"]
     text = loaded.signatures["metadata"](request=tf.constant([""]))["metadata_json"][0].numpy()
-
 
     def answer(image_bytes, owner=loaded):  # the default keeps the owner of the variables alive
         return serve(image_bytes=image_bytes)

@@ -35,7 +35,8 @@ def _parse_flags(argv):
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
-        _fail(str(error) + f"\nSee {os.path.basename(argv[0])} --help.")
+        message = str(error).removeprefix("ERROR:: ")  # absl's own, of a missing flagfile
+        _fail(f"{message}\nSee {os.path.basename(argv[0])} --help.")
 
 
 def _guarded(main, argv):
@@ -46,10 +47,16 @@ def _guarded(main, argv):
     except (ValueError, OSError) as error:
         if logging.get_verbosity() >= logging.DEBUG:
             raise
-        _fail(str(error))
+        _fail(_message(error))
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         sys.exit(INTERRUPTED)
+
+
+def _message(error):
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}."
+    return str(error)
 
 
 def _fail(message):

@@ -81,6 +81,7 @@ def test_instances_json_gives_overlaps_polygons_and_rle(folder):
 
     broken(lambda c: c["annotations"][1]["segmentation"].update(size=[30, 20]), "annotation 2: mask of")
     broken(lambda c: c["annotations"][0].update(segmentation=[[1, 2, 3]]), "annotation 1: a polygon")
+    broken(lambda c: c["annotations"][0].update(bbox=[1, 2]), "annotation 1 must have four numbers")
     broken(lambda c: c["annotations"][0].update(category_id=3), "annotation 1 has category 3")
     broken(lambda c: c["images"].pop(0) and c["annotations"].clear(), "does not list image 10")
     edit(folder, lambda c: c["categories"][0].update(name="dog"), "instances.json")
@@ -117,6 +118,25 @@ BROKEN = {
     "unknown category": (
         lambda f: edit(f, lambda c: c["annotations"][0]["segments_info"][0].update(category_id=99)),
         ["image 10", "segment 1 ", "unknown category 99"],
+    ),
+    **{
+        f"segment with {name}": (
+            lambda f, new=new: edit(f, lambda c: c["annotations"][0]["segments_info"][0].update(new)),
+            ["image 10", "segments_info[0]", *new],
+        )
+        for name, new in {
+            "a text as id": {"id": "1"},
+            "a short box": {"bbox": [1, 2]},
+            "a text as area": {"area": "63"},
+        }.items()
+    },
+    "segment that is no object": (
+        lambda f: edit(f, lambda c: c["annotations"][0]["segments_info"].insert(0, 5)),
+        ["image 10", "segments_info[0]", "must be an object"],
+    ),
+    "no list of segments": (
+        lambda f: edit(f, lambda c: c["annotations"][0].update(segments_info=None)),
+        ["image 10", "segments_info must be a list"],
     ),
     "segment listed twice": (
         lambda f: edit(f, lambda c: c["annotations"][0]["segments_info"][1].update(id=1)),
