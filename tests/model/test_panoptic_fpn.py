@@ -32,6 +32,12 @@ def tiny_model(**settings):
     return panoptic_fpn.build_model(config.model, K, S)
 
 
+@pytest.fixture(scope="module")
+def model():
+    tf.keras.utils.set_random_seed(0)
+    return tiny_model()
+
+
 def images(dtype=np.float32):
     x = np.random.normal(size=(2, 64, 96, 3)).astype(dtype)
     for image, (height, width) in zip(x, IMAGE_HW):
@@ -55,6 +61,7 @@ def ground_truth(num_instances=3, dtype=np.float32):
 
 
 SEED = tf.constant([[1, 2], [3, 4]])
+IMAGE_SPECS = tf.TensorSpec([None, None, None, 3]), tf.TensorSpec([None, 2], tf.int32)
 
 
 def train(model, gt=None, x=None):
@@ -62,25 +69,48 @@ def train(model, gt=None, x=None):
         images() if x is None else x,
         tf.constant(IMAGE_HW),
         gt or ground_truth(),
-        tf.constant(SEED),
+        SEED,
         training=True,
     )
 
 
-def test_inference(maybe_graph):
-    model = tiny_model()
-    outputs = maybe_graph(lambda x, hw: model(x, hw))(images(), tf.constant(IMAGE_HW))
-    found = outputs.detections
-    assert found.boxes.shape == (2, 10, 4)
-    assert found.mask_logits.shape == (2, 10, 28, 28)
-    assert outputs.semantic_logits.shape == (2, 16, 24, S)
-    assert (found.boxes.numpy().max(axis=1)[:, 2:] <= np.array(IMAGE_HW)).all()
-    assert all(np.isfinite(t).all() for t in tf.nest.flatten(outputs))
+@pytest.fixture(scope="module")
+def train_graph(model):
+    """`train` of the model in one graph for all sizes."""
+    ground_truth_specs = GroundTruth(
+        boxes=tf.TensorSpec([None, None, 4]),
+        class_ids=tf.TensorSpec([None, None], tf.int32),
+        masks=tf.TensorSpec([None, None, None, None], tf.uint8),
+        semantic=tf.TensorSpec([None, None, None], tf.uint8),
+    )
+    function = tf.function(
+        lambda x, hw, gt, seed: model(x, hw, gt, seed, training=True),
+        input_signature=[*IMAGE_SPECS, ground_truth_specs, tf.TensorSpec([None, 2], tf.int32)],
+        autograph=False,
+    )
+    return lambda gt: function(images(), tf.constant(IMAGE_HW), gt, SEED)
 
 
-def test_training(maybe_graph):
-    model = tiny_model()
-    outputs = maybe_graph(lambda: train(model))()
+@pytest.mark.both_stacks
+def test_inference(model):
+    """Eagerly, and in one graph for all sizes."""
+    function = tf.function(lambda x, hw: model(x, hw), input_signature=IMAGE_SPECS, autograph=False)
+    x, hw = images(), tf.constant(IMAGE_HW)
+    for outputs in (model(x, hw), function(x, hw)):
+        found = outputs.detections
+        assert found.boxes.shape == (2, 10, 4)
+        assert found.mask_logits.shape == (2, 10, 28, 28)
+        assert outputs.semantic_logits.shape == (2, 16, 24, S)
+        assert (found.boxes.numpy().max(axis=1)[:, 2:] <= np.array(IMAGE_HW)).all()
+        assert all(np.isfinite(t).all() for t in tf.nest.flatten(outputs))
+    outputs = function(tf.zeros([1, 32, 160, 3]), tf.constant([[32, 160]]))
+    assert outputs.semantic_logits.shape == (1, 8, 40, S)
+    assert outputs.detections.boxes.shape == (1, 10, 4)
+
+
+@pytest.mark.parametrize("how", ["eager", "graph"])
+def test_training(how, model, train_graph):
+    outputs = train_graph(ground_truth()) if how == "graph" else train(model)
     num_anchors = 3 * (16 * 24 + 8 * 12 + 4 * 6 + 2 * 3 + 1 * 2)
     assert outputs.objectness_logits.shape == (2, num_anchors)
     assert outputs.anchor_deltas.shape == (2, num_anchors, 4)
@@ -95,15 +125,15 @@ def test_training(maybe_graph):
 
 
 @pytest.mark.parametrize("num_instances", [0, 1])
-def test_training_without_instances(num_instances):
+def test_training_without_instances(num_instances, train_graph):
     """M = 0, and M = 1 whose only row is padding in the second image."""
-    outputs = tf.function(train)(tiny_model(), ground_truth(num_instances))
+    outputs = train_graph(ground_truth(num_instances))
     assert (outputs.roi_targets.class_ids.numpy()[1] >= K).any()
     assert np.isfinite(outputs.class_logits).all()
 
 
-def test_every_trainable_variable_has_a_gradient():
-    model = tiny_model()
+@pytest.mark.both_stacks
+def test_every_trainable_variable_has_a_gradient(model):
     with tf.GradientTape() as tape:
         outputs = train(model)
         parts = (
@@ -146,9 +176,9 @@ def test_variants(settings):
     assert np.isfinite(model(images(), tf.constant(IMAGE_HW)).detections.scores).all()
 
 
-def test_the_padding_of_an_image_does_not_depend_on_its_neighbour():
+def test_the_padding_of_an_image_does_not_depend_on_its_neighbour(model):
     """An image alone gives what it gives in a batch."""
-    model, x = tiny_model(), images()
+    x = images()
     both = model(x, tf.constant(IMAGE_HW)).detections
     for b in range(2):
         alone = model(x[b : b + 1], tf.constant(IMAGE_HW[b : b + 1])).detections
@@ -160,7 +190,7 @@ def test_float64_everywhere():
     tf.keras.backend.set_floatx("float64")
     try:
         model = tiny_model()
-        outputs = tf.function(train)(model, ground_truth(dtype=np.float64), images(np.float64))
+        outputs = train(model, ground_truth(dtype=np.float64), images(np.float64))
         found = model(images(np.float64), tf.constant(IMAGE_HW))
     finally:
         tf.keras.backend.set_floatx("float32")
@@ -173,20 +203,10 @@ def test_mixed_precision_ends_in_float32(policy):
     tf.keras.mixed_precision.set_global_policy(policy)
     try:
         model = tiny_model()
-        outputs, found = tf.function(train)(model), model(images(), tf.constant(IMAGE_HW))
+        outputs, found = train(model), model(images(), tf.constant(IMAGE_HW))
     finally:
         tf.keras.mixed_precision.set_global_policy("float32")
     assert all(v.dtype == tf.float32 for v in model.variables)
     for tensor in tf.nest.flatten((outputs, found)):
         assert not tensor.dtype.is_floating or tensor.dtype == tf.float32
         assert np.isfinite(tensor).all()
-
-
-def test_unknown_sizes_need_one_graph():
-    model = tiny_model()
-    specs = tf.TensorSpec([None, None, None, 3]), tf.TensorSpec([None, 2], tf.int32)
-    function = tf.function(lambda x, hw: model(x, hw), input_signature=specs)
-    for hw in ((64, 96), (32, 160)):
-        outputs = function(tf.zeros([1, *hw, 3]), tf.constant([hw]))
-        assert outputs.semantic_logits.shape == (1, hw[0] // 4, hw[1] // 4, S)
-        assert outputs.detections.boxes.shape == (1, 10, 4)
