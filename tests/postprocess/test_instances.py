@@ -28,6 +28,9 @@ def expected_masks(detections, image_hw, original_hw):
     return keep, boxes[keep], [reference.paste(probs[i], boxes[i], original_hw) for i in keep]
 
 
+PASTE_IN_GRAPH = tf.function(instances.paste_instances, autograph=False)
+
+
 def check_both(detections, image_hw, original_hw):
     keep, boxes, masks = expected_masks(detections, image_hw, original_hw)
     lazy = instances.instances_at_original_size(detections, image_hw, original_hw)
@@ -35,10 +38,9 @@ def check_both(detections, image_hw, original_hw):
     np.testing.assert_array_equal(lazy.scores, detections.scores[keep])
     np.testing.assert_array_equal(lazy.class_ids, detections.class_ids[keep])
     assert len(lazy.masks) == len(keep)
-    in_graph = tf.function(instances.paste_instances)(
+    placed, dense = PASTE_IN_GRAPH(
         tf.nest.map_structure(tf.constant, detections), tf.constant(image_hw), tf.constant(original_hw)
     )
-    placed, dense = in_graph
     assert int(placed.num_detections) == len(keep)
     np.testing.assert_array_equal(placed.boxes[: len(keep)], boxes)
     np.testing.assert_array_equal(placed.class_ids[len(keep) :], -1)
