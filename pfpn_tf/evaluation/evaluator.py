@@ -163,7 +163,7 @@ class Evaluator:
         if self._function is None:
             spec = dataset.element_spec
             signature = [spec["images"], spec["image_hw"], spec["original_hw"]]
-            self._function = tf.function(self._step, input_signature=signature)
+            self._function = tf.function(self._step, input_signature=signature, autograph=False)
         local = self._strategy.experimental_local_results
         progress = report.Progress(num_images)
         waiting = []

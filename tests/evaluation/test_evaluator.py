@@ -37,6 +37,7 @@ def config_of(dataset, **settings):
         eval_records=str(dataset / "records" / "val-*"),
         eval_min_side=96,
         eval_max_side=160,
+        eval_batch_size=3,
         fusion_stuff_area_threshold_px=64,
         **settings,
     )
@@ -49,22 +50,29 @@ def info_of(dataset):
 class Oracle(tf.keras.Model):
     """Recognises an image by the sum of its pixels and gives what it has noted for it."""
 
-    def __init__(self, config, info):
+    def __init__(self, config, info, notes):
         super().__init__()
         self._num_classes = info.num_semantic_classes(config.model.semantic_targets)
         colors = info.semantic_colors(config.model.semantic_targets).astype(np.float32)
         self._colors = tf.constant(colors - np.array(config.data.pixel_mean, np.float32))
         self._task = config.model.task
+        keys, rows = notes
+        self._keys = tf.constant(keys)
+        self._rows = [tf.constant(np.stack(column)) for column in zip(*rows)]
+
+    @classmethod
+    def notes(cls, config, info):
+        """What to note for the images of the split: the sums of their pixels, and rows of outputs."""
         rng = np.random.default_rng(0)
         keys, rows = [], []
         for batch in pipeline.build_dataset(config.replace(eval_batch_size=1), info, training=False):
             keys.append(float(tf.reduce_sum(batch["images"])))
-            rows.append(self._noted(batch, info, rng))
+            rows.append(cls._noted(batch, info, rng))
         assert len(keys) == NUM_IMAGES and len(set(keys)) == NUM_IMAGES
-        self._keys = tf.constant(keys)
-        self._rows = [tf.constant(np.stack(column)) for column in zip(*rows)]
+        return keys, rows
 
-    def _noted(self, batch, info, rng):
+    @staticmethod
+    def _noted(batch, info, rng):
         """Boxes a little off, class ids now and then wrong, scores falling, oval masks."""
         scale = batch["image_hw"][0].numpy() / batch["original_hw"][0].numpy()
         boxes = np.zeros((MAX_DETECTIONS, 4), np.float32)
@@ -96,21 +104,38 @@ class Oracle(tf.keras.Model):
         )
 
 
-def run(dataset, strategy=None, output_dir=None, max_images=0, **settings):
-    config, info = config_of(dataset, **settings), info_of(dataset)
-    strategy = strategy or tf.distribute.get_strategy()
-    with strategy.scope():
-        model = Oracle(config, info)
-    metrics = Evaluator(config, info, model, strategy).evaluate(output_dir, max_images)
+@pytest.fixture(scope="module")
+def evaluator(dataset):
+    """A function from settings to an `Evaluator` of the oracle."""
+    notes = Oracle.notes(config_of(dataset), info_of(dataset))
+
+    def build(strategy=None, **settings):
+        config, info = config_of(dataset, **settings), info_of(dataset)
+        strategy = strategy or tf.distribute.get_strategy()
+        with strategy.scope():
+            model = Oracle(config, info, notes)
+        return Evaluator(config, info, model, strategy)
+
+    return build
+
+
+def run(evaluator, output_dir=None, max_images=0):
+    metrics = evaluator.evaluate(output_dir, max_images)
     metrics.pop("seconds")
     return metrics
 
 
 @pytest.fixture(scope="module")
-def evaluated(dataset, tmp_path_factory):
+def single(evaluator):
+    """One replica, default settings; its graph is traced once."""
+    return evaluator()
+
+
+@pytest.fixture(scope="module")
+def evaluated(single, tmp_path_factory):
     """Metrics of one replica, and the folder of its predictions."""
     folder = tmp_path_factory.mktemp("predictions")
-    return run(dataset, output_dir=str(folder)), folder
+    return run(single, str(folder)), folder
 
 
 def test_numbers_are_those_of_an_imperfect_network(evaluated):
@@ -121,11 +146,10 @@ def test_numbers_are_those_of_an_imperfect_network(evaluated):
     assert metrics["num_images"] == NUM_IMAGES
 
 
-@pytest.mark.parametrize("eval_batch_size", [1, 3])
-def test_two_replicas_give_the_same(dataset, evaluated, eval_batch_size):
-    """7 images on 2 replicas: the last round is not full, with batches of 3 nor the last batch."""
-    two = run(dataset, tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]), eval_batch_size=eval_batch_size)
-    assert two == (evaluated[0] if eval_batch_size == 1 else run(dataset, eval_batch_size=eval_batch_size))
+def test_two_replicas_give_the_same(evaluator, evaluated):
+    """7 images in batches of 3 on 2 replicas: neither the last round nor its batch is full."""
+    two = run(evaluator(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])))
+    assert two == evaluated[0]
 
 
 def test_written_files_score_to_the_same(dataset, evaluated):
@@ -151,9 +175,9 @@ def test_html_report(evaluated):
         assert text in page
 
 
-def test_subset_equals_files_of_the_subset(dataset, tmp_path):
+def test_subset_equals_files_of_the_subset(dataset, single, tmp_path):
     """Classes absent from the subset are left out of the averages."""
-    metrics = run(dataset, max_images=2, output_dir=str(tmp_path / "out"))
+    metrics = run(single, str(tmp_path / "out"), max_images=2)
     panoptic = json.loads((dataset / "annotations/panoptic_val.json").read_text())
     panoptic["annotations"] = panoptic["annotations"][:2]
     (tmp_path / "gt.json").write_text(json.dumps(panoptic))
@@ -168,14 +192,14 @@ def test_subset_equals_files_of_the_subset(dataset, tmp_path):
 
 
 @pytest.mark.parametrize("task, kinds", [("semantic", {"semantic_branch"}), ("instance", {"bbox", "segm"})])
-def test_single_tasks(dataset, evaluated, task, kinds):
-    metrics = run(dataset, task=task)
+def test_single_tasks(evaluator, evaluated, task, kinds):
+    metrics = run(evaluator(task=task))
     assert set(metrics) == kinds | {"notes", "num_images"}
     assert {kind: evaluated[0][kind] for kind in kinds} == {kind: metrics[kind] for kind in kinds}
 
 
-def test_all_semantic_targets(dataset):
-    metrics = run(dataset, semantic_targets="all", max_images=3)
+def test_all_semantic_targets(dataset, evaluator):
+    metrics = run(evaluator(semantic_targets="all"), max_images=3)
     assert set(metrics["semantic_branch"]["iou"]) == {str(c.id) for c in info_of(dataset).categories}
     assert metrics["semantic_branch"]["things_as_one"]["miou"] is not None
 
