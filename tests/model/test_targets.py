@@ -214,7 +214,7 @@ def test_unknown_sizes_in_a_graph():
         tf.nest.map_structure(unknown, ground_truth)._replace(boxes=tf.TensorSpec([None, None, 4])),
     ]
 
-    @tf.function(input_signature=signature)
+    @tf.function(input_signature=signature, autograph=False)
     def function(proposals, ground_truth):
         result = targets.roi_targets(proposals, ground_truth, K, SEED, config)
         assert result.boxes.shape[1] == 16

@@ -1,6 +1,7 @@
 """A tiny network with random weights, once as run directory and once exported."""
 
 import pytest
+import tensorflow as tf
 
 from pfpn_tf.config import Config
 from pfpn_tf.data.categories import DatasetInfo
@@ -33,6 +34,7 @@ def run_dir(tmp_path_factory):
     info = DatasetInfo.from_coco_categories(
         [{"id": 3 * i + 2, "name": f"class {i}", "isthing": int(i < 4)} for i in range(7)]
     )
+    tf.keras.utils.set_random_seed(0)
     network = panoptic_fpn.build_model(config.model, info.num_thing_classes, info.num_semantic_classes("other"))
     for variable in network.variables:
         # wider heads than the initialisation's, so that scores and labels differ from place to place
