@@ -26,20 +26,19 @@ def call(tool, *arguments):
 
 def test_from_photos_to_predictions(tmp_path):
     data, records, run = tmp_path / "dataset", tmp_path / "records", tmp_path / "run"
-    synthetic.make_dataset(data, 4, 2, sides=(48, 80))
-    for split in ("train", "val"):
-        call(
-            "tools/create_tfrecords.py",
-            f"--split={split}",
-            f"--output_dir={records}",
-            f"--image_dir={data / split}",
-            f"--panoptic_json={data}/annotations/panoptic_{split}.json",
-            f"--instances_json={data}/annotations/instances_{split}.json",
-            "--num_workers=1",
-        )
+    synthetic.make_dataset(data, 1, 2, sides=(48, 80))
+    call(
+        "tools/create_tfrecords.py",
+        "--split=val",
+        f"--output_dir={records}",
+        f"--image_dir={data}/val",
+        f"--panoptic_json={data}/annotations/panoptic_val.json",
+        f"--instances_json={data}/annotations/instances_val.json",
+        "--num_workers=1",
+    )
     recipe = [
         "--flagfile=configs/base/tiny.flags",
-        f"--train_records={records}/train-*.tfrecord",
+        f"--train_records={records}/val-*.tfrecord",  # the two photos serve for both
         f"--eval_records={records}/val-*.tfrecord",
         "--train_min_sides=64",
         "--train_max_side=96",

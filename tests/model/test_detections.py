@@ -1,6 +1,7 @@
 """From box-head outputs to detections."""
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from pfpn_tf import config as config_lib
@@ -39,6 +40,7 @@ def random_inputs(num_rois=40, num_classes=3):
     return boxes, logits, deltas
 
 
+@pytest.mark.both_stacks
 def test_against_numpy(maybe_graph):
     config = config_lib.Config().replace(max_detections=25, score_threshold=0.2).model
     boxes, logits, deltas = random_inputs()

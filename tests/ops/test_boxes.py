@@ -20,6 +20,7 @@ def test_area_is_height_times_width():
     assert box_ops.area(tf.constant([1.0, 2.0, 4.0, 9.0])).numpy() == 21.0
 
 
+@pytest.mark.both_stacks
 def test_iou_matrix(maybe_graph):
     a, b = random_boxes(7), random_boxes(11, seed=1)
     got = maybe_graph(box_ops.iou_matrix)(tf.constant(a), tf.constant(b))

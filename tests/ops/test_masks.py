@@ -25,6 +25,7 @@ def blobs(shape, seed=0):
     return out
 
 
+@pytest.mark.both_stacks
 def test_mask_targets(method, maybe_graph):
     gt_masks = blobs([2, 3, 37, 61])
     rng = np.random.default_rng(1)
@@ -73,7 +74,7 @@ def test_gather_compiles_under_xla():
     gt_masks = tf.constant(blobs([2, 3, 32, 64]))
     boxes = tf.constant([[[0.0, 0, 32, 64], [1, 2, 30, 60]], [[3, 4, 20, 50], [0, 0, 0, 0]]])
     gt_index = tf.constant([[0, 1], [2, -1]])
-    compiled = tf.function(lambda *a: masks.mask_targets(*a, 7, "gather"), jit_compile=True)
+    compiled = tf.function(lambda *a: masks.mask_targets(*a, 7, "gather"), jit_compile=True, autograph=False)
     got = compiled(gt_masks, boxes, gt_index)
     np.testing.assert_array_equal(got, masks.mask_targets(gt_masks, boxes, gt_index, 7))
     assert got.numpy().any()

@@ -58,6 +58,7 @@ def test_half_pixel_alignment_on_a_ramp():
     np.testing.assert_allclose(got[0, 0, :, :, 0], [[4, 6, 8]] * 3, rtol=1e-6)
 
 
+@pytest.mark.both_stacks
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("ratio", (2, 0))
 def test_multilevel(method, ratio):
@@ -149,7 +150,7 @@ def test_gather_compiles_under_xla():
     features = random_features([11, 17]).astype(np.float32)
     boxes = np.array([list(BOXES.values())] * 2, np.float32)
 
-    @tf.function(jit_compile=True)
+    @tf.function(jit_compile=True, autograph=False)
     def loss_and_gradient(features, boxes):
         with tf.GradientTape() as tape:
             tape.watch(features)

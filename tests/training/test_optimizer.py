@@ -21,6 +21,7 @@ def _gradients(shape, seed=0):
     return np.random.default_rng(seed).normal(size=[len(RATES), *shape])
 
 
+@pytest.mark.both_stacks
 @pytest.mark.parametrize("dtype,tolerance", [("float32", 1e-5), ("float64", 1e-7)])
 def test_rule_with_changing_rate(dtype, tolerance, maybe_graph):
     start = np.array([[1.0, -2.0, 3.0]])
@@ -93,7 +94,7 @@ def test_two_replicas_apply_the_sum_once(policy, already_summed):
         optimizer.build([layer.kernel, layer.bias])
         layer.bias.assign([1.0])
 
-    @tf.function
+    @tf.function(autograph=False)
     def step(gradient):
         def replica_step():
             context = tf.distribute.get_replica_context()
