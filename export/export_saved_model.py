@@ -5,7 +5,8 @@
 
 The settings are those of the run; any can be given on top: --fusion_score_threshold,
 --fusion_stuff_area_threshold_px, --eval_min_side, --max_image_pixels, ... The last part of
---export_dir is the version number for TensorFlow Serving. Exit codes: 0 done, 2 unusable settings or files.
+--export_dir is the version number for TensorFlow Serving. Exit codes: 0 done, 2 unusable settings
+or files.
 """
 
 import os

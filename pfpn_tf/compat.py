@@ -10,7 +10,7 @@ import tensorflow as tf
 
 
 def tensorflow_addons():
-    """The tensorflow_addons module, without its end-of-life warning; None where it cannot be imported."""
+    """tensorflow_addons without its end-of-life warning; None where it cannot be imported."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -20,7 +20,9 @@ def tensorflow_addons():
     return addons
 
 
-def adjust_hsv(image: tf.Tensor, hue: tf.Tensor, saturation: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
+def adjust_hsv(
+    image: tf.Tensor, hue: tf.Tensor, saturation: tf.Tensor, value: tf.Tensor
+) -> tf.Tensor:
     """Turns the hue and scales saturation and value, as a linear map in YIQ space.
 
     Args:

@@ -44,14 +44,17 @@ def _field(default, help_text, choices=None, at_least=None, above=None, at_most=
 class Data:
     """Where the examples are and what is done to them."""
 
-    train_records: str = _field("", "Glob of the training TFRecords, e.g. data/coco/train-*.tfrecord.")
+    train_records: str = _field(
+        "", "Glob of the training TFRecords, e.g. data/coco/train-*.tfrecord."
+    )
     eval_records: str = _field("", "Glob of the evaluation TFRecords.")
     dataset_info: str = _field(
         "", "Path of dataset_info.json. Empty: the file of that name beside the TFRecords."
     )
     train_min_sides: Tuple[int, ...] = _field(
         (640, 672, 704, 736, 768, 800),
-        "Shorter image side in training, drawn from this list (the paper's scale jitter, 640 to 800).",
+        "Shorter image side in training, drawn from this list (the paper's scale jitter, 640 to "
+        "800).",
     )
     train_max_side: int = _field(1333, "Longest image side in training.", at_least=32)
     eval_min_side: int = _field(800, "Shorter image side at inference.", at_least=32)
@@ -75,10 +78,14 @@ class Data:
         (1.0, 1.0, 1.0), "R, G, B divisors after the mean; 1,1,1 for Caffe-style ImageNet weights."
     )
     size_divisor: int = _field(
-        32, "Padded sizes are multiples of this; 32 is the stride of the deepest feature map.", at_least=32
+        32,
+        "Padded sizes are multiples of this; 32 is the stride of the deepest feature map.",
+        at_least=32,
     )
     max_instances: int = _field(
-        100, "Most ground-truth instances used per training image; the largest are kept.", at_least=1
+        100,
+        "Most ground-truth instances used per training image; the largest are kept.",
+        at_least=1,
     )
     static_shapes: bool = _field(
         False,
@@ -106,11 +113,14 @@ class Model:
         choices=("frozen_bn", "group_norm", "sync_bn"),
     )
     stride_in_1x1: bool = _field(
-        True, "Stride of a stage in its first 1x1 convolution (Caffe, the paper) or in its 3x3 (torchvision)."
+        True,
+        "Stride of a stage in its first 1x1 convolution (Caffe, the paper) or in its 3x3 "
+        "(torchvision).",
     )
     freeze_stages: int = _field(
         2,
-        "Backbone stages without gradient: 0 none, 1 the stem, 2 stem and c2, ... Needs trained weights.",
+        "Backbone stages without gradient: 0 none, 1 the stem, 2 stem and c2, ... Needs trained "
+        "weights.",
         at_least=0,
         at_most=5,
     )
@@ -121,28 +131,55 @@ class Model:
         choices=("none", "group_norm"),
     )
     anchor_sizes: Tuple[float, ...] = _field(
-        (32.0, 64.0, 128.0, 256.0, 512.0), "Square root of the anchor area in pixels, one per level p2..p6."
+        (32.0, 64.0, 128.0, 256.0, 512.0),
+        "Square root of the anchor area in pixels, one per level p2..p6.",
     )
     anchor_aspect_ratios: Tuple[float, ...] = _field(
         (0.5, 1.0, 2.0), "Anchor height divided by width (the same convention as Detectron2)."
     )
-    rpn_pre_nms_top_k_train: int = _field(2000, "Proposals kept per level before NMS, training.", at_least=1)
-    rpn_pre_nms_top_k_eval: int = _field(1000, "Proposals kept per level before NMS, inference.", at_least=1)
-    rpn_post_nms_top_k: int = _field(1000, "Proposals kept per image after NMS.", at_least=1)
-    rpn_nms_threshold: float = _field(0.7, "IoU above which NMS drops a proposal.", above=0.0, at_most=1.0)
-    rpn_positive_iou: float = _field(0.7, "Anchors at or above this IoU are positive.", above=0.0, at_most=1.0)
-    rpn_negative_iou: float = _field(0.3, "Anchors below this IoU are negative.", at_least=0.0, at_most=1.0)
-    rpn_samples_per_image: int = _field(256, "Anchors sampled per image for the RPN losses.", at_least=1)
-    rpn_positive_fraction: float = _field(0.5, "Largest share of positives among them.", above=0.0, at_most=1.0)
-    roi_samples_per_image: int = _field(512, "RoIs sampled per image for the heads' losses.", at_least=1)
-    roi_positive_fraction: float = _field(0.25, "Largest share of foreground among them.", above=0.0, at_most=1.0)
-    roi_positive_iou: float = _field(0.5, "RoIs at or above this IoU are foreground.", above=0.0, at_most=1.0)
-    roi_sampling_ratio: int = _field(
-        2, "RoIAlign samples per bin and axis; 0: adaptive, ceil(RoI size / output size).", at_least=0
+    rpn_pre_nms_top_k_train: int = _field(
+        2000, "Proposals kept per level before NMS, training.", at_least=1
     )
-    box_fc_channels: int = _field(1024, "Width of the box head's two fully connected layers.", at_least=1)
+    rpn_pre_nms_top_k_eval: int = _field(
+        1000, "Proposals kept per level before NMS, inference.", at_least=1
+    )
+    rpn_post_nms_top_k: int = _field(1000, "Proposals kept per image after NMS.", at_least=1)
+    rpn_nms_threshold: float = _field(
+        0.7, "IoU above which NMS drops a proposal.", above=0.0, at_most=1.0
+    )
+    rpn_positive_iou: float = _field(
+        0.7, "Anchors at or above this IoU are positive.", above=0.0, at_most=1.0
+    )
+    rpn_negative_iou: float = _field(
+        0.3, "Anchors below this IoU are negative.", at_least=0.0, at_most=1.0
+    )
+    rpn_samples_per_image: int = _field(
+        256, "Anchors sampled per image for the RPN losses.", at_least=1
+    )
+    rpn_positive_fraction: float = _field(
+        0.5, "Largest share of positives among them.", above=0.0, at_most=1.0
+    )
+    roi_samples_per_image: int = _field(
+        512, "RoIs sampled per image for the heads' losses.", at_least=1
+    )
+    roi_positive_fraction: float = _field(
+        0.25, "Largest share of foreground among them.", above=0.0, at_most=1.0
+    )
+    roi_positive_iou: float = _field(
+        0.5, "RoIs at or above this IoU are foreground.", above=0.0, at_most=1.0
+    )
+    roi_sampling_ratio: int = _field(
+        2,
+        "RoIAlign samples per bin and axis; 0: adaptive, ceil(RoI size / output size).",
+        at_least=0,
+    )
+    box_fc_channels: int = _field(
+        1024, "Width of the box head's two fully connected layers.", at_least=1
+    )
     mask_channels: int = _field(256, "Width of the mask head's convolutions.", at_least=1)
-    semantic_channels: int = _field(128, "Width of the semantic branch (Table 1c: 64, 128, 256).", at_least=1)
+    semantic_channels: int = _field(
+        128, "Width of the semantic branch (Table 1c: 64, 128, 256).", at_least=1
+    )
     semantic_aggregation: str = _field(
         "sum", "How the semantic branch merges its levels (Table 1d).", choices=("sum", "concat")
     )
@@ -153,16 +190,23 @@ class Model:
         choices=("other", "all"),
     )
     score_threshold: float = _field(0.05, "Lowest score of a detection.", at_least=0.0, at_most=1.0)
-    nms_threshold: float = _field(0.5, "IoU above which per-class NMS drops a detection.", above=0.0, at_most=1.0)
+    nms_threshold: float = _field(
+        0.5, "IoU above which per-class NMS drops a detection.", above=0.0, at_most=1.0
+    )
     max_detections: int = _field(100, "Detections kept per image.", at_least=1)
     fusion_score_threshold: float = _field(
         0.5, "Instances below this score do not enter the panoptic map.", at_least=0.0, at_most=1.0
     )
     fusion_overlap_threshold: float = _field(
-        0.5, "An instance is dropped if more than this share of it is already taken.", at_least=0.0, at_most=1.0
+        0.5,
+        "An instance is dropped if more than this share of it is already taken.",
+        at_least=0.0,
+        at_most=1.0,
     )
     fusion_stuff_area_threshold_px: int = _field(
-        4096, "Stuff segments smaller than this, in pixels of the original image, are dropped.", at_least=0
+        4096,
+        "Stuff segments smaller than this, in pixels of the original image, are dropped.",
+        at_least=0,
     )
 
 
@@ -180,30 +224,42 @@ class Train:
         at_least=0,
     )
     warmup_steps: int = _field(1000, "Steps of linear warm-up.", at_least=0)
-    warmup_factor: float = _field(0.001, "Share of the learning rate at step 0.", at_least=0.0, at_most=1.0)
-    lr_decay_steps: Tuple[int, ...] = _field((60000, 80000), "Steps at which the learning rate drops.")
+    warmup_factor: float = _field(
+        0.001, "Share of the learning rate at step 0.", at_least=0.0, at_most=1.0
+    )
+    lr_decay_steps: Tuple[int, ...] = _field(
+        (60000, 80000), "Steps at which the learning rate drops."
+    )
     lr_decay_factor: float = _field(0.1, "Factor of each drop.", above=0.0, at_most=1.0)
     momentum: float = _field(0.9, "SGD momentum.", at_least=0.0, at_most=1.0)
     weight_decay: float = _field(
-        1e-4, "L2 weight decay on weights and biases; norm scales and shifts have none.", at_least=0.0
+        1e-4,
+        "L2 weight decay on weights and biases; norm scales and shifts have none.",
+        at_least=0.0,
     )
-    gradient_clip_norm: float = _field(0.0, "Clip the global gradient norm to this; 0: no clipping.", at_least=0.0)
+    gradient_clip_norm: float = _field(
+        0.0, "Clip the global gradient norm to this; 0: no clipping.", at_least=0.0
+    )
     gradient_accumulation_steps: int = _field(
         1,
-        "Parts into which each replica cuts its share of the batch, one after the other to save memory; their "
+        "Parts into which each replica cuts its share of the batch, one after the other to save "
+        "memory; their "
         "gradients are averaged.",
         at_least=1,
     )
     ema_decay: float = _field(
         0.0,
-        "Keep a moving average of the weights with this decay, e.g. 0.9999, beside the raw ones; 0: none.",
+        "Keep a moving average of the weights with this decay, e.g. 0.9999, beside the raw ones; "
+        "0: none.",
         at_least=0.0,
         at_most=0.99999999,
     )
     instance_loss_weight: float = _field(1.0, "The paper's lambda_i.", at_least=0.0)
     semantic_loss_weight: float = _field(0.5, "The paper's lambda_s.", at_least=0.0)
     init_weights: str = _field(
-        "", "Run directory or checkpoint to initialise from (converted weights too). Empty: from scratch."
+        "",
+        "Run directory or checkpoint to initialise from (converted weights too). Empty: from "
+        "scratch.",
     )
     precision: str = _field(
         "float32", "Compute precision.", choices=("float32", "mixed_bfloat16", "mixed_float16")
@@ -211,21 +267,28 @@ class Train:
     xla: bool = _field(False, "Let XLA compile what it can of the step on GPUs.")
     distribution: str = _field(
         "mirrored",
-        "mirrored: all GPUs of this machine, else its CPU; one_device; cpu; multi_worker: several machines by TF_CONFIG.",
+        "mirrored: all GPUs of this machine, else its CPU; one_device; cpu; multi_worker: several "
+        "machines by TF_CONFIG.",
         choices=("mirrored", "multi_worker", "one_device", "cpu"),
     )
     steps_per_loop: int = _field(20, "Steps between returns to Python and log lines.", at_least=1)
-    summary_interval_steps: int = _field(20, "Steps between scalars in TensorBoard and metrics.jsonl.", at_least=1)
+    summary_interval_steps: int = _field(
+        20, "Steps between scalars in TensorBoard and metrics.jsonl.", at_least=1
+    )
     image_interval_steps: int = _field(
         1000, "Steps between pictures in TensorBoard; 0: none.", at_least=0
     )
     checkpoint_interval_steps: int = _field(1000, "Steps between checkpoints.", at_least=1)
     keep_checkpoints: int = _field(3, "Newest checkpoints kept.", at_least=1)
-    eval_interval_steps: int = _field(0, "Steps between evaluations in training; 0: none.", at_least=0)
+    eval_interval_steps: int = _field(
+        0, "Steps between evaluations in training; 0: none.", at_least=0
+    )
     profile_steps: Tuple[int, ...] = _field(
         (), "First,last step to record for TensorBoard's profiler; empty: none."
     )
-    seed: int = _field(0, "Seed of initialisation, data order, augmentation and sampling.", at_least=0)
+    seed: int = _field(
+        0, "Seed of initialisation, data order, augmentation and sampling.", at_least=0
+    )
     train_cpu_threads: int = _field(0, "CPU threads for TensorFlow; 0: all.", at_least=0)
 
 
@@ -251,7 +314,7 @@ class Export:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """All settings. Build with `Config()` and `replace`, or `from_mapping`; never edited in place."""
+    """All settings. Build with `Config()`, `replace` or `from_mapping`; never edited in place."""
 
     data: Data = Data()
     model: Model = Model()
@@ -280,7 +343,10 @@ class Config:
         return from_mapping({**self.flat(), **settings})
 
     def to_json(self) -> str:
-        return json.dumps({name: dataclasses.asdict(group) for name, group in self.groups()}, indent=2) + "\n"
+        return (
+            json.dumps({name: dataclasses.asdict(group) for name, group in self.groups()}, indent=2)
+            + "\n"
+        )
 
 
 def all_fields() -> Dict[str, dataclasses.Field]:
@@ -363,8 +429,14 @@ def _field_problems(name, value, f):
         hint = f" Did you mean {near[0]}?" if near else f" {try_default}"
         return [f"--{name}={value} must be one of {', '.join(meta['choices'])}.{hint}"]
     if isinstance(value, tuple):
-        bad = [v for v in value if isinstance(v, (int, float)) and not isinstance(v, bool) and v < 0]
-        return [f"--{name}={','.join(map(str, value))} must not hold negative numbers. {try_default}"] if bad else []
+        bad = [
+            v for v in value if isinstance(v, (int, float)) and not isinstance(v, bool) and v < 0
+        ]
+        return (
+            [f"--{name}={','.join(map(str, value))} must not hold negative numbers. {try_default}"]
+            if bad
+            else []
+        )
     if isinstance(f.default, (int, float)) and not isinstance(f.default, bool):
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             return [f"--{name}={value!r} must be a number. {try_default}"]
@@ -395,43 +467,66 @@ def _cross_problems(config):
         )
     if data.eval_min_side > data.eval_max_side:
         problems.append(
-            f"--eval_min_side={data.eval_min_side} is more than --eval_max_side={data.eval_max_side}; "
+            f"--eval_min_side={data.eval_min_side} is more than "
+            f"--eval_max_side={data.eval_max_side}; "
             f"raise the latter to at least {data.eval_min_side}."
         )
-    if data.random_scale and (len(data.random_scale) != 2 or not 0 < data.random_scale[0] <= data.random_scale[1]):
-        problems.append(f"--random_scale={data.random_scale} must be two numbers, low,high with 0 < low <= high; e.g. 0.5,2.0.")
+    if data.random_scale and (
+        len(data.random_scale) != 2 or not 0 < data.random_scale[0] <= data.random_scale[1]
+    ):
+        problems.append(
+            f"--random_scale={data.random_scale} must be two numbers, low,high with 0 < low <= "
+            "high; e.g. 0.5,2.0."
+        )
     if data.crop_size and (len(data.crop_size) != 2 or min(data.crop_size) < 32):
-        problems.append(f"--crop_size={data.crop_size} must be height,width of at least 32 each; e.g. 512,1024.")
+        problems.append(
+            f"--crop_size={data.crop_size} must be height,width of at least 32 each; e.g. 512,1024."
+        )
     for name in ("pixel_mean", "pixel_std"):
         value = getattr(data, name)
         if len(value) != 3 or (name == "pixel_std" and min(value) <= 0):
-            problems.append(f"--{name}={value} must be three numbers, R,G,B{', above 0' if name == 'pixel_std' else ''}.")
+            problems.append(
+                f"--{name}={value} must be three numbers, "
+                f"R,G,B{', above 0' if name == 'pixel_std' else ''}."
+            )
     if len(model.anchor_sizes) != len(LEVELS):
         problems.append(
             f"--anchor_sizes has {len(model.anchor_sizes)} sizes for the {len(LEVELS)} levels "
             f"{', '.join(LEVELS)}; e.g. 32,64,128,256,512."
         )
     if not model.anchor_aspect_ratios or min(model.anchor_aspect_ratios, default=0) <= 0:
-        problems.append("--anchor_aspect_ratios must be positive numbers (height / width), e.g. 0.5,1,2.")
+        problems.append(
+            "--anchor_aspect_ratios must be positive numbers (height / width), e.g. 0.5,1,2."
+        )
     if model.rpn_negative_iou > model.rpn_positive_iou:
         problems.append(
-            f"--rpn_negative_iou={model.rpn_negative_iou} is above --rpn_positive_iou={model.rpn_positive_iou}; "
+            f"--rpn_negative_iou={model.rpn_negative_iou} is above "
+            f"--rpn_positive_iou={model.rpn_positive_iou}; "
             "use 0.3 and 0.7."
         )
     if model.fpn_channels % 32 and model.head_norm == "group_norm":
-        problems.append(f"--fpn_channels={model.fpn_channels} must be divisible by the 32 groups of --head_norm=group_norm; use 256.")
+        problems.append(
+            f"--fpn_channels={model.fpn_channels} must be divisible by the 32 groups of "
+            "--head_norm=group_norm; use 256."
+        )
     if model.semantic_channels % 32:
         problems.append(
-            f"--semantic_channels={model.semantic_channels} must be divisible by the 32 groups of its "
+            f"--semantic_channels={model.semantic_channels} must be divisible by the 32 groups of "
+            "its "
             "GroupNorm; use 64, 128 or 256."
         )
-    if train.profile_steps and (len(train.profile_steps) != 2 or train.profile_steps[0] > train.profile_steps[1]):
-        problems.append(f"--profile_steps={train.profile_steps} must be two steps, first,last; e.g. 10,14.")
+    if train.profile_steps and (
+        len(train.profile_steps) != 2 or train.profile_steps[0] > train.profile_steps[1]
+    ):
+        problems.append(
+            f"--profile_steps={train.profile_steps} must be two steps, first,last; e.g. 10,14."
+        )
     if list(train.lr_decay_steps) != sorted(set(train.lr_decay_steps)):
         problems.append(f"--lr_decay_steps={train.lr_decay_steps} must rise; e.g. 60000,80000.")
     if train.lr_decay_steps and train.lr_decay_steps[0] <= train.warmup_steps:
         problems.append(
             f"--lr_decay_steps={','.join(map(str, train.lr_decay_steps))} must come after "
-            f"--warmup_steps={train.warmup_steps}; lower --warmup_steps to {train.lr_decay_steps[0] - 1} or less."
+            f"--warmup_steps={train.warmup_steps}; lower --warmup_steps to "
+            f"{train.lr_decay_steps[0] - 1} or less."
         )
     return problems

@@ -30,45 +30,66 @@ TOOL_FLAGS = {
     "run_dir": ToolFlag("", "Directory of one training run: config.json, checkpoints, logs."),
     # train
     "dry_run": ToolFlag(
-        False, "Check everything, print settings, parameters, batch shapes and schedule, and train nothing."
+        False,
+        "Check everything, print settings, parameters, batch shapes and schedule; train nothing.",
     ),
     # create_tfrecords
     "panoptic_json": ToolFlag("", "COCO panoptic JSON of the split."),
-    "panoptic_dir": ToolFlag("", "Folder of its panoptic PNGs. Empty: the JSON's path without .json."),
+    "panoptic_dir": ToolFlag(
+        "", "Folder of its panoptic PNGs. Empty: the JSON's path without .json."
+    ),
     "image_dir": ToolFlag("", "Folder of the photos."),
     "instances_json": ToolFlag(
-        "", "COCO instances JSON of the same images: instances that overlap, crowds. Empty: from the panoptic segments."
+        "",
+        "COCO instances JSON of the same images: instances that overlap, crowds. "
+        "Empty: from the panoptic segments.",
     ),
     "image_ids": ToolFlag([], "Use only the images with these ids, comma-separated."),
     "num_shards": ToolFlag(0, "Number of TFRecord files; 0: one for every 500 images."),
     "num_workers": ToolFlag(0, "Processes; 0: one per CPU core."),
-    "skip_bad": ToolFlag(False, "Leave broken images out and count them, instead of stopping at the first."),
+    "skip_bad": ToolFlag(
+        False, "Leave broken images out and count them, instead of stopping at the first."
+    ),
     "output_dir": ToolFlag("", "Folder to write to; made if need be."),
     "split": ToolFlag("", "Name of the split: train, val, ..."),
     # eval
-    "checkpoint": ToolFlag("", "Which checkpoint: empty for the newest, best, a step, or a path without suffix."),
+    "checkpoint": ToolFlag(
+        "", "Which checkpoint: empty for the newest, best, a step, or a path without suffix."
+    ),
     "save_predictions": ToolFlag(True, "Write the predictions in COCO format."),
     "gt_panoptic_json": ToolFlag("", "COCO panoptic JSON of the ground truth, to score files."),
     "gt_panoptic_dir": ToolFlag("", "Folder of its PNGs. Empty: the JSON's path without .json."),
     "pred_panoptic_json": ToolFlag("", "COCO panoptic JSON of the predictions, to score files."),
     "pred_panoptic_dir": ToolFlag("", "Folder of its PNGs. Empty: the JSON's path without .json."),
     "gt_instances_json": ToolFlag("", "COCO instances JSON of the ground truth, to score files."),
-    "pred_instances_json": ToolFlag("", "COCO instance results with bbox, segmentation or both, to score files."),
-    "semantic": ToolFlag(False, "With files: also mIoU and frequency-weighted IoU of the panoptic maps."),
+    "pred_instances_json": ToolFlag(
+        "", "COCO instance results with bbox, segmentation or both, to score files."
+    ),
+    "semantic": ToolFlag(
+        False, "With files: also mIoU and frequency-weighted IoU of the panoptic maps."
+    ),
     "metrics_json": ToolFlag("", "Write all metrics here, as fractions at full precision."),
     "num_processes": ToolFlag(0, "Processes that score files; 0: one per CPU."),
     # export_saved_model
-    "export_dir": ToolFlag("", "Directory to make; for TensorFlow Serving NAME/VERSION, e.g. models/panoptic/1."),
+    "export_dir": ToolFlag(
+        "", "Directory to make; for TensorFlow Serving NAME/VERSION, e.g. models/panoptic/1."
+    ),
     # predict
     "saved_model": ToolFlag("", "Directory of an exported model."),
-    "images": ToolFlag([], "Files, folders or globs, comma-separated; of a folder every image in it."),
+    "images": ToolFlag(
+        [], "Files, folders or globs, comma-separated; of a folder every image in it."
+    ),
     "overlays": ToolFlag(True, "Also draw each result over its image."),
     # make_demo_dataset
     "num_train": ToolFlag(600, "Images of the training split."),
     "num_val": ToolFlag(60, "Images of the validation split."),
     # convert_weights
-    "weights": ToolFlag("", "Weights file (.pkl, .pth) or imagenet; with --to=detectron2 the .pkl to write."),
-    "to": ToolFlag("run_dir", "run_dir: read --weights, write --run_dir; detectron2: the other way."),
+    "weights": ToolFlag(
+        "", "Weights file (.pkl, .pth) or imagenet; with --to=detectron2 the .pkl to write."
+    ),
+    "to": ToolFlag(
+        "run_dir", "run_dir: read --weights, write --run_dir; detectron2: the other way."
+    ),
     # show_data
     "num_images": ToolFlag(8, "Training examples to draw."),
     "start_step": ToolFlag(0, "Step of the training whose batch comes first."),
@@ -88,7 +109,9 @@ def define_config_flags() -> None:
         elif isinstance(default, tuple):
             flags.DEFINE_list(name, [str(v) for v in default], text + " Comma-separated.")
         elif field.metadata["choices"]:
-            flags.DEFINE_string(name, default, f"{text} One of: {', '.join(field.metadata['choices'])}.")
+            flags.DEFINE_string(
+                name, default, f"{text} One of: {', '.join(field.metadata['choices'])}."
+            )
         else:
             flags.DEFINE_string(name, default, text)
 
@@ -97,7 +120,12 @@ def define_tool_flags(*names: str) -> None:
     """Defines the named rows of `TOOL_FLAGS`."""
     for name in names:
         default, text = TOOL_FLAGS[name]
-        kinds = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float, list: flags.DEFINE_list}
+        kinds = {
+            bool: flags.DEFINE_bool,
+            int: flags.DEFINE_integer,
+            float: flags.DEFINE_float,
+            list: flags.DEFINE_list,
+        }
         kinds.get(type(default), flags.DEFINE_string)(name, default, text)
 
 
@@ -123,7 +151,9 @@ def check_given(names: Iterable[str]) -> None:
     """Raises ValueError naming the tool flags among `names` that are empty."""
     missing = [name for name in names if not getattr(FLAGS, name)]
     if missing:
-        raise ValueError("\n".join(f"--{name} is required: {TOOL_FLAGS[name].help}" for name in missing))
+        raise ValueError(
+            "\n".join(f"--{name} is required: {TOOL_FLAGS[name].help}" for name in missing)
+        )
 
 
 def make_output_dir(name: str) -> None:

@@ -5,8 +5,9 @@
       --flagfile=configs/coco/panoptic_fpn_r50_3x_detectron2.flags
     python tools/convert_weights.py --to=detectron2 --run_dir=runs/mine --weights=mine.pkl
 
-Evaluation, export and prediction take the run directory, and so does --init_weights in training. Backbones:
-Detectron2's R-50.pkl, R-101.pkl, X-101-32x8d.pkl, torchvision's .pth, or --weights=imagenet for Keras' ResNets.
+Evaluation, export and prediction take the run directory, and so does --init_weights in training.
+Backbones: Detectron2's R-50.pkl, R-101.pkl, X-101-32x8d.pkl, torchvision's .pth, or
+--weights=imagenet for Keras' ResNets.
 Nothing in a file is executed.
 """
 
@@ -37,7 +38,8 @@ def main():
         config = flags_lib.config_from_flags()
         if not config.data.dataset_info:
             raise ValueError(
-                "--dataset_info is required: the classes that the weights know, e.g. configs/coco/dataset_info.json."
+                "--dataset_info is required: the classes that the weights know, e.g. "
+                "configs/coco/dataset_info.json."
             )
         weight_conversion.to_run_dir(given.weights, config, given.run_dir)
 

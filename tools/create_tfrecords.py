@@ -56,8 +56,9 @@ def main():
     except coco_panoptic.DataError as error:
         raise ValueError(f"{error} Correct it, or leave such images out with --skip_bad.") from None
     print(
-        f"{args.output_dir}: {args.split}: {counts['images']} images ({counts['skipped']} skipped), "
-        f"{counts['instances']} instances, {counts['crowds']} crowds, {counts['segments']} segments "
+        f"{args.output_dir}: {args.split}: {counts['images']} images "
+        f"({counts['skipped']} skipped), {counts['instances']} instances, "
+        f"{counts['crowds']} crowds, {counts['segments']} segments "
         f"in {counts['shards']} shards."
     )
 

@@ -3,7 +3,7 @@
 
     python tools/eval.py --run_dir=runs/r50
     python tools/eval.py --gt_panoptic_json=gt.json --gt_panoptic_dir=gt \\
-        --pred_panoptic_json=pred.json --pred_panoptic_dir=pred --semantic --metrics_json=metrics.json
+        --pred_panoptic_json=pred.json --pred_panoptic_dir=pred --semantic --metrics_json=m.json
     python tools/eval.py --gt_instances_json=instances.json --pred_instances_json=results.json
 
 With --run_dir the settings are those of the run; any setting can be given on top, say
@@ -34,8 +34,8 @@ def main():
     score_files = any(getattr(FLAGS, name) for name in PANOPTIC_FILES + INSTANCE_FILES)
     if score_files == bool(FLAGS.run_dir):
         raise ValueError(
-            "Give --run_dir to evaluate a network, or --gt_panoptic_json and --pred_panoptic_json (or "
-            "--gt_instances_json and --pred_instances_json) to score files."
+            "Give --run_dir to evaluate a network, or --gt_panoptic_json and --pred_panoptic_json "
+            "(or --gt_instances_json and --pred_instances_json) to score files."
         )
     if score_files:
         metrics = _score_files()
@@ -74,7 +74,9 @@ def _score_files():
         )
     if any(getattr(FLAGS, name) for name in INSTANCE_FILES):
         flags_lib.check_files(INSTANCE_FILES)
-        metrics.update(score_files.score_instances(FLAGS.gt_instances_json, FLAGS.pred_instances_json))
+        metrics.update(
+            score_files.score_instances(FLAGS.gt_instances_json, FLAGS.pred_instances_json)
+        )
     return metrics
 
 

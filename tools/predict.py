@@ -31,8 +31,8 @@ def main():
     settings = flags_lib.given_settings()
     if settings and FLAGS.saved_model:
         raise ValueError(
-            f"--{next(iter(settings))} cannot be changed in an exported model; give it to export_saved_model.py, "
-            "or use --run_dir."
+            f"--{next(iter(settings))} cannot be changed in an exported model; give it to "
+            "export_saved_model.py, or use --run_dir."
         )
     from pfpn_tf.serving import predictor
 
@@ -46,7 +46,9 @@ def main():
     import tqdm
 
     with tqdm.tqdm(total=len(paths), unit="image", smoothing=0.1) as bar:
-        failures = predictor.predict_files(model, paths, FLAGS.output_dir, FLAGS.overlays, lambda: bar.update())
+        failures = predictor.predict_files(
+            model, paths, FLAGS.output_dir, FLAGS.overlays, lambda: bar.update()
+        )
     for failure in failures:
         print(f"Skipped {failure.path}: {failure.reason}", file=sys.stderr)
     print(f"Wrote {len(paths) - len(failures)} of {len(paths)} predictions to {FLAGS.output_dir}.")
@@ -55,5 +57,7 @@ def main():
 
 if __name__ == "__main__":
     flags_lib.define_config_flags()
-    flags_lib.define_tool_flags("run_dir", "checkpoint", "saved_model", "images", "output_dir", "overlays")
+    flags_lib.define_tool_flags(
+        "run_dir", "checkpoint", "saved_model", "images", "output_dir", "overlays"
+    )
     cli.run(main)

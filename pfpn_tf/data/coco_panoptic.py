@@ -115,7 +115,9 @@ class CocoPanoptic:
             by_id = {str(image["id"]): image for image in self.images}
             unknown = [image_id for image_id in image_ids if image_id not in by_id]
             if unknown:
-                raise ValueError(f"{self.panoptic_json}: has no image with id {', '.join(unknown)}.")
+                raise ValueError(
+                    f"{self.panoptic_json}: has no image with id {', '.join(unknown)}."
+                )
             self.images = [by_id[image_id] for image_id in image_ids]
 
     def __len__(self) -> int:
@@ -181,7 +183,8 @@ class CocoPanoptic:
             image_id = annotation["image_id"]
             if image_id not in known:
                 raise ValueError(
-                    f"{self.panoptic_json}: annotations[{i}] is for image {image_id}, which is not among the images."
+                    f"{self.panoptic_json}: annotations[{i}] is for image {image_id}, which is "
+                    "not among the images."
                 )
             if image_id in by_image:
                 raise ValueError(f"{self.panoptic_json}: image {image_id} has two annotations.")
@@ -194,8 +197,8 @@ class CocoPanoptic:
             if known is None or not known.is_thing or known.name != category["name"]:
                 raise ValueError(
                     f"{self.instances_json}: category {category['id']} ({category['name']}) is "
-                    f"{'no category' if known is None else repr(known)} in {self.panoptic_json}; the "
-                    "categories of instances must be its things."
+                    f"{'no category' if known is None else repr(known)} in "
+                    f"{self.panoptic_json}; the categories of instances must be its things."
                 )
         by_image = {image["id"]: [] for image in content["images"]}
         keys = ("id", "image_id", "category_id", "bbox", "segmentation")
@@ -212,7 +215,10 @@ class CocoPanoptic:
         if isinstance(image["id"], str):  # Cityscapes: <city>_<sequence>_<frame>
             photo = f"{image['id']}_leftImg8bit.png"
             city = image["id"].split("_")[0]
-            candidates += [os.path.join(self.image_dir, city, photo), os.path.join(self.image_dir, photo)]
+            candidates += [
+                os.path.join(self.image_dir, city, photo),
+                os.path.join(self.image_dir, photo),
+            ]
         for path in candidates:
             try:
                 with open(path, "rb") as f:
@@ -223,14 +229,16 @@ class CocoPanoptic:
                 raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
         tried = "" if len(candidates) == 1 else f" (nor {', '.join(candidates[1:])})"
         raise DataError(
-            f"{candidates[0]}: no such image{tried}; {self.panoptic_json} lists it as image {image['id']}."
+            f"{candidates[0]}: no such image{tried}; {self.panoptic_json} lists it as "
+            f"image {image['id']}."
         )
 
     def _read_panoptic_png(self, image, hw):
         annotation = self._annotations.get(image["id"])
         if annotation is None:
             raise DataError(
-                f"{self.panoptic_json}: image {image['id']} ({image['file_name']}) has no annotation."
+                f"{self.panoptic_json}: image {image['id']} ({image['file_name']}) has no "
+                "annotation."
             )
         path = os.path.join(self.panoptic_dir, annotation["file_name"])
         try:
@@ -238,21 +246,22 @@ class CocoPanoptic:
                 png_bytes = f.read()
         except OSError as error:
             raise DataError(
-                f"{path}: the panoptic PNG of image {image['id']} cannot be read ({error.strerror})."
+                f"{path}: the panoptic PNG of image {image['id']} cannot be read "
+                f"({error.strerror})."
             ) from None
         pixels = _decode(png_bytes, cv2.IMREAD_UNCHANGED)
         if pixels is None or pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
             raise DataError(f"{path}: not a readable 8-bit RGB PNG with segment ids.")
         if pixels.shape[:2] != hw:
             raise DataError(
-                f"{path}: the panoptic PNG is {_size(pixels.shape)}, but {self.panoptic_json} gives image "
-                f"{image['id']} as {_size(hw)}."
+                f"{path}: the panoptic PNG is {_size(pixels.shape)}, but {self.panoptic_json} "
+                f"gives image {image['id']} as {_size(hw)}."
             )
         blue, green, red = (pixels[..., i].astype(np.int32) for i in range(3))
         return red + 256 * green + 65536 * blue, path, png_bytes
 
     def _segments(self, image, ids, png_path):
-        """The segments with what the JSON leaves out, and the [h, w] uint8 map of category indices."""
+        """The segments with what the JSON leaves out, and the [h, w] uint8 category indices."""
         present, inverse, counts = np.unique(ids, return_inverse=True, return_counts=True)
         index_of_id = np.full(len(present), categories_lib.VOID, np.uint8)
         position = {segment_id: i for i, segment_id in enumerate(present.tolist())}
@@ -268,9 +277,14 @@ class CocoPanoptic:
                 raise DataError(f"{where}segments_info[{i}] {problem}.")
             segment_id, category_id = entry["id"], entry["category_id"]
             if segment_id in listed:
-                raise DataError(f"{where}segment {segment_id} is {'void' if segment_id == 0 else 'listed twice'}.")
+                raise DataError(
+                    f"{where}segment {segment_id} is "
+                    f"{'void' if segment_id == 0 else 'listed twice'}."
+                )
             if category_id not in self.info.by_id:
-                raise DataError(f"{where}segment {segment_id} has the unknown category {category_id}.")
+                raise DataError(
+                    f"{where}segment {segment_id} has the unknown category {category_id}."
+                )
             if segment_id not in position:
                 raise DataError(f"{where}segment {segment_id} has no pixel in {png_path}.")
             listed.add(segment_id)
@@ -278,23 +292,30 @@ class CocoPanoptic:
             index_of_id[at] = self.info.category_to_index[category_id]
             bbox = entry.get("bbox") or _tight_xywh(ids == segment_id)
             area = entry.get("area", int(counts[at]))
-            segments.append(Segment(segment_id, category_id, area, tuple(bbox), bool(entry.get("iscrowd", 0))))
+            segments.append(
+                Segment(segment_id, category_id, area, tuple(bbox), bool(entry.get("iscrowd", 0)))
+            )
         unlisted = sorted(set(position) - listed)
         if unlisted:
             raise DataError(
-                f"{png_path}: segment {unlisted[0]} has {counts[position[unlisted[0]]]} pixels, but "
+                f"{png_path}: segment {unlisted[0]} has "
+                f"{counts[position[unlisted[0]]]} pixels, but "
                 f"{self.panoptic_json} does not list it for image {image['id']}."
             )
         return segments, index_of_id[inverse].reshape(ids.shape)
 
     def _annotated_instances(self, image, hw):
         if image["id"] not in self._instances:
-            raise DataError(f"{self.instances_json}: does not list image {image['id']} ({image['file_name']}).")
+            raise DataError(
+                f"{self.instances_json}: does not list image {image['id']} ({image['file_name']})."
+            )
         instances = []
         for annotation in self._instances[image["id"]]:
             where = f"{self.instances_json}: image {image['id']}: annotation {annotation['id']}"
             if annotation["category_id"] not in self.info.category_to_class_id:
-                raise DataError(f"{where} has category {annotation['category_id']}, which is no thing.")
+                raise DataError(
+                    f"{where} has category {annotation['category_id']}, which is no thing."
+                )
             if not _is_box(annotation["bbox"]):
                 raise DataError(f"{where} must have four numbers as bbox.")
             mask = _decode_segmentation(annotation["segmentation"], hw, where)
@@ -365,7 +386,9 @@ def _decode_segmentation(segmentation, hw, where) -> np.ndarray:
             rle = mask_lib.merge(mask_lib.frPyObjects(segmentation, *hw))
         else:
             if list(segmentation["size"]) != list(hw):
-                raise DataError(f"{where}: mask of {_size(segmentation['size'])} on an image of {_size(hw)}.")
+                raise DataError(
+                    f"{where}: mask of {_size(segmentation['size'])} on an image of {_size(hw)}."
+                )
             rle = segmentation
             if isinstance(segmentation["counts"], list):
                 rle = mask_lib.frPyObjects(segmentation, *hw)
@@ -428,7 +451,9 @@ def _load_json(path, keys):
         raise ValueError(f"{path}: no such file; check the path.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid JSON ({error}).") from None
-    missing = [k for k in keys if not isinstance(content, dict) or not isinstance(content.get(k), list)]
+    missing = [
+        k for k in keys if not isinstance(content, dict) or not isinstance(content.get(k), list)
+    ]
     if missing:
         raise ValueError(f"{path}: lacks the list {', '.join(missing)}; expected COCO's format.")
     return content

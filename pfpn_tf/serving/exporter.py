@@ -33,13 +33,18 @@ def load_module(
     config, info = checkpoints.load_run(run_dir)
     config = config.replace(**settings)
     network = panoptic_fpn.build_model(
-        config.model, info.num_thing_classes, info.num_semantic_classes(config.model.semantic_targets)
+        config.model,
+        info.num_thing_classes,
+        info.num_semantic_classes(config.model.semantic_targets),
     )
     prefix = checkpoints.restore_for_inference(network, run_dir, checkpoint or None)
     logging.info("Weights: %s", prefix)
     layers.fold_frozen_norms(network)
     module = module_lib.PanopticModule(
-        lambda images, image_hw: network(images, image_hw, training=False), network.variables, config, info
+        lambda images, image_hw: network(images, image_hw, training=False),
+        network.variables,
+        config,
+        info,
     )
     return module, config, info
 
@@ -89,16 +94,23 @@ def export(module: module_lib.PanopticModule, export_dir: str) -> Dict[str, Any]
 def check_target(export_dir: str) -> None:
     """Raises ValueError if something is in the way at `export_dir`."""
     if os.path.exists(export_dir) and (not os.path.isdir(export_dir) or os.listdir(export_dir)):
-        raise ValueError(f"--export_dir={export_dir} exists already; give a new one, say the next version number.")
+        raise ValueError(
+            f"--export_dir={export_dir} exists already; give a new one, say the next "
+            "version number."
+        )
 
 
 def describe(signatures: Mapping[str, Any]) -> str:
     """Inputs and outputs of each signature, a line per tensor."""
     lines = []
     for name, function in sorted(signatures.items()):
-        inputs = ", ".join(f"{k} {_spec(v)}" for k, v in function.structured_input_signature[1].items())
+        inputs = ", ".join(
+            f"{k} {_spec(v)}" for k, v in function.structured_input_signature[1].items()
+        )
         if not inputs:
-            inputs = ", ".join(f"{v.name} {_spec(v)}" for v in function.structured_input_signature[0])
+            inputs = ", ".join(
+                f"{v.name} {_spec(v)}" for v in function.structured_input_signature[0]
+            )
         lines.append(f"  {name}({inputs})")
         outputs = function.structured_outputs
         lines += [f"      {key:<20}{_spec(value)}" for key, value in outputs.items()]

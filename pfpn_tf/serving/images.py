@@ -51,13 +51,23 @@ def read_header(image_bytes: tf.Tensor, max_pixels: int) -> Header:
     matches = tf.stack([tf.strings.substr(image_bytes, 0, len(s)) == s for s in starts])
     known = tf.debugging.Assert(
         tf.reduce_any(matches),
-        ["Not a JPEG, PNG, GIF or BMP image. Its length, and its first bytes:", data.size, data.at(tf.range(4))],
+        [
+            "Not a JPEG, PNG, GIF or BMP image. Its length, and its first bytes:",
+            data.size,
+            data.at(tf.range(4)),
+        ],
         summarize=4,
     )
     with tf.control_dependencies([known]):
         kind = tf.argmax(tf.cast(matches, tf.int32), output_type=tf.int32)
     height, width, orientation = tf.switch_case(
-        kind, [lambda: _jpeg_header(data), lambda: _png_header(data), lambda: _gif_header(data), lambda: _bmp_header(data)]
+        kind,
+        [
+            lambda: _jpeg_header(data),
+            lambda: _png_header(data),
+            lambda: _gif_header(data),
+            lambda: _bmp_header(data),
+        ],
     )
     pixels = tf.cast(height, tf.int64) * tf.cast(width, tf.int64)
     checks = [
@@ -67,7 +77,15 @@ def read_header(image_bytes: tf.Tensor, max_pixels: int) -> Header:
         ),
         tf.debugging.Assert(
             (pixels <= max_pixels) & (height <= MAX_SIDE) & (width <= MAX_SIDE),
-            ["Image too large: height, width", height, width, "; most pixels", max_pixels, "; longest side", MAX_SIDE],
+            [
+                "Image too large: height, width",
+                height,
+                width,
+                "; most pixels",
+                max_pixels,
+                "; longest side",
+                MAX_SIDE,
+            ],
         ),
     ]
     with tf.control_dependencies(checks):
@@ -97,14 +115,16 @@ def decode_upright(image_bytes: tf.Tensor, header: Header) -> tf.Tensor:
             lambda: tf.io.decode_jpeg(image_bytes, channels=3, dct_method="INTEGER_ACCURATE"),
             lambda: tf.io.decode_png(image_bytes, channels=3),
             lambda: tf.ensure_shape(
-                tf.io.decode_image(image_bytes, channels=3, expand_animations=False), [None, None, 3]
+                tf.io.decode_image(image_bytes, channels=3, expand_animations=False),
+                [None, None, 3],
             ),
             lambda: _decode_bmp(image_bytes),
         ],
     )
     image = _turn(tf.ensure_shape(image, [None, None, 3]), header.orientation)
     same = tf.debugging.Assert(
-        tf.reduce_all(tf.shape(image)[:2] == header.hw), ["The image is not of the size its header says:", header.hw]
+        tf.reduce_all(tf.shape(image)[:2] == header.hw),
+        ["The image is not of the size its header says:", header.hw],
     )
     with tf.control_dependencies([same]):
         return tf.identity(image)
@@ -149,7 +169,11 @@ def _gif_header(data):
 
 
 def _bmp_header(data):
-    return tf.abs(data.little(22, 4)), data.little(18, 4), tf.constant(1)  # negative height: top row first
+    return (
+        tf.abs(data.little(22, 4)),
+        data.little(18, 4),
+        tf.constant(1),
+    )  # negative height: top row first
 
 
 def _jpeg_header(data):
@@ -159,11 +183,21 @@ def _jpeg_header(data):
         marker = data.at(position + 1)
         length = data.big(position + 2, 2)
         filler = marker == 0xFF
-        alone = ((marker >= 0xD0) & (marker <= 0xD8)) | (marker == 0x01)  # markers without a segment
-        frame = (marker >= 0xC0) & (marker <= 0xCF) & (marker != 0xC4) & (marker != 0xC8) & (marker != 0xCC)
+        alone = ((marker >= 0xD0) & (marker <= 0xD8)) | (
+            marker == 0x01
+        )  # markers without a segment
+        frame = (
+            (marker >= 0xC0)
+            & (marker <= 0xCF)
+            & (marker != 0xC4)
+            & (marker != 0xC8)
+            & (marker != 0xCC)
+        )
         frame &= ~(filler | alone)
-        is_exif = (marker == 0xE1) & (exif == 0) & (data.big(position + 4, 4) == 0x45786966)  # "Exif"
-        # Start of scan or end of image before a frame: there is no size. Nor where no marker stands.
+        is_exif = (
+            (marker == 0xE1) & (exif == 0) & (data.big(position + 4, 4) == 0x45786966)
+        )  # "Exif"
+        # Scan or end of image before a frame: there is no size. Nor where no marker stands.
         lost = (data.at(position) != 0xFF) | (marker == 0xDA) | (marker == 0xD9) | (marker == 0x00)
         advance = tf.where(filler, 1, tf.where(alone, 2, 2 + tf.maximum(length, 2)))
         height = tf.where(frame & ~lost, data.big(position + 5, 2), height)
@@ -183,7 +217,7 @@ def _jpeg_header(data):
 
 
 def _exif_orientation(data, start):
-    """The orientation in the TIFF structure at `start`; 1 if there is none (start 0) or no valid one."""
+    """The orientation in the TIFF structure at `start`; 1 if there is none or no valid one."""
     little = data.at(start) == 0x49  # "II", else "MM"
     directory = start + data.number(start + 4, 4, little)
     count = tf.minimum(data.number(directory, 2, little), _MAX_EXIF_ENTRIES)

@@ -81,7 +81,8 @@ class PanopticModule(tf.Module):
         if needed > config.export.max_segments:
             raise ValueError(
                 f"--max_segments={config.export.max_segments} is less than an image can have: "
-                f"{needed} with --max_detections={config.model.max_detections} and the stuff classes. "
+                f"{needed} with --max_detections={config.model.max_detections} and the stuff "
+                "classes. "
                 f"Use --max_segments={needed} or more, or fewer --max_detections."
             )
 
@@ -162,7 +163,11 @@ class PanopticModule(tf.Module):
             return tf.cast(labels, tf.int32)
 
         signature = tf.TensorSpec([None, None], tf.int32)
-        return {"semantic_labels": fusion.map_images(one_image, outputs, image_hw, original_hw, signature)}
+        return {
+            "semantic_labels": fusion.map_images(
+                one_image, outputs, image_hw, original_hw, signature
+            )
+        }
 
     @tf.function(input_signature=[_IMAGES], autograph=False)
     def network(self, images):
@@ -174,7 +179,9 @@ class PanopticModule(tf.Module):
             result["semantic_logits"] = outputs.semantic_logits
         return result
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="request")], autograph=False)
+    @tf.function(
+        input_signature=[tf.TensorSpec([None], tf.string, name="request")], autograph=False
+    )
     def metadata(self, request):
         # A batch axis, since a server that batches refuses functions without one.
         return {"metadata_json": tf.fill(tf.shape(request), self.metadata_text)}
@@ -200,7 +207,9 @@ class PanopticModule(tf.Module):
         )
         image_hw, padded_hw = self._network_sizes(headers.hw)
         inputs = tf.map_fn(
-            lambda item: self._prepare(images_lib.decode_upright(item[0], item[1]), item[2], padded_hw),
+            lambda item: self._prepare(
+                images_lib.decode_upright(item[0], item[1]), item[2], padded_hw
+            ),
             (image_bytes, headers, image_hw),
             fn_output_signature=tf.TensorSpec([None, None, 3], tf.float32),
         )
@@ -234,7 +243,9 @@ class PanopticModule(tf.Module):
 
     def _prepare(self, image, hw, padded_hw):
         image = preprocess.resize_image(image, hw)
-        image = preprocess.normalize(image, self._config.data.pixel_mean, self._config.data.pixel_std)
+        image = preprocess.normalize(
+            image, self._config.data.pixel_mean, self._config.data.pixel_std
+        )
         return preprocess.pad_to(image, padded_hw)
 
     def _fuse(self, image_outputs, hw, full_hw):

@@ -1,8 +1,8 @@
 """Panoptic predictions of image files, to a folder.
 
-    OUTPUT/predictions.json            COCO panoptic JSON: images, annotations, categories
-    OUTPUT/predictions/NAME.png        its panoptic maps
-    OUTPUT/pictures/NAME_overlay.png   the same over the image, for people
+OUTPUT/predictions.json            COCO panoptic JSON: images, annotations, categories
+OUTPUT/predictions/NAME.png        its panoptic maps
+OUTPUT/pictures/NAME_overlay.png   the same over the image, for people
 """
 
 import collections
@@ -26,7 +26,17 @@ from pfpn_tf.utils.files import atomic_write
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 _DIRECT = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM")  # what the graph decodes
 # Beginnings of the lines with which TensorFlow surrounds the message of an operation.
-_TRACE = ("Graph execution error", "Detected at node", "Node:", "<stack traces", "File ", "(0)", "(1)", "0 successful", "0 derived")
+_TRACE = (
+    "Graph execution error",
+    "Detected at node",
+    "Node:",
+    "<stack traces",
+    "File ",
+    "(0)",
+    "(1)",
+    "0 successful",
+    "0 derived",
+)
 _AHEAD = 4  # files read, and results drawn, while the network works
 _PICTURE_SIDE = 1000  # overlays of smaller images are enlarged towards this
 
@@ -52,18 +62,29 @@ def load_saved_model(directory: str) -> Predictor:
       ValueError: no SavedModel of this project there.
     """
     if not os.path.isfile(os.path.join(directory, "saved_model.pb")):
-        versions = [d for d in sorted(glob.glob(os.path.join(directory, "*"))) if d.rpartition(os.sep)[2].isdigit()]
-        hint = f" Is it {versions[-1]}?" if versions else ""
-        raise ValueError(f"--saved_model={directory} holds no saved_model.pb.{hint or ' Give the folder that export_saved_model.py wrote.'}")
+        versions = [
+            d
+            for d in sorted(glob.glob(os.path.join(directory, "*")))
+            if d.rpartition(os.sep)[2].isdigit()
+        ]
+        hint = "Give the folder that export_saved_model.py wrote."
+        if versions:
+            hint = f"Is it {versions[-1]}?"
+        raise ValueError(f"--saved_model={directory} holds no saved_model.pb. {hint}")
     verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)  # it warns of missing gradients, which prediction has no use for
+    logging.set_verbosity(
+        logging.ERROR
+    )  # it warns of missing gradients, which prediction has no use for
     try:
         loaded = tf.saved_model.load(directory)
     finally:
         logging.set_verbosity(verbosity)
     missing = {"serving_default", "metadata"} - set(loaded.signatures)
     if missing:
-        raise ValueError(f"{directory} was not exported by export_saved_model.py: it has no {', '.join(sorted(missing))}.")
+        raise ValueError(
+            f"{directory} was not exported by export_saved_model.py: it has no "
+            f"{', '.join(sorted(missing))}."
+        )
     serve = loaded.signatures["serving_default"]
     text = loaded.signatures["metadata"](request=tf.constant([""]))["metadata_json"][0].numpy()
 
@@ -73,7 +94,9 @@ def load_saved_model(directory: str) -> Predictor:
     return _predictor(answer, text)
 
 
-def load_run(run_dir: str, checkpoint: Optional[str] = None, settings: Dict[str, Any] = {}) -> Predictor:
+def load_run(
+    run_dir: str, checkpoint: Optional[str] = None, settings: Dict[str, Any] = {}
+) -> Predictor:
     """A `Predictor` of a run directory; arguments as `exporter.load_module`."""
     module, _, _ = exporter.load_module(run_dir, checkpoint, settings)
     # Not the bound method: it holds the module only weakly.
@@ -94,15 +117,26 @@ def find_images(patterns: Sequence[str]) -> List[str]:
     paths = []
     for pattern in patterns:
         if os.path.isdir(pattern):
-            found = [os.path.join(pattern, name) for name in sorted(os.listdir(pattern)) if name.lower().endswith(SUFFIXES)]
+            found = [
+                os.path.join(pattern, name)
+                for name in sorted(os.listdir(pattern))
+                if name.lower().endswith(SUFFIXES)
+            ]
             if not found:
-                raise ValueError(f"--images={pattern}: no image in this folder ({', '.join(SUFFIXES)}).")
+                raise ValueError(
+                    f"--images={pattern}: no image in this folder ({', '.join(SUFFIXES)})."
+                )
         elif os.path.isfile(pattern):
             found = [pattern]
         else:
-            found = [path for path in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(path)]
+            found = [
+                path for path in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(path)
+            ]
             if not found:
-                raise ValueError(f"--images={pattern}: no such file or folder, and no file matches it as a pattern.")
+                raise ValueError(
+                    f"--images={pattern}: no such file or folder, and no file matches it as a "
+                    "pattern."
+                )
         paths += found
     return list(dict.fromkeys(paths))
 
@@ -123,7 +157,7 @@ def read_image(path: str) -> bytes:
 
 
 def segments_info(reply: Dict[str, np.ndarray]) -> List[Dict[str, Any]]:
-    """COCO's segments_info of one image's table: `bbox` is x, y, width, height; things have `score`."""
+    """COCO's segments_info of one image's table: `bbox` is x, y, w, h; things have `score`."""
     segments = []
     for i in range(int(reply["num_segments"])):
         y0, x0, y1, x1 = (int(c) for c in reply["boxes"][i])
@@ -187,7 +221,16 @@ def predict_files(
                 progress()
                 continue
             writing.append(
-                writer.submit(_write_one, path, names[path], image_bytes, reply, predictor.info, output_dir, overlays)
+                writer.submit(
+                    _write_one,
+                    path,
+                    names[path],
+                    image_bytes,
+                    reply,
+                    predictor.info,
+                    output_dir,
+                    overlays,
+                )
             )
             while len(writing) > _AHEAD:
                 settle()
@@ -210,7 +253,9 @@ def reason(error: Exception) -> str:
         return error.strerror or str(error)
     lines = [line.split("[[{{")[0].strip() for line in str(error).splitlines()]
     lines = [line for line in lines if line and not line.startswith(_TRACE)]
-    said = [line.split("assertion failed:")[1] for line in lines if "assertion failed:" in line] or lines
+    said = [
+        line.split("assertion failed:")[1] for line in lines if "assertion failed:" in line
+    ] or lines
     return " ".join(said[0].replace("[", " ").replace("]", " ").split()) if said else str(error)
 
 
@@ -241,8 +286,17 @@ def _write_one(path, name, image_bytes, reply, info, output_dir, overlays):
         with atomic_write(os.path.join(output_dir, "pictures", f"{name}_overlay.png"), "wb") as f:
             f.write(cv2.imencode(".png", np.ascontiguousarray(drawn[..., ::-1]))[1].tobytes())
     image_id = int(name) if name.isdigit() else name
-    image = {"id": image_id, "file_name": os.path.basename(path), "height": ids.shape[0], "width": ids.shape[1]}
-    return path, image, {"image_id": image_id, "file_name": f"{name}.png", "segments_info": segments}
+    image = {
+        "id": image_id,
+        "file_name": os.path.basename(path),
+        "height": ids.shape[0],
+        "width": ids.shape[1],
+    }
+    return (
+        path,
+        image,
+        {"image_id": image_id, "file_name": f"{name}.png", "segments_info": segments},
+    )
 
 
 def _unique_names(paths):
