@@ -1,5 +1,6 @@
 """From a run directory to a SavedModel."""
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -80,7 +81,8 @@ def export(module: module_lib.PanopticModule, export_dir: str) -> Dict[str, Any]
             content.metadata_asset = tf.saved_model.Asset(path)
             # No gradients: they would only add functions that nobody calls.
             options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-            tf.saved_model.save(content, temporary, signatures=signatures, options=options)
+            with errors_only():
+                tf.saved_model.save(content, temporary, signatures=signatures, options=options)
         os.chmod(temporary, 0o755)
         if os.path.isdir(export_dir):
             os.rmdir(export_dir)
@@ -89,6 +91,19 @@ def export(module: module_lib.PanopticModule, export_dir: str) -> Dict[str, Any]
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return signatures
+
+
+@contextlib.contextmanager
+def errors_only():
+    """Silences TensorFlow where it tells of names, temporary files and gradients of a SavedModel."""
+    absl_level, tf_level = logging.get_verbosity(), tf.get_logger().level
+    logging.set_verbosity(logging.ERROR)
+    tf.get_logger().setLevel("ERROR")
+    try:
+        yield
+    finally:
+        logging.set_verbosity(absl_level)
+        tf.get_logger().setLevel(tf_level)
 
 
 def check_target(export_dir: str) -> None:

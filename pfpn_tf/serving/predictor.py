@@ -12,7 +12,6 @@ import json
 import os
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
-from absl import logging
 import cv2
 import numpy as np
 import tensorflow as tf
@@ -71,14 +70,8 @@ def load_saved_model(directory: str) -> Predictor:
         if versions:
             hint = f"Is it {versions[-1]}?"
         raise ValueError(f"--saved_model={directory} holds no saved_model.pb. {hint}")
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(
-        logging.ERROR
-    )  # it warns of missing gradients, which prediction has no use for
-    try:
+    with exporter.errors_only():
         loaded = tf.saved_model.load(directory)
-    finally:
-        logging.set_verbosity(verbosity)
     missing = {"serving_default", "metadata"} - set(loaded.signatures)
     if missing:
         raise ValueError(
