@@ -193,6 +193,9 @@ def test_info_beside_the_records_or_named(folder, tmp_path):
     c = config(folder)
     assert pipeline.load_info(c) == pipeline.load_info(c.replace(dataset_info=f"{folder}/dataset_info.json"))
     assert pipeline.load_info(c.replace(train_records="")).num_thing_classes == 2
+    with pytest.raises(ValueError, match="--train_records=.*no file matches"):
+        pipeline.load_info(c.replace(train_records=f"{tmp_path}/x-*"))
+    (tmp_path / "x-0").write_bytes(b"")
     with pytest.raises(ValueError, match="dataset_info.json"):
         pipeline.load_info(c.replace(train_records=f"{tmp_path}/x-*"))
     with pytest.raises(ValueError, match="--train_records"):

@@ -22,7 +22,7 @@ def metrics(run_dir):
 def test_a_run_leaves_everything_behind(tiny_config, tmp_path, caplog):
     run_dir = str(tmp_path / "run")
     config = tiny_config.replace(eval_interval_steps=3, image_interval_steps=3)
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="absl"):
         assert trainer.train(config, run_dir) == 0
     lines = metrics(run_dir)
     assert [line["step"] for line in lines] == [1, 2, 3, 3]
@@ -60,7 +60,7 @@ def test_checkpoints_lines_and_scalars_fall_on_multiples(toy, tmp_path, caplog):
     config = toy.config.replace(
         train_steps=11, steps_per_loop=3, summary_interval_steps=4, checkpoint_interval_steps=5, keep_checkpoints=9
     )
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="absl"):
         trainer.train(config, str(tmp_path))
     assert [line["step"] for line in metrics(tmp_path)] == [4, 8, 11]
     assert steps_saved(tmp_path) == [11, 10, 5]
