@@ -258,8 +258,8 @@ class Train:
     semantic_loss_weight: float = _field(0.5, "The paper's lambda_s.", at_least=0.0)
     init_weights: str = _field(
         "",
-        "Run directory or checkpoint to initialise from (converted weights too). Empty: from "
-        "scratch.",
+        "Weights to start from: a run directory, a checkpoint, a Detectron2 .pkl or torchvision .pth "
+        "file, or imagenet (Keras' ResNets, downloaded). Empty: from scratch.",
     )
     precision: str = _field(
         "float32", "Compute precision.", choices=("float32", "mixed_bfloat16", "mixed_float16")

@@ -348,8 +348,7 @@ def find_init_checkpoint(init_weights: str) -> str:
             return prefix
     raise ValueError(
         f"--init_weights={init_weights} is neither a run directory with a readable checkpoint nor a "
-        "checkpoint prefix such as DIR/checkpoints/ckpt-1000. To use weights of other projects, run "
-        "tools/convert_weights.py first."
+        "checkpoint prefix such as DIR/checkpoints/ckpt-1000, nor a .pkl or .pth file, nor imagenet."
     )
 
 

@@ -24,7 +24,7 @@ from pfpn_tf.losses import panoptic_fpn_losses
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.structures import GroundTruth
 from pfpn_tf.training import checkpoints, optimizer as optimizer_lib, pictures, run_directory
-from pfpn_tf.training import schedule, summaries
+from pfpn_tf.training import schedule, summaries, weight_conversion
 
 FINISHED = 0
 INTERRUPTED = 130
@@ -396,7 +396,11 @@ def check(config: config_lib.Config, num_replicas: int) -> None:
         if train_config.gradient_accumulation_steps > 1:
             by += f" times --gradient_accumulation_steps={train_config.gradient_accumulation_steps}"
         problems.append(f"--global_batch_size={batch_size} must be divisible by {by}; use {use}.")
-    if train_config.init_weights:
+    if weight_conversion.is_foreign(train_config.init_weights):
+        path = train_config.init_weights
+        if path != weight_conversion.IMAGENET and not os.path.exists(path):
+            problems.append(f"--init_weights={path}: no such file.")
+    elif train_config.init_weights:
         try:
             checkpoints.find_init_checkpoint(train_config.init_weights)
         except ValueError as error:
@@ -460,7 +464,9 @@ def train(config: config_lib.Config, run_dir: str, strategy: Optional[tf.distrib
     if prefix:
         logging.info("Continuing from %s.", prefix)
     elif config.train.init_weights:
-        checkpoints.initialise(trainer.model, config.train.init_weights)
+        foreign = weight_conversion.is_foreign(config.train.init_weights)
+        source = weight_conversion if foreign else checkpoints
+        source.initialise(trainer.model, config.train.init_weights)
         trainer.reset_averages()
     for line in summaries.parameter_counts(trainer.model):
         logging.info("%s", line)

@@ -36,15 +36,33 @@ def to_run_dir(weights: str, config: config_lib.Config, run_dir: str) -> str:
     tensors, backbone_only = _tensors(weights, config.model)
     tf.keras.utils.set_random_seed(config.train.seed)
     model = _build(config, info)
-    try:
-        detectron2_weights.load(model, tensors, backbone_only)
-    except ValueError as error:
-        raise ValueError(f"--weights={weights}: {error}") from None
+    _load(model, tensors, backbone_only, weights)
     if backbone_only:
         logging.info("%s holds a backbone alone: FPN and heads start at random.", weights)
     prefix = checkpoints.save_weights(model, config, info, run_dir)
     logging.info("Wrote %d tensors of %s to %s.", len(tensors), weights, prefix)
     return prefix
+
+
+def is_foreign(weights: str) -> bool:
+    """Whether these are weights of another project, rather than a run directory or a checkpoint."""
+    return weights == IMAGENET or weights.endswith((".pkl", ".pth"))
+
+
+def initialise(model: tf.keras.Model, weights: str) -> None:
+    """Gives a built model the weights of another project: a backbone, or the whole network.
+
+    Args:
+      model: a built `PanopticFPN`.
+      weights: as in `to_run_dir`.
+
+    Raises:
+      ValueError: the weights cannot be read or do not fit.
+    """
+    tensors, backbone_only = _tensors(weights, model.config)
+    _load(model, tensors, backbone_only, weights)
+    what = "the backbone" if backbone_only else "all variables"
+    logging.info("Initialised %s with %d tensors of %s.", what, len(tensors), weights)
 
 
 def to_detectron2(run_dir: str, weights: str) -> None:
@@ -66,13 +84,20 @@ def _build(config, info):
     return panoptic_fpn.build_model(config.model, info.num_thing_classes, num_semantic_classes)
 
 
+def _load(model, tensors, backbone_only, weights):
+    try:
+        detectron2_weights.load(model, tensors, backbone_only)
+    except ValueError as error:
+        raise ValueError(f"{weights}: {error}") from None
+
+
 def _tensors(weights, model_config) -> Tuple[detectron2_weights.Tensors, bool]:
     if weights != IMAGENET or os.path.exists(weights):
         return detectron2_weights.to_detectron2_names(detectron2_weights.read_tensors(weights))
     name = _APPLICATIONS.get(model_config.backbone)
     if not name or not model_config.stride_in_1x1:
         raise ValueError(
-            f"--weights=imagenet means a ResNet of Keras applications: --backbone={model_config.backbone} must be "
+            f"The weights {IMAGENET} are a ResNet of Keras applications: --backbone={model_config.backbone} must be "
             f"one of {', '.join(_APPLICATIONS)}, with --stride_in_1x1. For others give a file."
         )
     application = getattr(tf.keras.applications, name)(include_top=False, weights=IMAGENET)

@@ -439,6 +439,21 @@ def test_backbone_to_run_dir(tmp_path, dataset_info):
         np.testing.assert_array_equal(back[name], value)
 
 
+def test_training_starts_from_a_backbone_file(tmp_path):
+    tensors = backbone_tensors(tiny_model())
+    path = str(tmp_path / "backbone.pkl")
+    detectron2_weights.write(path, tensors)
+    model = tiny_model()
+    heads = {v.name: v.numpy() for v in model.fpn.weights}
+    assert weight_conversion.is_foreign(path) and not weight_conversion.is_foreign(str(tmp_path))
+    weight_conversion.initialise(model, path)
+    back = detectron2_weights.to_detectron2(model)
+    for name, value in tensors.items():
+        np.testing.assert_array_equal(back[name], value)
+    for variable in model.fpn.weights:
+        np.testing.assert_array_equal(variable, heads[variable.name])
+
+
 def test_imagenet_names_the_backbones_it_knows(tmp_path, dataset_info):
     config = config_lib.Config().replace(**TINY, dataset_info=dataset_info)
     with pytest.raises(ValueError, match="one of resnet50, resnet101, resnet152"):
