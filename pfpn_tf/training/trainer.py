@@ -364,11 +364,13 @@ def build_strategy(distribution: str) -> tf.distribute.Strategy:
     gpus = tf.config.list_logical_devices("GPU")
     if distribution == "multi_worker":
         return tf.distribute.MultiWorkerMirroredStrategy()
-    if distribution == "cpu" or not gpus:
-        return tf.distribute.OneDeviceStrategy("CPU:0")
-    if distribution == "one_device" or len(gpus) == 1:
-        return tf.distribute.OneDeviceStrategy("GPU:0")
-    return tf.distribute.MirroredStrategy()
+    if distribution in ("cpu", "one_device"):
+        use_gpu = distribution == "one_device" and gpus
+        return tf.distribute.OneDeviceStrategy("GPU:0" if use_gpu else "CPU:0")
+    if gpus:
+        return tf.distribute.MirroredStrategy()
+    # TensorFlow's collectives, the default on CPUs, serve one strategy a process.
+    return tf.distribute.MirroredStrategy(["CPU:0"], tf.distribute.ReductionToOneDevice())
 
 
 def check(config: config_lib.Config, num_replicas: int) -> None:
