@@ -19,7 +19,7 @@ def describe(config: config_lib.Config) -> str:
     """
     strategy = trainer.build_strategy(config.train.distribution)
     trainer.check(config, strategy.num_replicas_in_sync)
-    info = trainer.load_dataset_info(config)
+    info = pipeline.load_info(config)
     built = trainer.build_trainer(config, info, strategy)
     replicas = strategy.num_replicas_in_sync
     parts = {

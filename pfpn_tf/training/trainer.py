@@ -178,7 +178,7 @@ class Trainer(orbit.StandardTrainer):
             return
         values = dict(zip(self.scalar_names, result.scalars.numpy()))
         wrong = "gradient" if np.isfinite(values["loss/total"]) else "loss"
-        ids = [bytes(row).rstrip(b"\0").decode("utf-8", "replace") for row in result.source_ids.numpy()]
+        ids = pipeline.source_ids(result.source_ids.numpy())
         raise NonFiniteLoss(
             f"The {wrong} is not finite at step {result.step}: "
             + ", ".join(f"{n.partition('/')[2] or n} {v:.6g}" for n, v in values.items() if n[:3] in ("los", "gra"))
@@ -421,18 +421,6 @@ def check(config: config_lib.Config, num_replicas: int) -> None:
         )
 
 
-def load_dataset_info(config: config_lib.Config) -> categories.DatasetInfo:
-    """The description of the training data: --dataset_info, or the file beside the records.
-
-    Raises:
-      ValueError: it is missing or broken.
-    """
-    path = config.data.dataset_info or os.path.join(
-        os.path.dirname(config.data.train_records.split(",")[0]), categories.FILE_NAME
-    )
-    return categories.DatasetInfo.load(path)
-
-
 # -- the run ------------------------------------------------------------------------------------
 
 
@@ -456,7 +444,7 @@ def train(config: config_lib.Config, run_dir: str, strategy: Optional[tf.distrib
     """
     strategy = strategy or build_strategy(config.train.distribution)
     check(config, strategy.num_replicas_in_sync)
-    info = load_dataset_info(config)
+    info = pipeline.load_info(config)
     run_directory.prepare(run_dir, config, info)
     _log_start(config, run_dir, strategy)
 

@@ -350,15 +350,19 @@ def torch_content(monkeypatch):
     return {"model": model, "iteration": 3}, expected
 
 
-def test_pytorch_zip_file(tmp_path, torch_content):
-    content, expected = torch_content
-    path = str(tmp_path / "model.pth")
+def _write_torch_zip(path, content):
     with zipfile.ZipFile(path, "w") as archive:
         with archive.open("model/data.pkl", "w") as f:
             pickler = _TorchPickler(f, legacy=False)
             pickler.dump(content)
         for key, storage in pickler.storages.values():
             archive.writestr(f"model/data/{key}", storage.data.tobytes())
+
+
+def test_pytorch_zip_file(tmp_path, torch_content):
+    content, expected = torch_content
+    path = str(tmp_path / "model.pth")
+    _write_torch_zip(path, content)
     _assert_tensors(detectron2_weights.read_tensors(path), expected)
 
 
@@ -380,12 +384,7 @@ def test_pytorch_view_outside_its_storage(tmp_path, torch_content):
     content, _ = torch_content
     content["model"]["view"].args = (content["model"]["whole"].args[0], 8, (3, 4), (4, 1), False, {})
     path = str(tmp_path / "model.pth")
-    with zipfile.ZipFile(path, "w") as archive:
-        with archive.open("model/data.pkl", "w") as f:
-            pickler = _TorchPickler(f, legacy=False)
-            pickler.dump(content)
-        for key, storage in pickler.storages.values():
-            archive.writestr(f"model/data/{key}", storage.data.tobytes())
+    _write_torch_zip(path, content)
     with pytest.raises(ValueError, match="outside its storage"):
         detectron2_weights.read_tensors(path)
 

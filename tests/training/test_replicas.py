@@ -3,6 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
+from pfpn_tf.data import pipeline
 from pfpn_tf.training import trainer
 
 
@@ -28,7 +29,7 @@ def test_two_replicas_step_like_one(tiny_config):
 
 
 def steps(config, strategy, count=2):
-    info = trainer.load_dataset_info(config)
+    info = pipeline.load_info(config)
     built = trainer.build_trainer(config, info, strategy)
     built.set_dataset(trainer.distributed_dataset(config, info, strategy, 0))
     variables = built.model.trainable_variables

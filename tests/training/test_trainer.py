@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from pfpn_tf.config import Config
+from pfpn_tf.data import pipeline
 from pfpn_tf.training import checkpoints, run_directory, summaries, trainer
 
 LOSSES = [f"loss/{name}" for name in trainer.LOSSES["panoptic"]]
@@ -164,7 +165,7 @@ def test_accumulated_parts_step_like_the_whole_batch(toy):
 
 def one_step(config):
     strategy = trainer.build_strategy("cpu")
-    info = trainer.load_dataset_info(config)
+    info = pipeline.load_info(config)
     built = trainer.build_trainer(config, info, strategy)
     built.set_dataset(trainer.distributed_dataset(config, info, strategy, 0))
     before = [v.numpy() for v in built.model.trainable_variables]
@@ -250,8 +251,9 @@ def test_missing_paths_are_all_reported_before_the_first_step(tmp_path):
     text = problems(config)
     for name in ("--train_records", "--eval_records", "--init_weights"):
         assert name in text
+    (tmp_path / "alone-0").touch()  # records without their description
     with pytest.raises(ValueError, match="dataset_info"):
-        trainer.load_dataset_info(config)
+        pipeline.load_info(config.replace(train_records=str(tmp_path / "alone-*")))
 
 
 def test_initialising_from_another_run(toy, tmp_path):
