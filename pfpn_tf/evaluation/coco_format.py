@@ -8,7 +8,7 @@ Shapes: h, w original image size · D instances.
 import contextlib
 import json
 import os
-from typing import Any, Dict, Iterable, List, Sequence
+from typing import Any, Dict, Iterable, Iterator, List, Sequence
 
 import cv2
 import numpy as np
@@ -41,8 +41,11 @@ def decode_panoptic_png(png: bytes, name: str) -> np.ndarray:
             f"bit depth {bit_depth} and PNG color type {color_type}; was it saved as grey or palette?"
         )
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    bgr = cv2.imdecode(np.frombuffer(png, np.uint8), flags)
-    if bgr is None or b"IEND" not in png[-32:]:
+    try:
+        bgr = cv2.imdecode(np.frombuffer(png, np.uint8), flags)
+    except cv2.error:  # A header that claims an absurd size.
+        bgr = None
+    if bgr is None or (b"IEND" not in png[-32:] and b"IEND" not in png):
         raise ValueError(f"{name}: damaged PNG, cannot be decoded.")
     # Four bytes R, G, B, 255 read as one little-endian number; the mask drops the 255.
     rgba = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGBA)
@@ -93,7 +96,9 @@ def load_json(path: str, what: str) -> Any:
 
 
 def load_panoptic_json(path: str, what: str, with_categories: bool) -> Dict[str, Any]:
-    """A COCO panoptic JSON file, with its structure checked down to each segment.
+    """A COCO panoptic JSON file, checked as far as telling its images apart takes.
+
+    `check_annotation` checks the rest, for the images that are used.
 
     Args:
       path: the JSON file.
@@ -101,7 +106,7 @@ def load_panoptic_json(path: str, what: str, with_categories: bool) -> Dict[str,
       with_categories: whether `categories` must be there.
 
     Raises:
-      ValueError: something is missing or of the wrong type; names file, image and segment.
+      ValueError: something is missing or of the wrong type; names file and annotation.
     """
     content = load_json(path, f"The {what} JSON")
     if not isinstance(content, dict) or not isinstance(content.get("annotations"), list):
@@ -112,7 +117,13 @@ def load_panoptic_json(path: str, what: str, with_categories: bool) -> Dict[str,
     if with_categories:
         _check_categories(content, path, what)
     for index, annotation in enumerate(content["annotations"]):
-        _check_annotation(annotation, index, path, what)
+        where = f"The {what} JSON {path}: annotation number {index}"
+        if not isinstance(annotation, dict):
+            raise ValueError(f"{where} is not an object.")
+        if "image_id" not in annotation:
+            raise ValueError(f'{where} has no "image_id".')
+        if isinstance(annotation["image_id"], (list, dict)):
+            raise ValueError(f"{where}: the image id must be a number or a string.")
     return content
 
 
@@ -126,22 +137,26 @@ def _check_categories(content, path, what):
                 f'The {what} JSON {path}: each category needs "id" and "isthing", this one does not '
                 f"have them: {json.dumps(category)[:200]}. Is it an instances JSON?"
             )
+        if not isinstance(category["id"], (int, str)):
+            raise ValueError(f"The {what} JSON {path}: category id {json.dumps(category['id'])} must be a number.")
 
 
-def _check_annotation(annotation, index, path, what):
-    if not isinstance(annotation, dict):
-        raise ValueError(f"The {what} JSON {path}: annotation number {index} is not an object.")
-    for key in ("image_id", "file_name", "segments_info"):
-        if key not in annotation:
-            image = f" (image {annotation['image_id']})" if "image_id" in annotation else ""
-            raise ValueError(f'The {what} JSON {path}: annotation number {index}{image} has no "{key}".')
+def check_annotation(annotation: Dict[str, Any], path: str, what: str, areas: bool = False) -> None:
+    """Checks the annotation of one image in a panoptic JSON, down to each segment.
+
+    Args:
+      annotation: of `load_panoptic_json`.
+      path, what: the JSON file and what an error calls it.
+      areas: whether areas are used, and so have to be numbers where they are given.
+
+    Raises:
+      ValueError: something is missing or of the wrong type; names image, file and segment.
+    """
     where = f"Image {annotation['image_id']}: in the {what} JSON {path}"
-    if isinstance(annotation["image_id"], (list, dict)):
-        raise ValueError(f"{where} the image id must be a number or a string.")
-    if not isinstance(annotation["file_name"], str):
-        raise ValueError(f'{where} "file_name" must be a string.')
-    if not isinstance(annotation["segments_info"], list):
-        raise ValueError(f'{where} "segments_info" must be a list.')
+    if not isinstance(annotation.get("file_name"), str):
+        raise ValueError(f'{where} the annotation has no "file_name", or it is not a string.')
+    if not isinstance(annotation.get("segments_info"), list):
+        raise ValueError(f'{where} the annotation has no list "segments_info".')
     for segment in annotation["segments_info"]:
         if not isinstance(segment, dict) or "id" not in segment:
             raise ValueError(f'{where} an entry of segments_info has no "id": {json.dumps(segment)[:200]}.')
@@ -149,7 +164,7 @@ def _check_annotation(annotation, index, path, what):
             raise ValueError(f"{where} segment id {json.dumps(segment['id'])} is not a whole number.")
         if "category_id" not in segment or isinstance(segment["category_id"], (list, dict)):
             raise ValueError(f'{where} segment {segment["id"]} has no usable "category_id".')
-        if "area" in segment and not isinstance(segment["area"], (int, float)):
+        if areas and "area" in segment and not isinstance(segment["area"], (int, float)):
             raise ValueError(f"{where} the area of segment {segment['id']} is not a number.")
 
 
@@ -247,6 +262,17 @@ class PredictionWriter:
         for result in results:
             self._instances.add(result)
 
+    def move_panoptic(self, annotation: Dict[str, Any], directory: str) -> None:
+        """Takes over a panoptic map that another writer has written.
+
+        Args:
+          annotation: its entry of that writer's `panoptic.json`.
+          directory: where its PNG is; it is moved.
+        """
+        file_name = self._file_name(annotation["image_id"])
+        os.replace(os.path.join(directory, annotation["file_name"]), os.path.join(self.panoptic_dir, file_name))
+        self._panoptic.add({**annotation, "file_name": file_name})
+
     def _file_name(self, image_id):
         if isinstance(image_id, int):
             name = f"{image_id:012d}"
@@ -275,3 +301,11 @@ class _JsonList:
         if self._separator != ",\n":  # No entry yet.
             self._file.write(self._separator)
         self._file.write("\n" + closing + "\n")
+
+
+def read_entries(path: str) -> Iterator[Dict[str, Any]]:
+    """The entries of a list that `PredictionWriter` wrote, one by one: each is on a line of its own."""
+    with open(path, encoding="utf-8") as f:
+        for line in f:
+            if line.startswith('{"image_id"'):
+                yield json.loads(line.rstrip(",\n"))
