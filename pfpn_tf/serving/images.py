@@ -1,10 +1,11 @@
 """Encoded images to pixels, in graph, for input that nobody has checked.
 
 The size is read from the file's header and tested before anything of that size is allocated. What
-is no image, or a damaged one, ends in `tf.errors.InvalidArgumentError` that says why.
+is no image, or a damaged one, ends in `tf.errors.InvalidArgumentError` that says which image of the
+batch it is, and why.
 
-JPEG (grey, CMYK, progressive; EXIF orientation is applied), PNG (grey, palette, alpha, 16 bit),
-GIF (first frame) and BMP. Alpha is dropped; 16-bit values keep their high byte.
+JPEG (grey, CMYK, progressive), PNG (grey, palette, alpha, 16 bit), GIF (first frame) and BMP. The
+EXIF orientation of JPEG and PNG is applied. Alpha is dropped; 16-bit values keep their high byte.
 
 Shapes: n bytes of a file · h, w size of the upright image.
 """
@@ -16,8 +17,9 @@ import tensorflow as tf
 MAX_SIDE = 65535
 """Longest side in pixels: JPEG's own limit, and it bounds what one row or column can cost."""
 
-_JPEG, _PNG, _GIF, _BMP = range(4)
-_MAX_JPEG_SEGMENTS = 4096  # bounds the scan of a file made of empty segments
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP")
+_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM")
+_MAX_STEPS = 16384  # bounds the scan of a file made of empty segments, chunks or blocks
 _MAX_EXIF_ENTRIES = 1024
 _ORIENTATION_TAG = 0x0112
 
@@ -26,41 +28,50 @@ class Header(NamedTuple):
     """What a file says about itself.
 
     Attributes:
-      format: [] int32.
+      format: [] int32, index into `_FORMATS`.
       hw: [2] int32 size of the upright image.
       orientation: [] int32 EXIF orientation 1..8; 1 is upright.
+      num_bytes: [] int32, how much of the file its first picture takes.
     """
 
     format: tf.Tensor
     hw: tf.Tensor
     orientation: tf.Tensor
+    num_bytes: tf.Tensor
+
+    @classmethod
+    def signature(cls) -> "Header":
+        """`tf.TensorSpec`s of a header."""
+        one = tf.TensorSpec([], tf.int32)
+        return cls(one, tf.TensorSpec([2], tf.int32), one, one)
 
 
-def read_header(image_bytes: tf.Tensor, max_pixels: int) -> Header:
+def read_header(image_bytes: tf.Tensor, max_pixels: int, index=0) -> Header:
     """Format, size and orientation, without decoding.
 
     Args:
       image_bytes: [] string.
       max_pixels: larger images are refused.
+      index: [] int, the image's place in the batch, for messages.
 
     Raises (when the graph runs):
       InvalidArgumentError: no JPEG, PNG, GIF or BMP, no size in it, or too large.
     """
-    data = _Bytes(image_bytes)
-    starts = [b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM"]
-    matches = tf.stack([tf.strings.substr(image_bytes, 0, len(s)) == s for s in starts])
-    known = tf.debugging.Assert(
-        tf.reduce_any(matches),
-        [
-            "Not a JPEG, PNG, GIF or BMP image. Its length, and its first bytes:",
+    data = _Bytes(image_bytes, index)
+    matches = tf.stack([tf.strings.substr(image_bytes, 0, len(s)) == s for s in _STARTS])
+    webp = (data.big(0, 4) == _word(b"RIFF")) & (data.big(8, 4) == _word(b"WEBP"))
+    checks = [
+        data.check(~webp, "WebP is not supported; send it as JPEG, PNG, GIF or BMP"),
+        data.check(
+            tf.reduce_any(matches) | webp,
+            "not a JPEG, PNG, GIF or BMP image; it has {} bytes and begins with {}",
             data.size,
             data.at(tf.range(4)),
-        ],
-        summarize=4,
-    )
-    with tf.control_dependencies([known]):
+        ),
+    ]
+    with tf.control_dependencies(checks):
         kind = tf.argmax(tf.cast(matches, tf.int32), output_type=tf.int32)
-    height, width, orientation = tf.switch_case(
+    height, width, orientation, num_bytes = tf.switch_case(
         kind,
         [
             lambda: _jpeg_header(data),
@@ -71,34 +82,31 @@ def read_header(image_bytes: tf.Tensor, max_pixels: int) -> Header:
     )
     pixels = tf.cast(height, tf.int64) * tf.cast(width, tf.int64)
     checks = [
-        tf.debugging.Assert(
+        data.check(
             (height > 0) & (width > 0),
-            ["The image has no size in its header; is the file cut off? Bytes:", data.size],
+            "no size in the header of the image, which has {} bytes; is the file cut off?",
+            data.size,
         ),
-        tf.debugging.Assert(
+        data.check(
             (pixels <= max_pixels) & (height <= MAX_SIDE) & (width <= MAX_SIDE),
-            [
-                "Image too large: height, width",
-                height,
-                width,
-                "; most pixels",
-                max_pixels,
-                "; longest side",
-                MAX_SIDE,
-            ],
+            "the image is too large: {} x {} (height x width); at most %d pixels and %d a side"
+            % (max_pixels, MAX_SIDE),
+            height,
+            width,
         ),
     ]
     with tf.control_dependencies(checks):
         hw = tf.where(orientation >= 5, tf.stack([width, height]), tf.stack([height, width]))
-    return Header(kind, hw, orientation)
+    return Header(kind, hw, orientation, num_bytes)
 
 
-def decode_upright(image_bytes: tf.Tensor, header: Header) -> tf.Tensor:
+def decode_upright(image_bytes: tf.Tensor, header: Header, index=0) -> tf.Tensor:
     """The pixels of a file whose header has been read and accepted.
 
     Args:
       image_bytes: [] string.
       header: from `read_header` of the same bytes.
+      index: [] int, the image's place in the batch, for messages.
 
     Returns:
       [h, w, 3] uint8 RGB.
@@ -106,37 +114,61 @@ def decode_upright(image_bytes: tf.Tensor, header: Header) -> tf.Tensor:
     Raises (when the graph runs):
       InvalidArgumentError: the pixel data are damaged.
     """
-    # Without this the decoder, being stateless, could run before the size check.
-    with tf.control_dependencies([header.hw]):
-        image_bytes = tf.identity(image_bytes)
-    image = tf.switch_case(
-        header.format,
-        [
-            lambda: tf.io.decode_jpeg(image_bytes, channels=3, dct_method="INTEGER_ACCURATE"),
-            lambda: tf.io.decode_png(image_bytes, channels=3),
-            lambda: tf.ensure_shape(
-                tf.io.decode_image(image_bytes, channels=3, expand_animations=False),
-                [None, None, 3],
-            ),
-            lambda: _decode_bmp(image_bytes),
-        ],
-    )
-    image = _turn(tf.ensure_shape(image, [None, None, 3]), header.orientation)
-    same = tf.debugging.Assert(
+
+    def decode(content):
+        image = tf.switch_case(
+            header.format,
+            [
+                lambda: tf.io.decode_jpeg(content, channels=3, dct_method="INTEGER_ACCURATE"),
+                lambda: tf.io.decode_png(content, channels=3),
+                lambda: tf.ensure_shape(
+                    tf.io.decode_image(content + b";", channels=3, expand_animations=False),
+                    [None, None, 3],
+                ),
+                lambda: _decode_bmp(content),
+            ],
+        )
+        return tf.ensure_shape(image, [None, None, 3])
+
+    # The number of bytes ties the decoder to the header: being stateless, it could otherwise run
+    # before the size check. The data set makes an empty image of a decoder's error, which would not
+    # tell which image of the batch it is about.
+    content = tf.data.Dataset.from_tensors(tf.strings.substr(image_bytes, 0, header.num_bytes))
+    nothing = tf.data.Dataset.from_tensors(tf.zeros([0, 0, 3], tf.uint8))
+    decoded = content.map(decode).ignore_errors().concatenate(nothing).take(1)
+    image = _turn(decoded.get_single_element(), header.orientation)
+    intact = _check(
         tf.reduce_all(tf.shape(image)[:2] == header.hw),
-        ["The image is not of the size its header says:", header.hw],
+        index,
+        "the {} data are damaged or cut off; the header says {} (height, width)",
+        tf.gather(_FORMATS, header.format),
+        header.hw,
     )
-    with tf.control_dependencies([same]):
+    with tf.control_dependencies([intact]):
         return tf.identity(image)
+
+
+def _check(condition, index, text, *values):
+    """An assertion whose message names the image; {} in the text stand for the values."""
+    message = tf.strings.format("image_bytes[{}]: " + text, (index, *values))
+    return tf.debugging.Assert(condition, [message])
+
+
+def _word(four_bytes):
+    return int.from_bytes(four_bytes, "big", signed=True)
 
 
 class _Bytes:
     """Random access to a file's bytes; zero past the end."""
 
-    def __init__(self, image_bytes):
+    def __init__(self, image_bytes, index):
         self.size = tf.strings.length(image_bytes)
+        self._index = index
         # One byte more, so that an empty file has something to gather from.
         self._data = tf.io.decode_raw(image_bytes + b"\0", tf.uint8)
+
+    def check(self, condition, text, *values):
+        return _check(condition, self._index, text, *values)
 
     def at(self, position):
         """Bytes at any positions, int32."""
@@ -144,76 +176,115 @@ class _Bytes:
         return tf.cast(tf.gather(self._data, tf.where(inside, position, self.size)), tf.int32)
 
     def big(self, position, count):
-        """Big-endian number; what does not fit an int32 comes out negative."""
-        value = self.at(position)
-        for i in range(1, count):
-            value = value * 256 + self.at(position + i)
-        return value
+        """Big-endian numbers; what does not fit an int32 comes out negative."""
+        return self._number(position, [256 ** (count - 1 - i) for i in range(count)])
 
     def little(self, position, count):
-        value = self.at(position + count - 1)
-        for i in range(count - 2, -1, -1):
-            value = value * 256 + self.at(position + i)
-        return value
+        return self._number(position, [256**i for i in range(count)])
 
     def number(self, position, count, little):
         return tf.where(little, self.little(position, count), self.big(position, count))
 
+    def _number(self, position, factors):
+        taken = self.at(tf.expand_dims(position, -1) + tf.range(len(factors)))  # [..., count]
+        return tf.reduce_sum(taken * tf.constant(factors), -1)
+
+
+def _walk(step, first, condition):
+    """Runs `step(state) -> state` from `first` while `condition(state)`, a bounded number of times."""
+    _, state = tf.while_loop(
+        lambda count, state: (count < _MAX_STEPS) & condition(state),
+        lambda count, state: (count + 1, step(state)),
+        (tf.constant(0), tuple(tf.convert_to_tensor(value) for value in first)),
+        parallel_iterations=1,
+    )
+    return state
+
 
 def _png_header(data):
-    return data.big(20, 4), data.big(16, 4), tf.constant(1)
+    """The size stands at a fixed place; eXIf may come anywhere after it."""
+
+    def step(state):
+        position, exif = state
+        length, kind = data.big(position, 4), data.big(position + 4, 4)
+        found = kind == _word(b"eXIf")
+        ends = found | (kind == _word(b"IEND")) | (length < 0) | (length > data.size)
+        return tf.where(ends, data.size, position + 12 + length), tf.where(found, position + 8, exif)
+
+    _, exif = _walk(step, (8, 0), lambda state: state[0] + 8 < data.size)
+    return data.big(20, 4), data.big(16, 4), _exif_orientation(data, exif), data.size
 
 
 def _gif_header(data):
-    return data.little(8, 2), data.little(6, 2), tf.constant(1)
+    """The size of the canvas, and where the first frame ends: the decoder would unpack them all."""
+
+    def table_size(flags):
+        entries = tf.bitwise.left_shift(2, tf.bitwise.bitwise_and(flags, 7))
+        return tf.where(flags >= 128, 3 * entries, 0)
+
+    def step(state):
+        # Either at the length of a data block, or at the byte that says what comes next.
+        position, in_blocks, in_frame, frame, end = state
+        value = data.at(position)
+        last_block = in_blocks & (value == 0)
+        is_extension, is_frame = ~in_blocks & (value == 0x21), ~in_blocks & (value == 0x2C)
+        fields = data.little(position + tf.constant([1, 3, 5, 7]), 2)  # left, top, width, height
+        frame = tf.where(is_frame, fields, frame)
+        advance = tf.where(is_frame, 11 + table_size(data.at(position + 9)), 2)
+        advance = tf.where(in_blocks, 1 + value, advance)
+        end = tf.where(last_block & in_frame, position + 1, end)
+        lost = ~(in_blocks | is_extension | is_frame) | (end > 0)
+        return (
+            tf.where(lost, data.size, position + advance),
+            ~last_block,
+            is_frame | (in_frame & in_blocks),
+            frame,
+            end,
+        )
+
+    width, height = data.little(6, 2), data.little(8, 2)
+    first = (13 + table_size(data.at(10)), False, False, tf.zeros([4], tf.int32), 0)
+    *_, frame, end = _walk(step, first, lambda state: state[0] < data.size)
+    inside = tf.reduce_all(frame[:2] + frame[2:] <= tf.stack([width, height]))
+    found = inside & tf.reduce_all(frame[2:] > 0)
+    # A frame that is not all there is the decoder's to refuse.
+    end = tf.where(end > 0, end, data.size)
+    return tf.where(found, height, 0), tf.where(found, width, 0), tf.constant(1), end
 
 
 def _bmp_header(data):
-    return (
-        tf.abs(data.little(22, 4)),
-        data.little(18, 4),
-        tf.constant(1),
-    )  # negative height: top row first
+    plain = (data.little(14, 4) >= 40) & ((data.little(30, 4) == 0) | (data.little(30, 4) == 3))
+    check = data.check(plain, "the BMP is cut off, compressed or of the OS/2 kind; send it as PNG")
+    with tf.control_dependencies([check]):
+        height = tf.abs(data.little(22, 4))  # negative: top row first
+    return height, data.little(18, 4), tf.constant(1), data.size
 
 
 def _jpeg_header(data):
     """Walks the segments up to the frame header."""
 
-    def step(count, position, exif, height, width):
+    def step(state):
+        position, exif, height, width = state
         marker = data.at(position + 1)
         length = data.big(position + 2, 2)
         filler = marker == 0xFF
-        alone = ((marker >= 0xD0) & (marker <= 0xD8)) | (
-            marker == 0x01
-        )  # markers without a segment
-        frame = (
-            (marker >= 0xC0)
-            & (marker <= 0xCF)
-            & (marker != 0xC4)
-            & (marker != 0xC8)
-            & (marker != 0xCC)
-        )
-        frame &= ~(filler | alone)
-        is_exif = (
-            (marker == 0xE1) & (exif == 0) & (data.big(position + 4, 4) == 0x45786966)
-        )  # "Exif"
+        # Markers without a segment.
+        alone = ((marker >= 0xD0) & (marker <= 0xD8)) | (marker == 0x01)
+        frame = (marker >= 0xC0) & (marker <= 0xCF)
+        frame &= (marker != 0xC4) & (marker != 0xC8) & (marker != 0xCC)
+        is_exif = (marker == 0xE1) & (exif == 0) & (data.big(position + 4, 4) == _word(b"Exif"))
         # Scan or end of image before a frame: there is no size. Nor where no marker stands.
         lost = (data.at(position) != 0xFF) | (marker == 0xDA) | (marker == 0xD9) | (marker == 0x00)
         advance = tf.where(filler, 1, tf.where(alone, 2, 2 + tf.maximum(length, 2)))
-        height = tf.where(frame & ~lost, data.big(position + 5, 2), height)
-        width = tf.where(frame & ~lost, data.big(position + 7, 2), width)
-        exif = tf.where(is_exif, position + 10, exif)
-        position = tf.where(lost | frame, data.size, position + advance)
-        return count + 1, position, exif, height, width
+        return (
+            tf.where(lost | frame, data.size, position + advance),
+            tf.where(is_exif, position + 10, exif),
+            tf.where(frame & ~lost, data.big(position + 5, 2), height),
+            tf.where(frame & ~lost, data.big(position + 7, 2), width),
+        )
 
-    zero = tf.constant(0)
-    _, _, exif, height, width = tf.while_loop(
-        lambda count, position, *_: (count < _MAX_JPEG_SEGMENTS) & (position + 3 < data.size),
-        step,
-        (zero, zero + 2, zero, zero, zero),
-        parallel_iterations=1,
-    )
-    return height, width, _exif_orientation(data, exif)
+    _, exif, height, width = _walk(step, (2, 0, 0, 0), lambda state: state[0] + 3 < data.size)
+    return height, width, _exif_orientation(data, exif), data.size
 
 
 def _exif_orientation(data, start):
@@ -230,10 +301,16 @@ def _exif_orientation(data, start):
 
 
 def _decode_bmp(image_bytes):
-    """24-bit BMP; a 32-bit one has alpha, which is dropped; 8-bit grey is repeated."""
+    """24 bits, 32 bits (alpha is dropped), or 8 bits with a palette."""
     image = tf.io.decode_bmp(image_bytes)
-    channels = tf.shape(image)[-1]
-    return tf.gather(image, tf.where(channels >= 3, [0, 1, 2], [0, 0, 0]), axis=-1)
+    data = _Bytes(image_bytes, 0)
+    # Entries of the palette are B, G, R, 0, after the headers.
+    entries = data.at(14 + data.little(14, 4) + 4 * tf.range(256)[:, None] + tf.constant([2, 1, 0]))
+    return tf.cond(
+        tf.shape(image)[-1] == 1,
+        lambda: tf.gather(tf.cast(entries, tf.uint8), tf.cast(image[..., 0], tf.int32)),
+        lambda: image[..., :3],
+    )
 
 
 def _turn(image, orientation):

@@ -13,7 +13,8 @@ a leading batch axis, dtypes in brackets:
     network          images                 -> what the heads give, at the size of the network input
     metadata         request [string]       -> metadata_json [string], whatever the request says
 
-`images` is [B, h, w, 3] RGB; `image_bytes` [B] may hold images of different sizes and formats.
+`images` is [B, h, w, 3] RGB; `image_bytes` [B] may hold images of different sizes and formats. An
+answer does not depend on the other images of its batch.
 
 The table: num_segments [B], then per segment segment_ids, category_ids, is_thing, scores, areas
 [B, N] and boxes [B, N, 4] yxyx in pixels of the original image. N is --max_segments; rows from
@@ -22,6 +23,7 @@ num_segments on are zero. panoptic_png is the COCO encoding: id = R + 256 G + 65
 Shapes: B images · h, w original size · H, W padded size · D detections · N table rows.
 """
 
+import functools
 import json
 from typing import Callable, Dict, Tuple
 
@@ -103,17 +105,40 @@ class PanopticModule(tf.Module):
 
     @tf.function(input_signature=[_IMAGE_BYTES], autograph=False)
     def serving_default(self, image_bytes):
-        inputs, image_hw, original_hw = self._inputs_from_bytes(image_bytes)
-        outputs = self._network(inputs, image_hw)
+        limit = self._config.export.max_image_pixels
+        batch_size = tf.size(image_bytes)
+        some = tf.debugging.Assert(batch_size > 0, ["image_bytes is empty; send an image or more"])
+        with tf.control_dependencies([some]):
+            index = tf.range(batch_size)
+        headers = tf.map_fn(
+            lambda item: images_lib.read_header(item[0], limit, item[1]),
+            (image_bytes, index),
+            fn_output_signature=images_lib.Header.signature(),
+        )
+        image_hw, padded_hw = self._network_sizes(headers.hw)
 
-        def one_image(image_outputs, hw, full_hw):
-            result = self._fuse(image_outputs, hw, full_hw)
-            return result._replace(panoptic_ids=encode_panoptic_png(result.panoptic_ids))
+        def answer(index):
+            """The replies for the images of the batch at these places, all of one padded size."""
+            of_group = functools.partial(tf.gather, indices=index)
+            hw, original_hw = of_group(image_hw), of_group(headers.hw)
+            inputs = self._prepare_each(
+                lambda item: images_lib.decode_upright(*item),
+                (of_group(image_bytes), tf.nest.map_structure(of_group, headers), index),
+                hw,
+                of_group(padded_hw)[0],
+            )
+            outputs = self._network(inputs, hw)
 
-        signature = fusion.result_signature(outputs)
-        signature = signature._replace(panoptic_ids=tf.TensorSpec([], tf.string))
-        result = fusion.map_images(one_image, outputs, image_hw, original_hw, signature)
-        return {"panoptic_png": result.panoptic_ids, **self._table(result)}
+            def one_image(image_outputs, hw, full_hw):
+                result = self._fuse(image_outputs, hw, full_hw)
+                return result._replace(panoptic_ids=encode_panoptic_png(result.panoptic_ids))
+
+            signature = fusion.result_signature(outputs)
+            signature = signature._replace(panoptic_ids=tf.TensorSpec([], tf.string))
+            result = fusion.map_images(one_image, outputs, hw, original_hw, signature)
+            return {"panoptic_png": result.panoptic_ids, **self._table(result)}
+
+        return _by_padded_size(answer, padded_hw, self._reply_signature())
 
     @tf.function(input_signature=[_IMAGE_BYTES], autograph=False)
     def serving_rest(self, image_bytes):
@@ -196,25 +221,6 @@ class PanopticModule(tf.Module):
         inputs, image_hw, original_hw = self._inputs_from_images(images)
         return self._network(inputs, image_hw), image_hw, original_hw
 
-    def _inputs_from_bytes(self, image_bytes) -> Tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """[B] string -> network input [B, H, W, 3], image_hw [B, 2], original_hw [B, 2]."""
-        limit = self._config.export.max_image_pixels
-        one = tf.TensorSpec([], tf.int32)
-        headers = tf.map_fn(
-            lambda item: images_lib.read_header(item, limit),
-            image_bytes,
-            fn_output_signature=images_lib.Header(one, tf.TensorSpec([2], tf.int32), one),
-        )
-        image_hw, padded_hw = self._network_sizes(headers.hw)
-        inputs = tf.map_fn(
-            lambda item: self._prepare(
-                images_lib.decode_upright(item[0], item[1]), item[2], padded_hw
-            ),
-            (image_bytes, headers, image_hw),
-            fn_output_signature=tf.TensorSpec([None, None, 3], tf.float32),
-        )
-        return inputs, image_hw, headers.hw
-
     def _inputs_from_images(self, images):
         """[B, h, w, 3] uint8 -> network input [B, H, W, 3], image_hw [B, 2], original_hw [B, 2]."""
         shape = tf.shape(images)
@@ -227,26 +233,39 @@ class PanopticModule(tf.Module):
         with tf.control_dependencies([fits]):
             original_hw = tf.tile(shape[tf.newaxis, 1:3], [shape[0], 1])
         image_hw, padded_hw = self._network_sizes(original_hw)
-        inputs = tf.map_fn(
-            lambda item: self._prepare(item[0], item[1], padded_hw),
-            (images, image_hw),
-            fn_output_signature=tf.TensorSpec([None, None, 3], tf.float32),
-        )
+        inputs = self._prepare_each(lambda image: image, images, image_hw, tf.reduce_max(padded_hw, 0))
         return inputs, image_hw, original_hw
 
     def _network_sizes(self, original_hw):
-        """[B, 2] original sizes -> [B, 2] content sizes, [2] padded size of the batch."""
+        """[B, 2] original sizes -> [B, 2] content sizes, [B, 2] padded sizes."""
         data = self._config.data
         image_hw = preprocess.resized_hw(original_hw, data.eval_min_side, data.eval_max_side)
-        largest = tf.maximum(tf.reduce_max(image_hw, 0), 1)
-        return image_hw, preprocess.padded_hw(largest, data.size_divisor)
+        return image_hw, preprocess.padded_hw(image_hw, data.size_divisor)
 
-    def _prepare(self, image, hw, padded_hw):
-        image = preprocess.resize_image(image, hw)
-        image = preprocess.normalize(
-            image, self._config.data.pixel_mean, self._config.data.pixel_std
+    def _prepare_each(self, decode, items, image_hw, padded_hw):
+        """Network input [B, H, W, 3] from what `decode` makes images [h, w, 3] of.
+
+        Args:
+          decode: function of one of the items.
+          items: structure of [B, ...].
+          image_hw: [B, 2]. padded_hw: [2].
+        """
+        data = self._config.data
+
+        def prepare(item):
+            item, hw = item
+            image = preprocess.resize_image(decode(item), hw)
+            image = preprocess.normalize(image, data.pixel_mean, data.pixel_std)
+            return preprocess.pad_to(image, padded_hw)
+
+        # One after the other: large images would take their memory all at once, and the operations
+        # themselves use every core.
+        return tf.map_fn(
+            prepare,
+            (items, image_hw),
+            fn_output_signature=tf.TensorSpec([None, None, 3], tf.float32),
+            parallel_iterations=1,
         )
-        return preprocess.pad_to(image, padded_hw)
 
     def _fuse(self, image_outputs, hw, full_hw):
         model = self._config.model
@@ -260,6 +279,20 @@ class PanopticModule(tf.Module):
             model.fusion_stuff_area_threshold_px,
         )
 
+    def _reply_signature(self) -> Dict[str, tf.TensorSpec]:
+        """`tf.TensorSpec`s of one image's reply in `serving_default`."""
+        rows = self._config.export.max_segments
+        return {
+            "panoptic_png": tf.TensorSpec([], tf.string),
+            "num_segments": tf.TensorSpec([], tf.int32),
+            "segment_ids": tf.TensorSpec([rows], tf.int32),
+            "category_ids": tf.TensorSpec([rows], tf.int32),
+            "is_thing": tf.TensorSpec([rows], tf.bool),
+            "scores": tf.TensorSpec([rows], tf.float32),
+            "areas": tf.TensorSpec([rows], tf.int32),
+            "boxes": tf.TensorSpec([rows, 4], tf.float32),
+        }
+
     def _table(self, result: structures.PanopticResult) -> Dict[str, tf.Tensor]:
         """The batched table, widened to --max_segments rows."""
         more = self._config.export.max_segments - self._table_rows()
@@ -268,6 +301,50 @@ class PanopticModule(tf.Module):
             column = getattr(result, name)
             table[name] = tf.pad(column, [[0, 0], [0, more]] + [[0, 0]] * (column.shape.rank - 2))
         return table
+
+
+def _by_padded_size(function, padded_hw, signature):
+    """Calls `function` once for the images of each padded size.
+
+    An image is never padded further for a larger one in its batch: the padding reaches into group
+    normalisation and to the borders of the content, so an answer would depend on who else asks.
+
+    Args:
+      function: of [n] int32 places in the batch, to a structure of [n, ...] tensors.
+      padded_hw: [B, 2] int32.
+      signature: structure of one image's `tf.TensorSpec`s.
+
+    Returns:
+      The structure, with a leading B, in the order of the batch.
+    """
+    # A loop, not a branch for equal sizes beside one for mixed ones: the network stays in the graph
+    # once.
+    codes = tf.cast(padded_hw[:, 0], tf.int64) * 2**32 + tf.cast(padded_hw[:, 1], tf.int64)
+    sizes, group = tf.unique(codes)
+    num_groups = tf.size(sizes)
+    specs = tf.nest.flatten(signature)
+    arrays = tuple(
+        tf.TensorArray(
+            spec.dtype, num_groups, infer_shape=False, element_shape=[None, *spec.shape]
+        )
+        for spec in specs
+    )
+
+    def run_group(i, arrays):
+        places = tf.cast(tf.where(tf.equal(group, i))[:, 0], tf.int32)
+        values = tf.nest.flatten(function(places))
+        return i + 1, tuple(array.write(i, value) for array, value in zip(arrays, values))
+
+    _, arrays = tf.while_loop(
+        lambda i, _: i < num_groups, run_group, (0, arrays), parallel_iterations=1
+    )
+    # Groups lie one after the other; within them, images are in order.
+    back = tf.argsort(tf.argsort(group, stable=True))
+    values = [
+        tf.ensure_shape(tf.gather(array.concat(), back), [None, *spec.shape])
+        for array, spec in zip(arrays, specs)
+    ]
+    return tf.nest.pack_sequence_as(signature, values)
 
 
 def encode_panoptic_png(panoptic_ids: tf.Tensor) -> tf.Tensor:
