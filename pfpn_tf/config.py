@@ -23,6 +23,7 @@ BACKBONES = (
     "resnext101_64x4d",
     "resnext152_32x8d",
     "resnet_tiny",
+    "resnext_tiny",
 )
 LEVELS = ("p2", "p3", "p4", "p5", "p6")
 
@@ -66,6 +67,13 @@ class Data:
     )
     crop_size: Tuple[int, ...] = _field(
         (), "Height,width of a random crop after scaling (the paper's Cityscapes recipe: 512,1024)."
+    )
+    crop_bootstrap: float = _field(
+        0.0,
+        "Share of the random crops that must hold a pixel of a class drawn among those of the image, "
+        "all equally likely (the paper's crop bootstrapping).",
+        at_least=0.0,
+        at_most=1.0,
     )
     random_flip: bool = _field(True, "Flip half of the training images from left to right.")
     color_jitter: bool = _field(
@@ -124,7 +132,25 @@ class Model:
         at_least=0,
         at_most=5,
     )
+    output_stride: int = _field(
+        32,
+        "Stride of c5. 16 and 8 dilate c5, or c4 and c5, in place of their stride (Figure 5b); needs "
+        "--decoder=none.",
+        choices=(32, 16, 8),
+    )
+    decoder: str = _field(
+        "fpn",
+        "What brings the backbone's features to high resolution (Figure 5). fpn; symmetric: as many "
+        "blocks on the way up as on the way down; none. The last two are for --task=semantic.",
+        choices=("fpn", "symmetric", "none"),
+    )
     fpn_channels: int = _field(256, "Channels of every pyramid level.", at_least=1)
+    fpn_groups: int = _field(
+        1,
+        "2: the first half of the pyramid's channels is for the instance branch, the second for the "
+        "semantic branch (Table 3d).",
+        choices=(1, 2),
+    )
     head_norm: str = _field(
         "none",
         "Norm in FPN and instance heads; group_norm is for training from scratch.",
@@ -182,6 +208,18 @@ class Model:
     )
     semantic_aggregation: str = _field(
         "sum", "How the semantic branch merges its levels (Table 1d).", choices=("sum", "concat")
+    )
+    semantic_convs_per_stage: int = _field(
+        1,
+        "3x3 convolutions of the semantic branch before each upsampling (2: the COCO-Stuff 2017 "
+        "entry of Table 1b).",
+        at_least=1,
+    )
+    semantic_head: str = _field(
+        "fpn",
+        "fpn: the branch of Figure 3 on all levels; deeplabv3: parallel dilated convolutions on c5 "
+        "(the comparison of Table 1a).",
+        choices=("fpn", "deeplabv3"),
     )
     semantic_targets: str = _field(
         "other",
@@ -256,6 +294,11 @@ class Train:
     )
     instance_loss_weight: float = _field(1.0, "The paper's lambda_i.", at_least=0.0)
     semantic_loss_weight: float = _field(0.5, "The paper's lambda_s.", at_least=0.0)
+    alternate_losses: bool = _field(
+        False,
+        "Even steps take the losses of the instance branch alone, odd steps that of the semantic "
+        "branch (Table 3c, with twice the steps). Logged losses are means over both kinds of step.",
+    )
     init_weights: str = _field(
         "",
         "Weights to start from: a run directory, a checkpoint, a Detectron2 .pkl or torchvision .pth "
@@ -309,6 +352,14 @@ class Export:
     )
     max_segments: int = _field(
         256, "Width of the segment table in the exported signatures.", at_least=1
+    )
+    allowed_batch_sizes: Tuple[int, ...] = _field(
+        (1, 2, 4),
+        "Batch sizes to which the server fills up what it joins of waiting requests; the last is "
+        "the largest. The export holds a warm-up request for each.",
+    )
+    batch_timeout_micros: int = _field(
+        5000, "Microseconds that the server waits for a batch to fill.", at_least=0
     )
 
 
@@ -425,9 +476,10 @@ def _field_problems(name, value, f):
     default = ",".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
     try_default = f"The default is {default!r}."
     if meta["choices"] and value not in meta["choices"]:
-        near = difflib.get_close_matches(str(value), meta["choices"], n=1)
+        near = difflib.get_close_matches(str(value), map(str, meta["choices"]), n=1)
         hint = f" Did you mean {near[0]}?" if near else f" {try_default}"
-        return [f"--{name}={value} must be one of {', '.join(meta['choices'])}.{hint}"]
+        choices = ", ".join(map(str, meta["choices"]))
+        return [f"--{name}={value} must be one of {choices}.{hint}"]
     if isinstance(value, tuple):
         bad = [
             v for v in value if isinstance(v, (int, float)) and not isinstance(v, bool) and v < 0
@@ -498,6 +550,7 @@ def _cross_problems(config):
         problems.append(
             "--anchor_aspect_ratios must be positive numbers (height / width), e.g. 0.5,1,2."
         )
+    problems += _variant_problems(data, model, train)
     if model.rpn_negative_iou > model.rpn_positive_iou:
         problems.append(
             f"--rpn_negative_iou={model.rpn_negative_iou} is above "
@@ -515,6 +568,12 @@ def _cross_problems(config):
             "its "
             "GroupNorm; use 64, 128 or 256."
         )
+    sizes = config.export.allowed_batch_sizes
+    if not sizes or sizes[0] < 1 or list(sizes) != sorted(set(sizes)):
+        problems.append(
+            f"--allowed_batch_sizes={','.join(map(str, sizes))} must be one or more whole numbers "
+            "from 1 on that rise; e.g. 1,2,4."
+        )
     if train.profile_steps and (
         len(train.profile_steps) != 2 or train.profile_steps[0] > train.profile_steps[1]
     ):
@@ -528,5 +587,45 @@ def _cross_problems(config):
             f"--lr_decay_steps={','.join(map(str, train.lr_decay_steps))} must come after "
             f"--warmup_steps={train.warmup_steps}; lower --warmup_steps to "
             f"{train.lr_decay_steps[0] - 1} or less."
+        )
+    return problems
+
+
+def _variant_problems(data, model, train):
+    """The network's variants exclude one another here and there."""
+    problems = []
+    if model.decoder != "fpn" and model.task != "semantic":
+        problems.append(
+            f"--decoder={model.decoder} has no levels of equal width for an instance branch; use "
+            f"--task=semantic, or --decoder=fpn with --task={model.task}."
+        )
+    if model.output_stride != 32 and model.decoder != "none":
+        problems.append(
+            f"--output_stride={model.output_stride} changes the strides that "
+            f"--decoder={model.decoder} expects; use --decoder=none, or --output_stride=32."
+        )
+    if (model.decoder == "none") != (model.semantic_head == "deeplabv3"):
+        problems.append(
+            f"--decoder={model.decoder} does not go with --semantic_head={model.semantic_head}; use "
+            "fpn or symmetric with fpn, or none with deeplabv3."
+        )
+    if model.fpn_groups == 2 and (model.decoder != "fpn" or model.task != "panoptic"):
+        problems.append(
+            f"--fpn_groups=2 gives each branch its half of the pyramid, so it needs --task=panoptic "
+            f"and --decoder=fpn, not {model.task} and {model.decoder}."
+        )
+    if model.fpn_channels % model.fpn_groups:
+        problems.append(
+            f"--fpn_channels={model.fpn_channels} must be divisible by "
+            f"--fpn_groups={model.fpn_groups}; use 256."
+        )
+    if train.alternate_losses and model.task != "panoptic":
+        problems.append(
+            f"--alternate_losses has nothing to alternate with --task={model.task}; use "
+            "--task=panoptic."
+        )
+    if data.crop_bootstrap and not data.crop_size:
+        problems.append(
+            f"--crop_bootstrap={data.crop_bootstrap} needs --crop_size, e.g. --crop_size=512,1024."
         )
     return problems
