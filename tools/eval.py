@@ -71,6 +71,7 @@ def _score_files():
             FLAGS.pred_panoptic_dir,
             semantic=FLAGS.semantic,
             num_processes=FLAGS.num_processes,
+            show_progress=True,
         )
     if any(getattr(FLAGS, name) for name in INSTANCE_FILES):
         flags_lib.check_files(INSTANCE_FILES)

@@ -17,11 +17,31 @@ _STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "AR
 def kinds_of(results: Sequence[Dict[str, Any]]) -> List[str]:
     """Which of pycocotools' "bbox" and "segm" the results can be scored for: every entry has to carry it."""
     kinds = []
-    if all("bbox" in r for r in results):
+    if all(_has_box(r) for r in results):
         kinds.append("bbox")
     if all("segmentation" in r for r in results):
         kinds.append("segm")
     return kinds
+
+
+def check_ground_truth(gt: Any, name: str) -> None:
+    """Checks the lists of a COCO instances JSON; what a kind of AP needs of annotations is checked with it.
+
+    Args:
+      gt: content of the JSON.
+      name: what an error calls it.
+
+    Raises:
+      ValueError: names the list and entry.
+    """
+    keys = {"images": ("id",), "annotations": ("id", "image_id", "category_id"), "categories": ("id",)}
+    for key, needed in keys.items():
+        if not isinstance(gt, dict) or not isinstance(gt.get(key), list):
+            raise ValueError(f'{name} has no list "{key}".')
+        for index, entry in enumerate(gt[key]):
+            for field in needed:
+                if not isinstance(entry, dict) or not isinstance(entry.get(field), (int, float, str)):
+                    raise ValueError(f'{name}: {key}[{index}] has no usable "{field}".')
 
 
 def check_results(results: Any, gt: Dict[str, Any], name: str) -> None:
@@ -49,29 +69,65 @@ def check_results(results: Any, gt: Dict[str, Any], name: str) -> None:
         where += f" (image {result['image_id']})"
         if isinstance(result["image_id"], (list, dict)) or result["image_id"] not in sizes:
             raise ValueError(f"{where}: the ground truth has no such image.")
+        if isinstance(result["category_id"], (list, dict)):
+            raise ValueError(f"{where}: category_id {result['category_id']!r} is not a number.")
         if not _is_number(result["score"]):
             raise ValueError(f"{where}: score {result['score']!r} is not a finite number.")
-        if "bbox" not in result and "segmentation" not in result:
+        if not _has_box(result) and "segmentation" not in result:
             raise ValueError(f'{where} has neither "bbox" nor "segmentation".')
-        _check_box(result, where)
-        _check_mask(result, sizes[result["image_id"]], where)
+        if _has_box(result):
+            _check_box(result["bbox"], where)
+        if "segmentation" in result:
+            _check_mask(result["segmentation"], sizes[result["image_id"]], where)
 
 
-def _check_box(result, where):
-    if "bbox" not in result:
-        return
-    box = result["bbox"]
+def _has_box(result):
+    """pycocotools takes an empty list for no box; mask results often carry one."""
+    return result.get("bbox", []) != []
+
+
+def _check_box(box, where):
     if not isinstance(box, list) or len(box) != 4 or not all(_is_number(v) for v in box):
         raise ValueError(f"{where}: bbox {box!r} must be four finite numbers x, y, width, height.")
 
 
-def _check_mask(result, size, where):
-    mask = result.get("segmentation")
-    if isinstance(mask, dict):
-        if "size" not in mask or "counts" not in mask:
-            raise ValueError(f'{where}: the segmentation has no "size" and "counts".')
-        if None not in size and list(mask["size"]) != list(size):
-            raise ValueError(f"{where}: the mask has size {mask['size']}, the image {list(size)} (height, width).")
+def _check_mask(mask, size, where):
+    if not isinstance(mask, dict) or not isinstance(mask.get("counts"), str):
+        raise ValueError(
+            f'{where}: the segmentation must be compressed RLE, an object with "size" and a text "counts"; '
+            "pycocotools scores no polygons or uncompressed RLE. pycocotools.mask.frPyObjects converts them."
+        )
+    height_width = mask.get("size")
+    if not isinstance(height_width, list) or len(height_width) != 2:
+        raise ValueError(f'{where}: the segmentation has no "size", height and width.')
+    if None not in size and height_width != list(size):
+        raise ValueError(f"{where}: the mask has size {height_width}, the image {list(size)} (height, width).")
+    if _num_pixels(mask["counts"]) != height_width[0] * height_width[1]:
+        raise ValueError(f"{where}: the segmentation's counts do not add up to its size {height_width}.")
+
+
+def _num_pixels(counts: str) -> int:
+    """Pixels that compressed RLE covers, zeros included; -1 if it is malformed.
+
+    A number is a little-endian row of 5-bit digits, each in a character from "0" on; 32 marks that more
+    follow, 16 in the last one a negative number. From the third on a run is stored as its
+    difference from the one two before.
+    """
+    digits = np.frombuffer(counts.encode(), np.uint8).astype(np.int64) - 48
+    if not digits.size:
+        return 0
+    ends = np.flatnonzero(digits < 32)
+    if digits.min() < 0 or digits.max() > 63 or not ends.size or ends[-1] != digits.size - 1:
+        return -1
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - starts + 1
+    if lengths.max() > 7:  # 35 bits
+        return -1
+    place = np.arange(digits.size) - np.repeat(starts, lengths)
+    numbers = np.add.reduceat((digits & 31) << (5 * place), starts)
+    numbers -= ((digits[ends] >> 4) & 1) << (5 * lengths)
+    runs = np.concatenate([numbers[:1], np.cumsum(numbers[1::2]), np.cumsum(numbers[2::2])])
+    return int(runs.sum()) if runs.min() >= 0 else -1
 
 
 def _is_number(value):
@@ -159,8 +215,9 @@ def _evaluate(gt, results, iou_type):
 
     with contextlib.redirect_stdout(io.StringIO()):
         gt_index = _index(_complete(gt, iou_type))
-        other = "segmentation" if iou_type == "bbox" else "bbox"
-        results = [{k: v for k, v in r.items() if k != other} for r in results]
+        # Other keys might make pycocotools take the results for captions or keypoints.
+        keys = ("image_id", "category_id", "score", "bbox" if iou_type == "bbox" else "segmentation")
+        results = [{key: r[key] for key in keys} for r in results]
         if results:
             pred_index = gt_index.loadRes(results)
         else:

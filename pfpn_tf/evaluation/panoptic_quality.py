@@ -21,6 +21,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 import numpy as np
 
 VOID = 0
+_NUM_IDS = 1 << 24
 _MAX_RUN = 1 << 16
 # An IoU that counts is above 0.5, hence a whole multiple of 2**-53 in double precision: sums of these
 # multiples are exact in Python's integers.
@@ -113,15 +114,20 @@ def check_prediction(found: Overlaps, pred_segments: Sequence[dict], categories,
     missing = [i for i in listed if i not in areas]
     if missing:
         many = "segments" if len(missing) > 1 else "segment"
+        hint = f" Ids in a PNG stay below {_NUM_IDS}." if any(i >= _NUM_IDS or i < 0 for i in missing) else ""
         raise ValueError(
             f"{where}: {many} {', '.join(map(str, missing[:10]))} {'are' if len(missing) > 1 else 'is'} in "
-            "segments_info of the JSON but not in the PNG."
+            f"segments_info of the JSON but not in the PNG.{hint}"
         )
     return areas
 
 
 def match_image(
-    found: Overlaps, gt_segments: Sequence[dict], pred_segments: Sequence[dict], pred_areas: Dict[int, int]
+    found: Overlaps,
+    gt_segments: Sequence[dict],
+    pred_segments: Sequence[dict],
+    pred_areas: Dict[int, int],
+    where: str = "Prediction",
 ) -> ImageCounts:
     """Matches the segments of one image.
 
@@ -130,6 +136,10 @@ def match_image(
       gt_segments: COCO segments_info with id, category_id, area, iscrowd.
       pred_segments: COCO segments_info with id, category_id.
       pred_areas: from `check_prediction`.
+      where: opening of an error message: image and file.
+
+    Raises:
+      ValueError: a ground-truth segment that might match has no area.
     """
     gt = {s["id"]: s for s in gt_segments}
     pred = {s["id"]: s["category_id"] for s in pred_segments}
@@ -142,6 +152,11 @@ def match_image(
             continue
         if segment["category_id"] != pred[pred_id]:
             continue
+        if "area" not in segment:
+            raise ValueError(
+                f"{where}: the ground-truth segment {gt_id}, which segment {pred_id} overlaps, has no "
+                '"area" in the ground-truth JSON.'
+            )
         union = pred_areas[pred_id] + segment["area"] - intersection - pixels.get((VOID, pred_id), 0)
         # A union of 0 takes a wrong area in the JSON; such a pair cannot be told to match.
         iou = intersection / union if union else 0.0
@@ -200,7 +215,7 @@ class PanopticQuality:
           ValueError: the predicted map and its segments_info disagree; the segment is named.
         """
         areas = check_prediction(found, pred_segments, self._is_thing, where)
-        counts = match_image(found, gt_segments, pred_segments, areas)
+        counts = match_image(found, gt_segments, pred_segments, areas, where)
         for category_id, iou, _, _ in counts.matches:
             if category_id in self._tp:
                 self._tp[category_id] += 1

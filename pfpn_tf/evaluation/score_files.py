@@ -4,14 +4,15 @@ Images are spread over processes in contiguous blocks; results do not depend on 
 """
 
 import concurrent.futures
+import json
 import multiprocessing
 import os
 import sys
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
-from pfpn_tf.evaluation import average_precision, coco_format
+from pfpn_tf.evaluation import average_precision, coco_format, report
 from pfpn_tf.evaluation.panoptic_quality import ImageCounts, PanopticQuality, overlaps
 from pfpn_tf.evaluation.semantic_iou import SemanticIoU
 
@@ -36,7 +37,7 @@ def score_panoptic(
     pred_dir: str,
     semantic: bool = False,
     num_processes: int = 0,
-    progress: Optional[Callable[[int, int], None]] = None,
+    show_progress: bool = False,
 ) -> Dict[str, Any]:
     """PQ, and on request IoU of the classes, of panoptic prediction files.
 
@@ -45,7 +46,7 @@ def score_panoptic(
       gt_dir, pred_dir: folders of their PNGs; empty: the JSON's path without ".json".
       semantic: whether to derive mIoU and fwIoU from the same maps.
       num_processes: processes to use; 0: one per CPU.
-      progress: called with (images done, images in all).
+      show_progress: whether to show how many images are done.
 
     Returns:
       `panoptic`: see `PanopticQuality.result`; `semantic` if asked for: see `SemanticIoU.result`; `notes`: what to know
@@ -68,22 +69,20 @@ def score_panoptic(
         _Job(pairs[i : i + _IMAGES_PER_JOB], gt_dir, pred_dir, categories, semantic)
         for i in range(0, len(pairs), _IMAGES_PER_JOB)
     ]
-    done = 0
+    progress = report.Progress(len(pairs)) if show_progress else None
     for job, (state, confusion) in zip(jobs, _map(_score_job, jobs, len(pairs), num_processes)):
         quality.add_state(state)
         if iou is not None:
             iou.add_confusion(confusion)
-        done += len(job.pairs)
-        if progress:
-            progress(done, len(pairs))
+        for _ in job.pairs if progress else ():
+            progress.advance()
+    if progress:
+        progress.close()
 
     metrics = {"panoptic": quality.result()}
     if iou is not None:
         metrics["semantic"] = iou.result()
-    metrics["notes"] = notes(metrics["panoptic"])
-    unused = len({a["image_id"] for a in pred["annotations"]} - {a["image_id"] for a in gt["annotations"]})
-    if unused:
-        metrics["notes"].append(f"{unused} predicted images are not in the ground truth and were not scored.")
+    metrics["notes"] = notes(metrics["panoptic"]) + _notes_on_files(gt, pred)
     return metrics
 
 
@@ -95,9 +94,7 @@ def score_instances(gt_json: str, pred_json: str) -> Dict[str, Any]:
     """
     gt = coco_format.load_json(gt_json, "The ground-truth instances JSON")
     results = coco_format.load_json(pred_json, "The instance results JSON")
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(gt, dict) or not isinstance(gt.get(key), list):
-            raise ValueError(f'The ground-truth instances JSON {gt_json} has no list "{key}".')
+    average_precision.check_ground_truth(gt, f"The ground-truth instances JSON {gt_json}")
     average_precision.check_results(results, gt, f"The instance results JSON {pred_json}")
     kinds = average_precision.kinds_of(results)
     if not kinds:
@@ -139,11 +136,6 @@ def score_image(
             f"{where} is {pred_ids.shape[0]} x {pred_ids.shape[1]} (height x width), the ground truth "
             f"{gt['file_name']} is {gt_ids.shape[0]} x {gt_ids.shape[1]}; predict at the original image size."
         )
-    for segment in gt["segments_info"]:
-        if "area" not in segment:
-            raise ValueError(
-                f"Image {image_id}: ground truth {gt['file_name']}: segment {segment['id']} has no area in the JSON."
-            )
     found = overlaps(gt_ids, pred_ids)
     counts = quality.update(found, gt["segments_info"], pred["segments_info"], where)
     if iou is not None:
@@ -162,16 +154,53 @@ def notes(panoptic: Dict[str, Any]) -> List[str]:
 
 
 def _pair(gt, pred, gt_json, pred_json):
-    """Ground-truth annotations with their predictions, by image id; the last prediction counts."""
+    """Ground-truth annotations with their predictions, checked, by image id; the last prediction counts."""
     by_image = {a["image_id"]: a for a in pred["annotations"]}
     missing = [a["image_id"] for a in gt["annotations"] if a["image_id"] not in by_image]
     if missing:
         more = f" and {len(missing) - 1} more images" if len(missing) > 1 else ""
+        hint = ""
+        if str(missing[0]) in {str(image_id) for image_id in by_image}:
+            hint = " The prediction has it as another type: one is a string, the other a number."
         raise ValueError(
-            f"Image {missing[0]}{more}: the prediction JSON {pred_json} has no annotation with this image_id "
-            f"(the ground truth is {gt_json})."
+            f"Image {json.dumps(missing[0])}{more}: the prediction JSON {pred_json} has no annotation with this "
+            f"image_id (the ground truth is {gt_json}).{hint}"
         )
-    return [(a, by_image[a["image_id"]]) for a in gt["annotations"]]
+    pairs = [(a, by_image[a["image_id"]]) for a in gt["annotations"]]
+    for gt_annotation, pred_annotation in pairs:
+        coco_format.check_annotation(gt_annotation, gt_json, "ground-truth", areas=True)
+        coco_format.check_annotation(pred_annotation, pred_json, "prediction")
+    return pairs
+
+
+def _notes_on_files(gt, pred):
+    """What panopticapi passes over in silence."""
+    messages = []
+    predicted = [a["image_id"] for a in pred["annotations"]]
+    unused = len(set(predicted) - {a["image_id"] for a in gt["annotations"]})
+    if unused:
+        messages.append(f"{unused} predicted images are not in the ground truth and were not scored.")
+    repeated = len(predicted) - len(set(predicted))
+    if repeated:
+        messages.append(f"{repeated} predictions are for an image listed before; the last of an image counts.")
+    renamed = _renamed_category(gt["categories"], pred.get("categories"))
+    if renamed:
+        messages.append(
+            "Category {} is {!r} in the prediction JSON, {!r} in the ground truth; the ground truth's counts. "
+            "Do both use the same ids?".format(*renamed)
+        )
+    return messages
+
+
+def _renamed_category(gt_categories, pred_categories):
+    """(id, name in the prediction, name in the ground truth) of the first category that differs, or None."""
+    names = {c["id"]: c.get("name") for c in gt_categories}
+    for category in pred_categories if isinstance(pred_categories, list) else ():
+        if isinstance(category, dict) and isinstance(category.get("id"), (int, str)):
+            category_id, name = category["id"], category.get("name")
+            if names.get(category_id, name) != name:
+                return category_id, name, names[category_id]
+    return None
 
 
 def _beside(json_path):
