@@ -341,6 +341,17 @@ class Eval:
 
     eval_batch_size: int = _field(1, "Images per evaluation batch.", at_least=1)
     max_images: int = _field(0, "Evaluate only this many images; 0: all.", at_least=0)
+    semantic_flip: bool = _field(
+        False,
+        "Evaluate the semantic branch also on the mirror image, and average its probabilities. Costs "
+        "one more pass through backbone, FPN and semantic branch for each of --semantic_scales.",
+    )
+    semantic_scales: Tuple[float, ...] = _field(
+        (1.0,),
+        "Evaluate the semantic branch at these multiples of the input size, and average its "
+        "probabilities, e.g. 0.75,1,1.25. Costs a pass through backbone, FPN and semantic branch "
+        "for each, in proportion to the square of the scale; scale 1 alone is free.",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -573,6 +584,12 @@ def _cross_problems(config):
         problems.append(
             f"--allowed_batch_sizes={','.join(map(str, sizes))} must be one or more whole numbers "
             "from 1 on that rise; e.g. 1,2,4."
+        )
+    scales = config.eval.semantic_scales
+    if not scales or min(scales) <= 0 or len(set(scales)) < len(scales):
+        problems.append(
+            f"--semantic_scales={','.join(map(str, scales))} must be different numbers above 0; e.g. "
+            "0.75,1,1.25."
         )
     if train.profile_steps and (
         len(train.profile_steps) != 2 or train.profile_steps[0] > train.profile_steps[1]

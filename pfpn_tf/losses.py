@@ -11,7 +11,7 @@ S semantic classes · h, w size of the semantic logits · T side of a tile of th
 and across.
 """
 
-from typing import Dict
+from typing import Dict, Optional
 
 import numpy as np
 import tensorflow as tf
@@ -26,7 +26,10 @@ _TILE = 8  # pixels of the logits; a row of tiles at full resolution stays near 
 
 
 def panoptic_fpn_losses(
-    outputs: TrainOutputs, ground_truth: GroundTruth, config: config_lib.Config
+    outputs: TrainOutputs,
+    ground_truth: GroundTruth,
+    config: config_lib.Config,
+    step: Optional[tf.Tensor] = None,
 ) -> Dict[str, tf.Tensor]:
     """All losses of one training step, normalised and weighted.
 
@@ -37,6 +40,7 @@ def panoptic_fpn_losses(
       outputs: the network's; a branch it lacks has no loss.
       ground_truth: its semantic labels.
       config: loss weights and the RPN's sample size.
+      step: [] int64 training step, which --alternate_losses needs.
 
     Returns:
       Scalars rpn_objectness, rpn_box, class, box, mask, semantic and their sum, total. Each is this
@@ -72,13 +76,24 @@ def panoptic_fpn_losses(
         "mask": instance_weight,
         "semantic": config.train.semantic_loss_weight,
     }
+    if config.train.alternate_losses:
+        weights = _alternate(weights, step)
     counts = _sum_over_replicas(counts)
     losses = {
-        name: weights[name] * value / tf.cast(tf.maximum(counts[name], 1), value.dtype)
+        name: tf.cast(weights[name], value.dtype) * value / tf.cast(tf.maximum(counts[name], 1), value.dtype)
         for name, value in sums.items()
     }
     losses["total"] = tf.add_n(list(losses.values()))
     return losses
+
+
+def _alternate(weights, step):
+    """The weights of one step of alternating training (Table 3c): half of them are 0."""
+    semantic_step = step % 2 == 1
+    return {
+        name: tf.where(semantic_step == (name == "semantic"), weight, 0.0)
+        for name, weight in weights.items()
+    }
 
 
 def rpn_objectness_loss(objectness_logits: tf.Tensor, targets: RpnTargets) -> tf.Tensor:

@@ -183,6 +183,24 @@ def test_without_instance_weight_only_the_semantic_loss_remains():
     assert all(not np.any(g) for g in gradients[:-1]) and np.any(gradients[-1])
 
 
+@pytest.mark.parametrize("step", [0, 1, 2, 41])
+def test_alternating_losses_take_turns(step):
+    """Table 3c: the losses of one branch as they are, those of the other 0, and so their gradients."""
+    outputs, ground_truth = example()
+    combined = losses.panoptic_fpn_losses(outputs, ground_truth, CONFIG)
+    config = CONFIG.replace(alternate_losses=True)
+    with tf.GradientTape() as tape:
+        tape.watch(predictions(outputs))
+        result = losses.panoptic_fpn_losses(outputs, ground_truth, config, tf.constant(step, tf.int64))
+    for name in combined.keys() - {"total"}:
+        on = (name == "semantic") == (step % 2 == 1)
+        expected = combined[name] if on else 0.0
+        np.testing.assert_allclose(result[name], expected, rtol=1e-7, err_msg=name)
+    *instance, semantic = tape.gradient(result["total"], predictions(outputs))
+    assert np.any(semantic) == (step % 2 == 1)
+    assert all(np.any(gradient) == (step % 2 == 0) for gradient in instance)
+
+
 @pytest.mark.parametrize("branch", ["semantic", "instance"])
 def test_a_missing_branch_has_no_loss(branch):
     outputs, ground_truth = example()

@@ -3,7 +3,7 @@
 Shapes: B images · Hl, Wl size of level l, stride 2**l · C pyramid channels.
 """
 
-from typing import Dict
+from typing import Dict, Tuple
 
 import tensorflow as tf
 
@@ -49,3 +49,23 @@ class FPN(tf.keras.layers.Layer):
 def _double(x):
     """Nearest-neighbour upsampling by 2. [B, H, W, C] -> [B, 2 H, 2 W, C]"""
     return tf.image.resize(x, 2 * tf.shape(x)[1:3], "nearest")
+
+
+def branch_pyramids(pyramid: Pyramid, groups: int) -> Tuple[Pyramid, Pyramid]:
+    """What the instance branch and the semantic branch see of the pyramid (Table 3d).
+
+    Differs from the paper: it does not say whether the convolutions of the FPN are grouped as well;
+    here they are not, so only the branches' inputs are apart.
+
+    Args:
+      pyramid: C channels at every level.
+      groups: 1: both branches see all of it; 2: the first C / 2 channels are for the instance
+        branch, the others for the semantic branch.
+
+    Returns:
+      The pyramids of the instance branch and of the semantic branch, C / groups channels each.
+    """
+    if groups == 1:
+        return pyramid, pyramid
+    halves = {level: tf.split(features, 2, axis=-1) for level, features in pyramid.items()}
+    return {k: first for k, (first, _) in halves.items()}, {k: last for k, (_, last) in halves.items()}

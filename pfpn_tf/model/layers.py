@@ -192,8 +192,8 @@ def _group_mean(x, groups):
 class Conv(tf.keras.layers.Layer):
     """Convolution, then norm, then ReLU, the last two optional.
 
-    Padding is explicit, kernel // 2 zeros on all sides: SAME would shift by a pixel at stride 2. A
-    convolution followed by a norm has no bias.
+    Padding is explicit, kernel // 2 zeros on all sides (times the dilation): SAME would shift by a
+    pixel at stride 2. A convolution followed by a norm has no bias.
 
     Args:
       filters: output channels.
@@ -203,6 +203,7 @@ class Conv(tf.keras.layers.Layer):
       norm: "none", "frozen_bn", "group_norm" or "sync_bn".
       relu: whether ReLU follows.
       kernel_initializer: a new initialiser; default is `msra_initializer()`.
+      dilation: step between the kernel's taps; more than 1 needs `strides` of 1.
     """
 
     def __init__(
@@ -214,9 +215,11 @@ class Conv(tf.keras.layers.Layer):
         norm: str = "none",
         relu: bool = False,
         kernel_initializer: Optional[Callable] = None,
+        dilation: int = 1,
         **kwargs,
     ):
         super().__init__(**kwargs)
+        self.dilation = dilation
         self.filters = filters
         self.kernel_size = kernel_size
         self.strides = strides
@@ -286,11 +289,13 @@ class Conv(tf.keras.layers.Layer):
             x = tf.pad(x, [[0, 0], [pad, pad], [pad, pad], [0, 0]])
         padding = "SAME" if self.strides == 1 else "VALID"
         if training and self.groups > 1 and not tf.config.list_logical_devices("GPU"):
-            return _grouped_conv2d_on_cpu(x, kernel, self.strides, padding, self.groups)
-        return tf.nn.conv2d(x, kernel, self.strides, padding)
+            return _grouped_conv2d_on_cpu(
+                x, kernel, self.strides, padding, self.groups, self.dilation
+            )
+        return tf.nn.conv2d(x, kernel, self.strides, padding, dilations=self.dilation)
 
 
-def _grouped_conv2d_on_cpu(x, kernel, strides, padding, groups):
+def _grouped_conv2d_on_cpu(x, kernel, strides, padding, groups, dilation):
     """A grouped convolution whose gradient is fast on CPUs, where the kernel's own takes seconds.
 
     Some groups at a time, as many as fill 64 channels, form one dense convolution whose kernel is
@@ -309,7 +314,9 @@ def _grouped_conv2d_on_cpu(x, kernel, strides, padding, groups):
     shape = [parts, size, size, per_part * group_in, per_part * group_out]
     kernels = tf.unstack(tf.reshape(kernel, shape))
     inputs = tf.split(x, parts, axis=-1)
-    outputs = [tf.nn.conv2d(i, k, strides, padding) for i, k in zip(inputs, kernels)]
+    outputs = [
+        tf.nn.conv2d(i, k, strides, padding, dilations=dilation) for i, k in zip(inputs, kernels)
+    ]
     return tf.concat(outputs, axis=-1)
 
 

@@ -9,9 +9,12 @@ from typing import Optional, Union
 import tensorflow as tf
 
 from pfpn_tf import config as config_lib
-from pfpn_tf.model import box_head, detections, mask_head, rpn, semantic_head, targets
-from pfpn_tf.model.fpn import FPN
+from pfpn_tf.model import box_head, detections, mask_head, rpn, targets
+from pfpn_tf.model.deeplab_head import DeepLabV3Head
+from pfpn_tf.model.fpn import FPN, branch_pyramids
 from pfpn_tf.model.resnet import ResNet
+from pfpn_tf.model.semantic_head import SemanticHead
+from pfpn_tf.model.symmetric_decoder import SymmetricDecoder
 from pfpn_tf.ops.roi_align import multilevel_roi_align
 from pfpn_tf.structures import GroundTruth, InferenceOutputs, TrainOutputs
 
@@ -39,12 +42,14 @@ class PanopticFPN(tf.keras.Model):
             config.backbone_norm,
             config.stride_in_1x1,
             config.freeze_stages,
+            config.output_stride,
             name="backbone",
         )
-        self.fpn = FPN(config.fpn_channels, config.head_norm, name="fpn")
+        self.fpn = build_decoder(config)
         if self.has_instances:
             num_anchors = len(config.anchor_aspect_ratios)
-            self.rpn_head = rpn.RPNHead(config.fpn_channels, num_anchors, name="rpn_head")
+            branch_channels = config.fpn_channels // config.fpn_groups
+            self.rpn_head = rpn.RPNHead(branch_channels, num_anchors, name="rpn_head")
             self.box_head = box_head.BoxHead(
                 config.box_fc_channels, num_thing_classes, name="box_head"
             )
@@ -52,27 +57,23 @@ class PanopticFPN(tf.keras.Model):
                 config.mask_channels, num_thing_classes, config.head_norm, name="mask_head"
             )
         if self.has_semantics:
-            self.semantic_head = semantic_head.SemanticHead(
-                config.semantic_channels,
-                num_semantic_classes,
-                config.semantic_aggregation,
-                name="semantic_head",
-            )
+            self.semantic_head = build_semantic_head(config, num_semantic_classes)
 
     def build(self, input_shape=None):
         """Creates every variable by running each part on a few pixels."""
         with tf.init_scope():
             pyramid = self.fpn(self.backbone(tf.zeros([1, 64, 64, 3])))
+            instance_pyramid, semantic_pyramid = branch_pyramids(pyramid, self.config.fpn_groups)
             if self.has_instances:
-                channels = self.config.fpn_channels
-                self.rpn_head({"p6": pyramid["p6"]})
+                channels = instance_pyramid["p6"].shape[-1]
+                self.rpn_head({"p6": instance_pyramid["p6"]})
                 self.box_head(tf.zeros([1, 1, box_head.POOLED_SIZE, box_head.POOLED_SIZE, channels]))
                 self.mask_head(
                     tf.zeros([1, 1, mask_head.POOLED_SIZE, mask_head.POOLED_SIZE, channels]),
                     tf.zeros([1, 1], tf.int32),
                 )
             if self.has_semantics:
-                self.semantic_head(pyramid)
+                self.semantic_head(semantic_pyramid)
         self.built = True
 
     @tf.autograph.experimental.do_not_convert  # nothing here needs it; tracing takes a sixth
@@ -97,7 +98,8 @@ class PanopticFPN(tf.keras.Model):
           `TrainOutputs` or `InferenceOutputs`; a branch that the task lacks is None there.
         """
         pyramid = self.fpn(self.backbone(images, training=training), training=training)
-        semantic_logits = self.semantic_head(pyramid) if self.has_semantics else None
+        pyramid, semantic_pyramid = branch_pyramids(pyramid, self.config.fpn_groups)
+        semantic_logits = self.semantic_head(semantic_pyramid) if self.has_semantics else None
         if not self.has_instances:
             outputs = TrainOutputs if training else InferenceOutputs
             return outputs(semantic_logits=semantic_logits)
@@ -141,6 +143,36 @@ class PanopticFPN(tf.keras.Model):
             head.POOLED_SIZE,
             self.config.roi_sampling_ratio,
         )
+
+
+def build_decoder(config: config_lib.Model) -> tf.keras.layers.Layer:
+    """What turns c2..c5 into the pyramid: {"c2": ..., "c5"} -> {"p2": ..., "p5"} and more."""
+    if config.decoder == "symmetric":
+        return SymmetricDecoder(config.backbone, name="symmetric_decoder")
+    if config.decoder == "none":
+        return BackboneLevels(name="backbone_levels")
+    return FPN(config.fpn_channels, config.head_norm, name="fpn")
+
+
+class BackboneLevels(tf.keras.layers.Layer):
+    """The place of the decoder in a network without one: c2..c5 under the names p2..p5."""
+
+    def call(self, features, training=False):
+        del training  # it makes no difference
+        return {f"p{level[1:]}": x for level, x in features.items()}
+
+
+def build_semantic_head(config: config_lib.Model, num_classes: int) -> tf.keras.layers.Layer:
+    """The semantic branch: a pyramid -> logits [B, H / 4, W / 4, S]."""
+    if config.semantic_head == "deeplabv3":
+        return DeepLabV3Head(num_classes, config.output_stride, name="semantic_head")
+    return SemanticHead(
+        config.semantic_channels,
+        num_classes,
+        config.semantic_aggregation,
+        config.semantic_convs_per_stage,
+        name="semantic_head",
+    )
 
 
 def build_model(

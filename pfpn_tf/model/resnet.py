@@ -40,6 +40,7 @@ ARCHITECTURES = {
     "resnext152_32x8d": Architecture((3, 8, 36, 3), groups=32, width=256),
     # For tests and smoke runs: the same code in a hundredth of the time.
     "resnet_tiny": Architecture((1, 1, 1, 1), width=8, stem_channels=16, c2_channels=16),
+    "resnext_tiny": Architecture((1, 1, 1, 1), groups=4, width=8, stem_channels=16, c2_channels=16),
 }
 
 
@@ -52,13 +53,18 @@ class Bottleneck(tf.keras.layers.Layer):
       strides: 1 or 2.
       project: whether the shortcut is a 1x1 convolution (the first block of a stage).
       groups, norm, stride_in_1x1: as in `ResNet`.
+      dilation: step between the taps of the 3x3 convolution.
     """
 
-    def __init__(self, width, filters, strides, project, groups, norm, stride_in_1x1, **kwargs):
+    def __init__(
+        self, width, filters, strides, project, groups, norm, stride_in_1x1, dilation=1, **kwargs
+    ):
         super().__init__(**kwargs)
         stride_1x1, stride_3x3 = (strides, 1) if stride_in_1x1 else (1, strides)
         self.conv1 = layers.Conv(width, 1, stride_1x1, norm=norm, relu=True, name="conv1")
-        self.conv2 = layers.Conv(width, 3, stride_3x3, groups, norm, relu=True, name="conv2")
+        self.conv2 = layers.Conv(
+            width, 3, stride_3x3, groups, norm, relu=True, dilation=dilation, name="conv2"
+        )
         self.conv3 = layers.Conv(filters, 1, norm=norm, name="conv3")
         self.shortcut = (
             layers.Conv(filters, 1, strides, norm=norm, name="shortcut") if project else None
@@ -81,21 +87,39 @@ class ResNet(tf.keras.layers.Layer):
       stride_in_1x1: stride of a stage in the first 1x1 convolution, else in the 3x3.
       freeze_stages: 0 trains all, 1 freezes the stem, 2 the stem and c2, ... No gradient is
         computed for frozen stages.
+      output_stride: stride of c5: 32, or 16 or 8 with dilation (Figure 5b). A dilated network
+        computes what the plain one does, only at more places: its c5, read at every second (16)
+        or fourth (8) place, is the plain one's. The weights are the same.
     """
 
-    def __init__(self, backbone, norm="frozen_bn", stride_in_1x1=True, freeze_stages=0, **kwargs):
+    def __init__(
+        self,
+        backbone,
+        norm="frozen_bn",
+        stride_in_1x1=True,
+        freeze_stages=0,
+        output_stride=32,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         arch = ARCHITECTURES[backbone]
         self.freeze_stages = freeze_stages
         self.stem = layers.Conv(arch.stem_channels, 7, 2, norm=norm, relu=True, name="stem")
         self.stem.trainable = freeze_stages < 1
         self.stages = []
+        stride, dilation = 4, 1  # of the stages so far
         for s, num_blocks in enumerate(arch.blocks):
+            halves = s > 0 and stride < output_stride
+            stride *= 2 if halves else 1
+            first_dilation, dilation = dilation, dilation * (2 if s > 0 and not halves else 1)
+            if stride_in_1x1:  # the first 3x3 comes after the place of the stride
+                first_dilation = dilation
             blocks = [
                 Bottleneck(
                     width=arch.width * 2**s,
                     filters=arch.c2_channels * 2**s,
-                    strides=2 if s > 0 and b == 0 else 1,
+                    strides=2 if halves and b == 0 else 1,
+                    dilation=dilation if b > 0 else first_dilation,
                     project=b == 0,
                     groups=arch.groups,
                     norm=norm,
@@ -109,7 +133,10 @@ class ResNet(tf.keras.layers.Layer):
             self.stages.append(blocks)
 
     def call(self, images: tf.Tensor, training: bool = False) -> Dict[str, tf.Tensor]:
-        """[B, H, W, 3] -> {"c2": [B, H / 4, W / 4, C], ..., "c5": [B, H / 32, W / 32, 8 C]}."""
+        """[B, H, W, 3] -> {"c2": [B, H / 4, W / 4, C], ..., "c5": [B, H / 32, W / 32, 8 C]}.
+
+        With another `output_stride`, no level has a larger stride than that.
+        """
         x = self._until_frozen(self.stem(images, training=training), 1)
         # Zero padding equals padding with -inf here: what ReLU returns is not negative.
         x = tf.nn.max_pool2d(tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]]), 3, 2, "VALID")

@@ -15,19 +15,30 @@ class SemanticHead(tf.keras.layers.Layer):
     A stage is a 3x3 convolution, group norm, ReLU and, except on p2, 2x bilinear upsampling: three
     stages for p5, two for p4, one for p3. The final 4x upsampling is left to loss and fusion.
 
+    The COCO-Stuff 2017 entry (section 4.2) had two convolutions a stage and "concat".
+
     Args:
       channels: width of the branch.
       num_classes: S.
       aggregation: "sum" or "concat".
+      convs_per_stage: 3x3 convolutions, each with group norm and ReLU, before an upsampling.
     """
 
-    def __init__(self, channels: int, num_classes: int, aggregation: str = "sum", **kwargs):
+    def __init__(
+        self,
+        channels: int,
+        num_classes: int,
+        aggregation: str = "sum",
+        convs_per_stage: int = 1,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.aggregation = aggregation
+        self.convs_per_stage = convs_per_stage
         self.stages = {
             f"p{level}": [
                 layers.Conv(channels, 3, norm="group_norm", relu=True, name=f"p{level}_{i}")
-                for i in range(max(1, level - 2))
+                for i in range(max(1, level - 2) * convs_per_stage)
             ]
             for level in range(2, 6)
         }
@@ -40,8 +51,8 @@ class SemanticHead(tf.keras.layers.Layer):
         return layers.as_float32_or_more(self.predictor(x))
 
     def _to_stride_4(self, level, x):
-        for conv in self.stages[level]:
+        for i, conv in enumerate(self.stages[level], 1):
             x = conv(x)
-            if level != "p2":
+            if level != "p2" and i % self.convs_per_stage == 0:
                 x = layers.resize_bilinear(x, 2 * tf.shape(x)[1:3])
         return x

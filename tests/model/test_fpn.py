@@ -60,3 +60,12 @@ def test_gradient_reaches_every_level():
         tape.watch(features)
         loss = tf.reduce_sum(model(features)["p2"])
     assert all(np.abs(g).sum() > 0 for g in tape.gradient(loss, features).values())
+
+
+def test_the_branches_of_a_grouped_pyramid():
+    pyramid = {"p2": tf.reshape(tf.range(12.0), [1, 1, 2, 6]), "p3": tf.ones([1, 1, 1, 6])}
+    instance, semantic = fpn.branch_pyramids(pyramid, 2)
+    np.testing.assert_array_equal(instance["p2"][0, 0], [[0, 1, 2], [6, 7, 8]])
+    np.testing.assert_array_equal(semantic["p2"][0, 0], [[3, 4, 5], [9, 10, 11]])
+    assert instance["p3"].shape == semantic["p3"].shape == (1, 1, 1, 3)
+    assert fpn.branch_pyramids(pyramid, 1) == (pyramid, pyramid)

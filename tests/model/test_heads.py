@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pfpn_tf.model import box_head, mask_head, semantic_head
+from pfpn_tf.model import box_head, deeplab_head, mask_head, semantic_head
 from tests.model.test_layers import numpy_conv, numpy_group_norm, numpy_resize
 
 
@@ -75,28 +75,52 @@ def test_mask_head_without_rois():
     assert head(tf.zeros([2, 0, 14, 14, 4]), tf.zeros([2, 0], tf.int32)).shape == (2, 0, 28, 28)
 
 
+def numpy_conv_norm_relu(conv, x):
+    x = numpy_conv(x, conv.kernel.numpy(), 1, dilation=conv.dilation)
+    return relu(numpy_group_norm(x, conv.norm.gamma.numpy(), conv.norm.beta.numpy(), 32))
+
+
+@pytest.mark.parametrize("convs_per_stage", [1, 2])
 @pytest.mark.parametrize("aggregation", ["sum", "concat"])
-def test_semantic_head(maybe_graph, aggregation):
+def test_semantic_head(maybe_graph, aggregation, convs_per_stage):
     hw = (64, 96)
     pyramid = {
         f"p{l}": np.random.normal(size=(2, hw[0] >> l, hw[1] >> l, 6)).astype(np.float32)
         for l in range(2, 7)
     }
-    head = semantic_head.SemanticHead(32, 5, aggregation)
+    head = semantic_head.SemanticHead(32, 5, aggregation, convs_per_stage)
     head(pyramid)
     randomise(head)
     logits = maybe_graph(head)(pyramid)
     merged = []
     for level, convs in head.stages.items():
-        x = pyramid[level]
-        assert len(convs) == {"p2": 1, "p3": 1, "p4": 2, "p5": 3}[level]
-        for conv in convs:
-            x = numpy_conv(x, conv.kernel.numpy(), 1)
-            x = relu(numpy_group_norm(x, conv.norm.gamma.numpy(), conv.norm.beta.numpy(), 32))
+        x, convs = pyramid[level], list(convs)
+        for _ in range({"p2": 1, "p3": 1, "p4": 2, "p5": 3}[level]):
+            for _ in range(convs_per_stage):
+                x = numpy_conv_norm_relu(convs.pop(0), x)
             if level != "p2":
                 x = numpy_resize(x, (2 * x.shape[1], 2 * x.shape[2]))
+        assert not convs
         merged.append(x)
     merged = sum(merged) if aggregation == "sum" else np.concatenate(merged, -1)
     expected = numpy_conv(merged, head.predictor.kernel.numpy(), 1) + head.predictor.bias.numpy()
     assert logits.shape == (2, 16, 24, 5)
     np.testing.assert_allclose(logits, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("output_stride, rates", [(8, (12, 24, 36)), (16, (6, 12, 18))])
+def test_deeplab_head(maybe_graph, output_stride, rates):
+    hw = 64 // output_stride, 96 // output_stride
+    c5 = np.random.normal(size=(2, *hw, 3)).astype(np.float32)
+    head = deeplab_head.DeepLabV3Head(5, output_stride)
+    head({"p5": c5})
+    randomise(head, 0.1)
+    logits = maybe_graph(head)({"p5": c5})
+    assert tuple(conv.dilation for conv in head.dilated) == rates
+    pooled = numpy_conv_norm_relu(head.pooled, c5.mean(axis=(1, 2), keepdims=True))
+    views = [numpy_conv_norm_relu(conv, c5) for conv in (head.pointwise, *head.dilated)]
+    x = np.concatenate([*views, np.broadcast_to(pooled, views[0].shape)], axis=-1)
+    x = numpy_conv_norm_relu(head.refine, numpy_conv_norm_relu(head.merge, x))
+    x = numpy_conv(x, head.predictor.kernel.numpy(), 1) + head.predictor.bias.numpy()
+    assert logits.shape == (2, 16, 24, 5)
+    np.testing.assert_allclose(logits, numpy_resize(x, (16, 24)), atol=1e-4)

@@ -7,19 +7,20 @@ import tensorflow as tf
 from pfpn_tf.model import layers
 
 
-def numpy_conv(x, kernel, stride, groups=1):
-    """Convolution with kernel // 2 zeros on all sides, float64 loops over the taps."""
+def numpy_conv(x, kernel, stride, groups=1, dilation=1):
+    """Convolution with dilation * (kernel // 2) zeros on all sides, float64 loops over the taps."""
     x, kernel = x.astype(np.float64), kernel.astype(np.float64)
     size, _, group_in, filters = kernel.shape
-    pad = size // 2
+    pad = dilation * (size // 2)
     x = np.pad(x, [(0, 0), (pad, pad), (pad, pad), (0, 0)])
-    height = (x.shape[1] - size) // stride + 1
-    width = (x.shape[2] - size) // stride + 1
+    height = (x.shape[1] - 2 * pad - 1) // stride + 1
+    width = (x.shape[2] - 2 * pad - 1) // stride + 1
     out = np.zeros((len(x), height, width, filters))
     group_out = filters // groups
     for i in range(size):
         for j in range(size):
-            window = x[:, i : i + height * stride : stride, j : j + width * stride : stride]
+            top, left = i * dilation, j * dilation
+            window = x[:, top : top + height * stride : stride, left : left + width * stride : stride]
             for g in range(groups):
                 channels = slice(g * group_in, (g + 1) * group_in)
                 outputs = slice(g * group_out, (g + 1) * group_out)
@@ -73,11 +74,24 @@ def test_grouped_conv(groups, channels, training):
     np.testing.assert_allclose(y, numpy_conv(x, conv.kernel.numpy(), 2, groups), atol=1e-5)
 
 
-def test_gradient_of_a_grouped_conv(maybe_graph):
-    groups, channels = 32, 128
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("dilation", [2, 5])
+def test_dilated_conv(dilation, groups, training, maybe_graph):
+    x = np.random.normal(size=(2, 7, 9, 8)).astype(np.float32)
+    conv = layers.Conv(8, 3, groups=groups, dilation=dilation)
+    y = maybe_graph(lambda x: conv(x, training=training))(x)
+    expected = numpy_conv(x, conv.kernel.numpy(), 1, groups, dilation)
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+
+
+@pytest.mark.both_stacks
+@pytest.mark.parametrize("stride, groups, dilation", [(2, 32, 1), (1, 32, 2), (1, 1, 4)])
+def test_gradient_of_a_grouped_or_dilated_conv(stride, groups, dilation, maybe_graph):
+    channels = 128 if groups > 1 else 4
     x = tf.random.normal([1, 5, 7, channels])
-    conv = layers.Conv(channels, 3, 2, groups)
-    weight = tf.random.normal([1, 3, 4, channels])
+    conv = layers.Conv(channels, 3, stride, groups, dilation=dilation)
+    weight = tf.random.normal([1, 3, 4, channels] if stride == 2 else x.shape)
 
     @maybe_graph
     def run(x):
@@ -90,13 +104,13 @@ def test_gradient_of_a_grouped_conv(maybe_graph):
     dx, dkernel = (g.numpy().astype(np.float64) for g in run(x))
     kernel = conv.kernel.numpy()
     # The convolution is linear: <weight, conv(x)> = <dx, x> = <dkernel, kernel>.
-    total = (numpy_conv(x.numpy(), kernel, 2, groups) * weight.numpy()).sum()
+    total = (numpy_conv(x.numpy(), kernel, stride, groups, dilation) * weight.numpy()).sum()
     np.testing.assert_allclose((dx * x.numpy()).sum(), total, atol=1e-3)
     np.testing.assert_allclose((dkernel * kernel).sum(), total, atol=1e-3)
     # One entry by its own sum.
     one = np.zeros_like(kernel)
     one[2, 0, 1, channels - 1] = 1
-    by_hand = (numpy_conv(x.numpy(), one, 2, groups) * weight.numpy()).sum()
+    by_hand = (numpy_conv(x.numpy(), one, stride, groups, dilation) * weight.numpy()).sum()
     np.testing.assert_allclose(dkernel[2, 0, 1, channels - 1], by_hand, atol=1e-4)
 
 

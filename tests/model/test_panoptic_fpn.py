@@ -161,6 +161,44 @@ def test_tasks(task):
     assert ("rpn_head" in names) == ("mask_head" in names) == has_instances
 
 
+def test_a_grouped_pyramid_gives_each_branch_its_half():
+    """Table 3d: the second half's output convolution has no part in the instance branch."""
+    model = tiny_model(fpn_channels=64, fpn_groups=2)
+    assert model.rpn_head.conv.kernel.shape == (3, 3, 32, 32)
+    conv = model.fpn.output_convs["p2"]
+    with tf.GradientTape(persistent=True) as tape:
+        outputs = train(model)
+        instance = tf.reduce_sum(outputs.class_logits**2) + tf.reduce_sum(outputs.mask_logits**2)
+        instance += tf.reduce_sum(outputs.objectness_logits**2)
+        semantic = tf.reduce_sum(outputs.semantic_logits**2)
+    for loss, own, other in ((instance, slice(32), slice(32, 64)), (semantic, slice(32, 64), slice(32))):
+        gradient = tape.gradient(loss, conv.kernel).numpy()
+        assert np.abs(gradient[..., own]).max() > 0
+        assert not gradient[..., other].any()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"decoder": "symmetric"},
+        {"decoder": "none", "semantic_head": "deeplabv3", "output_stride": 8},
+        {"decoder": "none", "semantic_head": "deeplabv3", "output_stride": 16},
+        {"semantic_convs_per_stage": 2, "semantic_aggregation": "concat"},
+    ],
+)
+def test_semantic_variants(settings):
+    """Each trains all of its variables and gives logits at stride 4."""
+    model = tiny_model(task="semantic", **settings)
+    with tf.GradientTape() as tape:
+        logits = train(model).semantic_logits
+        loss = tf.reduce_sum(tf.square(logits))
+    assert logits.shape == (2, 16, 24, S)
+    gradients = tape.gradient(loss, model.trainable_variables)
+    missing = [v.name for v, g in zip(model.trainable_variables, gradients) if g is None]
+    assert not missing
+    assert all(np.isfinite(g).all() for g in gradients)
+
+
 @pytest.mark.parametrize(
     "settings",
     [

@@ -78,6 +78,39 @@ def test_one_more_pixel_on_the_left_shifts_nothing():
         np.testing.assert_array_equal(np.argwhere(change).max(axis=0), [10, 10])
 
 
+@pytest.mark.parametrize("backbone", ["resnet_tiny", "resnext_tiny"])
+@pytest.mark.parametrize("stride_in_1x1", [False, True])
+@pytest.mark.parametrize("output_stride", [16, 8])
+def test_a_dilated_network_is_the_plain_one_at_more_places(backbone, stride_in_1x1, output_stride):
+    images = np.random.normal(size=(1, 64, 96, 3)).astype(np.float32)
+    plain = resnet.ResNet(backbone, stride_in_1x1=stride_in_1x1)
+    plain(images)
+    dilated = resnet.ResNet(backbone, stride_in_1x1=stride_in_1x1, output_stride=output_stride)
+    dilated(images)
+    randomise_norms(plain)
+    dilated.set_weights(plain.get_weights())
+    expected, features = plain(images), dilated(images)
+    for level, value in expected.items():
+        stride = min(2 ** int(level[1]), output_stride)
+        assert features[level].shape[1:3] == (64 // stride, 96 // stride)
+        step = 2 ** int(level[1]) // stride
+        value = value.numpy()
+        np.testing.assert_allclose(
+            features[level][:, ::step, ::step], value, atol=1e-5 * np.abs(value).max()
+        )
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_resnext_against_numpy(training):
+    images = np.random.normal(size=(1, 64, 96, 3)).astype(np.float32)
+    model = resnet.ResNet("resnext_tiny", stride_in_1x1=False)
+    model(images)
+    randomise_norms(model)
+    features = model(images, training=training)
+    for level, value in numpy_resnet(model, images, stride_in_1x1=False).items():
+        np.testing.assert_allclose(features[level], value, atol=1e-4 * np.abs(value).max())
+
+
 @pytest.mark.parametrize("freeze_stages", [0, 1, 2, 5])
 def test_frozen_stages_have_no_gradient(freeze_stages):
     model = resnet.ResNet("resnet_tiny", freeze_stages=freeze_stages)

@@ -121,7 +121,7 @@ def toy(monkeypatch, tiny_config):
 
         return tf.data.Dataset.range(start_step, 10**6).map(batch)
 
-    def losses(outputs, ground_truth, config):
+    def losses(outputs, ground_truth, config, step=None):
         logits = tf.cast(outputs.semantic_logits, tf.float32)  # [B, H, W, 4]
         sizes = tf.cast(tf.reduce_prod(tf.shape(logits)[1:]) * config.train.global_batch_size, tf.float32)
         loss = tf.reduce_sum(tf.square(logits)) / sizes
