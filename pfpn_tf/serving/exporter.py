@@ -13,6 +13,7 @@ from pfpn_tf import config as config_lib
 from pfpn_tf.data import categories
 from pfpn_tf.model import layers, panoptic_fpn
 from pfpn_tf.serving import module as module_lib
+from pfpn_tf.serving import server_files
 from pfpn_tf.training import checkpoints
 
 METADATA = "metadata.json"
@@ -51,11 +52,13 @@ def load_module(
 
 
 def export(module: module_lib.PanopticModule, export_dir: str) -> Dict[str, Any]:
-    """Writes a SavedModel; `export_dir` appears only when it is complete.
+    """Writes a SavedModel with what the server reads beside it.
+
+    `export_dir` appears only when it is complete.
 
     Args:
       module: what to save.
-      export_dir: new directory; for TensorFlow Serving its name is a whole number, the version.
+      export_dir: new directory MODEL/VERSION; the server wants a whole number for a version.
 
     Returns:
       Signature name to concrete function.
@@ -83,6 +86,12 @@ def export(module: module_lib.PanopticModule, export_dir: str) -> Dict[str, Any]
             options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
             with errors_only():
                 tf.saved_model.save(content, temporary, signatures=signatures, options=options)
+        server_files.write(
+            temporary,
+            os.path.basename(parent),
+            module.config.export.allowed_batch_sizes,
+            module.config.export.batch_timeout_micros,
+        )
         os.chmod(temporary, 0o755)
         if os.path.isdir(export_dir):
             os.rmdir(export_dir)

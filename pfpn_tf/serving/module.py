@@ -25,7 +25,7 @@ Shapes: B images · h, w original size · H, W padded size · D detections · N 
 
 import functools
 import json
-from typing import Callable, Dict, Tuple
+from typing import Callable, Dict
 
 import tensorflow as tf
 
@@ -73,7 +73,7 @@ class PanopticModule(tf.Module):
             autograph=False,
         )
         self.weights = list(variables)
-        self._config = config
+        self.config = config
         self._info = info
         self._tables = fusion.fusion_tables(info, config.model.semantic_targets)
         self.metadata_text = metadata_json(config, info)
@@ -105,7 +105,7 @@ class PanopticModule(tf.Module):
 
     @tf.function(input_signature=[_IMAGE_BYTES], autograph=False)
     def serving_default(self, image_bytes):
-        limit = self._config.export.max_image_pixels
+        limit = self.config.export.max_image_pixels
         batch_size = tf.size(image_bytes)
         some = tf.debugging.Assert(batch_size > 0, ["image_bytes is empty; send an image or more"])
         with tf.control_dependencies([some]):
@@ -156,7 +156,7 @@ class PanopticModule(tf.Module):
     @tf.function(input_signature=[_IMAGES], autograph=False)
     def instances(self, images):
         outputs, image_hw, original_hw = self._run(images)
-        width = self._config.model.max_detections
+        width = self.config.model.max_detections
 
         def one_image(image_outputs, hw, full_hw):
             found, masks = instances.paste_instances(image_outputs.detections, hw, full_hw)
@@ -212,8 +212,8 @@ class PanopticModule(tf.Module):
         return {"metadata_json": tf.fill(tf.shape(request), self.metadata_text)}
 
     def _table_rows(self):
-        things = self._config.model.max_detections if self._has_instances else 0
-        targets = self._config.model.semantic_targets
+        things = self.config.model.max_detections if self._has_instances else 0
+        targets = self.config.model.semantic_targets
         return things + (self._info.num_semantic_classes(targets) if self._has_semantics else 0)
 
     @tf.function(input_signature=[_IMAGES], autograph=False)
@@ -224,7 +224,7 @@ class PanopticModule(tf.Module):
     def _inputs_from_images(self, images):
         """[B, h, w, 3] uint8 -> network input [B, H, W, 3], image_hw [B, 2], original_hw [B, 2]."""
         shape = tf.shape(images)
-        limit = self._config.export.max_image_pixels
+        limit = self.config.export.max_image_pixels
         pixels = tf.cast(shape[1], tf.int64) * tf.cast(shape[2], tf.int64)
         fits = tf.debugging.Assert(
             (pixels > 0) & (pixels <= limit),
@@ -238,7 +238,7 @@ class PanopticModule(tf.Module):
 
     def _network_sizes(self, original_hw):
         """[B, 2] original sizes -> [B, 2] content sizes, [B, 2] padded sizes."""
-        data = self._config.data
+        data = self.config.data
         image_hw = preprocess.resized_hw(original_hw, data.eval_min_side, data.eval_max_side)
         return image_hw, preprocess.padded_hw(image_hw, data.size_divisor)
 
@@ -250,7 +250,7 @@ class PanopticModule(tf.Module):
           items: structure of [B, ...].
           image_hw: [B, 2]. padded_hw: [2].
         """
-        data = self._config.data
+        data = self.config.data
 
         def prepare(item):
             item, hw = item
@@ -268,7 +268,7 @@ class PanopticModule(tf.Module):
         )
 
     def _fuse(self, image_outputs, hw, full_hw):
-        model = self._config.model
+        model = self.config.model
         return fusion.fuse_image(
             image_outputs,
             hw,
@@ -281,7 +281,7 @@ class PanopticModule(tf.Module):
 
     def _reply_signature(self) -> Dict[str, tf.TensorSpec]:
         """`tf.TensorSpec`s of one image's reply in `serving_default`."""
-        rows = self._config.export.max_segments
+        rows = self.config.export.max_segments
         return {
             "panoptic_png": tf.TensorSpec([], tf.string),
             "num_segments": tf.TensorSpec([], tf.int32),
@@ -295,7 +295,7 @@ class PanopticModule(tf.Module):
 
     def _table(self, result: structures.PanopticResult) -> Dict[str, tf.Tensor]:
         """The batched table, widened to --max_segments rows."""
-        more = self._config.export.max_segments - self._table_rows()
+        more = self.config.export.max_segments - self._table_rows()
         table = {"num_segments": result.num_segments}
         for name in _TABLE:
             column = getattr(result, name)
