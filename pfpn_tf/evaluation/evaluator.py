@@ -4,14 +4,14 @@ Inference and fusion run in graph on all replicas; what follows is counted on th
 batch is computed. Kept of an image are its counts and the scores and match flags of its
 detections, so memory does not depend on the size of the split.
 
-Results do not depend on the number of replicas: each replica gets batches of `eval_batch_size`
-consecutive images, padded among themselves, and all sums are exact.
+Results do not depend on the number of replicas and workers: each replica gets batches of
+`eval_batch_size` consecutive images, padded among themselves, and all sums are exact.
 
-Shapes: B images per replica · H, W padded size · h, w original size · D detections · S semantic
-classes · N rows of the segment table.
+Shapes: B images per replica · H, W padded size · h, w original size.
 """
 
 import concurrent.futures
+import contextlib
 import json
 import os
 import time
@@ -19,19 +19,14 @@ from typing import Any, Dict, List, NamedTuple, Optional
 
 import cv2
 import numpy as np
-from pycocotools import mask as mask_utils
 import tensorflow as tf
 
 from pfpn_tf import config as config_lib
-from pfpn_tf import structures
 from pfpn_tf.data import pipeline, tfrecord
 from pfpn_tf.data.categories import DatasetInfo
-from pfpn_tf.evaluation import coco_format, html_report, report, score_files
-from pfpn_tf.evaluation.average_precision import AveragePrecision
-from pfpn_tf.evaluation.panoptic_quality import overlaps
-from pfpn_tf.evaluation.semantic_iou import THINGS, SemanticIoU
-from pfpn_tf.postprocess import fusion
-from pfpn_tf.postprocess.instances import instances_at_original_size
+from pfpn_tf.evaluation import coco_format, html_report, report, workers as workers_lib
+from pfpn_tf.evaluation.counts import Counts, read_truth
+from pfpn_tf.evaluation.inference import Inference, Input, Network
 from pfpn_tf.utils.files import atomic_write
 
 METRICS = "metrics.json"
@@ -39,40 +34,36 @@ REPORT = "report.html"
 _MAX_WAITING = 2  # Batches computed but not yet counted; bounds memory.
 
 
-class ImageOutputs(NamedTuple):
-    """What the network says about one image, or a batch of them.
+class Findings(NamedTuple):
+    """What evaluating some images has found. Those of several workers add up.
 
     Attributes:
-      panoptic: `PanopticResult`; None without both branches.
-      labels: [h, w] semantic class per pixel, S where undefined; None without a semantic branch.
-      detections: `Detections` in the frame of the network input; None without an instance branch.
+      counts: `Counts`.
+      gallery: the best and worst images; None without panoptic maps.
+      image_ids: in the order of evaluation.
     """
 
-    panoptic: Optional[structures.PanopticResult] = None
-    labels: Optional[tf.Tensor] = None
-    detections: Optional[structures.Detections] = None
+    counts: Counts
+    gallery: Optional[html_report.Gallery]
+    image_ids: List[Any]
 
-
-class ImageTruth(NamedTuple):
-    """Ground truth of one image, as its record has it.
-
-    Attributes:
-      image_id: number or string, as in the dataset's JSON.
-      hw: original (height, width).
-      panoptic_ids: [h, w] uint32.
-      segments: COCO segments_info.
-      annotations: COCO instance annotations, crowds included.
-    """
-
-    image_id: Any
-    hw: tuple
-    panoptic_ids: np.ndarray
-    segments: List[dict]
-    annotations: List[dict]
+    def merge(self, other: "Findings") -> None:
+        """Adds another worker's findings, but for the order of the images."""
+        self.counts.merge(other.counts)
+        if self.gallery:
+            self.gallery.merge(other.gallery)
+        self.image_ids.extend(other.image_ids)
 
 
 class Evaluator:
-    """Runs one network on a split, as often as asked; the graph is traced once."""
+    """Runs one network on a split, as often as asked; the graph is traced once.
+
+    Under a strategy of several workers, each of them has to make the same calls. All get the same
+    results; the chief alone writes files, for which the workers share a disk.
+
+    Attributes:
+      findings: of the last evaluation, over all workers.
+    """
 
     def __init__(
         self,
@@ -80,6 +71,7 @@ class Evaluator:
         info: DatasetInfo,
         model: tf.keras.Model,
         strategy: Optional[tf.distribute.Strategy] = None,
+        semantic: Optional[Network] = None,
     ):
         """Finds the records.
 
@@ -88,18 +80,21 @@ class Evaluator:
           info: the dataset the network was trained on.
           model: `PanopticFPN`, built under `strategy`.
           strategy: None: TensorFlow's current one.
+          semantic: a second network for the semantic branch; that of `model` does not count then.
 
         Raises:
           ValueError: there are no records.
         """
         self._config = config
         self._info = info
-        self._model = model
         self._strategy = strategy or tf.distribute.get_strategy()
-        self._tables = fusion.fusion_tables(info, config.model.semantic_targets)
+        self._inference = Inference(config, info, model, semantic)
+        self._gather = workers_lib.Gatherer(self._strategy)
+        self._workers = self._gather.workers
         self._num_images = len(tfrecord.read_index(config.data.eval_records, "eval_records"))
         self._string_ids = any(split.get("string_ids") for split in info.splits.values())
         self._function = None
+        self.findings: Optional[Findings] = None
 
     def evaluate(
         self, output_dir: Optional[str] = None, max_images: int = 0, save_predictions: bool = True
@@ -107,10 +102,10 @@ class Evaluator:
         """Evaluates the split.
 
         Args:
-          output_dir: where metrics.json and the predictions go; None: nothing is written.
+          output_dir: where metrics.json, the predictions and, of a panoptic network, report.html and
+            confusion.png go; None: nothing is written.
           max_images: only the first images; 0: `--max_images`, or all.
-          save_predictions: whether `output_dir` also gets the predictions in COCO format and, of a panoptic network,
-            report.html.
+          save_predictions: whether `output_dir` also gets the predictions in COCO format.
 
         Returns:
           Fractions at full precision: `panoptic` (see `PanopticQuality.result`), `semantic` (IoU of the panoptic maps) and
@@ -122,32 +117,75 @@ class Evaluator:
         """
         max_images = max_images or self._config.eval.max_images
         num_images = min(self._num_images, max_images) if max_images else self._num_images
-        counts = _Counts(self._config.model, self._info)
-        save_predictions = save_predictions and output_dir is not None
-        with_report = save_predictions and self._config.model.task == "panoptic"
-        gallery = html_report.Gallery(self._info) if with_report else None
+        predictions_dir = output_dir if save_predictions else None
         started = time.monotonic()
-        with _writer(output_dir if save_predictions else None, self._config.model, self._info) as writer:
-
-            def consume(outputs, truth, example):
-                image_counts, segments = counts.add(outputs, truth, example["image_hw"], writer)
-                if gallery:
-                    ids = outputs.panoptic.panoptic_ids[: truth.hw[0], : truth.hw[1]]
-                    gt, pred = (truth.panoptic_ids, truth.segments), (ids, segments)
-                    gallery.add(truth.image_id, image_counts, self._photo(example), gt, pred)
-
-            self._run(num_images, consume, keep_images=with_report)
-        metrics = counts.result()
-        metrics["num_images"] = num_images
-        metrics["seconds"] = round(time.monotonic() - started, 3)
-        if output_dir:
-            with atomic_write(os.path.join(output_dir, METRICS)) as f:
-                json.dump(metrics, f, indent=2)
-                f.write("\n")
-        if gallery:
-            path = os.path.join(output_dir, REPORT)
-            html_report.write(path, metrics, self._info, gallery, counts.confusion)
+        parts = self._gather(self._evaluate_share(num_images, predictions_dir))
+        failures = [part for part in parts if isinstance(part, str)]
+        if failures:
+            raise ValueError(failures[0])
+        if predictions_dir and self._workers.count > 1:
+            self._merge_predictions(predictions_dir, num_images, [part.image_ids for part in parts])
+        self.findings = parts[0]
+        for part in parts[1:]:
+            self.findings.merge(part)
+        seconds = self._gather(time.monotonic() - started)
+        metrics = {**self.findings.counts.result(), "num_images": num_images, "seconds": round(max(seconds), 3)}
+        if output_dir and self._workers.is_chief:
+            self._write(output_dir, metrics)
         return metrics
+
+    def _evaluate_share(self, num_images, predictions_dir):
+        """This worker's `Findings`; of several workers, one that fails returns the message for all."""
+        with_gallery = self._config.model.task == "panoptic"
+        counts = Counts(self._config.model, self._info)
+        found = Findings(counts, html_report.Gallery(self._info) if with_gallery else None, [])
+        if predictions_dir and self._workers.count > 1:
+            predictions_dir = workers_lib.part_directory(predictions_dir, self._workers.index)
+        try:
+            with self._writer(predictions_dir) as writer:
+
+                def consume(position, outputs, example):
+                    truth = read_truth(example, self._string_ids)
+                    found.image_ids.append(truth.image_id)
+                    image_counts, segments = counts.add(outputs, truth, example["image_hw"], writer)
+                    if found.gallery:
+                        ids = outputs.panoptic.panoptic_ids[: truth.hw[0], : truth.hw[1]]
+                        gt, pred = (truth.panoptic_ids, truth.segments), (ids, segments)
+                        name = f"Image {truth.image_id}"
+                        found.gallery.add(position, name, image_counts, lambda: self._photo(example), gt, pred)
+
+                self._run(num_images, consume, keep_images=with_gallery)
+        except ValueError as error:
+            if self._workers.count == 1:
+                raise
+            return str(error)
+        return found
+
+    def _writer(self, directory):
+        if directory is None:
+            return contextlib.nullcontext()
+        task = self._config.model.task
+        return coco_format.PredictionWriter(
+            directory,
+            self._info.coco_categories(),
+            panoptic=task == "panoptic",
+            instances=task in ("panoptic", "instance"),
+        )
+
+    def _merge_predictions(self, output_dir, num_images, image_ids):
+        if self._workers.is_chief:
+            owners = self._workers.owners(num_images, self._config.eval.eval_batch_size)
+            with self._writer(output_dir) as writer:
+                workers_lib.merge_predictions(output_dir, writer, owners, image_ids)
+        self._gather.wait()
+
+    def _write(self, output_dir, metrics):
+        with atomic_write(os.path.join(output_dir, METRICS)) as f:
+            json.dump(metrics, f, indent=2)
+            f.write("\n")
+        if self.findings.gallery:
+            path = os.path.join(output_dir, REPORT)
+            html_report.write(path, metrics, self._info, self.findings.gallery, self.findings.counts.confusion)
 
     def _photo(self, example):
         """The image as the network saw it, at original size: [h, w, 3] uint8."""
@@ -158,69 +196,74 @@ class Evaluator:
         return cv2.resize(photo, tuple(int(side) for side in example["original_hw"][::-1]), interpolation=cv2.INTER_AREA)
 
     def _run(self, num_images, consume, keep_images):
-        """Calls consume(ImageOutputs, ImageTruth, example) for each image in order."""
+        """Calls consume(position, ImageOutputs, example) for each image of this worker in order."""
         dataset = self._distributed_dataset(num_images)
         if self._function is None:
-            spec = dataset.element_spec
-            signature = [spec["images"], spec["image_hw"], spec["original_hw"]]
+            signature = (self._inputs(dataset.element_spec), dataset.element_spec["original_hw"])
             self._function = tf.function(self._step, input_signature=signature, autograph=False)
         local = self._strategy.experimental_local_results
-        progress = report.Progress(num_images)
+        size = self._config.eval.eval_batch_size
+        # This worker's batches: (position of the first image, number of images).
+        batches = [
+            (start, min(size, num_images - start))
+            for start in range(self._workers.index * size, num_images, self._workers.count * size)
+        ]
+        progress = report.Progress(sum(count for _, count in batches))
         waiting = []
-        done = 0
+        iterator = iter(dataset)
         with concurrent.futures.ThreadPoolExecutor(1) as host:
-            for batch in dataset:
-                outputs = local(self._function(batch["images"], batch["image_hw"], batch["original_hw"]))
-                truths = local({key: value for key, value in batch.items() if key != "images" or keep_images})
-                for replica_outputs, replica_truths in zip(outputs, truths):
-                    count = min(self._config.eval.eval_batch_size, num_images - done)
-                    done += count
-                    job = (replica_outputs, replica_truths, count, consume, progress)
-                    waiting.append(host.submit(self._consume_batch, *job))
-                while len(waiting) > (_MAX_WAITING if done < num_images else 0):
+            while batches:
+                batch = next(iterator)
+                outputs = local(self._function(self._inputs(batch), batch["original_hw"]))
+                examples = local({k: v for k, v in batch.items() if k[:6] != "images" or keep_images})
+                for replica_outputs, replica_examples in zip(outputs, examples):
+                    job = (replica_outputs, replica_examples, *(batches.pop(0) if batches else (0, 0)))
+                    waiting.append(host.submit(self._consume_batch, *job, consume, progress))
+                while len(waiting) > (_MAX_WAITING if batches else 0):
                     waiting.pop(0).result()
-                if done == num_images:
-                    break
         progress.close()
 
-    def _consume_batch(self, outputs, truths, count, consume, progress):
+    def _consume_batch(self, outputs, examples, start, count, consume, progress):
         """Hands over the first `count` images of a replica's batch; the rest only fills it up."""
         outputs = tf.nest.map_structure(lambda t: None if t is None else t.numpy(), outputs)
-        truths = {key: value.numpy() for key, value in truths.items()}
+        examples = {key: value.numpy() for key, value in examples.items()}
         for i in range(count):
             one = tf.nest.map_structure(lambda a: None if a is None else a[i], outputs)
-            example = {key: value[i] for key, value in truths.items()}
-            consume(one, read_truth(example, self._string_ids), example)
+            consume(start + i, one, {key: value[i] for key, value in examples.items()})
             progress.advance()
 
+    def _inputs(self, batch):
+        """The networks' inputs among the entries of a batch, or of its spec."""
+        return [Input(batch[_key("images", i)], batch[_key("image_hw", i)]) for i in range(self._num_inputs)]
+
+    @property
+    def _num_inputs(self):
+        return len(self._inference.settings)
+
     def _distributed_dataset(self, num_images):
-        """Batches of `eval_batch_size` images for each replica in turn; endless, filled up at the end."""
-        config = self._config.replace(max_images=num_images)
+        """Batches of `eval_batch_size` images for each replica in turn; endless, filled up at the end.
+
+        What the networks get to see at other sizes comes as images_1, image_hw_1, images_2, ...
+        """
+        size = self._config.eval.eval_batch_size
+
+        def batches(count, context=None):
+            datasets = [
+                pipeline.build_dataset(settings.replace(max_images=count), self._info, False, context)
+                for settings in self._inference.settings
+            ]
+            return tf.data.Dataset.zip(tuple(datasets)).map(lambda *parts: _fill(_joined(parts), size))
 
         def make(context):
-            del context
-            dataset = pipeline.build_dataset(config, self._info, training=False)
-            dataset = dataset.map(lambda batch: _fill(batch, config.eval.eval_batch_size))
-            return dataset.concatenate(dataset.take(1).repeat())
+            # A worker may run out of batches, or have none, where others have one more.
+            return batches(num_images, context).concatenate(batches(min(size, num_images)).cache().repeat())
 
         # Strings have no place on a GPU: batches stay with the host until the step takes them.
         options = tf.distribute.InputOptions(experimental_fetch_to_device=False)
         return self._strategy.distribute_datasets_from_function(make, options)
 
-    def _step(self, images, image_hw, original_hw):
-        return self._strategy.run(self._replica_step, args=(images, image_hw, original_hw))
-
-    def _replica_step(self, images, image_hw, original_hw):
-        """Inference and fusion of one replica's batch.
-
-        Args:
-          images: [B, H, W, 3]. image_hw: [B, 2]. original_hw: [B, 2].
-
-        Returns:
-          Batched `ImageOutputs`; maps are padded with 0 to the largest original size.
-        """
-        outputs = self._model(images, image_hw, training=False)
-        return batch_outputs(outputs, image_hw, original_hw, self._config.model, self._tables)
+    def _step(self, inputs, original_hw):
+        return self._strategy.run(self._inference, args=(inputs, original_hw))
 
 
 def evaluate(
@@ -235,225 +278,17 @@ def evaluate(
     return Evaluator(config, info, model, strategy).evaluate(output_dir, max_images)
 
 
-def batch_outputs(
-    outputs: structures.InferenceOutputs,
-    image_hw: tf.Tensor,
-    original_hw: tf.Tensor,
-    model_config: config_lib.Model,
-    tables: fusion.FusionTables,
-) -> ImageOutputs:
-    """Labels and panoptic maps at original size, in graph.
-
-    Args:
-      outputs: of the network, batched.
-      image_hw: [B, 2] int32. original_hw: [B, 2] int32.
-      model_config: fusion settings.
-      tables: from `fusion.fusion_tables`.
-
-    Returns:
-      Batched `ImageOutputs`; maps are padded with 0 to the largest original size.
-    """
-    if outputs.semantic_logits is None:
-        return ImageOutputs(detections=outputs.detections)
-    has_panoptic = outputs.detections is not None
-    padded_hw = tf.reduce_max(original_hw, 0)
-
-    def one_image(image_outputs, hw, full_hw):
-        rest = padded_hw - full_hw
-        padding = [[0, rest[0]], [0, rest[1]]]
-        labels = fusion.semantic_labels(image_outputs.semantic_logits, hw, full_hw)
-        maps = {"labels": tf.pad(tf.cast(labels, tf.int32), padding)}
-        if has_panoptic:
-            result = fusion.fuse_image(
-                image_outputs,
-                hw,
-                full_hw,
-                tables,
-                model_config.fusion_score_threshold,
-                model_config.fusion_overlap_threshold,
-                model_config.fusion_stuff_area_threshold_px,
-                labels=labels,
-            )
-            maps["panoptic"] = result._replace(panoptic_ids=tf.pad(result.panoptic_ids, padding))
-        return maps
-
-    signature = {"labels": tf.TensorSpec([None, None], tf.int32)}
-    if has_panoptic:
-        signature["panoptic"] = fusion.result_signature(outputs)
-    maps = fusion.map_images(one_image, outputs, image_hw, original_hw, signature)
-    return ImageOutputs(detections=outputs.detections, **maps)
+def _key(name, i):
+    """Name of input i in a batch: images, images_1, images_2, ..."""
+    return f"{name}_{i}" if i else name
 
 
-def read_truth(example: Dict[str, np.ndarray], string_ids: bool) -> ImageTruth:
-    """The ground truth of one image.
-
-    Args:
-      example: numpy values of the evaluation keys of `pipeline`, without the batch axis.
-      string_ids: whether the dataset's image ids are strings even where they look like numbers.
-    """
-    image_id = example["source_id"].decode()
-    if not string_ids and image_id.isdigit() and str(int(image_id)) == image_id:
-        image_id = int(image_id)
-    segments = [
-        {"id": int(i), "category_id": int(category_id), "area": int(area), "iscrowd": int(iscrowd)}
-        for i, category_id, area, iscrowd in zip(
-            example["segment_ids"],
-            example["segment_category_ids"],
-            example["segment_areas"],
-            example["segment_iscrowd"],
-        )
-        if i != 0
-    ]
-    annotations = []
-    for i, png in enumerate(example["instance_mask_png"]):
-        if not png:  # Padding.
-            continue
-        mask = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_GRAYSCALE)
-        y1, x1, y2, x2 = (_decimal(v) for v in example["instance_boxes"][i])
-        annotations.append(
-            {
-                "id": int(example["instance_ids"][i]),
-                "image_id": image_id,
-                "category_id": int(example["instance_category_ids"][i]),
-                "area": float(example["instance_areas"][i]),
-                "bbox": [x1, y1, _decimal(x2 - x1), _decimal(y2 - y1)],
-                "iscrowd": int(example["instance_iscrowd"][i]),
-                "segmentation": mask_utils.encode(np.asfortranarray(mask > 0, np.uint8)),
-            }
-        )
-    name = f"Image {image_id}: panoptic PNG of the record"
-    return ImageTruth(
-        image_id,
-        tuple(int(side) for side in example["original_hw"]),
-        coco_format.decode_panoptic_png(example["panoptic_png"], name),
-        segments,
-        annotations,
-    )
-
-
-class _Counts:
-    """The accumulators of one evaluation."""
-
-    def __init__(self, model_config, info):
-        self._info = info
-        self._categories = info.coco_categories()
-        has_semantics = model_config.task in ("panoptic", "semantic")
-        has_instances = model_config.task in ("panoptic", "instance")
-        self._quality = self._maps = self._branch = None
-        if model_config.task == "panoptic":
-            self._quality, self._maps = score_files.accumulators(self._categories, semantic=True)
-        if has_semantics:
-            self._branch = self._branch_accumulator(model_config.semantic_targets)
-        things = [c for c in self._categories if c["isthing"]]
-        self._precision = {
-            kind: AveragePrecision(things, kind) for kind in (("bbox", "segm") if has_instances else ())
-        }
-
-    def _branch_accumulator(self, semantic_targets):
-        """IoU over the branch's own classes; category_id of a segment -> class name."""
-        things = {c.id for c in self._info.things}
-        if semantic_targets == "other":
-            stuff = [c.id for c in self._info.stuff]
-            self._class_of = {c.id: THINGS if c.id in things else c.id for c in self._info.categories}
-            self._branch_classes = [THINGS] + stuff
-            return SemanticIoU(self._branch_classes)
-        self._branch_classes = [c.id for c in self._info.categories]
-        self._class_of = {c: c for c in self._branch_classes}
-        return SemanticIoU(self._branch_classes, sorted(things))
-
-    @property
-    def confusion(self):
-        """[C, C + 1] pixels of the panoptic maps over the categories, void last."""
-        return self._maps.confusion
-
-    def add(self, outputs: ImageOutputs, truth: ImageTruth, image_hw, writer):
-        """Adds one image, and writes its predictions if there is a writer.
-
-        Returns:
-          (`ImageCounts`, predicted segments_info), or (None, None) without panoptic maps.
-        """
-        height, width = truth.hw
-        image_counts = segments = None
-        if self._quality:
-            ids = outputs.panoptic.panoptic_ids[:height, :width].astype(np.uint32)
-            segments = segments_info(outputs.panoptic)
-            found = overlaps(truth.panoptic_ids, ids)
-            image_counts = self._quality.update(found, truth.segments, segments, f"Image {truth.image_id}")
-            self._maps.update(found, truth.segments, segments)
-            if writer:
-                writer.add_panoptic(truth.image_id, ids, segments)
-        if self._branch:
-            labels = outputs.labels[:height, :width].astype(np.uint32) + 1  # 0 would be void
-            gt = [{"id": s["id"], "category_id": self._class_of[s["category_id"]]} for s in truth.segments]
-            pred = [{"id": i + 1, "category_id": name} for i, name in enumerate(self._branch_classes)]
-            self._branch.update(overlaps(truth.panoptic_ids, labels), gt, pred)
-        if self._precision:
-            found = instances_at_original_size(outputs.detections, image_hw, truth.hw)
-            results = coco_format.instance_results(
-                truth.image_id,
-                found.boxes,
-                found.scores,
-                self._info.thing_category_ids[found.class_ids],
-                found.masks,
-            )
-            image = {"id": truth.image_id, "height": height, "width": width}
-            for precision in self._precision.values():
-                precision.update(image, truth.annotations, results)
-            if writer:
-                writer.add_instances(results)
-        return image_counts, segments
-
-    def result(self) -> Dict[str, Any]:
-        metrics = {"notes": []}
-        if self._quality:
-            metrics["panoptic"] = self._quality.result()
-            metrics["semantic"] = self._maps.result()
-            metrics["notes"] = score_files.notes(metrics["panoptic"])
-        if self._branch:
-            metrics["semantic_branch"] = self._branch.result()
-        for kind, precision in self._precision.items():
-            metrics[kind] = precision.result()
-        return metrics
-
-
-def segments_info(result: structures.PanopticResult) -> List[dict]:
-    """COCO segments_info of one image's `PanopticResult` (numpy)."""
-    segments = []
-    for i in range(int(result.num_segments)):
-        y1, x1, y2, x2 = (int(v) for v in result.boxes[i])
-        segment = {
-            "id": int(result.segment_ids[i]),
-            "category_id": int(result.category_ids[i]),
-            "isthing": bool(result.is_thing[i]),
-            "iscrowd": 0,
-            "area": int(result.areas[i]),
-            "bbox": [x1, y1, x2 - x1, y2 - y1],
-        }
-        if segment["isthing"]:
-            segment["score"] = float(result.scores[i])
-        segments.append(segment)
-    return segments
-
-
-def _writer(directory, model_config, info):
-    if directory is None:
-        return _NoWriter()
-    return coco_format.PredictionWriter(
-        directory,
-        info.coco_categories(),
-        panoptic=model_config.task == "panoptic",
-        instances=model_config.task in ("panoptic", "instance"),
-    )
-
-
-class _NoWriter:
-    """Stands where a `PredictionWriter` would; false."""
-
-    def __enter__(self):
-        return None
-
-    def __exit__(self, *args):
-        return None
+def _joined(parts):
+    """The batch of the first input with the images of the others."""
+    batch = dict(parts[0])
+    for i, part in enumerate(parts[1:], 1):
+        batch.update({_key(name, i): part[name] for name in ("images", "image_hw")})
+    return batch
 
 
 def _fill(batch, size):
@@ -463,9 +298,3 @@ def _fill(batch, size):
     return {
         key: tf.ensure_shape(tf.gather(value, index), [size, *value.shape[1:]]) for key, value in batch.items()
     }
-
-
-def _decimal(value):
-    """Undoes float32: COCO writes boxes with two decimals."""
-    rounded = round(float(value), 2)
-    return rounded if abs(rounded - value) < 1e-4 else float(value)

@@ -6,7 +6,7 @@ ground truth beside prediction. Pictures are inside the page, so it can be moved
 
 import base64
 import html
-from typing import Any, Dict, List, NamedTuple, Sequence
+from typing import Any, Callable, Dict, List, NamedTuple, Sequence
 
 import cv2
 import numpy as np
@@ -31,12 +31,17 @@ th:first-child, td:first-child { text-align: left } tr:nth-child(even) { backgro
 
 class _Picture(NamedTuple):
     score: float
+    position: int
     caption: str
     jpeg: bytes
 
 
 class Gallery:
-    """The images with the lowest and the highest PQ, drawn; holds no more than it shows."""
+    """The images with the lowest and the highest PQ, drawn; holds no more than it shows.
+
+    Which ones these are does not depend on the order in which they come: of equal ones the first of
+    the split counts.
+    """
 
     def __init__(self, info: DatasetInfo, size: int = 5):
         """Args: size: images kept at either end."""
@@ -47,40 +52,53 @@ class Gallery:
 
     def add(
         self,
-        image_id: Any,
+        position: int,
+        name: str,
         counts: ImageCounts,
-        photo: np.ndarray,
+        photo: Callable[[], np.ndarray],
         gt: Sequence,
         pred: Sequence,
     ) -> None:
         """Draws the image if it belongs to either end so far.
 
         Args:
-          image_id: for the caption.
+          position: of the image in the split.
+          name: for the caption.
           counts: of this image.
-          photo: [h, w, 3] uint8.
+          photo: gives [h, w, 3] uint8; called only to draw.
           gt, pred: ([h, w] ids, segments_info).
         """
         tp, fp, fn = len(counts.matches), len(counts.false_positives), len(counts.false_negatives)
         if not tp + fp + fn:
             return
         score = sum(iou for _, iou, _, _ in counts.matches) / (tp + 0.5 * fp + 0.5 * fn)
-        is_worst = len(self.worst) < self._size or score < self.worst[-1].score
-        is_best = len(self.best) < self._size or score > self.best[-1].score
-        if not is_worst and not is_best:
-            return
+        caption = f"{name}: PQ {100 * score:.1f} ({tp} matched, {fp} false, {fn} missed segments)"
+        picture = _Picture(score, position, caption, b"")
+        if picture in self._worst_of([*self.worst, picture]) or picture in self._best_of([*self.best, picture]):
+            self._take([picture._replace(jpeg=self._draw(photo(), gt, pred))])
+
+    def merge(self, other: "Gallery") -> None:
+        """Takes over what belongs to either end of both."""
+        self._take(other.worst + other.best)
+
+    def _take(self, pictures):
+        unique = {picture.position: picture for picture in pictures + self.worst + self.best}.values()
+        self.worst = self._worst_of(unique)
+        self.best = self._best_of(unique)
+
+    def _worst_of(self, pictures):
+        return sorted(pictures, key=lambda p: (p.score, p.position))[: self._size]
+
+    def _best_of(self, pictures):
+        return sorted(pictures, key=lambda p: (-p.score, p.position))[: self._size]
+
+    def _draw(self, photo, gt, pred):
         scale = max(1.0, 480 / photo.shape[1])
         pictures = [
             visualize.overlay_panoptic(photo, ids, segments, self._info, scale) for ids, segments in (gt, pred)
         ]
         drawn = visualize.side_by_side(pictures, ["Ground truth", "Prediction"])
-        jpeg = cv2.imencode(".jpg", drawn[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])[1].tobytes()
-        caption = f"Image {image_id}: PQ {100 * score:.1f} ({tp} matched, {fp} false, {fn} missed segments)"
-        picture = _Picture(score, caption, jpeg)
-        if is_worst:
-            self.worst = sorted(self.worst + [picture], key=lambda p: p.score)[: self._size]
-        if is_best:
-            self.best = sorted(self.best + [picture], key=lambda p: -p.score)[: self._size]
+        return cv2.imencode(".jpg", drawn[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])[1].tobytes()
 
 
 def write(path: str, metrics: Dict[str, Any], info: DatasetInfo, gallery: Gallery, confusion: np.ndarray) -> None:

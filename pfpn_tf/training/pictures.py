@@ -9,7 +9,7 @@ import tensorflow as tf
 from pfpn_tf import config as config_lib
 from pfpn_tf.data import pipeline
 from pfpn_tf.data.categories import DatasetInfo
-from pfpn_tf.evaluation import evaluator
+from pfpn_tf.evaluation import counts, inference
 from pfpn_tf.postprocess import fusion
 from pfpn_tf.postprocess.instances import instances_at_original_size
 from pfpn_tf.utils import visualize
@@ -37,7 +37,7 @@ class Pictures:
         pictures = {}
         for i, batch in enumerate(self._dataset):
             example = {name: value[0].numpy() for name, value in batch.items()}
-            truth = evaluator.read_truth(example, string_ids=True)
+            truth = counts.read_truth(example, string_ids=True)
             photo = self._photo(batch, truth.hw)
             outputs = self._predict(batch["images"], batch["image_hw"], batch["original_hw"])
             outputs = tf.nest.map_structure(lambda t: t[0].numpy(), outputs)
@@ -58,7 +58,7 @@ class Pictures:
 
     def _forward(self, images, image_hw, original_hw):
         outputs = self._model(images, image_hw, training=False)
-        return evaluator.batch_outputs(outputs, image_hw, original_hw, self._config.model, self._tables)
+        return inference.batch_outputs(outputs, image_hw, original_hw, self._config.model, self._tables)
 
     def _photo(self, batch, hw):
         """The image as the network got it, [h, w, 3] uint8 at the original size."""
@@ -69,7 +69,7 @@ class Pictures:
 
     def _overlay(self, photo, outputs, image_hw):
         if outputs.panoptic is not None:
-            segments = evaluator.segments_info(outputs.panoptic)
+            segments = counts.segments_info(outputs.panoptic)
             return visualize.overlay_panoptic(photo, outputs.panoptic.panoptic_ids, segments, self._info)
         if outputs.labels is not None:
             colors = self._info.semantic_colors(self._config.model.semantic_targets)

@@ -1,0 +1,203 @@
+"""What an evaluation counts: ground truth of an image against what the network says about it.
+
+Shapes: h, w original size · C classes.
+"""
+
+from typing import Any, Dict, List, NamedTuple
+
+import cv2
+import numpy as np
+from pycocotools import mask as mask_utils
+
+from pfpn_tf import structures
+from pfpn_tf.evaluation import coco_format, score_files
+from pfpn_tf.evaluation.average_precision import AveragePrecision
+from pfpn_tf.evaluation.inference import ImageOutputs
+from pfpn_tf.evaluation.panoptic_quality import overlaps
+from pfpn_tf.evaluation.semantic_iou import THINGS, SemanticIoU
+from pfpn_tf.postprocess.instances import instances_at_original_size
+
+
+class ImageTruth(NamedTuple):
+    """Ground truth of one image, as its record has it.
+
+    Attributes:
+      image_id: number or string, as in the dataset's JSON.
+      hw: original (height, width).
+      panoptic_ids: [h, w] uint32.
+      segments: COCO segments_info.
+      annotations: COCO instance annotations, crowds included.
+    """
+
+    image_id: Any
+    hw: tuple
+    panoptic_ids: np.ndarray
+    segments: List[dict]
+    annotations: List[dict]
+
+
+def read_truth(example: Dict[str, np.ndarray], string_ids: bool) -> ImageTruth:
+    """The ground truth of one image.
+
+    Args:
+      example: numpy values of the evaluation keys of `pipeline`, without the batch axis.
+      string_ids: whether the dataset's image ids are strings even where they look like numbers.
+    """
+    image_id = example["source_id"].decode()
+    if not string_ids and image_id.isdigit() and str(int(image_id)) == image_id:
+        image_id = int(image_id)
+    segments = [
+        {"id": int(i), "category_id": int(category_id), "area": int(area), "iscrowd": int(iscrowd)}
+        for i, category_id, area, iscrowd in zip(
+            example["segment_ids"],
+            example["segment_category_ids"],
+            example["segment_areas"],
+            example["segment_iscrowd"],
+        )
+        if i != 0
+    ]
+    annotations = []
+    for i, png in enumerate(example["instance_mask_png"]):
+        if not png:  # Padding.
+            continue
+        mask = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_GRAYSCALE)
+        y1, x1, y2, x2 = (_decimal(v) for v in example["instance_boxes"][i])
+        annotations.append(
+            {
+                "id": int(example["instance_ids"][i]),
+                "image_id": image_id,
+                "category_id": int(example["instance_category_ids"][i]),
+                "area": float(example["instance_areas"][i]),
+                "bbox": [x1, y1, _decimal(x2 - x1), _decimal(y2 - y1)],
+                "iscrowd": int(example["instance_iscrowd"][i]),
+                "segmentation": mask_utils.encode(np.asfortranarray(mask > 0, np.uint8)),
+            }
+        )
+    name = f"Image {image_id}: panoptic PNG of the record"
+    return ImageTruth(
+        image_id,
+        tuple(int(side) for side in example["original_hw"]),
+        coco_format.decode_panoptic_png(example["panoptic_png"], name),
+        segments,
+        annotations,
+    )
+
+
+class Counts:
+    """The accumulators of one evaluation."""
+
+    def __init__(self, model_config, info):
+        self._info = info
+        self._categories = info.coco_categories()
+        has_semantics = model_config.task in ("panoptic", "semantic")
+        has_instances = model_config.task in ("panoptic", "instance")
+        self._quality = self._maps = self._branch = None
+        if model_config.task == "panoptic":
+            self._quality, self._maps = score_files.accumulators(self._categories, semantic=True)
+        if has_semantics:
+            self._branch = self._branch_accumulator(model_config.semantic_targets)
+        things = [c for c in self._categories if c["isthing"]]
+        self._precision = {
+            kind: AveragePrecision(things, kind) for kind in (("bbox", "segm") if has_instances else ())
+        }
+
+    def _branch_accumulator(self, semantic_targets):
+        """IoU over the branch's own classes; category_id of a segment -> class name."""
+        things = {c.id for c in self._info.things}
+        if semantic_targets == "other":
+            stuff = [c.id for c in self._info.stuff]
+            self._class_of = {c.id: THINGS if c.id in things else c.id for c in self._info.categories}
+            self._branch_classes = [THINGS] + stuff
+            return SemanticIoU(self._branch_classes)
+        self._branch_classes = [c.id for c in self._info.categories]
+        self._class_of = {c: c for c in self._branch_classes}
+        return SemanticIoU(self._branch_classes, sorted(things))
+
+    @property
+    def confusion(self):
+        """[C, C + 1] pixels of the panoptic maps over the categories, void last."""
+        return self._maps.confusion
+
+    def add(self, outputs: ImageOutputs, truth: ImageTruth, image_hw, writer):
+        """Adds one image, and writes its predictions if there is a writer.
+
+        Returns:
+          (`ImageCounts`, predicted segments_info), or (None, None) without panoptic maps.
+        """
+        height, width = truth.hw
+        image_counts = segments = None
+        if self._quality:
+            ids = outputs.panoptic.panoptic_ids[:height, :width].astype(np.uint32)
+            segments = segments_info(outputs.panoptic)
+            found = overlaps(truth.panoptic_ids, ids)
+            image_counts = self._quality.update(found, truth.segments, segments, f"Image {truth.image_id}")
+            self._maps.update(found, truth.segments, segments)
+            if writer:
+                writer.add_panoptic(truth.image_id, ids, segments)
+        if self._branch:
+            labels = outputs.labels[:height, :width].astype(np.uint32) + 1  # 0 would be void
+            gt = [{"id": s["id"], "category_id": self._class_of[s["category_id"]]} for s in truth.segments]
+            pred = [{"id": i + 1, "category_id": name} for i, name in enumerate(self._branch_classes)]
+            self._branch.update(overlaps(truth.panoptic_ids, labels), gt, pred)
+        if self._precision:
+            found = instances_at_original_size(outputs.detections, image_hw, truth.hw)
+            results = coco_format.instance_results(
+                truth.image_id,
+                found.boxes,
+                found.scores,
+                self._info.thing_category_ids[found.class_ids],
+                found.masks,
+            )
+            image = {"id": truth.image_id, "height": height, "width": width}
+            for precision in self._precision.values():
+                precision.update(image, truth.annotations, results)
+            if writer:
+                writer.add_instances(results)
+        return image_counts, segments
+
+    def merge(self, other: "Counts") -> None:
+        """Adds the images of another accumulator of the same network."""
+        for mine, its in zip(self._accumulators(), other._accumulators()):
+            mine.merge(its)
+
+    def _accumulators(self):
+        found = [self._quality, self._maps, self._branch, *self._precision.values()]
+        return [accumulator for accumulator in found if accumulator is not None]
+
+    def result(self) -> Dict[str, Any]:
+        """The metrics, as `Evaluator.evaluate` has them."""
+        metrics = {"notes": []}
+        if self._quality:
+            metrics["panoptic"] = self._quality.result()
+            metrics["semantic"] = self._maps.result()
+            metrics["notes"] = score_files.notes(metrics["panoptic"])
+        if self._branch:
+            metrics["semantic_branch"] = self._branch.result()
+        for kind, precision in self._precision.items():
+            metrics[kind] = precision.result()
+        return metrics
+
+
+def segments_info(result: structures.PanopticResult) -> List[dict]:
+    """COCO segments_info of one image's `PanopticResult` (numpy)."""
+    segments = []
+    for i in range(int(result.num_segments)):
+        y1, x1, y2, x2 = (int(v) for v in result.boxes[i])
+        segment = {
+            "id": int(result.segment_ids[i]),
+            "category_id": int(result.category_ids[i]),
+            "isthing": bool(result.is_thing[i]),
+            "iscrowd": 0,
+            "area": int(result.areas[i]),
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+        }
+        if segment["isthing"]:
+            segment["score"] = float(result.scores[i])
+        segments.append(segment)
+    return segments
+
+
+def _decimal(value):
+    """Undoes float32: COCO writes boxes with two decimals."""
+    rounded = round(float(value), 2)
+    return rounded if abs(rounded - value) < 1e-4 else float(value)

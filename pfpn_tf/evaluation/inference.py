@@ -1,0 +1,254 @@
+"""From photos to panoptic maps, the way an evaluation asks for: by one network or two, and with the
+semantic branch looking at several sizes and mirror images.
+
+Shapes: B images · H, W padded size · h, w original size · D detections · S semantic classes ·
+H4, W4 padded size / 4.
+"""
+
+from typing import List, NamedTuple, Optional
+
+import tensorflow as tf
+
+from pfpn_tf import config as config_lib
+from pfpn_tf import structures
+from pfpn_tf.data.categories import DatasetInfo
+from pfpn_tf.postprocess import fusion
+
+# What decides how a photo becomes an input.
+_PREPROCESSING = ("eval_min_side", "eval_max_side", "pixel_mean", "pixel_std", "size_divisor")
+
+
+class ImageOutputs(NamedTuple):
+    """What the network says about one image, or a batch of them.
+
+    Attributes:
+      panoptic: `PanopticResult`; None without both branches.
+      labels: [h, w] semantic class per pixel, S where undefined; None without a semantic branch.
+      detections: `Detections` in the frame of the network input; None without an instance branch.
+    """
+
+    panoptic: Optional[structures.PanopticResult] = None
+    labels: Optional[tf.Tensor] = None
+    detections: Optional[structures.Detections] = None
+
+
+class Network(NamedTuple):
+    """A network and the settings it was trained with."""
+
+    config: config_lib.Config
+    model: tf.keras.Model
+
+
+class Input(NamedTuple):
+    """A batch as one network wants it.
+
+    Attributes:
+      images: [B, H, W, 3] normalised, zero in the padding.
+      image_hw: [B, 2] int32 content size.
+    """
+
+    images: tf.Tensor
+    image_hw: tf.Tensor
+
+
+class _View(NamedTuple):
+    """One look of the semantic branch: which input, and whether mirrored."""
+
+    position: int
+    flip: bool
+
+
+class Inference:
+    """Forward passes and fusion of an evaluation.
+
+    With several views of the semantic branch (--semantic_scales, --semantic_flip) their class
+    probabilities are averaged at 1/4 of the input of scale 1. Probabilities, because logits are
+    defined up to a constant at each pixel only, and that differs from view to view. The logarithm
+    of the mean then takes the place of the logits: a single view gives the labels it gives alone.
+
+    Attributes:
+      settings: for each input, the settings by which it is made; the first one is that of `config`.
+    """
+
+    def __init__(
+        self,
+        config: config_lib.Config,
+        info: DatasetInfo,
+        model: tf.keras.Model,
+        semantic: Optional[Network] = None,
+    ):
+        """Plans the inputs.
+
+        Args:
+          config: settings of the evaluation and of `model`.
+          info: the dataset.
+          model: the network; with `semantic` only its instances count.
+          semantic: a second network, for the semantic branch.
+        """
+        self._config = config
+        self._model = model
+        self._semantic_model = semantic.model if semantic else model
+        self._two_networks = semantic is not None
+        self._tables = fusion.fusion_tables(info, config.model.semantic_targets)
+        self.settings: List[config_lib.Config] = [config]
+        self._views: List[_View] = []
+        self._frame = 0
+        if config.model.task == "instance":
+            return
+        own = semantic.config if semantic else config
+        self._frame = self._input(config, own, 1.0)
+        flips = (False, True) if config.eval.semantic_flip else (False,)
+        for scale in config.eval.semantic_scales:
+            position = self._input(config, own, scale)
+            self._views += [_View(position, flip) for flip in flips]
+
+    def _input(self, config, own, scale):
+        """Position in `settings` of the input that network `own` wants at a scale."""
+        wanted = {name: getattr(own.data, name) for name in _PREPROCESSING}
+        for side in ("eval_min_side", "eval_max_side"):
+            wanted[side] = max(round(scale * wanted[side]), 32)
+        made = config.replace(**wanted)
+        if made not in self.settings:
+            self.settings.append(made)
+        return self.settings.index(made)
+
+    def __call__(self, inputs: List[Input], original_hw: tf.Tensor) -> ImageOutputs:
+        """In graph.
+
+        Args:
+          inputs: as many as `settings`, made by them.
+          original_hw: [B, 2] int32.
+
+        Returns:
+          Batched `ImageOutputs`; maps are padded with 0 to the largest original size.
+        """
+        plain = _View(self._frame, False)
+        outputs = structures.InferenceOutputs()
+        if self._config.model.task != "semantic" or plain in self._views:
+            outputs = self._model(inputs[0].images, inputs[0].image_hw, training=False)
+        if self._views:
+            own = None if self._two_networks else outputs.semantic_logits
+            outputs = outputs._replace(semantic_logits=self._semantic_logits(inputs, own))
+        frame = inputs[self._frame]
+        return batch_outputs(
+            outputs, inputs[0].image_hw, original_hw, self._config.model, self._tables, frame.image_hw
+        )
+
+    def _semantic_logits(self, inputs, known):
+        """[B, H4, W4, S] in the frame of scale 1; `known` are those of its plain view, if computed."""
+        frame = inputs[self._frame]
+        size = tf.shape(frame.images)[1:3] // fusion.SEMANTIC_STRIDE
+        probs = []
+        for view in self._views:
+            images, image_hw = inputs[view.position]
+            is_known = known is not None and view == (self._frame, False)
+            if view.flip:
+                images = mirror(images, image_hw)
+            logits = known if is_known else semantic_logits(self._semantic_model, images)
+            if len(self._views) == 1 and view == (self._frame, False):
+                return logits
+            probs.append(resample(tf.nn.softmax(logits), image_hw, size, frame.image_hw, view.flip))
+        mean = tf.add_n(probs) / len(probs)
+        return tf.math.log(tf.maximum(mean, 1e-30))
+
+
+def semantic_logits(model: tf.keras.Model, images: tf.Tensor) -> tf.Tensor:
+    """Backbone, FPN and semantic branch alone: [B, H, W, 3] -> [B, H4, W4, S]."""
+    return model.semantic_head(model.fpn(model.backbone(images, training=False), training=False))
+
+
+def mirror(images: tf.Tensor, image_hw: tf.Tensor) -> tf.Tensor:
+    """Turns left and right of the content round; the padding stays where it is.
+
+    Args:
+      images: [B, H, W, C]. image_hw: [B, 2] int.
+    """
+    return tf.reverse_sequence(images, image_hw[:, 1], seq_axis=2, batch_axis=0)
+
+
+def resample(
+    maps: tf.Tensor, image_hw: tf.Tensor, size: tf.Tensor, frame_hw: tf.Tensor, flip: bool
+) -> tf.Tensor:
+    """Brings maps at 1/4 of one input bilinearly to 1/4 of another input of the same photo.
+
+    Where the cells of both lie on each other, values stay what they are to the last bit; so they
+    do between mirror images whose width is a multiple of 4.
+
+    Args:
+      maps: [B, h4, w4, S] of an input with content size `image_hw`, [B, 2].
+      size: [2] H4, W4 to bring it to. frame_hw: [B, 2] content size there.
+      flip: whether the input of `maps` was mirrored.
+
+    Returns:
+      [B, H4, W4, S].
+    """
+    stride = fusion.SEMANTIC_STRIDE
+    image_hw, frame_hw = tf.cast(image_hw, tf.float64), tf.cast(frame_hw, tf.float64)
+    for axis in (0, 1):
+        centre = tf.cast(tf.range(size[axis]), tf.float64)[None] + 0.5  # [1, n], in cells
+        position = centre * image_hw[:, axis, None] / frame_hw[:, axis, None]  # [B, n]
+        if flip and axis == 1:
+            position = image_hw[:, 1, None] / stride - position
+        last = tf.shape(maps)[1 + axis] - 1
+        position = tf.clip_by_value(position - 0.5, 0.0, tf.cast(last, tf.float64))
+        low = tf.floor(position)
+        share = tf.cast(position - low, maps.dtype)  # of the cell after `low`
+        share = share[:, :, None, None] if axis == 0 else share[:, None, :, None]
+        low = tf.cast(low, tf.int32)
+        before = tf.gather(maps, low, axis=1 + axis, batch_dims=1)
+        after = tf.gather(maps, tf.minimum(low + 1, last), axis=1 + axis, batch_dims=1)
+        maps = before * (1.0 - share) + after * share
+    return maps
+
+
+def batch_outputs(
+    outputs: structures.InferenceOutputs,
+    image_hw: tf.Tensor,
+    original_hw: tf.Tensor,
+    model_config: config_lib.Model,
+    tables: fusion.FusionTables,
+    semantic_hw: Optional[tf.Tensor] = None,
+) -> ImageOutputs:
+    """Labels and panoptic maps at original size, in graph.
+
+    Args:
+      outputs: of the network, batched.
+      image_hw: [B, 2] int32. original_hw: [B, 2] int32.
+      model_config: fusion settings.
+      tables: from `fusion.fusion_tables`.
+      semantic_hw: [B, 2] int32 content size of what the semantic branch saw, if not `image_hw`.
+
+    Returns:
+      Batched `ImageOutputs`; maps are padded with 0 to the largest original size.
+    """
+    if outputs.semantic_logits is None:
+        return ImageOutputs(detections=outputs.detections)
+    has_panoptic = outputs.detections is not None
+    padded_hw = tf.reduce_max(original_hw, 0)
+    both_hw = tf.stack([image_hw, image_hw if semantic_hw is None else semantic_hw], 1)  # [B, 2, 2]
+
+    def one_image(image_outputs, hw, full_hw):
+        instance_hw, labels_hw = hw[0], hw[1]
+        rest = padded_hw - full_hw
+        padding = [[0, rest[0]], [0, rest[1]]]
+        labels = fusion.semantic_labels(image_outputs.semantic_logits, labels_hw, full_hw)
+        maps = {"labels": tf.pad(tf.cast(labels, tf.int32), padding)}
+        if has_panoptic:
+            result = fusion.fuse_image(
+                image_outputs,
+                instance_hw,
+                full_hw,
+                tables,
+                model_config.fusion_score_threshold,
+                model_config.fusion_overlap_threshold,
+                model_config.fusion_stuff_area_threshold_px,
+                labels=labels,
+            )
+            maps["panoptic"] = result._replace(panoptic_ids=tf.pad(result.panoptic_ids, padding))
+        return maps
+
+    signature = {"labels": tf.TensorSpec([None, None], tf.int32)}
+    if has_panoptic:
+        signature["panoptic"] = fusion.result_signature(outputs)
+    maps = fusion.map_images(one_image, outputs, both_hw, original_hw, signature)
+    return ImageOutputs(detections=outputs.detections, **maps)

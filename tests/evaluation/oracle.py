@@ -1,0 +1,105 @@
+"""A network that knows the answers and makes mistakes, to evaluate on drawn scenes in seconds."""
+
+import pathlib
+
+import numpy as np
+import tensorflow as tf
+
+from pfpn_tf import config as config_lib
+from pfpn_tf.data import coco_panoptic, convert, pipeline, synthetic
+from pfpn_tf.data.categories import DatasetInfo
+from pfpn_tf.structures import Detections, InferenceOutputs
+
+NUM_IMAGES = 7
+MASK_SIZE = 28
+MAX_DETECTIONS = 12
+
+
+def make_scenes(folder):
+    """Makes annotations/ and records/ of a few drawn scenes of different sizes."""
+    folder = pathlib.Path(folder)
+    synthetic.make_dataset(folder, num_train=1, num_val=NUM_IMAGES, sides=(70, 120))
+    annotations = folder / "annotations"
+    scenes = coco_panoptic.CocoPanoptic(
+        annotations / "panoptic_val.json", annotations / "panoptic_val", folder / "val", annotations / "instances_val.json"
+    )
+    convert.convert(scenes, str(folder / "records"), "val", num_shards=2, num_workers=1)
+
+
+def config_of(dataset, **settings):
+    return config_lib.Config().replace(
+        eval_records=str(dataset / "records" / "val-*"),
+        eval_min_side=96,
+        eval_max_side=160,
+        eval_batch_size=3,
+        fusion_stuff_area_threshold_px=64,
+        **settings,
+    )
+
+
+def info_of(dataset):
+    return DatasetInfo.load(dataset / "records" / "dataset_info.json")
+
+
+class Oracle(tf.keras.Model):
+    """Recognises an image by the sum of its pixels and gives what it has noted for it."""
+
+    def __init__(self, config, info, notes):
+        super().__init__()
+        self._num_classes = info.num_semantic_classes(config.model.semantic_targets)
+        colors = info.semantic_colors(config.model.semantic_targets).astype(np.float32)
+        self._colors = tf.constant(colors - np.array(config.data.pixel_mean, np.float32))
+        self._task = config.model.task
+        keys, rows = notes
+        self._keys = tf.constant(keys)
+        self._rows = [tf.constant(np.stack(column)) for column in zip(*rows)]
+
+    @classmethod
+    def notes(cls, config, info):
+        """What to note for the images of the split: the sums of their pixels, and rows of outputs."""
+        rng = np.random.default_rng(0)
+        keys, rows = [], []
+        for batch in pipeline.build_dataset(config.replace(eval_batch_size=1), info, training=False):
+            keys.append(float(tf.reduce_sum(batch["images"])))
+            rows.append(cls._noted(batch, info, rng))
+        assert len(keys) == NUM_IMAGES and len(set(keys)) == NUM_IMAGES
+        return keys, rows
+
+    @staticmethod
+    def _noted(batch, info, rng):
+        """Boxes a little off, class ids now and then wrong, scores falling, oval masks."""
+        scale = batch["image_hw"][0].numpy() / batch["original_hw"][0].numpy()
+        boxes = np.zeros((MAX_DETECTIONS, 4), np.float32)
+        class_ids = np.full(MAX_DETECTIONS, -1, np.int32)
+        gt = batch["instance_boxes"][0].numpy()[: MAX_DETECTIONS - 2]
+        boxes[: len(gt)] = gt * np.tile(scale, 2) + rng.uniform(-1.5, 1.5, gt.shape)
+        boxes[len(gt)] = [5, 5, 40, 30]
+        count = len(gt) + 1
+        boxes[:, :2] = np.maximum(boxes[:, :2], 0)
+        boxes[:, 2:] = np.minimum(boxes[:, 2:], np.tile(batch["image_hw"][0].numpy(), 1))
+        category_ids = batch["instance_category_ids"][0].numpy()[: len(gt)]
+        class_ids[: len(gt)] = [info.category_to_class_id[int(c)] for c in category_ids]
+        class_ids[len(gt)] = 0
+        scores = np.where(np.arange(MAX_DETECTIONS) < count, np.linspace(0.99, 0.3, MAX_DETECTIONS), 0)
+        y, x = np.mgrid[:MASK_SIZE, :MASK_SIZE] / (MASK_SIZE - 1) * 2 - 1
+        masks = np.broadcast_to(4 * (1.1 - y**2 - x**2), (MAX_DETECTIONS, MASK_SIZE, MASK_SIZE))
+        return boxes, scores.astype(np.float32), class_ids, np.int32(count), masks.astype(np.float32)
+
+    def call(self, images, image_hw, training=False):
+        del training
+        sums = tf.reduce_sum(images, [1, 2, 3])
+        index = tf.argmin(tf.abs(sums[:, None] - self._keys[None, :]), axis=1)
+        boxes, scores, class_ids, count, masks = (tf.gather(column, index) for column in self._rows)
+        detections = Detections(boxes, scores, class_ids, count, masks)
+        small = tf.nn.avg_pool2d(images, 4, 4, "VALID")  # [B, H / 4, W / 4, 3]
+        logits = -tf.norm(small[..., None, :] - self._colors, axis=-1)  # [B, H / 4, W / 4, S]
+        return InferenceOutputs(
+            detections if self._task != "semantic" else None, logits if self._task != "instance" else None
+        )
+
+
+def run(evaluator, output_dir=None, max_images=0):
+    """Metrics without the time."""
+    metrics = evaluator.evaluate(output_dir, max_images)
+    metrics.pop("seconds")
+    return metrics
