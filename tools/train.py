@@ -4,7 +4,8 @@
     python tools/train.py --flagfile=configs/coco/panoptic_fpn_r50_1x.flags --run_dir=runs/r50
 
 The same command again continues. Exit codes: 0 done, 1 non-finite loss, 2 unusable settings or
-files, 130 stopped by Ctrl-C, 143 by SIGTERM (both after saving a checkpoint).
+files, 130 stopped by Ctrl-C, 143 by SIGTERM (both after saving a checkpoint), 138 another worker is
+gone (see tools/cluster/README.md).
 """
 
 import os
@@ -19,24 +20,28 @@ from absl import flags, logging  # noqa: E402
 from pfpn_tf import flags as flags_lib  # noqa: E402
 
 NON_FINITE = 1
+WORKER_LOST = 138  # Kubernetes' TFJob restarts after codes from 128 on, and leaves this one to users
 
 
 def main():
-    from pfpn_tf.training import dry_run, trainer
+    from pfpn_tf.training import distribution, dry_run, run, trainer
 
     config = flags_lib.config_from_flags()
     run_dir = flags.FLAGS.run_dir
     if not run_dir and not flags.FLAGS.dry_run:
         raise ValueError("--run_dir is required: the directory for checkpoints and logs.")
-    trainer.set_up_runtime(config)
+    distribution.set_up_runtime(config)
     if flags.FLAGS.dry_run:
         print(dry_run.describe(config))
         return 0
     try:
-        return trainer.train(config, run_dir)
+        return run.train(config, run_dir)
     except trainer.NonFiniteLoss as error:
         logging.error("%s", error)
         return NON_FINITE
+    except distribution.WorkerLost as error:
+        logging.error("%s", error)
+        return WORKER_LOST
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def training_examples(
       config: the settings.
       hw: [n, 2] int32 image sizes.
       start_step: the batch to begin with.
-      num_workers, worker: take every num_workers-th example of each global batch.
+      num_workers, worker: take only the worker-th of num_workers equal parts of each global batch.
 
     Returns:
       A dataset of dicts: position [] int32 of the record, seed [2] int32, resize_hw, content_hw
@@ -96,6 +96,7 @@ def training_examples(
     """
     buckets = make_buckets(hw, config)
     size = config.train.global_batch_size
+    share = size // num_workers
     batches_per_epoch = sum(-(-len(m) // size) for m in buckets.members)
     first_epoch, skip = divmod(start_step, batches_per_epoch)
 
@@ -108,7 +109,7 @@ def training_examples(
         counter = tf.cast(step, tf.int32) * size + tf.range(size)
         seeds = tf.map_fn(lambda i: _key(config, EXAMPLES, i), counter)
         examples = {"position": positions, "seed": seeds, **sizes}
-        mine = tf.nest.map_structure(lambda x: x[worker::num_workers], examples)
+        mine = tf.nest.map_structure(lambda x: x[worker * share : (worker + 1) * share], examples)
         return tf.data.Dataset.from_tensor_slices(mine)
 
     dataset = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max).flat_map(batches_of_epoch)

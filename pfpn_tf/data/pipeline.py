@@ -43,18 +43,18 @@ def build_dataset(
       config: the settings.
       info: the dataset's categories.
       training: which of --train_records and --eval_records, and which keys.
-      input_context: of tf.distribute: this worker's share, in batches for one replica. None: global
-        batches. Evaluation batches always have eval_batch_size images.
+      input_context: of tf.distribute: this worker's contiguous share of each global batch, in batches
+        for one replica. None: global batches. Evaluation batches always have eval_batch_size images.
       start_step: the training step to continue at.
 
     Raises:
-      ValueError: the records are missing or incomplete, or the batch does not fit the replicas.
+      ValueError: the records are missing or incomplete.
     """
     data = config.data
-    workers, worker = _workers(input_context)
+    workers, worker, replicas = _shares(input_context)
     if training:
         index = tfrecord.read_index(data.train_records, "train_records")
-        batch_size = _per_replica_batch_size(config.train.global_batch_size, input_context)
+        batch_size = config.train.global_batch_size // replicas
         examples = order.training_examples(config, index.hw, start_step, workers, worker)
         load, padding = _training_loader(config, info), {"gt_class_ids": -1}
     else:
@@ -77,7 +77,7 @@ def build_dataset(
     options = tf.data.Options()
     options.deterministic = True
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    return dataset.with_options(options).prefetch(PREFETCHED_BATCHES)
+    return dataset.with_options(options).prefetch(PREFETCHED_BATCHES * (replicas // workers))
 
 
 def load_info(config: Config) -> DatasetInfo:
@@ -207,21 +207,15 @@ def _fixed_bytes(text):
 # -- batches ----------------------------------------------------------------------------------
 
 
-def _workers(input_context):
+def _shares(input_context):
+    """Number of workers, which of them this is, number of replicas."""
     if input_context is None:
-        return 1, 0
-    return input_context.num_input_pipelines, input_context.input_pipeline_id
-
-
-def _per_replica_batch_size(global_batch_size, input_context):
-    replicas = 1 if input_context is None else input_context.num_replicas_in_sync
-    if global_batch_size % replicas:
-        down = global_batch_size // replicas * replicas
-        raise ValueError(
-            f"--global_batch_size={global_batch_size} must be divisible by the {replicas} replicas; use "
-            f"{f'{down} or ' if down else ''}{down + replicas}."
-        )
-    return global_batch_size // replicas
+        return 1, 0, 1
+    return (
+        input_context.num_input_pipelines,
+        input_context.input_pipeline_id,
+        input_context.num_replicas_in_sync,
+    )
 
 
 def _padded_shapes(spec, data):

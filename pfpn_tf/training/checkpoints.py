@@ -12,9 +12,12 @@ full disk still leaves half-written is found by reading it back: TensorFlow stor
 every tensor.
 """
 
+import contextlib
 import json
 import os
 import re
+import shutil
+import tempfile
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
 from absl import logging
@@ -115,30 +118,55 @@ class RunCheckpoints:
     `checkpoint`, which a kill can leave behind the truth; that file is written for other tools.
     """
 
-    def __init__(self, run_dir: str, keep: int, **trackables):
+    def __init__(self, run_dir: str, keep: int, writes: bool = True, **trackables):
+        """Touches nothing yet.
+
+        Args:
+          run_dir: the run directory.
+          keep: number of checkpoints kept.
+          writes: whether this process writes; of several workers only the chief does.
+          **trackables: what is saved, by name.
+        """
         self.directory = os.path.join(run_dir, CHECKPOINTS)
         self._best_directory = os.path.join(run_dir, BEST)
         self._checkpoint = tf.train.Checkpoint(**trackables)
         self._keep = keep
+        self._writes = writes
         self._good = None
+        self._best_score = _read_score(self._best_directory)
 
-    def restore(self) -> Optional[str]:
-        """Restores the newest intact checkpoint. Returns its prefix, or None if there is none.
-
-        Damaged newer ones get the prefix `damaged-` to their names.
+    def newest_step(self) -> Optional[int]:
+        """The step of the newest intact checkpoint, None if there are no checkpoints.
 
         Raises:
-          ValueError: checkpoints exist, but none is intact or the intact one is not of a training
-            with this network.
+          ValueError: there are, but none is intact.
         """
         prefix = newest_intact(self.directory)
-        existing = saved_prefixes(self.directory)
-        if prefix is None:
-            if existing:
-                raise ValueError(
-                    f"Every checkpoint in {self.directory} is damaged. Remove that folder to start over."
-                )
+        if prefix is None and saved_prefixes(self.directory):
+            raise ValueError(
+                f"Every checkpoint in {self.directory} is damaged. Remove that folder to start over, or put back "
+                "a copy of one."
+            )
+        return None if prefix is None else step_of(prefix)
+
+    def restore(self, step: Optional[int]) -> Optional[str]:
+        """Restores the checkpoint of a step, as from `newest_step`; returns its prefix.
+
+        Newer, damaged ones get the prefix `damaged-` to their names, and what a kill has left
+        half-written is removed.
+
+        Args:
+          step: which one; None: none, and nothing is restored.
+
+        Raises:
+          ValueError: it is not of a training with this network.
+        """
+        if self._writes:
+            _remove_leftovers(self.directory)
+            _remove_leftovers(self._best_directory)
+        if step is None:
             return None
+        prefix = os.path.join(self.directory, f"{_NAME}-{step}")
         try:
             status = self._checkpoint.read(prefix)
             status.expect_partial()  # no warnings on top of the error
@@ -148,9 +176,11 @@ class RunCheckpoints:
                 f"{prefix} is not a checkpoint of a training of this network, so it cannot be continued "
                 f"({str(error).splitlines()[0][:200]}). Use it with --init_weights and another --run_dir."
             ) from None
-        for damaged in existing[: existing.index(prefix)]:
-            for path in _files_of(damaged):
-                os.replace(path, os.path.join(self.directory, "damaged-" + os.path.basename(path)))
+        if self._writes:
+            for damaged in saved_prefixes(self.directory):
+                if step_of(damaged) > step:
+                    for path in _files_of(damaged):
+                        os.replace(path, os.path.join(self.directory, "damaged-" + os.path.basename(path)))
         self._good = prefix
         return prefix
 
@@ -175,22 +205,28 @@ class RunCheckpoints:
         Raises:
           OSError: it cannot be written.
         """
-        note = os.path.join(self._best_directory, BEST_SCORE)
-        if os.path.exists(note):
-            with open(note, encoding="utf-8") as f:
-                if json.load(f)["score"] >= score:
-                    return False
+        if self._best_score is not None and self._best_score >= score:
+            return False
         self._write(os.path.join(self._best_directory, f"{_NAME}-{step}"), keep=1)
-        with files.atomic_write(note) as f:
-            json.dump({"step": step, "score": score}, f)
+        if self._writes:
+            with files.atomic_write(os.path.join(self._best_directory, BEST_SCORE)) as f:
+                json.dump({"step": step, "score": score}, f)
+        self._best_score = score
         return True
 
     def _write(self, prefix, keep):
+        if not self._writes:
+            if _is_read_by_all(self._checkpoint.model):
+                with tempfile.TemporaryDirectory() as elsewhere:
+                    self._checkpoint.write(os.path.join(elsewhere, _NAME))
+            return
         directory = os.path.dirname(prefix)
         try:
             os.makedirs(directory, exist_ok=True)
             self._checkpoint.write(prefix)
         except (tf.errors.OpError, OSError) as error:
+            with contextlib.suppress(OSError):
+                _remove_leftovers(directory)
             raise OSError(
                 f"Cannot write the checkpoint {prefix}: {str(error).splitlines()[0][:300]}. "
                 + (f"The last good one is {self._good}; " if self._good else "There is none before it; ")
@@ -204,6 +240,33 @@ class RunCheckpoints:
             # The index first: without it the rest is no checkpoint.
             for path in sorted(_files_of(old), key=lambda p: not p.endswith(".index")):
                 os.unlink(path)
+
+
+def _read_score(best_directory):
+    path = os.path.join(best_directory, BEST_SCORE)
+    if not os.path.exists(path):
+        return None
+    with open(path, encoding="utf-8") as f:
+        return json.load(f)["score"]
+
+
+def _is_read_by_all(model):
+    """Whether saving a network needs all workers, since statistics are averaged over them."""
+    on_read = tf.VariableSynchronization.ON_READ
+    return any(variable.synchronization == on_read for variable in model.variables)
+
+
+def _remove_leftovers(directory):
+    """Removes what killed or failed saves left: temporary files, and data that no index mentions."""
+    if not os.path.isdir(directory):
+        return
+    whole = {os.path.basename(prefix) for prefix in saved_prefixes(directory)}
+    for name in os.listdir(directory):
+        match = re.fullmatch(rf"({_NAME}-\d+)(_temp|\.data-\d+-of-\d+|\.index)?(\.tempstate\d+)?", name)
+        if not match or (match.group(1) in whole and match.group(2) != "_temp" and not match.group(3)):
+            continue
+        path = os.path.join(directory, name)
+        shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
 
 
 def _files_of(prefix):

@@ -4,11 +4,11 @@ from typing import List
 
 from pfpn_tf import config as config_lib
 from pfpn_tf.data import pipeline
-from pfpn_tf.training import run_directory, schedule, summaries, trainer
+from pfpn_tf.training import checks, distribution, run_directory, schedule, summaries, trainer
 
 
 def describe(config: config_lib.Config) -> str:
-    """Checks all that `trainer.train` checks, builds the network, reads one batch; trains nothing.
+    """Checks all that `run.train` checks, builds the network, reads one batch; trains nothing.
 
     Returns:
       Settings that differ from their defaults, devices, parameters by component, shapes of the
@@ -17,8 +17,8 @@ def describe(config: config_lib.Config) -> str:
     Raises:
       ValueError: what would stop the training before its first step.
     """
-    strategy = trainer.build_strategy(config.train.distribution)
-    trainer.check(config, strategy.num_replicas_in_sync)
+    strategy = distribution.build_strategy(config.train.distribution)
+    checks.check(config, strategy.num_replicas_in_sync)
     info = pipeline.load_info(config)
     built = trainer.build_trainer(config, info, strategy)
     replicas = strategy.num_replicas_in_sync

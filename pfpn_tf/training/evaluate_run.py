@@ -7,7 +7,7 @@ from absl import logging
 
 from pfpn_tf.evaluation import evaluator
 from pfpn_tf.model import panoptic_fpn
-from pfpn_tf.training import checkpoints, trainer
+from pfpn_tf.training import checkpoints, distribution
 
 
 def evaluate_run(
@@ -36,8 +36,8 @@ def evaluate_run(
     config = config.replace(**dict(settings or {}))
     if not config.data.eval_records:
         raise ValueError("The run has no evaluation records; give --eval_records.")
-    trainer.set_up_runtime(config)
-    strategy = trainer.build_strategy(config.train.distribution)
+    distribution.set_up_runtime(config)
+    strategy = distribution.build_strategy(config.train.distribution)
     with strategy.scope():
         model = panoptic_fpn.build_model(
             config.model, info.num_thing_classes, info.num_semantic_classes(config.model.semantic_targets)

@@ -41,6 +41,7 @@ def prepare(run_dir: str, config: config_lib.Config, info: categories.DatasetInf
 
     Raises:
       ValueError: the directory belongs to a run with other settings or other classes.
+      OSError: it cannot be written.
     """
     exists = os.path.exists(os.path.join(run_dir, checkpoints.CONFIG))
     if exists:
@@ -50,6 +51,20 @@ def prepare(run_dir: str, config: config_lib.Config, info: categories.DatasetInf
     info.save(os.path.join(run_dir, checkpoints.DATASET_INFO))
     _write(os.path.join(run_dir, VERSIONS), json.dumps(versions(), indent=2) + "\n")
     return exists
+
+
+def check_shared(run_dir: str, config: config_lib.Config, info: categories.DatasetInfo) -> None:
+    """Checks what the chief has written, as another worker sees it.
+
+    Raises:
+      ValueError: it is not there, or differs from what this worker was given.
+    """
+    if not os.path.exists(os.path.join(run_dir, checkpoints.CONFIG)):
+        raise ValueError(
+            f"--run_dir={run_dir}: the chief has written it, but this worker does not see it; it must be a folder "
+            "that all workers share, e.g. on NFS."
+        )
+    _check_same_run(run_dir, config, info)
 
 
 def recipe_text(config: config_lib.Config) -> str:
@@ -81,16 +96,32 @@ def differences(old: config_lib.Config, new: config_lib.Config) -> List[str]:
     return [name for name in new_settings if old_settings[name] != new_settings[name]]
 
 
+def class_differences(here: categories.DatasetInfo, there: categories.DatasetInfo) -> List[str]:
+    """How the categories of two datasets differ, a line each; at most five."""
+    ours, theirs = ({c.id: (c.name, c.is_thing) for c in info.categories} for info in (here, there))
+
+    def say(categories_by_id, category_id):
+        if category_id not in categories_by_id:
+            return "missing"
+        name, is_thing = categories_by_id[category_id]
+        return f"{name} ({'thing' if is_thing else 'stuff'})"
+
+    changed = [i for i in sorted({*ours, *theirs}) if ours.get(i) != theirs.get(i)]
+    lines = [f"category {i}: {say(theirs, i)} there, {say(ours, i)} here" for i in changed[:5]]
+    if len(changed) > 5:
+        lines.append(f"and {len(changed) - 5} more")
+    return lines
+
+
 def _check_same_run(run_dir, config, info):
     old_config, old_info = checkpoints.load_run(run_dir)
     changed = differences(old_config, config)
     old, new = old_config.flat(), config.flat()
     clashes = [f"  --{n}: {old[n]!r} there, {new[n]!r} here" for n in changed if n not in CHANGEABLE]
-    if not info.same_classes(old_info):
-        clashes.append("  the classes in dataset_info.json")
+    clashes += [f"  {line}" for line in class_differences(info, old_info)]
     if clashes:
         raise ValueError(
-            f"--run_dir={run_dir} belongs to a run with other settings:\n"
+            f"--run_dir={run_dir} belongs to a run with other settings or classes:\n"
             + "\n".join(clashes)
             + "\nUse another --run_dir, or give the settings of the run "
             f"(--flagfile={os.path.join(run_dir, RECIPE)})."

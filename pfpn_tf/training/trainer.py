@@ -1,14 +1,5 @@
-"""Training: the step, the loop around it, and everything that must hold before it starts.
+"""The training step and the inner loop around it, for Orbit's `Controller`."""
 
-`Trainer` holds the step and runs the inner loop for Orbit's `Controller`; `train` puts a run
-together: checks, run directory, model, weights, data, outer loop.
-"""
-
-import contextlib
-import io
-import os
-import resource
-import signal
 import time
 from typing import Dict, NamedTuple, Optional
 
@@ -19,16 +10,11 @@ import tensorflow as tf
 
 from pfpn_tf import config as config_lib
 from pfpn_tf.data import categories, pipeline
-from pfpn_tf.evaluation import evaluator, report
+from pfpn_tf.evaluation.workers import workers_of
 from pfpn_tf.losses import panoptic_fpn_losses
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.structures import GroundTruth
-from pfpn_tf.training import checkpoints, optimizer as optimizer_lib, pictures, run_directory
-from pfpn_tf.training import schedule, summaries, weight_conversion
-
-FINISHED = 0
-INTERRUPTED = 130
-TERMINATED = 143
+from pfpn_tf.training import checkpoints, memory, optimizer as optimizer_lib, schedule, summaries
 
 LOSSES = {
     "panoptic": ("rpn_objectness", "rpn_box", "class", "box", "mask", "semantic", "total"),
@@ -47,7 +33,7 @@ class NonFiniteLoss(ArithmeticError):
 
 
 class StopRequested(Exception):
-    """SIGTERM or SIGINT has arrived."""
+    """SIGTERM or SIGINT has arrived, here or at another worker."""
 
 
 class _StepResult(NamedTuple):
@@ -57,6 +43,7 @@ class _StepResult(NamedTuple):
     healthy: tf.Tensor
     scalars: tf.Tensor
     source_ids: tf.Tensor
+    stop: tf.Tensor
 
 
 class Trainer(orbit.StandardTrainer):
@@ -81,9 +68,12 @@ class Trainer(orbit.StandardTrainer):
         self.optimizer = optimizer
         self.strategy = strategy
         self.global_step = orbit.utils.create_global_step()
+        self.workers = workers_of(strategy)
         self.stop_signal: Optional[int] = None
+        self._stop_agreed = False
         self.rate = summaries.Rate()
         self.profile_dir = ""
+        self._profiling = False
         self.scalar_names = [f"loss/{name}" for name in LOSSES[config.model.task]]
         self.scalar_names += ["gradient_norm", "positive_anchors", "foreground_rois"]
         # Means since the scalars were last written. In the checkpoint, so that a run stopped between
@@ -125,7 +115,9 @@ class Trainer(orbit.StandardTrainer):
         # One trace for all image sizes: the signature is that of the dataset, not of a batch.
         # Without AutoGraph: nothing here needs it, and rewriting all of Keras doubles the time to compile.
         self._step_function = tf.function(
-            self._distributed_step, input_signature=[dataset.element_spec], autograph=False
+            self._distributed_step,
+            input_signature=[dataset.element_spec, tf.TensorSpec([], tf.bool)],
+            autograph=False,
         )
 
     # -- inner loop ---------------------------------------------------------------------------
@@ -141,7 +133,7 @@ class Trainer(orbit.StandardTrainer):
             self.rate.restart()
         pending = None
         for step in range(int(self.global_step), int(self.global_step) + int(num_steps)):
-            if self.stop_signal is not None:
+            if self._must_stop():
                 break
             self._profile(step)
             result = _StepResult(step, *self.train_step(iterator))
@@ -153,18 +145,29 @@ class Trainer(orbit.StandardTrainer):
             pending = result
         if pending is not None:
             self._check(pending)
-        if self.stop_signal is not None:
+        if self._must_stop():
             raise StopRequested()
+
+    def _must_stop(self):
+        """Several workers stop after the same step, when the signal of one has reached all of them."""
+        return self._stop_agreed or (self.stop_signal is not None and self.workers.count == 1)
 
     def _profile(self, step):
         """Starts the profiler before the first step to record, and stops it after the last."""
-        if self.config.train.profile_steps:
+        if self.config.train.profile_steps and self.workers.is_chief:
             first, last = self.config.train.profile_steps
             if step == first:
                 tf.profiler.experimental.start(self.profile_dir)
+                self._profiling = True
             if step == last + 1:
-                tf.profiler.experimental.stop()
-                logging.info("Recorded steps %d to %d in %s.", first, last, self.profile_dir)
+                self.stop_profiler()
+
+    def stop_profiler(self) -> None:
+        """Writes what the profiler has recorded, if it is running."""
+        if self._profiling:
+            tf.profiler.experimental.stop()
+            self._profiling = False
+            logging.info("Recorded a profile in %s.", self.profile_dir)
 
     def _first_step_done(self, result):
         if not self._compiled:
@@ -174,6 +177,7 @@ class Trainer(orbit.StandardTrainer):
             self.rate.restart()
 
     def _check(self, result):
+        self._stop_agreed |= bool(result.stop)
         if bool(result.healthy):
             return
         values = dict(zip(self.scalar_names, result.scalars.numpy()))
@@ -197,6 +201,8 @@ class Trainer(orbit.StandardTrainer):
         scalars["input_wait"] = self.rate.wait_share()
         if self.config.train.precision == "mixed_float16":
             scalars["loss_scale"] = float(self._loss_scale)
+        for place, num_bytes in memory.peak().items():
+            scalars[f"peak_gib/{place.replace(' ', '_')}"] = num_bytes / 2**30
         return scalars
 
     def reset_averages(self) -> None:
@@ -218,19 +224,20 @@ class Trainer(orbit.StandardTrainer):
         Returns:
           healthy: [] bool, whether the loss and the gradient are finite (and were before).
           scalars: [len(scalar_names)] float64 of this step.
-          source_ids: [B, 64] uint8.
+          source_ids: [B, 64] uint8 of this worker's images.
+          stop: [] bool, whether any worker has a `stop_signal`.
         """
         start = time.monotonic()
         batch = next(iterator)
         waited_seconds = time.monotonic() - start
-        result = self._step_function(batch)
+        result = self._step_function(batch, tf.constant(self.stop_signal is not None))
         self.rate.step_done(waited_seconds)
         return result
 
-    def _distributed_step(self, batch):
-        gradients, scalars = self.strategy.run(self._replica_gradients, args=(batch,))
+    def _distributed_step(self, batch, stop):
+        gradients, scalars, stops = self.strategy.run(self._replica_gradients, args=(batch, stop))
         # The values of all replicas are equal by now: they were summed.
-        scalars = self.strategy.experimental_local_results(scalars)[0]
+        scalars, stops = (self.strategy.experimental_local_results(x)[0] for x in (scalars, stops))
         loss = scalars[self.scalar_names.index("loss/total")]
         norm = scalars[self.scalar_names.index("gradient_norm")]
         loss_finite, norm_finite = tf.math.is_finite(loss), tf.math.is_finite(norm)
@@ -254,9 +261,9 @@ class Trainer(orbit.StandardTrainer):
         self.num_summed.assign_add(counted)
         self._sums.assign_add(tf.where(healthy, scalars, tf.zeros_like(scalars)))
         source_ids = tf.concat(self.strategy.experimental_local_results(batch["source_id_bytes"]), axis=0)
-        return healthy, scalars, source_ids
+        return healthy, scalars, source_ids, stops > 0
 
-    def _replica_gradients(self, batch):
+    def _replica_gradients(self, batch, stop):
         """Forward and backward pass of one replica, then the sum over replicas."""
         num_parts = self.config.train.gradient_accumulation_steps
         gradients, scalars = None, None
@@ -281,10 +288,12 @@ class Trainer(orbit.StandardTrainer):
         gradients = [g * tf.cast(factor, g.dtype) for g in gradients]
         context = tf.distribute.get_replica_context()
         gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
-        scalars = context.all_reduce(tf.distribute.ReduceOp.SUM, scalars / num_parts)
+        stop = tf.cast(stop, tf.float64)  # travels with the scalars: no exchange of its own
+        scalars = tf.concat([scalars / num_parts, [stop]], axis=0)
+        scalars = context.all_reduce(tf.distribute.ReduceOp.SUM, scalars)
         norm = tf.cast(tf.linalg.global_norm(gradients), tf.float64)
         is_norm = [name == "gradient_norm" for name in self.scalar_names]
-        return gradients, tf.where(is_norm, norm, scalars)
+        return gradients, tf.where(is_norm, norm, scalars[:-1]), scalars[-1]
 
     def _part_gradients(self, batch):
         """Scaled gradients of the total loss, and this replica's share of `scalar_names`."""
@@ -299,7 +308,7 @@ class Trainer(orbit.StandardTrainer):
                 seed=batch["seed"],
                 training=True,
             )
-            losses = panoptic_fpn_losses(outputs, ground_truth, self.config)
+            losses = panoptic_fpn_losses(outputs, ground_truth, self.config, self.global_step)
             scaled = losses["total"] * tf.cast(self._loss_scale, losses["total"].dtype)
         gradients = tape.gradient(scaled, self._variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         shares = [losses[name] for name in LOSSES[self.config.model.task]]
@@ -343,132 +352,6 @@ class Trainer(orbit.StandardTrainer):
         self._steps_at_scale.assign(tf.where(grow, tf.zeros_like(steps), steps))
 
 
-# -- before the first step ----------------------------------------------------------------------
-
-
-def set_up_runtime(config: config_lib.Config) -> None:
-    """Threads and GPU memory. Must come before TensorFlow does anything else."""
-    tf.get_logger().setLevel("ERROR")  # no word on every collective operation
-    threads = config.train.train_cpu_threads
-    if threads:
-        tf.config.threading.set_intra_op_parallelism_threads(threads)
-        tf.config.threading.set_inter_op_parallelism_threads(threads)
-    if config.train.xla:
-        tf.config.optimizer.set_jit("autoclustering")
-    for gpu in tf.config.list_physical_devices("GPU"):
-        tf.config.experimental.set_memory_growth(gpu, True)
-
-
-def build_strategy(distribution: str) -> tf.distribute.Strategy:
-    """The distribution strategy for a value of --distribution."""
-    gpus = tf.config.list_logical_devices("GPU")
-    if distribution == "multi_worker":
-        return tf.distribute.MultiWorkerMirroredStrategy()
-    if distribution in ("cpu", "one_device"):
-        use_gpu = distribution == "one_device" and gpus
-        return tf.distribute.OneDeviceStrategy("GPU:0" if use_gpu else "CPU:0")
-    if gpus:
-        return tf.distribute.MirroredStrategy()
-    # TensorFlow's collectives, the default on CPUs, serve one strategy a process.
-    return tf.distribute.MirroredStrategy(["CPU:0"], tf.distribute.ReductionToOneDevice())
-
-
-def check(config: config_lib.Config, num_replicas: int) -> None:
-    """Checks everything that does not need the model: paths, and settings against each other.
-
-    Raises:
-      ValueError: every problem, one a line.
-    """
-    data, model, train_config = config.data, config.model, config.train
-    problems = []
-    if not data.train_records:
-        problems.append("--train_records is required, e.g. --train_records='data/coco/train-*.tfrecord'.")
-    if not data.eval_records and train_config.eval_interval_steps:
-        problems.append("--eval_interval_steps needs --eval_records.")
-    for name in ("train_records", "eval_records"):
-        for pattern in filter(None, getattr(data, name).split(",")):
-            if not tf.io.gfile.glob(pattern):
-                problems.append(f"--{name}={getattr(data, name)}: no file matches {pattern}.")
-    batch_size = train_config.global_batch_size
-    parts = num_replicas * train_config.gradient_accumulation_steps
-    if batch_size % parts:
-        below, above = batch_size // parts * parts, -(-batch_size // parts) * parts
-        use = f"{below} or {above}" if below else f"{above}"
-        by = f"the {num_replicas} replica{'s' * (num_replicas > 1)}"
-        if train_config.gradient_accumulation_steps > 1:
-            by += f" times --gradient_accumulation_steps={train_config.gradient_accumulation_steps}"
-        problems.append(f"--global_batch_size={batch_size} must be divisible by {by}; use {use}.")
-    if weight_conversion.is_foreign(train_config.init_weights):
-        path = train_config.init_weights
-        if path != weight_conversion.IMAGENET and not os.path.exists(path):
-            problems.append(f"--init_weights={path}: no such file.")
-    elif train_config.init_weights:
-        try:
-            checkpoints.find_init_checkpoint(train_config.init_weights)
-        except ValueError as error:
-            problems.append(str(error))
-    elif model.freeze_stages > 0:
-        problems.append(
-            f"--freeze_stages={model.freeze_stages} would freeze random weights, as --init_weights is empty; "
-            "use --freeze_stages=0, or give trained weights with --init_weights."
-        )
-    if problems:
-        raise ValueError("\n".join(problems))
-    if not train_config.init_weights and model.backbone_norm == "frozen_bn":
-        logging.warning(
-            "--backbone_norm=frozen_bn without --init_weights does not normalise at all; "
-            "use --backbone_norm=group_norm to train from scratch."
-        )
-
-
-# -- the run ------------------------------------------------------------------------------------
-
-
-def train(config: config_lib.Config, run_dir: str, strategy: Optional[tf.distribute.Strategy] = None) -> int:
-    """Trains, or continues, the run in `run_dir` until `train_steps`.
-
-    SIGTERM and SIGINT end it after the step at hand, with a checkpoint.
-
-    Args:
-      config: all settings.
-      run_dir: the run directory; created if it does not exist.
-      strategy: distribution strategy; None: what --distribution says.
-
-    Returns:
-      Exit code: 0 when all steps are done, 143 after SIGTERM, 130 after SIGINT.
-
-    Raises:
-      ValueError: a setting, a path or the run directory is not usable.
-      NonFiniteLoss: see there.
-      OSError: a file cannot be written.
-    """
-    strategy = strategy or build_strategy(config.train.distribution)
-    check(config, strategy.num_replicas_in_sync)
-    info = pipeline.load_info(config)
-    run_directory.prepare(run_dir, config, info)
-    _log_start(config, run_dir, strategy)
-
-    trainer = build_trainer(config, info, strategy)
-    saved = checkpoints.RunCheckpoints(run_dir, config.train.keep_checkpoints, **trainer.state)
-    prefix = saved.restore()
-    if prefix:
-        logging.info("Continuing from %s.", prefix)
-    elif config.train.init_weights:
-        foreign = weight_conversion.is_foreign(config.train.init_weights)
-        source = weight_conversion if foreign else checkpoints
-        source.initialise(trainer.model, config.train.init_weights)
-        trainer.reset_averages()
-    for line in summaries.parameter_counts(trainer.model):
-        logging.info("%s", line)
-    start_step = int(trainer.global_step)
-    if start_step >= config.train.train_steps:
-        logging.info("All %d steps are done.", config.train.train_steps)
-        return FINISHED
-    trainer.set_dataset(distributed_dataset(config, info, strategy, start_step))
-    with _signals(trainer):
-        return _Run(config, info, run_dir, trainer, saved, start_step).run()
-
-
 def build_trainer(
     config: config_lib.Config, info: categories.DatasetInfo, strategy: tf.distribute.Strategy
 ) -> Trainer:
@@ -492,156 +375,8 @@ def distributed_dataset(
     start_step: int,
 ):
     """Training batches; each replica gets its contiguous part of the same global batch."""
-    dataset = pipeline.build_dataset(config, info, training=True, start_step=start_step)
-    return strategy.experimental_distribute_dataset(dataset)
 
+    def share_of_worker(input_context):
+        return pipeline.build_dataset(config, info, True, input_context, start_step)
 
-class _Run:
-    """The outer loop: Orbit's controller, with logs, checkpoints and pictures between its loops."""
-
-    def __init__(self, config, info, run_dir, trainer, saved, start_step):
-        self._config = config
-        self._info = info
-        self._run_dir = run_dir
-        self._trainer = trainer
-        trainer.profile_dir = os.path.join(run_dir, summaries.TENSORBOARD)
-        self._saved = saved
-        self._log = summaries.RunLog(run_dir, start_step)
-        self._pictures = None
-        self._evaluator = None
-        self._controller = orbit.Controller(
-            global_step=trainer.global_step,
-            trainer=trainer,
-            strategy=trainer.strategy,
-            steps_per_loop=self._steps_of_next_loop,
-            summary_manager=self._log,
-            train_actions=[self._after_loop],
-        )
-
-    def run(self) -> int:
-        try:
-            with _quiet_orbit():
-                self._controller.train(self._config.train.train_steps, checkpoint_at_completion=False)
-        except StopRequested:
-            step = int(self._trainer.global_step)
-            name = signal.Signals(self._trainer.stop_signal).name
-            logging.info("%s: stopping after step %d; saved %s.", name, step, self._saved.save(step))
-            logging.info("The same command continues.")
-            return TERMINATED if self._trainer.stop_signal == signal.SIGTERM else INTERRUPTED
-        finally:
-            self._log.flush()
-            _log_peak_memory()
-        logging.info("Done: %d steps. Weights and logs are in %s.", self._config.train.train_steps, self._run_dir)
-        return FINISHED
-
-    def _steps_of_next_loop(self, step):
-        """Up to the next step at which something is due, so that all of it falls on its multiples."""
-        train_config = self._config.train
-        intervals = [
-            train_config.steps_per_loop,
-            train_config.summary_interval_steps,
-            train_config.checkpoint_interval_steps,
-            train_config.image_interval_steps,
-            train_config.eval_interval_steps,
-        ]
-        return int(min(interval - step % interval for interval in intervals if interval))
-
-    def _after_loop(self, scalars):
-        train_config = self._config.train
-        step = int(self._trainer.global_step)
-        last = step == train_config.train_steps
-
-        def due(interval):
-            return interval and (last or step % interval == 0)
-
-        if due(train_config.steps_per_loop):
-            seconds = self._trainer.rate.seconds_per_step()
-            logging.info("%s", summaries.progress_line(scalars, step, train_config.train_steps, seconds))
-        if due(train_config.summary_interval_steps):
-            self._log.write(scalars, step)
-            self._trainer.reset_means()
-        started = time.monotonic()
-        if due(train_config.checkpoint_interval_steps):
-            logging.info("Saved %s.", self._saved.save(step))
-        if due(train_config.image_interval_steps):
-            self._draw(step)
-        if due(train_config.eval_interval_steps):
-            self._evaluate(step)
-        self._trainer.rate.exclude(time.monotonic() - started)
-
-    def _draw(self, step):
-        if self._pictures is None:
-            self._pictures = pictures.Pictures(self._config, self._info, self._trainer.model)
-        self._log.write_pictures(self._pictures.draw(), step)
-
-    def _evaluate(self, step):
-        """Evaluates, and keeps the weights if they are the best so far."""
-        if self._evaluator is None:
-            self._evaluator = evaluator.Evaluator(
-                self._config, self._info, self._trainer.model, self._trainer.strategy
-            )
-        output_dir = os.path.join(self._run_dir, "eval", str(step))
-        metrics = self._evaluator.evaluate(output_dir, save_predictions=False)
-        scalars = report.flat_scalars(metrics)
-        self._log.write(scalars, step)
-        logging.info("Evaluation at step %d:\n%s", step, report.table(metrics))
-        name = next(n for n in ("eval/PQ", "eval/mIoU", "eval/mask_AP") if n in scalars)
-        if self._saved.save_best(step, scalars[name]):
-            logging.info("Best %s so far; kept in %s.", name, checkpoints.BEST)
-
-
-@contextlib.contextmanager
-def _signals(trainer):
-    """SIGTERM and SIGINT set the trainer's `stop_signal`; a second one acts at once."""
-    previous = {}
-
-    def handle(number, frame):
-        del frame
-        trainer.stop_signal = number
-        logging.info("%s: finishing the step at hand, then saving.", signal.Signals(number).name)
-        for n, handler in previous.items():
-            signal.signal(n, handler)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        previous[number] = signal.signal(number, handle)
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _quiet_orbit():
-    """Orbit writes each of its messages to the log and to stdout; our lines say the same once."""
-
-    def not_orbit(record):
-        return f"{os.sep}orbit{os.sep}" not in record.pathname
-
-    logger = logging.get_absl_logger()
-    logger.addFilter(not_orbit)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logger.removeFilter(not_orbit)
-
-
-def _log_start(config, run_dir, strategy):
-    devices = ", ".join(device.rpartition("device:")[2] for device in strategy.extended.worker_devices)
-    found = run_directory.versions()
-    logging.info("pfpn_tf %s, TensorFlow %s, Python %s", found["pfpn_tf"], found["tensorflow"], found["python"])
-    logging.info("Run directory: %s (settings in config.json)", run_dir)
-    logging.info(
-        "%d replica(s) on %s; %d images a step, %s.",
-        strategy.num_replicas_in_sync, devices, config.train.global_batch_size, config.train.precision,
-    )  # fmt: skip
-
-
-def _log_peak_memory():
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    parts = [f"{peak:.2f} GiB of main memory"]
-    for device in tf.config.list_logical_devices("GPU"):
-        used = tf.config.experimental.get_memory_info(device.name)["peak"] / 2**30
-        parts.append(f"{used:.2f} GiB on {device.name.rpartition('device:')[2]}")
-    logging.info("Peak memory: %s.", ", ".join(parts))
+    return strategy.distribute_datasets_from_function(share_of_worker)

@@ -48,6 +48,10 @@ def run_of(tmp_path, model, keep=3):
     return saved, step, optimizer
 
 
+def resume(saved):
+    return saved.restore(saved.newest_step())
+
+
 def save_steps(tmp_path, steps, keep=3):
     model = net(0)
     saved, step, _ = run_of(tmp_path, model, keep)
@@ -68,14 +72,14 @@ def test_restore_takes_the_newest_and_retention_keeps_the_newest(tmp_path):
     assert steps_on_disk(tmp_path) == [11, 10]
     model = net(-1)
     saved, step, _ = run_of(tmp_path, model)
-    assert checkpoints.step_of(saved.restore()) == 11 and int(step) == 11
+    assert checkpoints.step_of(resume(saved)) == 11 and int(step) == 11
     np.testing.assert_array_equal(model.variables[0], 11.0)
 
 
 def test_retention_continues_after_a_restart(tmp_path):
     save_steps(tmp_path, [1, 2, 3], keep=3)
     saved, step, _ = run_of(tmp_path, net(0), keep=3)
-    saved.restore()
+    resume(saved)
     step.assign(4)
     saved.save(4)
     assert steps_on_disk(tmp_path) == [4, 3, 2]
@@ -114,7 +118,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, brea
     model = net(-1)
     saved, step, _ = run_of(tmp_path, model)
     with caplog.at_level("WARNING"):
-        prefix = saved.restore()
+        prefix = resume(saved)
     assert checkpoints.step_of(prefix) == 1 and int(step) == 1
     assert "ckpt-2 is damaged" in caplog.text
     assert checkpoints.step_of(checkpoints.restore_for_inference(net(-1), str(tmp_path))) == 1
@@ -127,7 +131,7 @@ def test_a_damaged_marker_file_does_not_matter(tmp_path):
     save_steps(tmp_path, [1, 2])
     (tmp_path / "checkpoints" / "checkpoint").write_text('model_checkpoint_path: "gone"\nall_')
     saved, step, _ = run_of(tmp_path, net(0), keep=2)
-    assert checkpoints.step_of(saved.restore()) == 2
+    assert checkpoints.step_of(resume(saved)) == 2
     saved.save(3)
     assert steps_on_disk(tmp_path) == [3, 2]
     assert tf.train.latest_checkpoint(str(tmp_path / "checkpoints")) == str(tmp_path / "checkpoints" / "ckpt-3")
@@ -137,17 +141,17 @@ def test_all_damaged_is_an_error_not_a_new_start(tmp_path):
     save_steps(tmp_path, [1])
     cut_data(str(tmp_path / "checkpoints" / "ckpt-1"))
     with pytest.raises(ValueError, match="damaged"):
-        run_of(tmp_path, net(0))[0].restore()
+        resume(run_of(tmp_path, net(0))[0])
 
 
 def test_nothing_saved_yet(tmp_path):
-    assert run_of(tmp_path, net(0))[0].restore() is None
+    assert resume(run_of(tmp_path, net(0))[0]) is None
 
 
 def test_weights_alone_cannot_be_continued(tmp_path, info):
     checkpoints.save_weights(net(5), Config(), info, str(tmp_path))
     with pytest.raises(ValueError, match="--init_weights"):
-        run_of(tmp_path, net(0))[0].restore()
+        resume(run_of(tmp_path, net(0))[0])
 
 
 def test_optimizer_slots_are_restored(tmp_path):
@@ -159,7 +163,7 @@ def test_optimizer_slots_are_restored(tmp_path):
     saved.save(1)
     other = net(0)
     saved, _, optimizer = run_of(tmp_path, other)
-    saved.restore()
+    resume(saved)
     for a, b in zip(optimizer.variables, slots):
         np.testing.assert_array_equal(a, b)
 
@@ -167,7 +171,7 @@ def test_optimizer_slots_are_restored(tmp_path):
 def test_an_unwritable_place_is_an_error_that_names_the_last_good_checkpoint(tmp_path):
     save_steps(tmp_path, [1])
     saved, step, _ = run_of(tmp_path, net(0))
-    saved.restore()
+    resume(saved)
     # A file where the temporary directory of the checkpoint has to be made: fails for root, too.
     (tmp_path / "checkpoints" / "ckpt-2_temp").write_text("in the way")
     with pytest.raises(OSError, match=r"ckpt-2.*ckpt-1"):

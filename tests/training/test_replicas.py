@@ -37,7 +37,7 @@ def steps(config, strategy, count=2):
     iterator = iter(built.train_dataset)
     results = []
     for _ in range(count):
-        healthy, scalars, ids = built.train_step(iterator)
+        healthy, scalars, ids, _ = built.train_step(iterator)
         assert bool(healthy)
         results.append((scalars.numpy(), ids.numpy()))
     for v in variables:

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import tensorflow as tf
 
-from pfpn_tf.training import summaries, trainer
+from pfpn_tf.training import run, summaries
 
 
 def losses(run_dir):
@@ -22,13 +22,13 @@ def tensors(run_dir, step):
 
 def test_a_run_killed_after_step_3_ends_like_one_that_was_not(tiny_config, tmp_path):
     config = tiny_config.replace(train_steps=6, summary_interval_steps=2, checkpoint_interval_steps=3)
-    trainer.train(config, str(tmp_path / "whole"))
+    run.train(config, str(tmp_path / "whole"))
     shutil.copytree(tmp_path / "whole", tmp_path / "parts")
     for path in (tmp_path / "parts" / "checkpoints").glob("ckpt-6.*"):
         path.unlink()
     with open(tmp_path / "parts" / summaries.METRICS, "a", encoding="utf-8") as f:
         f.write('{"step": 7, "lo')  # the line that the kill cut short
-    trainer.train(config, str(tmp_path / "parts"))
+    run.train(config, str(tmp_path / "parts"))
     whole, parts = losses(tmp_path / "whole"), losses(tmp_path / "parts")
     assert list(whole) == [2, 4, 6] == list(parts)
     for step, values in whole.items():

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from pfpn_tf.config import Config
 from pfpn_tf.data import pipeline
-from pfpn_tf.training import checkpoints, run_directory, summaries, trainer
+from pfpn_tf.training import checkpoints, checks, distribution, run, run_directory, summaries, trainer
 
 LOSSES = [f"loss/{name}" for name in trainer.LOSSES["panoptic"]]
 
@@ -25,7 +25,7 @@ def test_a_run_leaves_everything_behind(tiny_config, tmp_path, caplog):
     config = tiny_config.replace(eval_interval_steps=3, image_interval_steps=3)
     # TensorFlow's own logger as `set_up_runtime` leaves it: it counts traces over all tests of the process.
     with caplog.at_level("ERROR", logger="tensorflow"), caplog.at_level("INFO", logger="absl"):
-        assert trainer.train(config, run_dir) == 0
+        assert run.train(config, run_dir) == 0
     lines = metrics(run_dir)
     assert [line["step"] for line in lines] == [1, 2, 3, 3]
     evaluation = lines.pop()
@@ -52,9 +52,9 @@ def test_a_run_leaves_everything_behind(tiny_config, tmp_path, caplog):
 
 
 def test_a_finished_run_does_nothing(toy, tmp_path):
-    assert trainer.train(toy.config, str(tmp_path)) == 0
+    assert run.train(toy.config, str(tmp_path)) == 0
     before = sorted(os.listdir(tmp_path / "checkpoints"))
-    assert trainer.train(toy.config, str(tmp_path)) == 0
+    assert run.train(toy.config, str(tmp_path)) == 0
     assert sorted(os.listdir(tmp_path / "checkpoints")) == before
 
 
@@ -63,7 +63,7 @@ def test_checkpoints_lines_and_scalars_fall_on_multiples(toy, tmp_path, caplog):
         train_steps=11, steps_per_loop=3, summary_interval_steps=4, checkpoint_interval_steps=5, keep_checkpoints=9
     )
     with caplog.at_level("INFO", logger="absl"):
-        trainer.train(config, str(tmp_path))
+        run.train(config, str(tmp_path))
     assert [line["step"] for line in metrics(tmp_path)] == [4, 8, 11]
     assert steps_saved(tmp_path) == [11, 10, 5]
     lines = [r.message.split("/")[0] for r in caplog.records if r.message.startswith("step ")]
@@ -71,25 +71,25 @@ def test_checkpoints_lines_and_scalars_fall_on_multiples(toy, tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    "number, code", [(signal.SIGTERM, trainer.TERMINATED), (signal.SIGINT, trainer.INTERRUPTED)]
+    "number, code", [(signal.SIGTERM, run.TERMINATED), (signal.SIGINT, run.INTERRUPTED)]
 )
 def test_a_signal_saves_and_stops(toy, tmp_path, monkeypatch, number, code):
     before = signal.getsignal(number)
     send_at_step(monkeypatch, number, 2)
     config = toy.config.replace(train_steps=50, steps_per_loop=50, summary_interval_steps=50)
-    assert trainer.train(config, str(tmp_path)) == code
+    assert run.train(config, str(tmp_path)) == code
     assert steps_saved(tmp_path) == [2]
     assert signal.getsignal(number) is before
 
 
 def test_a_run_stopped_between_two_lines_continues_with_the_same_line(toy, tmp_path, monkeypatch):
     config = toy.config.replace(summary_interval_steps=4, train_steps=4)
-    trainer.train(config, str(tmp_path / "whole"))
+    run.train(config, str(tmp_path / "whole"))
     with monkeypatch.context() as patch:
         send_at_step(patch, signal.SIGTERM, 3)
-        trainer.train(config, str(tmp_path / "parts"))
+        run.train(config, str(tmp_path / "parts"))
     assert not (tmp_path / "parts" / summaries.METRICS).exists()
-    trainer.train(config, str(tmp_path / "parts"))
+    run.train(config, str(tmp_path / "parts"))
     (whole,), (parts,) = metrics(tmp_path / "whole"), metrics(tmp_path / "parts")
     assert parts["loss/total"] == pytest.approx(whole["loss/total"], rel=1e-7)
 
@@ -113,11 +113,11 @@ def steps_saved(run_dir):
 def test_a_non_finite_loss_stops_at_its_step_and_harms_nothing(toy, tmp_path, monkeypatch):
     built = []
     real_build = trainer.build_trainer
-    monkeypatch.setattr(trainer, "build_trainer", lambda *args: built.append(real_build(*args)) or built[0])
+    monkeypatch.setattr(run, "build_trainer", lambda *args: built.append(real_build(*args)) or built[0])
     toy.bad_step = 3
     config = toy.config.replace(train_steps=9, steps_per_loop=9, summary_interval_steps=9, checkpoint_interval_steps=2)
     with pytest.raises(trainer.NonFiniteLoss) as error:
-        trainer.train(config, str(tmp_path))
+        run.train(config, str(tmp_path))
     text = str(error.value)
     assert "loss is not finite at step 3: semantic nan, total nan, gradient_norm nan" in text
     assert "Images of the batch: i3-0, i3-1." in text
@@ -127,13 +127,13 @@ def test_a_non_finite_loss_stops_at_its_step_and_harms_nothing(toy, tmp_path, mo
 
 
 def test_a_finite_loss_with_a_non_finite_gradient_stops_too(toy, tmp_path, monkeypatch):
-    def losses(outputs, ground_truth, config):
+    def losses(outputs, ground_truth, config, step):
         loss = tf.reduce_sum(tf.sqrt(0.0 * outputs.semantic_logits))  # 0, with gradient 0 / 0
         return {"semantic": loss, "total": loss}
 
     monkeypatch.setattr(trainer, "panoptic_fpn_losses", losses)
     with pytest.raises(trainer.NonFiniteLoss, match="gradient is not finite at step 0: .*gradient_norm nan"):
-        trainer.train(toy.config, str(tmp_path))
+        run.train(toy.config, str(tmp_path))
 
 
 def test_clipping_limits_what_is_applied(toy):
@@ -151,8 +151,8 @@ def test_accumulated_parts_step_like_the_whole_batch(toy):
     _, _, whole, whole_scalars = one_step(config)
     toy_losses = trainer.panoptic_fpn_losses
 
-    def losses_of_part(outputs, ground_truth, config):  # a part is normalised by its own size
-        return {name: 2 * value for name, value in toy_losses(outputs, ground_truth, config).items()}
+    def losses_of_part(outputs, ground_truth, config, step):  # a part is normalised by its own size
+        return {name: 2 * value for name, value in toy_losses(outputs, ground_truth, config, step).items()}
 
     trainer.panoptic_fpn_losses = losses_of_part
     _, before, parts, scalars = one_step(config.replace(gradient_accumulation_steps=2))
@@ -164,7 +164,7 @@ def test_accumulated_parts_step_like_the_whole_batch(toy):
 
 
 def one_step(config):
-    strategy = trainer.build_strategy("cpu")
+    strategy = distribution.build_strategy("cpu")
     info = pipeline.load_info(config)
     built = trainer.build_trainer(config, info, strategy)
     built.set_dataset(trainer.distributed_dataset(config, info, strategy, 0))
@@ -177,7 +177,7 @@ def test_the_moving_average_of_the_weights(toy, tmp_path):
     """Decay min(0.5, (1 + n) / (10 + n)) after update n, by hand."""
     config = toy.config.replace(ema_decay=0.15, train_steps=3, checkpoint_interval_steps=1, keep_checkpoints=9)
     run_dir = str(tmp_path)
-    trainer.train(config, run_dir)
+    run.train(config, run_dir)
     model = trainer.panoptic_fpn.build_model()
 
     def kernel(step, averages):
@@ -192,7 +192,7 @@ def test_the_moving_average_of_the_weights(toy, tmp_path):
 
 
 def test_no_moving_average_to_restore(toy, tmp_path):
-    trainer.train(toy.config.replace(train_steps=1), str(tmp_path))
+    run.train(toy.config.replace(train_steps=1), str(tmp_path))
     with pytest.raises(ValueError, match="--ema_decay=0"):
         checkpoints.restore_for_inference(trainer.panoptic_fpn.build_model(), str(tmp_path), averages=True)
 
@@ -200,7 +200,7 @@ def test_no_moving_average_to_restore(toy, tmp_path):
 def test_the_loss_scale_of_float16_halves_and_skips_on_overflow(toy, monkeypatch):
     """A gradient of 2**120 overflows float32 at a scale above 2**7."""
 
-    def losses(outputs, ground_truth, config):
+    def losses(outputs, ground_truth, config, step):
         loss = 2.0**100 * tf.reduce_sum(tf.cast(outputs.semantic_logits, tf.float32))
         return {"semantic": loss, "total": loss}
 
@@ -219,7 +219,7 @@ def test_the_loss_scale_of_float16_halves_and_skips_on_overflow(toy, monkeypatch
 def test_mixed_precision_trains(toy, tmp_path):
     try:
         for precision in ("mixed_bfloat16", "mixed_float16"):
-            trainer.train(toy.config.replace(precision=precision), str(tmp_path / precision))
+            run.train(toy.config.replace(precision=precision), str(tmp_path / precision))
             lines = metrics(tmp_path / precision)
             assert lines[-1]["loss/total"] < lines[0]["loss/total"]
     finally:
@@ -228,7 +228,7 @@ def test_mixed_precision_trains(toy, tmp_path):
 
 def problems(config, replicas=1):
     with pytest.raises(ValueError) as error:
-        trainer.check(config, replicas)
+        checks.check(config, replicas)
     return str(error.value)
 
 
@@ -258,8 +258,8 @@ def test_missing_paths_are_all_reported_before_the_first_step(tmp_path):
 
 def test_initialising_from_another_run(toy, tmp_path):
     first, second = str(tmp_path / "first"), str(tmp_path / "second")
-    trainer.train(toy.config.replace(train_steps=1), first)
-    trainer.train(toy.config.replace(init_weights=first, learning_rate=1e-12, train_steps=1), second)
+    run.train(toy.config.replace(train_steps=1), first)
+    run.train(toy.config.replace(init_weights=first, learning_rate=1e-12, train_steps=1), second)
     values = [
         tf.train.load_checkpoint(os.path.join(d, "checkpoints", "ckpt-1")).get_tensor(
             "model/stem/kernel/.ATTRIBUTES/VARIABLE_VALUE"

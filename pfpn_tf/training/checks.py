@@ -1,0 +1,99 @@
+"""What must hold before the first step: paths, and settings against data, devices and each other."""
+
+import os
+from typing import List
+
+from absl import logging
+import tensorflow as tf
+
+from pfpn_tf import config as config_lib
+from pfpn_tf.data import pipeline
+from pfpn_tf.training import checkpoints, run_directory, weight_conversion
+
+
+def check(config: config_lib.Config, num_replicas: int) -> None:
+    """Checks everything that does not need the network.
+
+    Raises:
+      ValueError: every problem, one a line.
+    """
+    problems = _records(config) + _batch(config.train, num_replicas) + _weights(config)
+    if not problems:
+        problems = _classes(config)
+    if problems:
+        raise ValueError("\n".join(problems))
+    if not config.train.init_weights and config.model.backbone_norm == "frozen_bn":
+        logging.warning(
+            "--backbone_norm=frozen_bn without --init_weights does not normalise at all; "
+            "use --backbone_norm=group_norm to train from scratch."
+        )
+
+
+def _records(config) -> List[str]:
+    problems = []
+    if not config.data.train_records:
+        problems.append("--train_records is required, e.g. --train_records='data/coco/train-*.tfrecord'.")
+    if not config.data.eval_records and config.train.eval_interval_steps:
+        problems.append(
+            f"--eval_interval_steps={config.train.eval_interval_steps} needs --eval_records, e.g. "
+            "--eval_records='data/coco/val-*.tfrecord'; 0 evaluates only with tools/eval.py."
+        )
+    for name in ("train_records", "eval_records"):
+        for pattern in filter(None, getattr(config.data, name).split(",")):
+            if not tf.io.gfile.glob(pattern):
+                problems.append(
+                    f"--{name}={getattr(config.data, name)}: no file matches {pattern}. "
+                    "tools/create_tfrecords.py writes such files."
+                )
+    return problems
+
+
+def _batch(train, num_replicas) -> List[str]:
+    """Every replica takes as many images, cut into as many parts."""
+    size = train.global_batch_size
+    parts = num_replicas * train.gradient_accumulation_steps
+    if size % parts == 0:
+        return []
+    below, above = size // parts * parts, -(-size // parts) * parts
+    use = f"{below} or {above}" if below else f"{above}"
+    by = f"the {num_replicas} replica{'s' * (num_replicas > 1)}"
+    if train.gradient_accumulation_steps > 1:
+        by += f" times --gradient_accumulation_steps={train.gradient_accumulation_steps}"
+    return [f"--global_batch_size={size} must be divisible by {by}; use {use}."]
+
+
+def _weights(config) -> List[str]:
+    path, model = config.train.init_weights, config.model
+    if weight_conversion.is_foreign(path):
+        if path != weight_conversion.IMAGENET and not os.path.exists(path):
+            return [f"--init_weights={path}: no such file; give a .pkl or .pth file, a run directory, or imagenet."]
+    elif path:
+        try:
+            checkpoints.find_init_checkpoint(path)
+        except ValueError as error:
+            return [str(error)]
+    elif model.freeze_stages > 0:
+        return [
+            f"--freeze_stages={model.freeze_stages} would freeze random weights, as --init_weights is empty; "
+            "use --freeze_stages=0, or give trained weights with --init_weights."
+        ]
+    return []
+
+
+def _classes(config) -> List[str]:
+    """Evaluation in training must score the classes that are trained."""
+    data = config.data
+    if not data.eval_records or data.dataset_info:
+        return []
+    train, evaluation = (
+        pipeline.load_info(config.replace(**{other: ""}))
+        for other in ("eval_records", "train_records")
+    )
+    differences = run_directory.class_differences(evaluation, train)
+    if not differences:
+        return []
+    return [
+        f"--eval_records={data.eval_records} holds other classes than --train_records={data.train_records}:",
+        *(f"  {line}" for line in differences),
+        "Convert both splits with the same list of categories.",
+    ]
