@@ -97,8 +97,7 @@ class PanopticFPN(tf.keras.Model):
         Returns:
           `TrainOutputs` or `InferenceOutputs`; a branch that the task lacks is None there.
         """
-        pyramid = self.fpn(self.backbone(images, training=training), training=training)
-        pyramid, semantic_pyramid = branch_pyramids(pyramid, self.config.fpn_groups)
+        pyramid, semantic_pyramid = self._pyramids(images, training)
         semantic_logits = self.semantic_head(semantic_pyramid) if self.has_semantics else None
         if not self.has_instances:
             outputs = TrainOutputs if training else InferenceOutputs
@@ -134,6 +133,16 @@ class PanopticFPN(tf.keras.Model):
             roi_targets=roi_targets,
             semantic_logits=semantic_logits,
         )
+
+    def semantic_logits(self, images: tf.Tensor) -> tf.Tensor:
+        """The semantic branch alone, at inference: [B, H, W, 3] -> [B, H / 4, W / 4, S]."""
+        _, semantic_pyramid = self._pyramids(images, training=False)
+        return self.semantic_head(semantic_pyramid)
+
+    def _pyramids(self, images, training):
+        """Features for the instance branch and for the semantic branch."""
+        pyramid = self.fpn(self.backbone(images, training=training), training=training)
+        return branch_pyramids(pyramid, self.config.fpn_groups)
 
     def _pool(self, pyramid, boxes, head):
         """RoI features of the size that `head` takes. [B, R, 4] -> [B, R, P, P, C]"""
