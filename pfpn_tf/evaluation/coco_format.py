@@ -8,7 +8,7 @@ Shapes: h, w original image size · D instances.
 import contextlib
 import json
 import os
-from typing import Any, Dict, Iterable, Iterator, List, Sequence
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence
 
 import cv2
 import numpy as np
@@ -78,6 +78,11 @@ def read_panoptic_png(directory: str, file_name: str, image_id: Any, what: str) 
     except OSError as error:
         raise ValueError(f"Image {image_id}: {what} PNG {path} cannot be read ({error.strerror}).") from None
     return decode_panoptic_png(png, f"Image {image_id}: {what} PNG {path}")
+
+
+def png_folder(json_path: str) -> str:
+    """Where the PNGs of a panoptic JSON are by default: in the folder of its name."""
+    return json_path[: -len(".json")] if json_path.endswith(".json") else os.path.dirname(json_path)
 
 
 def load_json(path: str, what: str) -> Any:
@@ -214,12 +219,19 @@ def instance_results(
 class PredictionWriter:
     """Writes predictions in COCO format while they arrive; a context manager.
 
-    Layout: `panoptic/<image id>.png`, `panoptic.json`, `instances.json`. The JSON files get their
-    names when the block ends without an error, each PNG as soon as it is complete.
+    Layout: `panoptic/<image id>.png`, `panoptic.json`, `instances.json`, `semantic/<image id>.png`.
+    The JSON files get their names when the block ends without an error, each PNG as soon as it is
+    complete. A semantic PNG is grey and holds category ids, its largest value (255, or 65535 where
+    ids need 16 bits) what has none.
     """
 
     def __init__(
-        self, directory: str, categories: Sequence[Dict[str, Any]], panoptic: bool = True, instances: bool = True
+        self,
+        directory: str,
+        categories: Sequence[Dict[str, Any]],
+        panoptic: bool = True,
+        instances: bool = True,
+        semantic_category_ids: Optional[Sequence[Optional[int]]] = None,
     ):
         """Opens the files.
 
@@ -227,10 +239,16 @@ class PredictionWriter:
           directory: made if need be.
           categories: COCO categories, written into the panoptic JSON.
           panoptic, instances: which kinds to write.
+          semantic_category_ids: [S] category id of each semantic class, None for a class that has none; None: no
+            semantic PNGs.
         """
         self.panoptic_json = os.path.join(directory, "panoptic.json") if panoptic else None
         self.panoptic_dir = os.path.join(directory, "panoptic") if panoptic else None
         self.instances_json = os.path.join(directory, "instances.json") if instances else None
+        self.semantic_dir = None
+        if semantic_category_ids is not None:
+            self.semantic_dir = os.path.join(directory, "semantic")
+            self._category_of_class = _semantic_table(semantic_category_ids)
         self._categories = list(categories)
         self._file_names = set()
 
@@ -273,17 +291,45 @@ class PredictionWriter:
         os.replace(os.path.join(directory, annotation["file_name"]), os.path.join(self.panoptic_dir, file_name))
         self._panoptic.add({**annotation, "file_name": file_name})
 
+    def add_semantic(self, image_id: Any, labels: np.ndarray) -> None:
+        """Writes one semantic map, named after the image id.
+
+        Args:
+          image_id: the dataset's image id.
+          labels: [h, w] semantic class, S where undefined.
+        """
+        png = cv2.imencode(".png", self._category_of_class[labels], [cv2.IMWRITE_PNG_COMPRESSION, 1])[1]
+        with atomic_write(os.path.join(self.semantic_dir, f"{_plain_name(image_id)}.png"), "wb") as f:
+            f.write(png.tobytes())
+
+    def move_semantic(self, directory: str) -> None:
+        """Takes over the semantic maps that another writer has left in `directory`."""
+        os.makedirs(self.semantic_dir, exist_ok=True)
+        for name in os.listdir(directory):
+            os.replace(os.path.join(directory, name), os.path.join(self.semantic_dir, name))
+
     def _file_name(self, image_id):
-        if isinstance(image_id, int):
-            name = f"{image_id:012d}"
-        else:
-            name = "".join(c if c.isalnum() or c in "-_." else "_" for c in str(image_id))
+        name = _plain_name(image_id)
         unique, count = name, 1
         while unique in self._file_names:
             count += 1
             unique = f"{name}_{count}"
         self._file_names.add(unique)
         return unique + ".png"
+
+
+def _plain_name(image_id):
+    """A file name of letters and digits for an image id."""
+    if isinstance(image_id, int):
+        return f"{image_id:012d}"
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in str(image_id))
+
+
+def _semantic_table(category_ids):
+    """[S + 1] value in a semantic PNG of each class, and of what is undefined."""
+    dtype = np.uint8 if max((i for i in category_ids if i is not None), default=0) < 255 else np.uint16
+    void = np.iinfo(dtype).max
+    return np.array([void if i is None else i for i in category_ids] + [void], dtype)
 
 
 class _JsonList:

@@ -57,7 +57,8 @@ def score_panoptic(
     """
     gt = coco_format.load_panoptic_json(gt_json, "ground-truth", with_categories=True)
     pred = coco_format.load_panoptic_json(pred_json, "prediction", with_categories=False)
-    gt_dir, pred_dir = gt_dir or _beside(gt_json), pred_dir or _beside(pred_json)
+    gt_dir = gt_dir or coco_format.png_folder(gt_json)
+    pred_dir = pred_dir or coco_format.png_folder(pred_json)
     for what, directory in (("ground-truth", gt_dir), ("prediction", pred_dir)):
         if not os.path.isdir(directory):
             raise ValueError(f"The folder of the {what} PNGs {directory} does not exist.")
@@ -201,10 +202,6 @@ def _renamed_category(gt_categories, pred_categories):
             if names.get(category_id, name) != name:
                 return category_id, name, names[category_id]
     return None
-
-
-def _beside(json_path):
-    return json_path[: -len(".json")] if json_path.endswith(".json") else os.path.dirname(json_path)
 
 
 def _score_job(job):

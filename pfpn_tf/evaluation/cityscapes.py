@@ -1,0 +1,389 @@
+"""Cityscapes' own metrics, computed by cityscapesscripts, and the files its server takes.
+
+IoU and iIoU score a label for each pixel, AP scores instance masks. Both are written in the format of
+the benchmark and read back by cityscapesscripts' functions, so that the numbers are those of
+csEvalPixelLevelSemanticLabeling and csEvalInstanceLevelSemanticLabeling on the same files.
+
+cityscapesscripts keeps settings in global objects, stops the process at an error and leaves caches in
+the working directory and beside itself; here it gets copies, its exits become errors, and nothing
+is left behind.
+
+Shapes: h, w original image size.
+"""
+
+import contextlib
+import copy
+import glob
+import importlib
+import io
+import math
+import os
+import tempfile
+import warnings
+from typing import Any, Dict, Mapping, Optional, Sequence
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from pfpn_tf.evaluation import coco_format, report
+from pfpn_tf.utils.files import atomic_write
+
+PIXEL_LEVEL = "pixel_level"
+INSTANCE_LEVEL = "instance_level"
+_LABELS = "_gtFine_labelIds.png"
+_INSTANCES = "_gtFine_instanceIds.png"
+_UNLABELED = 0
+
+
+def score_files(
+    gt_dir: str,
+    panoptic_json: str = "",
+    panoptic_dir: str = "",
+    instances_json: str = "",
+    semantic_dir: str = "",
+    categories: Optional[Sequence[Mapping[str, Any]]] = None,
+    output_dir: str = "",
+    only_predicted: bool = False,
+) -> Dict[str, Any]:
+    """IoU, iIoU and AP of predictions in COCO format, as far as these are given.
+
+    Args:
+      gt_dir: folder of one split's city folders, e.g. gtFine/val.
+      panoptic_json, panoptic_dir: a panoptic prediction, whose classes are scored as labels.
+      instances_json: COCO instance results with masks.
+      semantic_dir: label maps of `coco_format.PredictionWriter.add_semantic`, scored instead of the panoptic prediction.
+      categories: COCO categories of the predictions, by Cityscapes' names; ids may be label ids or train ids. None: those of
+        panoptic_json.
+      output_dir: where the files for the server go, `pixel_level` and `instance_level`; empty: they are not kept.
+      only_predicted: leave out images without a prediction, instead of refusing.
+
+    Returns:
+      Fractions, None where a class occurs nowhere: `miou`, `iiou` over classes and `miou_categories`, `iiou_categories` over
+      Cityscapes' groups of classes; `AP`, `AP50`; `per_class` by name `iou`, `iiou`, `AP`, `AP50`; `num_images`.
+
+    Raises:
+      ValueError: cityscapesscripts is not installed, or a file is missing or does not fit; says which.
+    """
+    truth = _Truth(gt_dir)
+    panoptic = _load_panoptic(panoptic_json) if panoptic_json else None
+    if categories is None:
+        categories = (panoptic or {}).get("categories")
+    label_of = label_ids(categories or ())
+    maps = results = None
+    if semantic_dir:
+        maps = _SemanticMaps(semantic_dir, label_of)
+    elif panoptic:
+        maps = _PanopticMaps(panoptic, panoptic_json, panoptic_dir, label_of)
+    if instances_json:
+        results = _results_by_image(instances_json)
+    image_ids = truth.image_ids
+    if only_predicted:
+        image_ids = [i for i in image_ids if i in (maps.image_ids if maps else results)]
+    elif maps:
+        truth.check_complete(maps.image_ids, maps.name)
+
+    with contextlib.ExitStack() as stack:
+        output_dir = output_dir or stack.enter_context(tempfile.TemporaryDirectory())
+        metrics = {"num_images": len(image_ids), "per_class": {}}
+        if maps:
+            folder = os.path.join(output_dir, PIXEL_LEVEL)
+            for image_id in image_ids:
+                write_labels(folder, image_id, maps.read(image_id, truth.size(image_id)))
+            _merge(metrics, _score_pixels(folder, truth, image_ids))
+        if results is not None:
+            folder = os.path.join(output_dir, INSTANCE_LEVEL)
+            for image_id in image_ids:  # An image in which nothing was found is in no entry.
+                write_instances(folder, image_id, results.get(image_id, []), label_of, truth.size(image_id))
+            _merge(metrics, _score_instances(folder, truth, image_ids))
+    return metrics
+
+
+def label_ids(categories: Sequence[Mapping[str, Any]]) -> Dict[int, int]:
+    """category_id -> Cityscapes label id, by name.
+
+    Raises:
+      ValueError: there are no categories, or one is no class of Cityscapes.
+    """
+    known = _scripts("helpers.labels").name2label
+    unknown = [c.get("name") for c in categories if c.get("name") not in known]
+    if unknown or not categories:
+        problem = f"{', '.join(map(repr, unknown))} is no class of Cityscapes" if unknown else "there are none"
+        raise ValueError(
+            f"The categories of the predictions have to be those of Cityscapes, by name, but {problem}. "
+            'They are taken from "categories" in the panoptic JSON.'
+        )
+    return {c["id"]: known[c["name"]].id for c in categories}
+
+
+def write_labels(folder: str, image_id: str, labels: np.ndarray) -> None:
+    """Writes one image for the pixel-level benchmark: `folder`/IMAGE_ID_labelIds.png.
+
+    Args:
+      folder: made if need be.
+      image_id: city_sequence_frame.
+      labels: [h, w] uint8 label ids, 0 unlabelled.
+    """
+    with atomic_write(_label_path(folder, image_id), "wb") as f:
+        f.write(_png(labels))
+
+
+def write_instances(
+    folder: str, image_id: str, results: Sequence[Mapping[str, Any]], label_of: Mapping[int, int], hw: Sequence[int]
+) -> None:
+    """Writes one image for the instance-level benchmark: `folder`/IMAGE_ID.txt and its masks.
+
+    Args:
+      folder: made if need be.
+      image_id: city_sequence_frame.
+      results: COCO instance results of the image.
+      label_of: from `label_ids`.
+      hw: the image's height and width.
+
+    Raises:
+      ValueError: a result has no mask of this size, or another category.
+    """
+    from pycocotools import mask as mask_utils
+
+    lines = []
+    for index, result in enumerate(results):
+        mask, category_id = result.get("segmentation"), result.get("category_id")
+        if not isinstance(mask, dict) or list(mask.get("size", ())) != list(hw):
+            raise ValueError(
+                f"Image {image_id}: instance {index} needs a segmentation in RLE of the image's size {list(hw)} (height, width)."
+            )
+        if category_id not in label_of:
+            raise ValueError(f"Image {image_id}: instance {index} has the unknown category_id {category_id!r}.")
+        name = f"masks/{image_id}_{index:03d}.png"
+        with atomic_write(os.path.join(folder, name), "wb") as f:
+            f.write(_png(mask_utils.decode(mask) * 255))
+        lines.append(f"{name} {label_of[category_id]} {float(result['score'])!r}\n")
+    with atomic_write(_list_path(folder, image_id)) as f:
+        f.writelines(lines)
+
+
+def _label_path(folder, image_id):
+    return os.path.join(folder, f"{image_id}_labelIds.png")
+
+
+def _list_path(folder, image_id):
+    return os.path.join(folder, f"{image_id}.txt")
+
+
+def _png(pixels) -> bytes:
+    return cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
+
+
+# -- what is scored ---------------------------------------------------------------------------
+
+
+class _Truth:
+    """The ground truth of a split: two PNGs for each image."""
+
+    def __init__(self, directory):
+        paths = sorted(glob.glob(os.path.join(glob.escape(directory), "*", f"*{_LABELS}")))
+        if not paths:
+            raise ValueError(
+                f"{directory}: holds no CITY/*{_LABELS}; give the folder of one split, e.g. gtFine/val, as the "
+                "ground truth of Cityscapes."
+            )
+        self._directory = directory
+        self._paths = {os.path.basename(path)[: -len(_LABELS)]: path for path in paths}
+
+    @property
+    def image_ids(self):
+        return list(self._paths)
+
+    def check_complete(self, predicted, name):
+        """Refuses a prediction that lacks an image."""
+        missing = [i for i in self._paths if i not in predicted]
+        if missing:
+            more = f" and {len(missing) - 1} more images" if len(missing) > 1 else ""
+            raise ValueError(f"Image {missing[0]}{more}: not in {name}, but in the ground truth {self._directory}.")
+
+    def labels(self, image_id) -> str:
+        return self._paths[image_id]
+
+    def instances(self, image_id) -> str:
+        path = self._paths[image_id][: -len(_LABELS)] + _INSTANCES
+        if not os.path.exists(path):
+            raise ValueError(f"Image {image_id}: the ground truth {path} does not exist.")
+        return path
+
+    def size(self, image_id):
+        """(height, width)."""
+        try:
+            with Image.open(self._paths[image_id]) as image:
+                return image.size[::-1]
+        except OSError:
+            raise ValueError(f"Image {image_id}: the ground truth {self._paths[image_id]} is no readable PNG.") from None
+
+
+class _PanopticMaps:
+    """Labels from a panoptic prediction."""
+
+    def __init__(self, content, json_path, directory, label_of):
+        self.name = f"the prediction JSON {json_path}"
+        self.image_ids = {a["image_id"]: a for a in content["annotations"]}
+        self._json_path = json_path
+        self._directory = directory or coco_format.png_folder(json_path)
+        self._label_of = label_of
+
+    def read(self, image_id, hw):
+        annotation = self.image_ids[image_id]
+        coco_format.check_annotation(annotation, self._json_path, "prediction")
+        ids = coco_format.read_panoptic_png(self._directory, annotation["file_name"], image_id, "prediction")
+        _check_size(ids, hw, image_id, annotation["file_name"])
+        labels = np.full(ids.shape, _UNLABELED, np.uint8)
+        for segment in annotation["segments_info"]:
+            if segment["category_id"] not in self._label_of:
+                raise ValueError(
+                    f"Image {image_id}: prediction {annotation['file_name']}: segment {segment['id']} has the unknown "
+                    f"category_id {segment['category_id']!r}."
+                )
+            labels[ids == segment["id"]] = self._label_of[segment["category_id"]]
+        return labels
+
+
+class _SemanticMaps:
+    """Labels from the semantic branch's own maps."""
+
+    def __init__(self, directory, label_of):
+        self.name = f"the folder of semantic maps {directory}"
+        if not os.path.isdir(directory):
+            raise ValueError(f"{directory}: no such folder; it should hold the semantic maps.")
+        self.image_ids = {os.path.splitext(n)[0] for n in os.listdir(directory) if n.endswith(".png")}
+        self._directory = directory
+        self._table = np.full(256, _UNLABELED, np.uint8)
+        for category_id, label in label_of.items():
+            self._table[category_id] = label
+
+    def read(self, image_id, hw):
+        path = os.path.join(self._directory, f"{image_id}.png")
+        category_ids = cv2.imread(path, cv2.IMREAD_UNCHANGED)
+        if category_ids is None or category_ids.dtype != np.uint8 or category_ids.ndim != 2:
+            raise ValueError(f"Image {image_id}: {path} is not a readable 8-bit grey PNG.")
+        _check_size(category_ids, hw, image_id, path)
+        return self._table[category_ids]
+
+
+def _load_panoptic(path):
+    return coco_format.load_panoptic_json(path, "prediction", with_categories=False)
+
+
+def _check_size(pixels, hw, image_id, name):
+    if pixels.shape != tuple(hw):
+        raise ValueError(
+            f"Image {image_id}: prediction {name} is {pixels.shape[0]} x {pixels.shape[1]} (height x width), the "
+            f"ground truth {hw[0]} x {hw[1]}; predict at the original image size."
+        )
+
+
+def _results_by_image(path):
+    results = coco_format.load_json(path, "The instance results JSON")
+    if not isinstance(results, list):
+        raise ValueError(f"The instance results JSON {path} must be a list of results.")
+    by_image = {}
+    for index, result in enumerate(results):
+        if not isinstance(result, dict) or not isinstance(result.get("image_id"), str):
+            raise ValueError(
+                f'The instance results JSON {path}: entry {index} has no text as "image_id", such as '
+                '"frankfurt_000000_000294".'
+            )
+        if not isinstance(result.get("score"), (int, float)) or not math.isfinite(result["score"]):
+            raise ValueError(f"The instance results JSON {path}: entry {index} has no finite score.")
+        by_image.setdefault(result["image_id"], []).append(result)
+    return by_image
+
+
+# -- cityscapesscripts ------------------------------------------------------------------------
+
+
+def _scripts(name):
+    """A module of cityscapesscripts."""
+    try:
+        return importlib.import_module(f"cityscapesscripts.{name}")
+    except ImportError as error:
+        raise ValueError(
+            f"Cityscapes' metrics need cityscapesscripts ({error}): pip install -e .[eval]."
+        ) from None
+
+
+@contextlib.contextmanager
+def _exits_as_errors():
+    """What cityscapesscripts prints is dropped, unless it stops: then it is the error's message."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Means over no class: they become None.
+            yield
+    except SystemExit:
+        message = printed.getvalue().strip().splitlines()[-1:] or ["no reason given"]
+        raise ValueError(f"cityscapesscripts stopped: {message[0].removeprefix('ERROR: ')}") from None
+
+
+def _score_pixels(folder, truth, image_ids):
+    scripts = _scripts("evaluation.evalPixelLevelSemanticLabeling")
+    args = copy.copy(scripts.args)
+    args.quiet, args.JSONOutput = True, False
+    progress = report.Progress(len(image_ids))
+    with _exits_as_errors():
+        confusion = scripts.generateMatrix(args)
+        instances = scripts.generateInstanceStats(args)
+    for image_id in image_ids:
+        truth.instances(image_id)  # Which the call reads by name.
+        with _exits_as_errors():
+            scripts.evaluatePair(_label_path(folder, image_id), truth.labels(image_id), confusion, instances, {}, args)
+        progress.advance()
+    progress.close()
+
+    label_names = {i: scripts.id2label[i].name for i in args.evalLabels}
+    groups = scripts.category2labels
+    iou = {name: scripts.getIouScoreForLabel(i, confusion, args) for i, name in label_names.items()}
+    iiou = {name: scripts.getInstanceIouScoreForLabel(i, confusion, instances, args) for i, name in label_names.items()}
+    group_iou = {g: scripts.getIouScoreForCategory(g, confusion, args) for g in groups}
+    group_iiou = {g: scripts.getInstanceIouScoreForCategory(g, confusion, instances, args) for g in groups}
+    scores = {"miou": iou, "iiou": iiou, "miou_categories": group_iou, "iiou_categories": group_iiou}
+    evaluated = [name for i, name in label_names.items() if not scripts.id2label[i].ignoreInEval]
+    return {
+        **{key: _or_none(scripts.getScoreAverage(values, args)) for key, values in scores.items()},
+        "per_class": {name: {"iou": _or_none(iou[name]), "iiou": _or_none(iiou[name])} for name in evaluated},
+    }
+
+
+def _score_instances(folder, truth, image_ids):
+    scripts = _scripts("evaluation.evalInstanceLevelSemanticLabeling")
+    args = copy.copy(scripts.args)
+    args.quiet, args.JSONOutput = True, False
+    args.predictionPath = os.path.abspath(folder)
+    progress = report.Progress(len(image_ids))
+    scripts.setInstanceLabels(args)
+    matches = {}
+    for image_id in image_ids:
+        path = truth.instances(image_id)
+        with _exits_as_errors():
+            instances = scripts.instances2dict([path])
+            matches.update(scripts.matchGtWithPreds([_list_path(folder, image_id)], [path], instances, args))
+        progress.advance()
+    progress.close()
+    with _exits_as_errors():
+        precisions = scripts.evaluateMatches(matches, args)
+        averages = scripts.computeAverages(precisions, args)
+    return {
+        "AP": _or_none(averages["allAp"]),
+        "AP50": _or_none(averages["allAp50%"]),
+        "per_class": {
+            name: {"AP": _or_none(row["ap"]), "AP50": _or_none(row["ap50%"])}
+            for name, row in averages["classes"].items()
+        },
+    }
+
+
+def _or_none(value) -> Optional[float]:
+    return None if math.isnan(value) else float(value)
+
+
+def _merge(result, part):
+    for name, row in part.pop("per_class").items():
+        result["per_class"].setdefault(name, {}).update(row)
+    result.update(part)
