@@ -144,17 +144,12 @@ class Inference:
             is_known = known is not None and view == (self._frame, False)
             if view.flip:
                 images = mirror(images, image_hw)
-            logits = known if is_known else semantic_logits(self._semantic_model, images)
+            logits = known if is_known else self._semantic_model.semantic_logits(images)
             if len(self._views) == 1 and view == (self._frame, False):
                 return logits
             probs.append(resample(tf.nn.softmax(logits), image_hw, size, frame.image_hw, view.flip))
         mean = tf.add_n(probs) / len(probs)
         return tf.math.log(tf.maximum(mean, 1e-30))
-
-
-def semantic_logits(model: tf.keras.Model, images: tf.Tensor) -> tf.Tensor:
-    """Backbone, FPN and semantic branch alone: [B, H, W, 3] -> [B, H4, W4, S]."""
-    return model.semantic_head(model.fpn(model.backbone(images, training=False), training=False))
 
 
 def mirror(images: tf.Tensor, image_hw: tf.Tensor) -> tf.Tensor:
@@ -172,7 +167,8 @@ def resample(
     """Brings maps at 1/4 of one input bilinearly to 1/4 of another input of the same photo.
 
     Where the cells of both lie on each other, values stay what they are to the last bit; so they
-    do between mirror images whose width is a multiple of 4.
+    do between mirror images whose width is a multiple of 4. Padding has no say: cells without
+    content get the values of the last ones with content.
 
     Args:
       maps: [B, h4, w4, S] of an input with content size `image_hw`, [B, 2].
@@ -189,14 +185,14 @@ def resample(
         position = centre * image_hw[:, axis, None] / frame_hw[:, axis, None]  # [B, n]
         if flip and axis == 1:
             position = image_hw[:, 1, None] / stride - position
-        last = tf.shape(maps)[1 + axis] - 1
-        position = tf.clip_by_value(position - 0.5, 0.0, tf.cast(last, tf.float64))
+        last = tf.math.ceil(image_hw[:, axis, None] / stride) - 1.0  # cell with content, [B, 1]
+        position = tf.clip_by_value(position - 0.5, tf.zeros_like(last), last)
         low = tf.floor(position)
         share = tf.cast(position - low, maps.dtype)  # of the cell after `low`
         share = share[:, :, None, None] if axis == 0 else share[:, None, :, None]
-        low = tf.cast(low, tf.int32)
-        before = tf.gather(maps, low, axis=1 + axis, batch_dims=1)
-        after = tf.gather(maps, tf.minimum(low + 1, last), axis=1 + axis, batch_dims=1)
+        high = tf.cast(tf.minimum(low + 1.0, last), tf.int32)
+        before = tf.gather(maps, tf.cast(low, tf.int32), axis=1 + axis, batch_dims=1)
+        after = tf.gather(maps, high, axis=1 + axis, batch_dims=1)
         maps = before * (1.0 - share) + after * share
     return maps
 
