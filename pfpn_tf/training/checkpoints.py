@@ -316,6 +316,12 @@ def restore_for_inference(
     return prefix
 
 
+def has_averages(run_dir: str, checkpoint: Optional[str] = None) -> bool:
+    """Whether a checkpoint, chosen as in `restore_for_inference`, holds moving averages."""
+    reader = tf.train.load_checkpoint(_find_checkpoint(run_dir, checkpoint))
+    return bool(_stored_variables(reader, "averages"))
+
+
 def _restore_averages(model, prefix):
     reader = tf.train.load_checkpoint(prefix)
     stored = _stored_variables(reader, "averages")
