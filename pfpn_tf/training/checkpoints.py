@@ -302,7 +302,7 @@ def restore_for_inference(
     Raises:
       ValueError: no such checkpoint, or it does not hold all weights of the model.
     """
-    prefix = _find_checkpoint(run_dir, checkpoint)
+    prefix = find_checkpoint(run_dir, checkpoint)
     try:
         status = tf.train.Checkpoint(model=model).read(prefix)
         status.expect_partial()  # the optimizer's part is not wanted
@@ -316,10 +316,9 @@ def restore_for_inference(
     return prefix
 
 
-def has_averages(run_dir: str, checkpoint: Optional[str] = None) -> bool:
-    """Whether a checkpoint, chosen as in `restore_for_inference`, holds moving averages."""
-    reader = tf.train.load_checkpoint(_find_checkpoint(run_dir, checkpoint))
-    return bool(_stored_variables(reader, "averages"))
+def has_averages(prefix: str) -> bool:
+    """Whether a checkpoint holds moving averages of the weights."""
+    return bool(_stored_variables(tf.train.load_checkpoint(prefix), "averages"))
 
 
 def _restore_averages(model, prefix):
@@ -332,7 +331,12 @@ def _restore_averages(model, prefix):
             variable.assign(reader.get_tensor(stored[path]))
 
 
-def _find_checkpoint(run_dir, checkpoint):
+def find_checkpoint(run_dir: str, checkpoint: Optional[str] = None) -> str:
+    """The prefix of a run's checkpoint, chosen as in `restore_for_inference`.
+
+    Raises:
+      ValueError: there is no such checkpoint.
+    """
     directory = os.path.join(run_dir, CHECKPOINTS)
     if not checkpoint or checkpoint == "best":
         prefix = newest_intact(directory if not checkpoint else os.path.join(run_dir, BEST))
