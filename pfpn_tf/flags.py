@@ -51,7 +51,16 @@ TOOL_FLAGS = {
         False, "Leave broken images out and count them, instead of stopping at the first."
     ),
     "output_dir": ToolFlag("", "Folder to write to; made if need be."),
-    "split": ToolFlag("", "Name of the split: train, val, ..."),
+    "image_info_json": ToolFlag(
+        "",
+        "Instead of --panoptic_json: a COCO JSON of images without annotations, such as "
+        "image_info_test-dev2017.json.",
+    ),
+    "split": ToolFlag(
+        "",
+        "Name of the split: train, val, ... Evaluation takes the TFRecords of this name beside the "
+        "run's --eval_records; of test-dev it writes the files that COCO's server takes.",
+    ),
     # eval
     "checkpoint": ToolFlag(
         "", "Which checkpoint: empty for the newest, best, a step, or a path without suffix."
@@ -68,6 +77,11 @@ TOOL_FLAGS = {
     "semantic": ToolFlag(
         False, "With files: also mIoU and frequency-weighted IoU of the panoptic maps."
     ),
+    "cityscapes_gt_dir": ToolFlag(
+        "",
+        "Folder of one split of Cityscapes' ground truth, e.g. gtFine/val: also IoU, iIoU and AP "
+        "as cityscapesscripts computes them.",
+    ),
     "metrics_json": ToolFlag("", "Write all metrics here, as fractions at full precision."),
     "num_processes": ToolFlag(0, "Processes that score files; 0: one per CPU."),
     # export_saved_model
@@ -80,6 +94,21 @@ TOOL_FLAGS = {
         [], "Files, folders or globs, comma-separated; of a folder every image in it."
     ),
     "overlays": ToolFlag(True, "Also draw each result over its image."),
+    "video": ToolFlag("", "Video file to predict frame by frame, instead of images."),
+    "serving_reply": ToolFlag(
+        False, "Also write what TensorFlow Serving's REST interface would reply, as JSON."
+    ),
+    # client
+    "url": ToolFlag(
+        "", "Server: grpc://HOST:8500 or http://HOST:8501 (an http address may have a path)."
+    ),
+    "model_name": ToolFlag("panoptic", "Name under which the server serves the model."),
+    "timeout_s": ToolFlag(60.0, "Seconds to wait for an answer."),
+    "concurrency": ToolFlag(1, "Requests on their way at the same time."),
+    "num_requests": ToolFlag(
+        0, "Measure the latency of this many requests, with the images in turn; 0: none."
+    ),
+    "images_per_request": ToolFlag(1, "Images in each request that is measured."),
     # make_demo_dataset
     "num_train": ToolFlag(600, "Images of the training split."),
     "num_val": ToolFlag(60, "Images of the validation split."),
@@ -93,6 +122,19 @@ TOOL_FLAGS = {
     # show_data
     "num_images": ToolFlag(8, "Training examples to draw."),
     "start_step": ToolFlag(0, "Step of the training whose batch comes first."),
+    # profile_model
+    "image_size": ToolFlag("1024x2048", "Size of the padded input, HEIGHTxWIDTH, multiples of 32."),
+    "compare": ToolFlag(
+        "",
+        "Several networks side by side: figure4, table1a, or two_networks (Panoptic FPN against "
+        "Mask R-CNN and Semantic FPN). Empty: the one network, by component.",
+    ),
+    "measure": ToolFlag(False, "Also run each network: time and peak memory in a fresh process."),
+    "measure_repeats": ToolFlag(5, "Timed runs with --measure."),
+    "num_thing_classes": ToolFlag(8, "Thing classes; Cityscapes has 8, COCO 80."),
+    "num_semantic_classes": ToolFlag(
+        19, "Classes of the semantic branch; 19 on Cityscapes, 54 on COCO."
+    ),
 }
 
 

@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
-"""Predicts panoptic maps of image files with an exported model or a run directory.
+"""Predicts panoptic maps of images or a video with an exported model or a run directory.
 
     python tools/predict.py --saved_model=models/panoptic/1 --images=photos --output_dir=predictions
     python tools/predict.py --run_dir=runs/r50 --images="a.jpg,more/*.png" --output_dir=predictions
+    python tools/predict.py --saved_model=models/panoptic/1 --video=street.mp4 --output_dir=out
 
-Writes OUTPUT_DIR/predictions.json (COCO panoptic format), its maps in predictions/ and overlays in
-pictures/. With --run_dir any setting of the run can be given on top. Exit codes: 0 all done,
-1 some images could not be read (the others are done), 2 unusable settings or files.
+Of images: OUTPUT_DIR/predictions.json (COCO panoptic format), its maps in predictions/, overlays in
+pictures/. Of a video: NAME_overlay.mp4 and, with --save_predictions, the same files per frame. With
+--serving_reply also replies/NAME.json, what TensorFlow Serving's REST interface would answer. With
+--run_dir any setting of the run can be given on top. Exit codes: 0 all done, 1 some images could
+not be read (the others are done), 2 unusable settings or files.
 """
 
 import os
@@ -27,27 +30,38 @@ SOME_FAILED = 1
 def main():
     if bool(FLAGS.saved_model) == bool(FLAGS.run_dir):
         raise ValueError("Give --saved_model for an exported model, or --run_dir for a training.")
-    flags_lib.check_given(["images", "output_dir"])
+    if bool(FLAGS.images) == bool(FLAGS.video):
+        raise ValueError("Give --images (files, folders or globs), or --video (one file).")
+    flags_lib.check_given(["output_dir"])
     settings = flags_lib.given_settings()
     if settings and FLAGS.saved_model:
         raise ValueError(
             f"--{next(iter(settings))} cannot be changed in an exported model; give it to "
             "export_saved_model.py, or use --run_dir."
         )
-    from pfpn_tf.serving import predictor
+    from pfpn_tf.serving import predictor, results
 
-    paths = predictor.find_images(FLAGS.images)
+    if FLAGS.video:
+        video = predictor.Video(FLAGS.video)
+    else:
+        paths = results.find_images(FLAGS.images)
     flags_lib.make_output_dir("output_dir")
     if FLAGS.saved_model:
         model = predictor.load_saved_model(FLAGS.saved_model)
     else:
         model = predictor.load_run(FLAGS.run_dir, FLAGS.checkpoint, settings)
+    if FLAGS.video:
+        return predict_video(model, video)
+    return predict_images(model, paths)
 
+
+def predict_images(model, paths):
+    from pfpn_tf.serving import predictor
     import tqdm
 
     with tqdm.tqdm(total=len(paths), unit="image", smoothing=0.1) as bar:
         failures = predictor.predict_files(
-            model, paths, FLAGS.output_dir, FLAGS.overlays, lambda: bar.update()
+            model, paths, FLAGS.output_dir, FLAGS.overlays, FLAGS.serving_reply, bar.update
         )
     for failure in failures:
         print(f"Skipped {failure.path}: {failure.reason}", file=sys.stderr)
@@ -55,9 +69,36 @@ def main():
     return SOME_FAILED if failures else 0
 
 
+def predict_video(model, video):
+    from pfpn_tf.serving import predictor
+    import tqdm
+
+    name = os.path.splitext(os.path.basename(FLAGS.video))[0]
+    with tqdm.tqdm(total=video.num_frames or None, unit="frame", smoothing=0.1) as bar:
+        count = predictor.predict_video(
+            model,
+            video,
+            name,
+            FLAGS.output_dir,
+            FLAGS.overlays,
+            FLAGS["save_predictions"].present and FLAGS.save_predictions,
+            FLAGS.serving_reply,
+            bar.update,
+        )
+    print(f"Wrote {count} frames to {FLAGS.output_dir}.")
+
+
 if __name__ == "__main__":
     flags_lib.define_config_flags()
     flags_lib.define_tool_flags(
-        "run_dir", "checkpoint", "saved_model", "images", "output_dir", "overlays"
+        "run_dir",
+        "checkpoint",
+        "saved_model",
+        "images",
+        "video",
+        "output_dir",
+        "overlays",
+        "save_predictions",
+        "serving_reply",
     )
     cli.run(main)

@@ -17,7 +17,7 @@ import tensorflow as tf
 MAX_SIDE = 65535
 """Longest side in pixels: JPEG's own limit, and it bounds what one row or column can cost."""
 
-_FORMATS = ("JPEG", "PNG", "GIF", "BMP")
+# JPEG, PNG, GIF, BMP
 _STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM")
 _MAX_STEPS = 16384  # bounds the scan of a file made of empty segments, chunks or blocks
 _MAX_EXIF_ENTRIES = 1024
@@ -28,7 +28,7 @@ class Header(NamedTuple):
     """What a file says about itself.
 
     Attributes:
-      format: [] int32, index into `_FORMATS`.
+      format: [] int32, index into `_STARTS`.
       hw: [2] int32 size of the upright image.
       orientation: [] int32 EXIF orientation 1..8; 1 is upright.
       num_bytes: [] int32, how much of the file its first picture takes.
@@ -140,8 +140,7 @@ def decode_upright(image_bytes: tf.Tensor, header: Header, index=0) -> tf.Tensor
     intact = _check(
         tf.reduce_all(tf.shape(image)[:2] == header.hw),
         index,
-        "the {} data are damaged or cut off; the header says {} (height, width)",
-        tf.gather(_FORMATS, header.format),
+        "the pixel data are damaged or cut off; the header says {} (height, width)",
         header.hw,
     )
     with tf.control_dependencies([intact]):

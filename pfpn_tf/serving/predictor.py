@@ -1,57 +1,58 @@
-"""Panoptic predictions of image files, to a folder.
+"""Panoptic predictions of image files or a video, by a network in this process."""
 
-OUTPUT/predictions.json            COCO panoptic JSON: images, annotations, categories
-OUTPUT/predictions/NAME.png        its panoptic maps
-OUTPUT/pictures/NAME_overlay.png   the same over the image, for people
-"""
-
-import collections
-from concurrent import futures
 import glob
 import json
 import os
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
 
 import cv2
 import numpy as np
 import tensorflow as tf
 
 from pfpn_tf.data.categories import DatasetInfo
-from pfpn_tf.serving import exporter
-from pfpn_tf.serving import images as images_lib
-from pfpn_tf.utils import visualize
-from pfpn_tf.utils.files import atomic_write
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
-_DIRECT = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM")  # what the graph decodes
-# Beginnings of the lines with which TensorFlow surrounds the message of an operation.
-_TRACE = (
-    "Graph execution error",
-    "Detected at node",
-    "Node:",
-    "<stack traces",
-    "File ",
-    "(0)",
-    "(1)",
-    "0 successful",
-    "0 derived",
-)
-_AHEAD = 4  # files read, and results drawn, while the network works
-_PICTURE_SIDE = 1000  # overlays of smaller images are enlarged towards this
+from pfpn_tf.serving import exporter, results
 
 
 class Predictor(NamedTuple):
-    """A model that answers for encoded images.
+    """A model that answers.
 
     Attributes:
-      answer: function of [B] encoded images to the reply of `serving_default`, as tensors.
+      serving_default: function of [B] encoded images to the reply of that signature, as tensors.
+      panoptic: function of [B, h, w, 3] uint8 images to the reply of that signature, as tensors.
       metadata: the model's own description; see `module.metadata_json`.
       info: the dataset's categories.
     """
 
-    answer: Callable[[tf.Tensor], Dict[str, tf.Tensor]]
+    serving_default: Callable[[tf.Tensor], Dict[str, tf.Tensor]]
+    panoptic: Callable[[tf.Tensor], Dict[str, tf.Tensor]]
     metadata: Dict[str, Any]
     info: DatasetInfo
+
+    def answer(self, image_bytes: bytes) -> Dict[str, Any]:
+        """The reply for one encoded image, as arrays.
+
+        Raises:
+          results.Refused: it cannot be decoded, or is too large.
+        """
+        try:
+            reply = self.serving_default(tf.constant([image_bytes]))
+        except tf.errors.InvalidArgumentError as error:
+            raise results.Refused(results.refusal(str(error))) from None
+        reply = {name: value[0].numpy() for name, value in reply.items()}
+        return {**reply, "panoptic_png": bytes(reply["panoptic_png"])}
+
+    def answer_pixels(self, image: np.ndarray) -> Dict[str, Any]:
+        """The reply for one image [h, w, 3] uint8 RGB, as arrays; with `panoptic_png` of it.
+
+        Raises:
+          results.Refused: it is too large.
+        """
+        try:
+            reply = self.panoptic(tf.constant(image[None]))
+        except tf.errors.InvalidArgumentError as error:
+            raise results.Refused(results.refusal(str(error))) from None
+        reply = {name: value[0].numpy() for name, value in reply.items()}
+        return {"panoptic_png": results.encode_ids(reply.pop("panoptic_ids")), **reply}
 
 
 def load_saved_model(directory: str) -> Predictor:
@@ -72,19 +73,21 @@ def load_saved_model(directory: str) -> Predictor:
         raise ValueError(f"--saved_model={directory} holds no saved_model.pb. {hint}")
     with exporter.errors_only():
         loaded = tf.saved_model.load(directory)
-    missing = {"serving_default", "metadata"} - set(loaded.signatures)
+    missing = {"serving_default", "panoptic", "metadata"} - set(loaded.signatures)
     if missing:
         raise ValueError(
             f"{directory} was not exported by export_saved_model.py: it has no "
             f"{', '.join(sorted(missing))}."
         )
-    serve = loaded.signatures["serving_default"]
     text = loaded.signatures["metadata"](request=tf.constant([""]))["metadata_json"][0].numpy()
-
-    def answer(image_bytes, owner=loaded):  # the default keeps the owner of the variables alive
-        return serve(image_bytes=image_bytes)
-
-    return _predictor(answer, text)
+    # The defaults keep the owner of the variables alive.
+    return _predictor(
+        lambda image_bytes, owner=loaded: owner.signatures["serving_default"](
+            image_bytes=image_bytes
+        ),
+        lambda images, owner=loaded: owner.signatures["panoptic"](images=images),
+        text,
+    )
 
 
 def load_run(
@@ -92,87 +95,18 @@ def load_run(
 ) -> Predictor:
     """A `Predictor` of a run directory; arguments as `exporter.load_module`."""
     module, _, _ = exporter.load_module(run_dir, checkpoint, settings)
-    # Not the bound method: it holds the module only weakly.
-    return _predictor(lambda image_bytes: module.serving_default(image_bytes), module.metadata_text)
+    # Not the bound methods: they hold the module only weakly.
+    return _predictor(
+        lambda image_bytes: module.serving_default(image_bytes),
+        lambda images: module.panoptic(images),
+        module.metadata_text,
+    )
 
 
-def _predictor(answer, text):
+def _predictor(serving_default, panoptic, text):
     metadata = json.loads(text)
-    return Predictor(answer, metadata, DatasetInfo.from_coco_categories(metadata["categories"]))
-
-
-def find_images(patterns: Sequence[str]) -> List[str]:
-    """Files that files, folders and globs name, without repetition, in order.
-
-    Raises:
-      ValueError: one of them names nothing.
-    """
-    paths = []
-    for pattern in patterns:
-        if os.path.isdir(pattern):
-            found = [
-                os.path.join(pattern, name)
-                for name in sorted(os.listdir(pattern))
-                if name.lower().endswith(SUFFIXES)
-            ]
-            if not found:
-                raise ValueError(
-                    f"--images={pattern}: no image in this folder ({', '.join(SUFFIXES)})."
-                )
-        elif os.path.isfile(pattern):
-            found = [pattern]
-        else:
-            found = [
-                path for path in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(path)
-            ]
-            if not found:
-                raise ValueError(
-                    f"--images={pattern}: no such file or folder, and no file matches it as a "
-                    "pattern."
-                )
-        paths += found
-    return list(dict.fromkeys(paths))
-
-
-def read_image(path: str) -> bytes:
-    """The bytes of an image file, as PNG if the model cannot decode its format (WebP and others).
-
-    Raises:
-      OSError: it cannot be read.
-    """
-    with open(path, "rb") as f:
-        content = f.read()
-    if content and not content.startswith(_DIRECT):
-        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
-        if pixels is not None:
-            return cv2.imencode(".png", pixels)[1].tobytes()
-    return content
-
-
-def segments_info(reply: Dict[str, np.ndarray]) -> List[Dict[str, Any]]:
-    """COCO's segments_info of one image's table: `bbox` is x, y, w, h; things have `score`."""
-    segments = []
-    for i in range(int(reply["num_segments"])):
-        y0, x0, y1, x1 = (int(c) for c in reply["boxes"][i])
-        segment = {
-            "id": int(reply["segment_ids"][i]),
-            "category_id": int(reply["category_ids"][i]),
-            "isthing": int(reply["is_thing"][i]),
-            "area": int(reply["areas"][i]),
-            "bbox": [x0, y0, x1 - x0, y1 - y0],
-            "iscrowd": 0,
-        }
-        if segment["isthing"]:
-            segment["score"] = round(float(reply["scores"][i]), 6)
-        segments.append(segment)
-    return segments
-
-
-class Failure(NamedTuple):
-    """A file without a prediction, and why."""
-
-    path: str
-    reason: str
+    info = DatasetInfo.from_coco_categories(metadata["categories"])
+    return Predictor(serving_default, panoptic, metadata, info)
 
 
 def predict_files(
@@ -180,127 +114,143 @@ def predict_files(
     paths: Sequence[str],
     output_dir: str,
     overlays: bool = True,
+    replies: bool = False,
     progress: Callable[[], None] = lambda: None,
-) -> List[Failure]:
+) -> List[results.Failure]:
     """Predicts every file. Reading, network and writing overlap.
 
     Args:
       predictor: from `load_saved_model` or `load_run`.
       paths: image files.
-      output_dir: made if need be; see the head of this file.
+      output_dir: made if need be; see the head of `results`.
       overlays: whether to draw pictures.
+      replies: whether to write what TensorFlow Serving's REST interface would reply.
       progress: called after each file.
 
     Returns:
       The files that could not be read or decoded; the others are done all the same.
     """
-    names = _unique_names(paths)
-    entries, failures = {}, []
-    with futures.ThreadPoolExecutor(1) as reader, futures.ThreadPoolExecutor(1) as writer:
-        writing = collections.deque()
-
-        def settle():
-            path, image, annotation = writing.popleft().result()
-            entries[path] = (image, annotation)
-            progress()
-
-        for path, content in _read_ahead(reader, paths):
-            try:
-                image_bytes = content.result()
-                reply = predictor.answer(tf.constant([image_bytes]))
-                reply = {name: value[0].numpy() for name, value in reply.items()}
-            except (OSError, tf.errors.InvalidArgumentError) as error:
-                failures.append(Failure(path, reason(error)))
-                progress()
-                continue
-            writing.append(
-                writer.submit(
-                    _write_one,
-                    path,
-                    names[path],
-                    image_bytes,
-                    reply,
-                    predictor.info,
-                    output_dir,
-                    overlays,
-                )
-            )
-            while len(writing) > _AHEAD:
-                settle()
-        while writing:
-            settle()
-    done = [entries[path] for path in paths if path in entries]
-    content = {
-        "images": [image for image, _ in done],
-        "annotations": [annotation for _, annotation in done],
-        "categories": predictor.info.coco_categories(),
-    }
-    with atomic_write(os.path.join(output_dir, "predictions.json")) as f:
-        json.dump(content, f, ensure_ascii=False)
-    return failures
+    writer = results.Writer(output_dir, predictor.info, overlays, replies)
+    return results.answer_files(paths, predictor.answer, writer, progress=progress)
 
 
-def reason(error: Exception) -> str:
-    """The sentence in an error that says what is wrong with the image."""
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    lines = [line.split("[[{{")[0].strip() for line in str(error).splitlines()]
-    lines = [line for line in lines if line and not line.startswith(_TRACE)]
-    said = [
-        line.split("assertion failed:")[1] for line in lines if "assertion failed:" in line
-    ] or lines
-    return " ".join(said[0].replace("[", " ").replace("]", " ").split()) if said else str(error)
+class Video:
+    """A video file to read.
+
+    Attributes:
+      num_frames: as its header says; 0 if it does not.
+      frames_per_second: likewise; 25 if it does not say.
+
+    Raises:
+      ValueError: no such file, or no video that OpenCV reads.
+    """
+
+    def __init__(self, path: str):
+        if not os.path.isfile(path):
+            raise ValueError(f"--video={path}: no such file; check the path.")
+        self._capture = cv2.VideoCapture(path)
+        if not self._capture.isOpened():
+            raise ValueError(f"--video={path} is no video that OpenCV can read; try an MP4 file.")
+        self.num_frames = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+        self.frames_per_second = self._capture.get(cv2.CAP_PROP_FPS) or 25.0
+
+    def frames(self):
+        """[h, w, 3] uint8 RGB, one after the other."""
+        try:
+            while True:
+                read, frame = self._capture.read()
+                if not read:
+                    return
+                yield np.ascontiguousarray(frame[..., ::-1])
+        finally:
+            self._capture.release()
 
 
-def _read_ahead(pool, paths) -> Iterator[Tuple[str, futures.Future]]:
-    """(path, future of its bytes), a few files ahead."""
-    waiting = collections.deque()
-    for path in paths:
-        waiting.append((path, pool.submit(read_image, path)))
-        if len(waiting) > _AHEAD:
-            yield waiting.popleft()
-    yield from waiting
+def predict_video(
+    predictor: Predictor,
+    video: Video,
+    name: str,
+    output_dir: str,
+    overlays: bool = True,
+    save_predictions: bool = False,
+    replies: bool = False,
+    progress: Callable[[], None] = lambda: None,
+) -> int:
+    """Predicts a video frame by frame. Reading, network and writing overlap.
 
+    Args:
+      predictor: from `load_saved_model` or `load_run`.
+      video: to predict.
+      name: of the files to write.
+      output_dir: made if need be. NAME_overlay.mp4 holds the frames with their maps; for the rest
+        see the head of `results`, the frames being NAME_000000, NAME_000001, ...
+      overlays: whether to write that video.
+      save_predictions: whether to write a map per frame and predictions.json.
+      replies: whether to write what TensorFlow Serving's REST interface would reply, per frame.
+      progress: called after each frame.
 
-def _write_one(path, name, image_bytes, reply, info, output_dir, overlays):
-    """Files of one image. Returns its path and its entries for the JSON."""
-    segments = segments_info(reply)
-    png = bytes(reply["panoptic_png"])
-    with atomic_write(os.path.join(output_dir, "predictions", f"{name}.png"), "wb") as f:
-        f.write(png)
-    channels = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR).astype(np.int32)
-    ids = channels[..., 2] + 256 * channels[..., 1] + 65536 * channels[..., 0]  # OpenCV has B, G, R
-    if overlays:
-        # The graph's own decoder, so that orientation and colours are those the network saw.
-        header = images_lib.read_header(tf.constant(image_bytes), ids.size)
-        image = images_lib.decode_upright(tf.constant(image_bytes), header).numpy()
-        scale = float(np.clip(_PICTURE_SIDE // max(ids.shape), 1, 3))
-        drawn = visualize.overlay_panoptic(image, ids, segments, info, scale)
-        with atomic_write(os.path.join(output_dir, "pictures", f"{name}_overlay.png"), "wb") as f:
-            f.write(cv2.imencode(".png", np.ascontiguousarray(drawn[..., ::-1]))[1].tobytes())
-    image_id = int(name) if name.isdigit() else name
-    image = {
-        "id": image_id,
-        "file_name": os.path.basename(path),
-        "height": ids.shape[0],
-        "width": ids.shape[1],
-    }
-    return (
-        path,
-        image,
-        {"image_id": image_id, "file_name": f"{name}.png", "segments_info": segments},
-    )
+    Returns:
+      The number of frames.
 
+    Raises:
+      OSError: the video cannot be written.
+    """
+    writer = results.Writer(output_dir, predictor.info, overlays=False, replies=replies)
+    film = _Film(os.path.join(output_dir, f"{name}_overlay.mp4"), video.frames_per_second)
 
-def _unique_names(paths):
-    """path -> its name without suffix, numbered where that name occurs twice."""
-    names, taken = {}, set()
-    for path in paths:
-        stem = os.path.splitext(os.path.basename(path))[0]
-        name, count = stem, 1
-        while name.lower() in taken:
+    def write(item, reply):
+        index, frame = item
+        if save_predictions or replies:
+            frame_name = f"{name}_{index:06d}"
+            writer.write(frame_name, f"{frame_name}.png", lambda: frame, reply)
+        if overlays:
+            ids = results.decode_ids(reply["panoptic_png"])
+            segments = results.segments_info(reply)
+            film.add(results.draw(frame, ids, segments, predictor.info))
+
+    count = 0
+    with film:
+        for _ in results.overlapped(
+            enumerate(video.frames()),
+            lambda item: item[1],
+            predictor.answer_pixels,
+            write,
+        ):
             count += 1
-            name = f"{stem}_{count}"
-        taken.add(name.lower())
-        names[path] = name
-    return names
+            progress()
+    if save_predictions or replies:
+        writer.finish()
+    return count
+
+
+class _Film:
+    """An MP4 file that bears its name only when it is complete."""
+
+    def __init__(self, path, frames_per_second):
+        self._path = path
+        self._rate = frames_per_second
+        self._temporary = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}")
+        self._writer = None
+
+    def __enter__(self):
+        return self
+
+    def add(self, image):
+        height, width = image.shape[:2]
+        if self._writer is None:
+            os.makedirs(os.path.dirname(self._path), exist_ok=True)
+            code = cv2.VideoWriter_fourcc(*"mp4v")
+            self._writer = cv2.VideoWriter(self._temporary, code, self._rate, (width, height))
+            if not self._writer.isOpened():
+                raise OSError(f"{self._path}: OpenCV cannot write this video.")
+        self._writer.write(np.ascontiguousarray(image[..., ::-1]))
+
+    def __exit__(self, kind, value, trace):
+        if self._writer is None:
+            return
+        self._writer.release()
+        if kind is None:
+            os.replace(self._temporary, self._path)
+        else:
+            os.unlink(self._temporary)
+

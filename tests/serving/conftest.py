@@ -29,7 +29,8 @@ def run_dir(tmp_path_factory):
         fusion_score_threshold=0.05,
         fusion_stuff_area_threshold_px=16,
         max_segments=40,
-        max_image_pixels=2_000_000,
+        max_image_pixels=3_000_000,
+        allowed_batch_sizes=(1, 2),
     )
     info = DatasetInfo.from_coco_categories(
         [{"id": 3 * i + 2, "name": f"class {i}", "isthing": int(i < 4)} for i in range(7)]
@@ -57,3 +58,9 @@ def saved_model(in_process, tmp_path_factory):
     path = str(tmp_path_factory.mktemp("exported") / "panoptic" / "1")
     exporter.export(in_process, path)
     return path
+
+
+@pytest.fixture(scope="session")
+def loaded(saved_model):
+    """The exported model, loaded again."""
+    return tf.saved_model.load(saved_model)

@@ -27,11 +27,6 @@ def encode(image, suffix="PNG"):
     return stream.getvalue()
 
 
-@pytest.fixture(scope="module")
-def loaded(saved_model):
-    return tf.saved_model.load(saved_model)
-
-
 def decode_ids(png):
     return coco_format.decode_panoptic_png(png.numpy(), "map").astype(int)
 
@@ -57,18 +52,24 @@ def test_export_equals_in_process(name, batch, hw, loaded, in_process):
 
 
 def test_batch_of_bytes_equals_single_images(loaded):
-    """Three sizes and formats. The first two have the same padded size, so the third, which is wider
-    than them, is left out where results are compared: padding reaches into normalisation."""
+    """Sizes and formats mixed: two images of one padded size, one wider, one upright, all between
+    each other."""
     serve = loaded.signatures["serving_default"]
-    contents = [encode(photo(90, 130)), encode(photo(62, 90), "JPEG"), encode(photo(20, 200))]
-    sizes = [(90, 130), (62, 90), (20, 200)]
-    singles = [decode_ids(serve(image_bytes=tf.constant([c]))["panoptic_png"][0]) for c in contents]
-    batch = serve(image_bytes=tf.constant(contents[:2]))
-    for i in range(2):
-        assert singles[i].max() >= 2
-        np.testing.assert_array_equal(decode_ids(batch["panoptic_png"][i]), singles[i])
-    mixed = serve(image_bytes=tf.constant(contents))
-    assert [decode_ids(png).shape for png in mixed["panoptic_png"]] == sizes
+    sizes = [(90, 130), (20, 200), (62, 90), (120, 70), (90, 130)]
+    contents = [encode(photo(*hw), "JPEG" if i == 2 else "PNG") for i, hw in enumerate(sizes)]
+    batch = serve(image_bytes=tf.constant(contents))
+    for i, (content, hw) in enumerate(zip(contents, sizes)):
+        single = serve(image_bytes=tf.constant([content]))
+        assert single["num_segments"][0] >= 2
+        ids = decode_ids(batch["panoptic_png"][i])
+        assert ids.shape == hw
+        np.testing.assert_array_equal(ids, decode_ids(single["panoptic_png"][0]))
+        assert_same({k: v[i] for k, v in batch.items()}, {k: v[0] for k, v in single.items()})
+
+
+def test_an_empty_batch_is_refused(loaded):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="image_bytes is empty"):
+        loaded.signatures["serving_default"](image_bytes=tf.constant([], tf.string))
 
 
 def test_png_and_table_agree_with_the_pixels(loaded):
@@ -119,7 +120,7 @@ def test_a_bad_image_fails_the_request_and_the_next_one_works(loaded):
 
 def test_too_large_images_are_refused(loaded):
     with pytest.raises(tf.errors.InvalidArgumentError, match="too large"):
-        loaded.signatures["panoptic"](images=tf.zeros([1, 2000, 1001, 3], tf.uint8))
+        loaded.signatures["panoptic"](images=tf.zeros([1, 2000, 1501, 3], tf.uint8))
 
 
 def test_metadata_and_asset_say_the_same(loaded, saved_model):

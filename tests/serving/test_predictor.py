@@ -11,7 +11,7 @@ from PIL import Image
 import pytest
 
 from pfpn_tf.evaluation import coco_format
-from pfpn_tf.serving import predictor
+from pfpn_tf.serving import predictor, results
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -50,8 +50,8 @@ def test_tool_skips_bad_files_and_says_so(tool_run):
     assert done.returncode == 1, done.stderr
     skipped = [line for line in done.stderr.splitlines() if line.startswith("Skipped")]
     assert len(skipped) == 2 and "Traceback" not in done.stderr
-    assert "broken.jpg: The image has no size in its header" in skipped[0]
-    assert "empty.png: Not a JPEG, PNG, GIF or BMP image" in skipped[1]
+    assert "broken.jpg: no size in the header of the image" in skipped[0]
+    assert "empty.png: not a JPEG, PNG, GIF or BMP image" in skipped[1]
     assert "Wrote 4 of 6" in done.stdout
 
 
@@ -95,16 +95,16 @@ def test_run_directory_gives_the_same_maps(run_dir, photos, tool_run, tmp_path):
 
 
 def test_files_are_found_once_and_in_order(photos):
-    jpegs = predictor.find_images([str(photos / "*.jpg")])
+    jpegs = results.find_images([str(photos / "*.jpg")])
     assert [os.path.basename(p) for p in jpegs] == ["000000000042.jpg", "broken.jpg", "turned.jpg"]
-    assert predictor.find_images([jpegs[2], str(photos / "*.jpg")])[0] == jpegs[2]
-    assert len(predictor.find_images([jpegs[2], str(photos / "*.jpg")])) == 3
+    assert results.find_images([jpegs[2], str(photos / "*.jpg")])[0] == jpegs[2]
+    assert len(results.find_images([jpegs[2], str(photos / "*.jpg")])) == 3
     with pytest.raises(ValueError, match="no such file"):
-        predictor.find_images([str(photos / "missing*.jpg")])
+        results.find_images([str(photos / "missing*.jpg")])
 
 
 def test_same_name_twice_is_numbered():
-    names = predictor._unique_names(["a/x.jpg", "b/x.jpg", "b/X.png"])
+    names = results.unique_names(["a/x.jpg", "b/x.jpg", "b/X.png"])
     assert list(names.values()) == ["x", "x_2", "X_3"]
 
 

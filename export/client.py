@@ -1,0 +1,104 @@
+#!/usr/bin/env python3
+"""Sends images to a TensorFlow Serving that serves an exported model; writes what it answers.
+
+    python export/client.py --url=grpc://localhost:8500 --images=photos --output_dir=predictions
+    python export/client.py --url=http://localhost:8501 --images=a.jpg --num_requests=200 \\
+        --concurrency=4
+
+With --output_dir: predictions.json (COCO panoptic format), its maps in predictions/, overlays in
+pictures/. With --num_requests: latency percentiles, as one line of JSON. Categories and colours
+come from the model. Exit codes: 0 all done, 1 some images were refused (the others are done), 2
+unusable settings, or no answer from the server.
+"""
+
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from pfpn_tf.utils import cli  # noqa: E402
+
+from absl import flags  # noqa: E402
+
+from pfpn_tf import flags as flags_lib  # noqa: E402
+
+FLAGS = flags.FLAGS
+SOME_FAILED = 1
+
+
+def main():
+    flags_lib.check_given(["url", "images"])
+    if not (FLAGS.output_dir or FLAGS.num_requests):
+        raise ValueError("Give --output_dir to keep the answers, --num_requests to measure, or both.")
+    for name in ("concurrency", "images_per_request", "timeout_s"):
+        if FLAGS[name].value <= 0:
+            raise ValueError(f"--{name}={FLAGS[name].value} must be above 0.")
+    from pfpn_tf.serving import client, results
+
+    paths = results.find_images(FLAGS.images)
+    if FLAGS.output_dir:
+        flags_lib.make_output_dir("output_dir")
+    connection = client.connect(FLAGS.url, FLAGS.model_name, FLAGS.timeout_s)
+    state = connection.status()
+    if state != client.AVAILABLE:
+        raise ValueError(f"{FLAGS.url}: the model {FLAGS.model_name} is in state {state}.")
+    failures = send_files(connection, paths) if FLAGS.output_dir else []
+    if FLAGS.num_requests:
+        measure(connection, paths)
+    return SOME_FAILED if failures else 0
+
+
+def send_files(connection, paths):
+    from pfpn_tf.data.categories import DatasetInfo
+    from pfpn_tf.serving import results
+    import tqdm
+
+    info = DatasetInfo.from_coco_categories(connection.metadata()["categories"])
+    writer = results.Writer(FLAGS.output_dir, info, FLAGS.overlays, FLAGS.serving_reply)
+    with tqdm.tqdm(total=len(paths), unit="image", smoothing=0.1) as bar:
+        failures = results.answer_files(
+            paths,
+            lambda image: connection.predict([image])[0],
+            writer,
+            FLAGS.concurrency,
+            bar.update,
+        )
+    for failure in failures:
+        print(f"Refused {failure.path}: {failure.reason}", file=sys.stderr)
+    print(f"Wrote {len(paths) - len(failures)} of {len(paths)} answers to {FLAGS.output_dir}.")
+    return failures
+
+
+def measure(connection, paths):
+    import json
+
+    from pfpn_tf.serving import client, results
+    import tqdm
+
+    images = [results.read_image(path) for path in paths]
+    with tqdm.tqdm(total=FLAGS.num_requests, unit="request", smoothing=0.1) as bar:
+        latencies = client.measure(
+            connection,
+            images,
+            FLAGS.num_requests,
+            FLAGS.concurrency,
+            FLAGS.images_per_request,
+            bar.update,
+        )
+    print(json.dumps({"concurrency": FLAGS.concurrency, **latencies.summary()}))
+
+
+if __name__ == "__main__":
+    flags_lib.define_tool_flags(
+        "url",
+        "model_name",
+        "images",
+        "output_dir",
+        "overlays",
+        "serving_reply",
+        "num_requests",
+        "concurrency",
+        "images_per_request",
+        "timeout_s",
+    )
+    cli.run(main)

@@ -1,0 +1,286 @@
+"""A client of an exported model behind TensorFlow Serving, by gRPC or REST.
+
+gRPC needs tensorflow-serving-api (the extra `serving`); REST needs nothing, not even TensorFlow.
+"""
+
+import base64
+from concurrent import futures
+import http.client
+import itertools
+import json
+import threading
+import time
+from typing import Any, Dict, List, NamedTuple, Sequence
+from urllib import parse
+
+import numpy as np
+
+from pfpn_tf.serving.results import Refused, refusal
+
+AVAILABLE = "AVAILABLE"
+GRPC_PORT, REST_PORT = 8500, 8501
+
+
+class ServerError(OSError):
+    """The server does not answer, or not with what was asked for; the text says what to do."""
+
+
+def connect(url: str, model_name: str, timeout_s: float = 60.0):
+    """A connection: `RestConnection` or `GrpcConnection`, by the scheme of the address.
+
+    Args:
+      url: http://host:8501, https://host/some/path or grpc://host:8500.
+      model_name: under which the server serves the model.
+      timeout_s: for each request.
+
+    Raises:
+      ValueError: no such address.
+    """
+    parts = parse.urlsplit(url)
+    try:
+        port = parts.port
+    except ValueError:
+        port = -1
+    if parts.scheme not in ("http", "https", "grpc") or not parts.hostname or port == -1:
+        raise ValueError(f"--url={url} must be grpc://HOST:{GRPC_PORT} or http://HOST:{REST_PORT}.")
+    kind = GrpcConnection if parts.scheme == "grpc" else RestConnection
+    return kind(parts, model_name, timeout_s)
+
+
+class RestConnection:
+    """Talks to the REST interface. Threads may share it; each has its own socket."""
+
+    def __init__(self, parts: parse.SplitResult, model_name: str, timeout_s: float):
+        self._parts = parts
+        self._path = f"{parts.path.rstrip('/')}/v1/models/{parse.quote(model_name)}"
+        self._timeout_s = timeout_s
+        self._local = threading.local()
+
+    def status(self) -> str:
+        """State of the newest version, AVAILABLE when the model answers."""
+        versions = self._request("GET", self._path)["model_version_status"]
+        return max(versions, key=lambda version: int(version["version"]))["state"]
+
+    def metadata(self) -> Dict[str, Any]:
+        """What the model says about itself; see `module.metadata_json`."""
+        return json.loads(self._predict("metadata", [{"request": ""}])[0])
+
+    def predict(self, images: Sequence[bytes]) -> List[Dict[str, Any]]:
+        """A reply for each encoded image; see the head of `results`.
+
+        Raises:
+          Refused: an image is damaged or too large.
+          ServerError: no answer.
+        """
+        encoded = [base64.b64encode(image).decode("ascii") for image in images]
+        rows = self._predict("serving_rest", [{"image_bytes": {"b64": text}} for text in encoded])
+        replies = []
+        for row in rows:
+            png = base64.b64decode(row.pop("panoptic_png_bytes")["b64"])
+            row = {name: np.asarray(value) for name, value in row.items()}
+            replies.append({"panoptic_png": png, **row})
+        return replies
+
+    def _predict(self, signature_name, instances):
+        body = json.dumps({"signature_name": signature_name, "instances": instances})
+        return self._request("POST", f"{self._path}:predict", body)["predictions"]
+
+    def _request(self, method, path, body=None):
+        fresh = not hasattr(self._local, "socket")
+        try:
+            response = self._send(method, path, body)
+        except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError) as error:
+            # The server closes what was idle for long; a new socket that it closes is an error.
+            if fresh:
+                raise self._unreachable(error) from None
+            return self._request(method, path, body)
+        except (OSError, http.client.HTTPException) as error:
+            raise self._unreachable(error) from None
+        status, content = response
+        try:
+            content = json.loads(content)
+        except ValueError:
+            raise ServerError(
+                f"{self._parts.geturl()} answers HTTP status {status} and no JSON: is it the REST "
+                f"port of TensorFlow Serving ({REST_PORT})?"
+            ) from None
+        if status == 400:
+            raise Refused(refusal(content.get("error", "")))
+        if status != 200:
+            raise ServerError(f"{self._parts.geturl()}{path}: {content.get('error', status)}")
+        return content
+
+    def _send(self, method, path, body):
+        if not hasattr(self._local, "socket"):
+            secure = self._parts.scheme == "https"
+            kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+            port = self._parts.port or (None if secure else REST_PORT)
+            self._local.socket = kind(self._parts.hostname, port, timeout=self._timeout_s)
+        try:
+            self._local.socket.request(
+                method, path, body, {"Content-Type": "application/json"} if body else {}
+            )
+            response = self._local.socket.getresponse()
+            return response.status, response.read()
+        except BaseException:
+            self._local.socket.close()
+            del self._local.socket
+            raise
+
+    def _unreachable(self, error):
+        if isinstance(error, TimeoutError):
+            text = f"no answer within {self._timeout_s:g} s; raise --timeout_s"
+        else:
+            text = f"{getattr(error, 'strerror', None) or error}; is the server running there?"
+        return ServerError(f"{self._parts.geturl()}: {text}")
+
+
+class GrpcConnection:
+    """Talks to the gRPC interface. Threads may share it."""
+
+    def __init__(self, parts: parse.SplitResult, model_name: str, timeout_s: float):
+        try:
+            import grpc
+            from tensorflow_serving.apis import get_model_status_pb2, model_service_pb2_grpc
+            from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+        except ImportError as error:
+            raise ValueError(
+                f"--url={parts.geturl()}: gRPC needs tensorflow-serving-api ({error}); "
+                f'pip install -e ".[serving]", or use http://{parts.hostname}:{REST_PORT}.'
+            ) from None
+        import tensorflow as tf
+
+        self._tf, self._grpc = tf, grpc
+        self._url = parts.geturl()
+        self._model_name = model_name
+        self._timeout_s = timeout_s
+        self._predict_request = predict_pb2.PredictRequest
+        self._status_request = get_model_status_pb2.GetModelStatusRequest
+        unlimited = [
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_receive_message_length", -1),
+        ]
+        address = f"{parts.hostname}:{parts.port or GRPC_PORT}"
+        channel = grpc.insecure_channel(address, options=unlimited)
+        self._prediction = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        self._models = model_service_pb2_grpc.ModelServiceStub(channel)
+
+    def status(self) -> str:
+        """State of the newest version, AVAILABLE when the model answers."""
+        request = self._status_request()
+        request.model_spec.name = self._model_name
+        versions = self._call(self._models.GetModelStatus, request).model_version_status
+        newest = max(versions, key=lambda version: version.version)
+        return type(newest).State.Name(newest.state)
+
+    def metadata(self) -> Dict[str, Any]:
+        """What the model says about itself; see `module.metadata_json`."""
+        return json.loads(self._predict("metadata", {"request": [""]})["metadata_json"][0])
+
+    def predict(self, images: Sequence[bytes]) -> List[Dict[str, Any]]:
+        """A reply for each encoded image; see the head of `results`.
+
+        Raises:
+          Refused: an image is damaged or too large.
+          ServerError: no answer.
+        """
+        outputs = self._predict("serving_default", {"image_bytes": list(images)})
+        return [{name: value[i] for name, value in outputs.items()} for i in range(len(images))]
+
+    def _predict(self, signature_name, inputs):
+        request = self._predict_request()
+        request.model_spec.name = self._model_name
+        request.model_spec.signature_name = signature_name
+        for name, value in inputs.items():
+            request.inputs[name].CopyFrom(self._tf.make_tensor_proto(value))
+        reply = self._call(self._prediction.Predict, request)
+        return {name: self._tf.make_ndarray(value) for name, value in reply.outputs.items()}
+
+    def _call(self, method, request):
+        codes = self._grpc.StatusCode
+        try:
+            return method(request, timeout=self._timeout_s)
+        except self._grpc.RpcError as error:
+            if error.code() == codes.INVALID_ARGUMENT:
+                raise Refused(refusal(error.details())) from None
+            if error.code() == codes.UNAVAILABLE:
+                text = f"{error.details()}; is the server running there?"
+            elif error.code() == codes.DEADLINE_EXCEEDED:
+                text = f"no answer within {self._timeout_s:g} s; raise --timeout_s"
+            else:
+                text = f"{error.code().name}: {error.details()}"
+            raise ServerError(f"{self._url}: {text}") from None
+
+
+class Latencies(NamedTuple):
+    """What `measure` found.
+
+    Attributes:
+      seconds: of each request, in the order of their ends.
+      total_seconds: from the first request to the last answer.
+      images_per_request: images in each.
+    """
+
+    seconds: List[float]
+    total_seconds: float
+    images_per_request: int
+
+    def summary(self) -> Dict[str, float]:
+        """Percentiles in milliseconds, and images per second."""
+        percentiles = {
+            f"p{p}_ms": round(1000 * float(np.percentile(self.seconds, p)), 2)
+            for p in (50, 90, 95, 99)
+        }
+        images = len(self.seconds) * self.images_per_request
+        return {
+            "requests": len(self.seconds),
+            "mean_ms": round(1000 * float(np.mean(self.seconds)), 2),
+            **percentiles,
+            "max_ms": round(1000 * max(self.seconds), 2),
+            "images_per_second": round(images / self.total_seconds, 2),
+        }
+
+
+def measure(
+    connection,
+    images: Sequence[bytes],
+    num_requests: int,
+    concurrency: int = 1,
+    images_per_request: int = 1,
+    progress=lambda: None,
+) -> Latencies:
+    """Sends requests and takes their times, after one per thread that does not count.
+
+    Args:
+      connection: from `connect`.
+      images: encoded; used in turn.
+      num_requests: in all.
+      concurrency: requests on their way at the same time.
+      images_per_request: images in each.
+      progress: called after each request.
+
+    Raises:
+      Refused, ServerError: from the first request that fails; the others are given up.
+    """
+    endless = itertools.cycle(images)
+    requests = [
+        [next(endless) for _ in range(images_per_request)]
+        for _ in range(num_requests + concurrency)
+    ]
+
+    def send(request):
+        start = time.perf_counter()
+        connection.predict(request)
+        return time.perf_counter() - start
+
+    seconds = []
+    pool = futures.ThreadPoolExecutor(concurrency)
+    try:
+        list(pool.map(send, requests[:concurrency]))
+        start = time.perf_counter()
+        for done in futures.as_completed([pool.submit(send, r) for r in requests[concurrency:]]):
+            seconds.append(done.result())
+            progress()
+        return Latencies(seconds, time.perf_counter() - start, images_per_request)
+    finally:
+        pool.shutdown(cancel_futures=True)

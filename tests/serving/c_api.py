@@ -1,0 +1,271 @@
+"""Runs a SavedModel through TensorFlow's C API, as a server does, without TensorFlow's Python.
+
+As a script: `c_api.py LIBRARY_DIR SAVED_MODEL IN_DIR OUT_DIR` runs the requests of IN_DIR
+(NUMBER.json: signature and input names to files) in order and writes to OUT_DIR what came back.
+Tensors are stored as .npy, those of strings as .json of base64 lists. `registered_ops` lists every
+operation that the library knows.
+"""
+
+import base64
+import ctypes
+import json
+import os
+import pathlib
+import sys
+
+import numpy as np
+
+_STRING = 7
+_DTYPES = {1: "f4", 2: "f8", 3: "i4", 4: "u1", 9: "i8", 10: "?"}  # DataType to numpy
+_STRING_SIZE = 24  # of a TF_TString
+
+
+class Output(ctypes.Structure):
+    """TF_Output: a result of an operation."""
+
+    _fields_ = [("operation", ctypes.c_void_p), ("index", ctypes.c_int)]
+
+
+class Buffer(ctypes.Structure):
+    """TF_Buffer."""
+
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("length", ctypes.c_size_t),
+        ("deallocator", ctypes.c_void_p),
+    ]
+
+
+class CallError(Exception):
+    """What a call reports; `code` is TensorFlow's number, 3 for an invalid argument."""
+
+    def __init__(self, code, message):
+        super().__init__(message)
+        self.code = code
+
+
+def load_library(directory):
+    """The C API of the shared libraries in `directory`, the package folder of tensorflow."""
+    ctypes.CDLL(os.path.join(directory, "libtensorflow_framework.so.2"), ctypes.RTLD_GLOBAL)
+    library = ctypes.CDLL(os.path.join(directory, "libtensorflow_cc.so.2"), ctypes.RTLD_GLOBAL)
+    for name in (
+        "TF_NewStatus TF_NewGraph TF_NewSessionOptions TF_LoadSessionFromSavedModel TF_NewBuffer "
+        "TF_GraphOperationByName TF_AllocateTensor TF_TensorData TF_StringGetDataPointer "
+        "TF_GetAllOpList"
+    ).split():
+        getattr(library, name).restype = ctypes.c_void_p
+    for name in ("TF_TensorByteSize", "TF_StringGetSize"):
+        getattr(library, name).restype = ctypes.c_size_t
+    library.TF_Dim.restype = ctypes.c_int64
+    library.TF_Message.restype = ctypes.c_char_p
+    return library
+
+
+def fields(message):
+    """(number, value) of each field of a serialised protocol buffer message."""
+    position = 0
+
+    def varint():
+        nonlocal position
+        value, shift = 0, 0
+        while True:
+            byte = message[position]
+            position += 1
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                return value
+
+    while position < len(message):
+        key = varint()
+        kind = key & 7
+        if kind == 0:
+            value = varint()
+        else:
+            size = {1: 8, 5: 4}.get(kind) or varint()
+            value = message[position : position + size]
+            position += size
+        yield key >> 3, value
+
+
+def registered_ops(library):
+    """Names of the operations that the library registers."""
+    buffer = Buffer.from_address(library.TF_GetAllOpList())
+    definitions = [value for number, value in fields(_content(buffer)) if number == 1]
+    return {dict(fields(definition))[1].decode() for definition in definitions}
+
+
+def _content(buffer):
+    return ctypes.string_at(buffer.data, buffer.length)
+
+
+def _signatures(meta_graph):
+    """Signature name to ({input name: tensor name}, {output name: tensor name})."""
+    result = {}
+    for number, entry in fields(meta_graph):
+        if number != 5:  # MetaGraphDef.signature_def
+            continue
+        pair = dict(fields(entry))
+        tensors = ({}, {})
+        for side, item in fields(pair[2]):
+            if side in (1, 2):  # SignatureDef.inputs, outputs
+                item = dict(fields(item))
+                tensors[side - 1][item[1].decode()] = dict(fields(item[2]))[1].decode()
+        result[pair[1].decode()] = tensors
+    return result
+
+
+class SavedModel:
+    """A loaded model: `run(signature, inputs)`."""
+
+    def __init__(self, library, directory):
+        self._library = library
+        self._status = ctypes.c_void_p(library.TF_NewStatus())
+        self._graph = ctypes.c_void_p(library.TF_NewGraph())
+        tags = (ctypes.c_char_p * 1)(b"serve")
+        meta_graph = ctypes.c_void_p(library.TF_NewBuffer())
+        self._session = ctypes.c_void_p(
+            library.TF_LoadSessionFromSavedModel(
+                ctypes.c_void_p(library.TF_NewSessionOptions()),
+                None,
+                os.fsencode(directory),
+                tags,
+                1,
+                self._graph,
+                meta_graph,
+                self._status,
+            )
+        )
+        self._check()
+        self.signatures = _signatures(_content(Buffer.from_address(meta_graph.value)))
+        library.TF_DeleteBuffer(meta_graph)
+
+    def run(self, signature, inputs):
+        """Answers of a signature.
+
+        Args:
+          signature: name.
+          inputs: name to array, or to a list of bytes.
+
+        Returns:
+          Output name to array, or to a list of bytes.
+
+        Raises:
+          CallError: from the call.
+        """
+        library = self._library
+        input_names, output_names = self.signatures[signature]
+        assert set(inputs) == set(input_names), (set(inputs), set(input_names))
+        given = [(self._output(input_names[name]), self._tensor(v)) for name, v in inputs.items()]
+        wanted = [self._output(name) for name in output_names.values()]
+        results = (ctypes.c_void_p * len(wanted))()
+        library.TF_SessionRun(
+            self._session,
+            None,
+            (Output * len(given))(*(output for output, _ in given)),
+            (ctypes.c_void_p * len(given))(*(tensor for _, tensor in given)),
+            len(given),
+            (Output * len(wanted))(*wanted),
+            results,
+            len(wanted),
+            None,
+            0,
+            None,
+            self._status,
+        )
+        for _, tensor in given:
+            library.TF_DeleteTensor(ctypes.c_void_p(tensor))
+        self._check()
+        return {name: self._value(tensor) for name, tensor in zip(output_names, results)}
+
+    def _check(self):
+        code = self._library.TF_GetCode(self._status)
+        if code:
+            raise CallError(code, self._library.TF_Message(self._status).decode())
+
+    def _output(self, tensor_name):
+        name, _, index = tensor_name.rpartition(":")
+        operation = self._library.TF_GraphOperationByName(self._graph, name.encode())
+        assert operation, f"no operation {name} in the graph"
+        return Output(operation, int(index))
+
+    def _tensor(self, value):
+        library = self._library
+        if isinstance(value, np.ndarray):
+            code = next(c for c, d in _DTYPES.items() if np.dtype(d) == value.dtype)
+            dims, size = value.shape, value.nbytes
+        else:
+            code, dims, size = _STRING, (len(value),), _STRING_SIZE * len(value)
+        dims = (ctypes.c_int64 * len(dims))(*dims)
+        tensor = library.TF_AllocateTensor(code, dims, len(dims), ctypes.c_size_t(size))
+        data = library.TF_TensorData(ctypes.c_void_p(tensor))
+        if isinstance(value, np.ndarray):
+            ctypes.memmove(data, np.ascontiguousarray(value).ctypes.data, size)
+        else:
+            for i, item in enumerate(value):
+                string = ctypes.c_void_p(data + i * _STRING_SIZE)
+                library.TF_StringInit(string)
+                library.TF_StringCopy(string, item, ctypes.c_size_t(len(item)))
+        return tensor
+
+    def _value(self, tensor):
+        library, tensor = self._library, ctypes.c_void_p(tensor)
+        shape = [library.TF_Dim(tensor, i) for i in range(library.TF_NumDims(tensor))]
+        data, code = library.TF_TensorData(tensor), library.TF_TensorType(tensor)
+        if code == _STRING:
+            places = [ctypes.c_void_p(data + i * _STRING_SIZE) for i in range(shape[0])]
+            value = [
+                ctypes.string_at(
+                    library.TF_StringGetDataPointer(place), library.TF_StringGetSize(place)
+                )
+                for place in places
+            ]
+        else:
+            content = ctypes.string_at(data, library.TF_TensorByteSize(tensor))
+            value = np.frombuffer(content, _DTYPES[code]).reshape(shape)
+        library.TF_DeleteTensor(tensor)
+        return value
+
+
+def write_value(path, value):
+    """Stores an array as PATH.npy, a list of bytes as PATH.json; returns the file's name."""
+    path = pathlib.Path(path)
+    if isinstance(value, np.ndarray):
+        np.save(f"{path}.npy", value)
+        return f"{path.name}.npy"
+    text = json.dumps([base64.b64encode(item).decode() for item in value])
+    pathlib.Path(f"{path}.json").write_text(text)
+    return f"{path.name}.json"
+
+
+def read_value(path):
+    """What `write_value` stored."""
+    path = str(path)
+    if path.endswith(".npy"):
+        return np.load(path)
+    return [base64.b64decode(item) for item in json.loads(pathlib.Path(path).read_text())]
+
+
+def main(library_dir, saved_model, in_dir, out_dir):
+    library = load_library(library_dir)
+    in_dir, out_dir = pathlib.Path(in_dir), pathlib.Path(out_dir)
+    model = SavedModel(library, saved_model)
+    (out_dir / "ops.json").write_text(json.dumps(sorted(registered_ops(library))))
+    (out_dir / "signatures.json").write_text(json.dumps(model.signatures))
+    for path in sorted(in_dir.glob("request*.json")):
+        request = json.loads(path.read_text())
+        inputs = {name: read_value(in_dir / file) for name, file in request["inputs"].items()}
+        try:
+            outputs = model.run(request["signature"], inputs)
+            reply = {
+                name: write_value(out_dir / f"{path.stem}.{name}", value)
+                for name, value in outputs.items()
+            }
+        except CallError as error:
+            reply = {"error": str(error), "code": error.code}
+        (out_dir / path.name).write_text(json.dumps(reply))
+    assert "tensorflow" not in sys.modules
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,172 @@
+"""A server for tests that answers as TensorFlow Serving does, with a model loaded in this process.
+
+gRPC (PredictionService.Predict, ModelService.GetModelStatus) and REST (status, predict in row
+format, base64 for outputs whose names end in _bytes), each on a free port of this machine.
+"""
+
+import base64
+from concurrent import futures
+import contextlib
+import http.server
+import json
+import threading
+
+import grpc
+import numpy as np
+import tensorflow as tf
+from tensorflow_serving.apis import get_model_status_pb2, model_service_pb2_grpc
+from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+
+VERSION = 1
+
+
+class _Model:
+    """Signatures by name; checks requests as the server does."""
+
+    def __init__(self, name, loaded):
+        self.name = name
+        self._loaded = loaded
+        self.num_requests = 0
+
+    def run(self, name, signature_name, inputs):
+        """Outputs as tensors. KeyError if there is no such model or signature."""
+        if name != self.name:
+            raise KeyError(f"Servable not found for request: Latest({name})")
+        signatures = self._loaded.signatures
+        if signature_name not in signatures:
+            raise KeyError(f"Serving signature name: {signature_name!r} not found in signature def")
+        self.num_requests += 1
+        function = signatures[signature_name]
+        expected = set(function.structured_input_signature[1])
+        if set(inputs) != expected:
+            raise ValueError(f"input tensor names {set(inputs)} are not {expected}")
+        return function(**{name: tf.constant(value) for name, value in inputs.items()})
+
+    def dtype(self, signature_name, input_name):
+        signature = self._loaded.signatures[signature_name].structured_input_signature[1]
+        return signature[input_name].dtype
+
+
+class _Grpc(
+    prediction_service_pb2_grpc.PredictionServiceServicer,
+    model_service_pb2_grpc.ModelServiceServicer,
+):
+    def __init__(self, model):
+        self._model = model
+
+    def Predict(self, request, context):
+        inputs = {name: tf.make_ndarray(value) for name, value in request.inputs.items()}
+        spec = request.model_spec
+        signature_name = spec.signature_name or "serving_default"
+        try:
+            outputs = self._model.run(spec.name, signature_name, inputs)
+        except KeyError as error:
+            context.abort(grpc.StatusCode.NOT_FOUND, error.args[0])
+        except (ValueError, tf.errors.InvalidArgumentError) as error:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        reply = predict_pb2.PredictResponse()
+        reply.model_spec.CopyFrom(spec)
+        for name, value in outputs.items():
+            reply.outputs[name].CopyFrom(tf.make_tensor_proto(value.numpy()))
+        return reply
+
+    def GetModelStatus(self, request, context):
+        if request.model_spec.name != self._model.name:
+            context.abort(grpc.StatusCode.NOT_FOUND, "Could not find any versions of model")
+        reply = get_model_status_pb2.GetModelStatusResponse()
+        reply.model_version_status.add(version=VERSION, state="AVAILABLE")
+        return reply
+
+
+class _Rest(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    model = None
+
+    def do_GET(self):
+        if self.path != f"/v1/models/{self.model.name}":
+            return self._reply(404, {"error": f"Could not find {self.path}"})
+        status = {"version": str(VERSION), "state": "AVAILABLE", "status": {"error_code": "OK"}}
+        self._reply(200, {"model_version_status": [status]})
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path != f"/v1/models/{self.model.name}:predict":
+            return self._reply(404, {"error": f"Could not find {self.path}"})
+        try:
+            request = json.loads(body)
+            outputs = self._run(request.get("signature_name", "serving_default"), request)
+        except KeyError as error:
+            return self._reply(404, {"error": str(error)})
+        except (ValueError, tf.errors.InvalidArgumentError) as error:
+            return self._reply(400, {"error": str(error)})
+        self._reply(200, {"predictions": outputs})
+
+    def _run(self, signature_name, request):
+        columns = {}
+        for instance in request["instances"]:
+            for name, value in instance.items():
+                columns.setdefault(name, []).append(_from_json(value))
+        inputs = {
+            name: tf.constant(values, self.model.dtype(signature_name, name))
+            for name, values in columns.items()
+        }
+        outputs = self.model.run(self.model.name, signature_name, inputs)
+        outputs = {name: value.numpy() for name, value in outputs.items()}
+        rows = [
+            {name: _to_json(name, value[i]) for name, value in outputs.items()}
+            for i in range(len(request["instances"]))
+        ]
+        # A single output stands without its name.
+        return [next(iter(row.values())) for row in rows] if len(outputs) == 1 else rows
+
+    def _reply(self, status, content):
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+def _from_json(value):
+    return base64.b64decode(value["b64"]) if isinstance(value, dict) else value
+
+
+def _to_json(name, value):
+    if isinstance(value, bytes):
+        if name.endswith("_bytes"):
+            return {"b64": base64.b64encode(value).decode("ascii")}
+        return value.decode("utf-8")  # the server, too, can send nothing else as a JSON string
+    return np.asarray(value).tolist()
+
+
+@contextlib.contextmanager
+def serve(name, loaded):
+    """Serves a loaded model under a name.
+
+    Yields:
+      {"grpc": address, "http": address, "model": with `num_requests`}.
+    """
+    model = _Model(name, loaded)
+    grpc_server = grpc.server(futures.ThreadPoolExecutor(4))
+    servicer = _Grpc(model)
+    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(servicer, grpc_server)
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(servicer, grpc_server)
+    grpc_port = grpc_server.add_insecure_port("localhost:0")
+    grpc_server.start()
+    handler = type("Handler", (_Rest,), {"model": model})
+    http_server = http.server.ThreadingHTTPServer(("localhost", 0), handler)
+    threading.Thread(target=http_server.serve_forever, daemon=True).start()
+    try:
+        yield {
+            "grpc": f"grpc://localhost:{grpc_port}",
+            "http": f"http://localhost:{http_server.server_port}",
+            "model": model,
+        }
+    finally:
+        grpc_server.stop(None).wait()
+        http_server.shutdown()
+        http_server.server_close()

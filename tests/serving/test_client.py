@@ -1,0 +1,214 @@
+"""export/client.py and its library against a server on this machine, by gRPC and REST."""
+
+import http.server
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import threading
+
+import numpy as np
+from PIL import Image
+import pytest
+
+pytest.importorskip("tensorflow_serving", reason="needs the extra serving")
+
+from pfpn_tf.evaluation import coco_format  # noqa: E402
+from pfpn_tf.serving import client, results  # noqa: E402
+from tests.serving import loopback_server  # noqa: E402
+
+ROOT = pathlib.Path(__file__).parents[2]
+PROTOCOLS = ("grpc", "http")
+
+
+@pytest.fixture(scope="module")
+def server(loaded):
+    with loopback_server.serve("panoptic", loaded) as addresses:
+        yield addresses
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    for i, (height, width) in enumerate([(60, 90), (50, 40), (60, 90)]):
+        patches = np.random.default_rng(i).integers(0, 256, (6, 7, 3), np.uint8)
+        image = Image.fromarray(patches).resize((width, height), Image.BICUBIC)
+        image.save(folder / f"{i}{'.png' if i == 1 else '.jpg'}")
+    return folder
+
+
+def contents(folder):
+    return [path.read_bytes() for path in sorted(folder.iterdir())]
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        return s.getsockname()[1]
+
+
+def call(*arguments):
+    command = [sys.executable, str(ROOT / "export" / "client.py"), *arguments]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("TF_", "PYTEST"))}
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_replies_are_those_of_the_model(protocol, server, photos, loaded):
+    connection = client.connect(server[protocol], "panoptic")
+    assert connection.status() == "AVAILABLE"
+    expected = json.loads(loaded.signatures["metadata"](request=[""])["metadata_json"][0].numpy())
+    assert connection.metadata() == expected
+    images = contents(photos)
+    replies = connection.predict(images)
+    own = loaded.signatures["serving_default"](image_bytes=images)
+    for i, reply in enumerate(replies):
+        assert set(reply) == set(own)
+        assert reply["panoptic_png"] == own["panoptic_png"][i].numpy()
+        assert int(reply["num_segments"]) > 0
+        for name in set(own) - {"panoptic_png"}:
+            np.testing.assert_allclose(reply[name], own[name][i], rtol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_tool_writes_what_the_server_answers(protocol, server, photos, tmp_path, loaded):
+    (tmp_path / "in").mkdir()
+    for path in photos.iterdir():
+        (tmp_path / "in" / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "in" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut off")
+    output = tmp_path / "out"
+    done = call(
+        f"--url={server[protocol]}",
+        f"--images={tmp_path}/in",
+        f"--output_dir={output}",
+        "--concurrency=2",
+        "--num_requests=6",
+    )
+    assert done.returncode == 2, "a measurement cannot go on where an image is refused"
+    assert "no size in the header" in done.stderr and "Traceback" not in done.stderr
+
+    (tmp_path / "in" / "broken.jpg").rename(tmp_path / "broken.jpg")
+    done = call(
+        f"--url={server[protocol]}",
+        f"--images={tmp_path}/in,{tmp_path}/broken.jpg",
+        f"--output_dir={output}",
+        "--concurrency=2",
+        "--serving_reply",
+    )
+    assert done.returncode == 1, done.stderr
+    assert "Wrote 3 of 4" in done.stdout
+    assert "broken.jpg: no size in the header of the image, which has 12 bytes" in done.stderr
+    written = json.loads((output / "predictions.json").read_text())
+    assert [image["file_name"] for image in written["images"]] == ["0.jpg", "1.png", "2.jpg"]
+    for path, annotation in zip(sorted(photos.iterdir()), written["annotations"]):
+        own = loaded.signatures["serving_default"](image_bytes=[path.read_bytes()])
+        png = (output / "predictions" / annotation["file_name"]).read_bytes()
+        assert png == own["panoptic_png"][0].numpy()
+        assert len(annotation["segments_info"]) == int(own["num_segments"][0])
+        reply = json.loads((output / "replies" / f"{path.stem}.json").read_text())
+        assert set(reply["predictions"][0]) == {"panoptic_png_bytes"} | set(own) - {"panoptic_png"}
+    assert len(list((output / "pictures").iterdir())) == 3
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_measurement_sends_what_it_says(protocol, server, photos):
+    before = server["model"].num_requests
+    done = call(
+        f"--url={server[protocol]}",
+        f"--images={photos}",
+        "--num_requests=7",
+        "--concurrency=3",
+        "--images_per_request=2",
+    )
+    assert done.returncode == 0, done.stderr
+    assert server["model"].num_requests - before == 7 + 3
+    figures = json.loads(done.stdout)
+    assert figures["requests"] == 7 and figures["concurrency"] == 3
+    assert 0 < figures["p50_ms"] <= figures["p90_ms"] <= figures["p99_ms"] <= figures["max_ms"]
+    assert figures["images_per_second"] > 0
+
+
+def test_percentiles():
+    found = client.Latencies([i / 1000 for i in range(1, 101)], 10.0, 3).summary()
+    assert found["mean_ms"] == found["p50_ms"] == 50.5
+    assert (found["p90_ms"], found["max_ms"]) == (90.1, 100)
+    assert found["images_per_second"] == 30
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_refused_images_name_their_place(protocol, server, photos):
+    connection = client.connect(server[protocol], "panoptic")
+    with pytest.raises(results.Refused, match=r"^image_bytes\[1\]: not a JPEG"):
+        connection.predict([contents(photos)[0], b"no image"])
+    assert connection.predict(contents(photos)[:1])
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_no_server_and_wrong_names_are_one_clear_line(protocol, server, photos):
+    arguments = (f"--images={photos}", "--num_requests=1", "--timeout_s=5")
+    done = call(f"--url={protocol}://localhost:{free_port()}", *arguments)
+    assert done.returncode == 2
+    assert "is the server running there?" in done.stderr and "Traceback" not in done.stderr
+    done = call(f"--url={server[protocol]}", "--model_name=other", *arguments)
+    assert done.returncode == 2
+    assert "Could not find" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_server_that_is_silent_or_another_one(tmp_path):
+    with socket.socket() as silent:
+        silent.bind(("localhost", 0))
+        silent.listen()
+        for protocol in PROTOCOLS:
+            url = f"{protocol}://localhost:{silent.getsockname()[1]}"
+            with pytest.raises(client.ServerError, match="no answer within 0.3 s|running there"):
+                client.connect(url, "panoptic", 0.3).status()
+    pages = http.server.ThreadingHTTPServer(("localhost", 0), http.server.SimpleHTTPRequestHandler)
+    pages.RequestHandlerClass.log_message = lambda *args: None
+    threading.Thread(target=pages.serve_forever, daemon=True).start()
+    try:
+        with pytest.raises(client.ServerError, match="is it the REST port"):
+            client.connect(f"http://localhost:{pages.server_port}", "panoptic").status()
+    finally:
+        pages.shutdown()
+        pages.server_close()
+
+
+@pytest.mark.parametrize("url", ["localhost:8500", "ftp://localhost:1", "http://", "http://h:x"])
+def test_addresses_are_checked(url):
+    with pytest.raises(ValueError, match="must be grpc://HOST:8500 or http://HOST:8501"):
+        client.connect(url, "panoptic")
+
+
+def test_a_closed_idle_connection_is_opened_again(server, photos):
+    connection = client.connect(server["http"], "panoptic")
+    assert connection.status() == "AVAILABLE"
+    connection._local.socket.sock.shutdown(socket.SHUT_RDWR)
+    assert connection.status() == "AVAILABLE"
+
+
+def test_rest_needs_no_tensorflow():
+    code = (
+        "import sys, pfpn_tf.serving.client as c; c.connect('http://h:1', 'm');"
+        "print('tensorflow' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "False", done.stderr
+
+
+def test_replies_as_files_are_what_rest_sends(server, photos, loaded):
+    """`results.rest_reply` of an answer in process equals the server's own JSON."""
+    image = contents(photos)[0]
+    connection = client.connect(server["http"], "panoptic")
+    sent = connection._predict(
+        "serving_rest", [{"image_bytes": {"b64": results.base64.b64encode(image).decode()}}]
+    )
+    own = loaded.signatures["serving_default"](image_bytes=[image])
+    own = {name: value[0].numpy() for name, value in own.items()}
+    assert results.rest_reply({**own, "panoptic_png": bytes(own["panoptic_png"])}) == {
+        "predictions": sent
+    }
+    png = results.decode_ids(own["panoptic_png"])
+    np.testing.assert_array_equal(png, coco_format.decode_panoptic_png(own["panoptic_png"], "m"))
+    assert results.decode_ids(results.encode_ids(png)).tolist() == png.tolist()
