@@ -5,6 +5,8 @@
     python tools/eval.py --gt_panoptic_json=gt.json --gt_panoptic_dir=gt \\
         --pred_panoptic_json=pred.json --pred_panoptic_dir=pred --semantic --metrics_json=m.json
     python tools/eval.py --gt_instances_json=instances.json --pred_instances_json=results.json
+    python tools/eval.py --cityscapes_gt_dir=gtFine/val --pred_panoptic_json=pred.json \\
+        --pred_instances_json=results.json
 
 With --run_dir the settings are those of the run; any setting can be given on top, say
 --eval_records. Files and tables go to RUN_DIR/eval/STEP or --output_dir. Exit codes: 0 done,
@@ -62,7 +64,8 @@ def _score_files():
     from pfpn_tf.evaluation import score_files
 
     metrics = {}
-    if any(getattr(FLAGS, name) for name in PANOPTIC_FILES):
+    # With Cityscapes' ground truth, that in COCO format is not needed.
+    if FLAGS.gt_panoptic_json or (FLAGS.pred_panoptic_json and not FLAGS.cityscapes_gt_dir):
         flags_lib.check_files(PANOPTIC_FILES)
         metrics = score_files.score_panoptic(
             FLAGS.gt_panoptic_json,
@@ -73,10 +76,21 @@ def _score_files():
             num_processes=FLAGS.num_processes,
             show_progress=True,
         )
-    if any(getattr(FLAGS, name) for name in INSTANCE_FILES):
+    if FLAGS.gt_instances_json or (FLAGS.pred_instances_json and not FLAGS.cityscapes_gt_dir):
         flags_lib.check_files(INSTANCE_FILES)
         metrics.update(
             score_files.score_instances(FLAGS.gt_instances_json, FLAGS.pred_instances_json)
+        )
+    if FLAGS.cityscapes_gt_dir:
+        from pfpn_tf.evaluation import cityscapes
+
+        metrics["cityscapes"] = cityscapes.score_files(
+            FLAGS.cityscapes_gt_dir,
+            FLAGS.pred_panoptic_json,
+            FLAGS.pred_panoptic_dir,
+            FLAGS.pred_instances_json,
+            categories_json=FLAGS.gt_panoptic_json or FLAGS.pred_panoptic_json,
+            output_dir=FLAGS.output_dir,
         )
     return metrics
 
@@ -95,6 +109,7 @@ if __name__ == "__main__":
         "gt_instances_json",
         "pred_instances_json",
         "semantic",
+        "cityscapes_gt_dir",
         "metrics_json",
         "num_processes",
     )

@@ -42,7 +42,7 @@ def score_files(
     panoptic_dir: str = "",
     instances_json: str = "",
     semantic_dir: str = "",
-    categories: Optional[Sequence[Mapping[str, Any]]] = None,
+    categories_json: str = "",
     output_dir: str = "",
     only_predicted: bool = False,
 ) -> Dict[str, Any]:
@@ -53,8 +53,8 @@ def score_files(
       panoptic_json, panoptic_dir: a panoptic prediction, whose classes are scored as labels.
       instances_json: COCO instance results with masks.
       semantic_dir: label maps of `coco_format.PredictionWriter.add_semantic`, scored instead of the panoptic prediction.
-      categories: COCO categories of the predictions, by Cityscapes' names; ids may be label ids or train ids. None: those of
-        panoptic_json.
+      categories_json: a JSON with the COCO categories of the predictions, by Cityscapes' names; ids may be label ids or
+        train ids. Empty: panoptic_json.
       output_dir: where the files for the server go, `pixel_level` and `instance_level`; empty: they are not kept.
       only_predicted: leave out images without a prediction, instead of refusing.
 
@@ -66,15 +66,12 @@ def score_files(
       ValueError: cityscapesscripts is not installed, or a file is missing or does not fit; says which.
     """
     truth = _Truth(gt_dir)
-    panoptic = _load_panoptic(panoptic_json) if panoptic_json else None
-    if categories is None:
-        categories = (panoptic or {}).get("categories")
-    label_of = label_ids(categories or ())
+    label_of = label_ids(categories_json or panoptic_json)
     maps = results = None
     if semantic_dir:
         maps = _SemanticMaps(semantic_dir, label_of)
-    elif panoptic:
-        maps = _PanopticMaps(panoptic, panoptic_json, panoptic_dir, label_of)
+    elif panoptic_json:
+        maps = _PanopticMaps(panoptic_json, panoptic_dir, label_of)
     if instances_json:
         results = _results_by_image(instances_json)
     image_ids = truth.image_ids
@@ -99,19 +96,28 @@ def score_files(
     return metrics
 
 
-def label_ids(categories: Sequence[Mapping[str, Any]]) -> Dict[int, int]:
+def label_ids(categories_json: str) -> Dict[int, int]:
     """category_id -> Cityscapes label id, by name.
+
+    Args:
+      categories_json: a JSON with COCO categories, such as a panoptic JSON or dataset_info.json.
 
     Raises:
       ValueError: there are no categories, or one is no class of Cityscapes.
     """
     known = _scripts("helpers.labels").name2label
-    unknown = [c.get("name") for c in categories if c.get("name") not in known]
-    if unknown or not categories:
-        problem = f"{', '.join(map(repr, unknown))} is no class of Cityscapes" if unknown else "there are none"
+    content = coco_format.load_json(categories_json, "The JSON of the categories") if categories_json else {}
+    categories = content.get("categories") if isinstance(content, dict) else None
+    if not categories:
         raise ValueError(
-            f"The categories of the predictions have to be those of Cityscapes, by name, but {problem}. "
-            'They are taken from "categories" in the panoptic JSON.'
+            f"The JSON of the predictions {categories_json} has no categories, which tell Cityscapes' classes by name; "
+            "give the ground truth's panoptic JSON as well (--gt_panoptic_json)."
+        )
+    unknown = [c.get("name") for c in categories if c.get("name") not in known]
+    if unknown:
+        raise ValueError(
+            f"{categories_json}: {', '.join(map(repr, unknown[:5]))} is no class of Cityscapes; its metrics need "
+            "categories by the names of cityscapesscripts."
         )
     return {c["id"]: known[c["name"]].id for c in categories}
 
@@ -222,7 +228,8 @@ class _Truth:
 class _PanopticMaps:
     """Labels from a panoptic prediction."""
 
-    def __init__(self, content, json_path, directory, label_of):
+    def __init__(self, json_path, directory, label_of):
+        content = coco_format.load_panoptic_json(json_path, "prediction", with_categories=False)
         self.name = f"the prediction JSON {json_path}"
         self.image_ids = {a["image_id"]: a for a in content["annotations"]}
         self._json_path = json_path
@@ -265,10 +272,6 @@ class _SemanticMaps:
             raise ValueError(f"Image {image_id}: {path} is not a readable 8-bit grey PNG.")
         _check_size(category_ids, hw, image_id, path)
         return self._table[category_ids]
-
-
-def _load_panoptic(path):
-    return coco_format.load_panoptic_json(path, "prediction", with_categories=False)
 
 
 def _check_size(pixels, hw, image_id, name):

@@ -3,13 +3,18 @@
 All of it is in points (0 to 100); `metrics.json` holds fractions at full precision.
 """
 
+import io
 import sys
 import time
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
 from absl import logging
+import rich.box
+import rich.console
+import rich.table
 
 _GROUPS = (("All", ""), ("Things", "_th"), ("Stuff", "_st"))
+_CITYSCAPES = {"mIoU": "miou", "iIoU": "iiou", "AP": "AP", "AP50": "AP50"}
 _AP_KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR")
 
 
@@ -17,7 +22,7 @@ def flat_scalars(metrics: Dict[str, Any], prefix: str = "eval/") -> Dict[str, fl
     """The main numbers in points by TensorBoard tag; what does not exist is left out.
 
     Tags: PQ SQ RQ with suffixes _th and _st, mIoU fwIoU (of the semantic branch where there is one, otherwise of the
-    panoptic maps), box_AP box_AP50 ... mask_AP mask_AP50 ...
+    panoptic maps), box_AP box_AP50 ... mask_AP mask_AP50 ... Those of averaged weights (`ema`) begin with eval_ema/.
     """
     scalars = {}
     for group, suffix in _GROUPS:
@@ -31,8 +36,13 @@ def flat_scalars(metrics: Dict[str, Any], prefix: str = "eval/") -> Dict[str, fl
     for kind, name in (("bbox", "box"), ("segm", "mask")):
         if kind in metrics:
             scalars.update({f"{name}_{key}": metrics[kind][key] for key in _AP_KEYS})
+    cityscapes = metrics.get("cityscapes", {})
+    scalars.update({f"cs_{name}": cityscapes.get(key) for name, key in _CITYSCAPES.items()})
     known = {k: v for k, v in scalars.items() if v is not None and v >= 0}  # pycocotools: -1 is "no objects"
-    return {prefix + key: 100.0 * value for key, value in known.items()}
+    found = {prefix + key: 100.0 * value for key, value in known.items()}
+    if prefix and "ema" in metrics:
+        found.update(flat_scalars(metrics["ema"], prefix.replace("/", "_ema/")))
+    return found
 
 
 def main_semantic(metrics: Dict[str, Any]) -> Optional[Dict[str, Any]]:
@@ -66,8 +76,87 @@ def table(metrics: Dict[str, Any]) -> str:
     ]
     if rows:
         blocks.append(_aligned(["Instances", *_AP_KEYS], rows))
+    if "cityscapes" in metrics:
+        values = [_points(metrics["cityscapes"].get(key)) for key in _CITYSCAPES.values()]
+        blocks.append(_aligned(["Cityscapes", *_CITYSCAPES], [["cityscapesscripts", *values]]))
     blocks += [f"Note: {note}" for note in metrics.get("notes", [])]
+    if "ema" in metrics:
+        blocks += ["The moving averages of the weights:", table(metrics["ema"])]
     return "\n\n".join(blocks)
+
+
+class ClassRow(NamedTuple):
+    """One line of the table of classes.
+
+    Attributes:
+      category_id, name, is_thing: of the class.
+      values: texts, one for each of `class_columns`.
+    """
+
+    category_id: Any
+    name: str
+    is_thing: bool
+    values: List[str]
+
+
+def class_columns(metrics: Dict[str, Any]) -> List[str]:
+    """What there is to say about a class."""
+    columns = ["PQ", "SQ", "RQ", "TP", "FP", "FN"] if "panoptic" in metrics else []
+    columns += ["IoU"] if _class_iou(metrics) else []
+    return columns + [name for kind, name in (("bbox", "Box AP"), ("segm", "Mask AP")) if kind in metrics]
+
+
+def class_rows(metrics: Dict[str, Any], categories: Sequence[Dict[str, Any]]) -> List[ClassRow]:
+    """What the metrics say about each class, things first; IoU is that of the panoptic maps if there are any.
+
+    Args:
+      metrics: of `Evaluator.evaluate` or `score_files`.
+      categories: COCO categories.
+    """
+    rows = []
+    for category in sorted(categories, key=lambda c: c["isthing"] != 1):
+        key, is_thing = str(category["id"]), category["isthing"] == 1
+        values = []
+        if "panoptic" in metrics:
+            row = metrics["panoptic"]["per_class"][key]
+            occurs = row["tp"] + row["fp"] + row["fn"] > 0
+            values += [_points(row[k] if occurs else None) for k in ("pq", "sq", "rq")]
+            values += [str(row[k]) if occurs else "-" for k in ("tp", "fp", "fn")]
+        iou = _class_iou(metrics)
+        values += [_points(iou.get(key))] if iou else []
+        for kind in ("bbox", "segm"):
+            if kind in metrics:
+                values.append(_points(metrics[kind]["per_class"].get(key, {}).get("AP")))
+        rows.append(ClassRow(category["id"], category.get("name", key), is_thing, values))
+    return rows
+
+
+def class_table(metrics: Dict[str, Any], categories: Sequence[Dict[str, Any]]) -> str:
+    """A text table of every class. Args: as `class_rows`."""
+    columns = class_columns(metrics)
+    if not columns:
+        return ""
+    made = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
+    made.add_column("Class", no_wrap=True)
+    for column in columns:
+        made.add_column(column, justify="right", no_wrap=True)
+    rows = class_rows(metrics, categories)
+    for kind, is_thing in (("Things", True), ("Stuff", False)):
+        group = [row for row in rows if row.is_thing == is_thing]
+        if any(set(row.values) != {"-"} for row in group):
+            made.add_row(kind)
+            for row in group:
+                made.add_row(f"  {row.name}".replace("[", "\\["), *row.values)
+            made.add_section()
+    console = rich.console.Console(file=io.StringIO(), width=160, color_system=None)
+    console.print(made)
+    lines = (line.rstrip() for line in console.file.getvalue().splitlines())
+    return "\n".join(line for line in lines if line)
+
+
+def _class_iou(metrics):
+    """IoU by category id as text."""
+    return (metrics.get("semantic") or metrics.get("semantic_branch") or {}).get("iou")
 
 
 def copy_paste_line(metrics: Dict[str, Any]) -> str:
@@ -75,6 +164,7 @@ def copy_paste_line(metrics: Dict[str, Any]) -> str:
     scalars = flat_scalars(metrics, prefix="")
     order = ["PQ", "SQ", "RQ", "PQ_th", "PQ_st", "mIoU", "fwIoU"]
     order += [f"{kind}_{key}" for kind in ("box", "mask") for key in ("AP", "AP50", "AP75")]
+    order += [f"cs_{name}" for name in _CITYSCAPES]
     names = [name for name in order if name in scalars]
     return f"copypaste: {','.join(names)}: {','.join(f'{scalars[name]:.4f}' for name in names)}"
 
