@@ -24,13 +24,14 @@ import tensorflow as tf
 from pfpn_tf import config as config_lib
 from pfpn_tf.data import pipeline, tfrecord
 from pfpn_tf.data.categories import DatasetInfo
-from pfpn_tf.evaluation import coco_format, html_report, report, workers as workers_lib
+from pfpn_tf.evaluation import coco_format, confusion, html_report, report, workers as workers_lib
 from pfpn_tf.evaluation.counts import Counts, read_truth
 from pfpn_tf.evaluation.inference import Inference, Input, Network
 from pfpn_tf.utils.files import atomic_write
 
 METRICS = "metrics.json"
 REPORT = "report.html"
+CONFUSION = "confusion.png"
 _MAX_WAITING = 2  # Batches computed but not yet counted; bounds memory.
 
 
@@ -134,6 +135,19 @@ class Evaluator:
             self._write(output_dir, metrics)
         return metrics
 
+    def class_table(self, metrics: Dict[str, Any]) -> str:
+        """A text table of every class from the result of `evaluate`."""
+        return report.class_table(metrics, self._info.coco_categories())
+
+    def pictures(self) -> Dict[str, np.ndarray]:
+        """Of the last evaluation: confusion, worst/0, ..., best/0, ..., [h, w, 3] uint8; none without panoptic maps."""
+        if self.findings.gallery is None:
+            return {}
+        return {"confusion": self._confusion_picture(), **self.findings.gallery.pictures()}
+
+    def _confusion_picture(self):
+        return confusion.draw(self.findings.counts.confusion, html_report.confusion_names(self._info))
+
     def _evaluate_share(self, num_images, predictions_dir):
         """This worker's `Findings`; of several workers, one that fails returns the message for all."""
         with_gallery = self._config.model.task == "panoptic"
@@ -186,6 +200,8 @@ class Evaluator:
         if self.findings.gallery:
             path = os.path.join(output_dir, REPORT)
             html_report.write(path, metrics, self._info, self.findings.gallery, self.findings.counts.confusion)
+            with atomic_write(os.path.join(output_dir, CONFUSION), "wb") as f:
+                f.write(cv2.imencode(".png", self._confusion_picture()[..., ::-1])[1].tobytes())
 
     def _photo(self, example):
         """The image as the network saw it, at original size: [h, w, 3] uint8."""

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from pfpn_tf.data.categories import DatasetInfo
+from pfpn_tf.evaluation import confusion as confusion_lib
 from pfpn_tf.evaluation import report
 from pfpn_tf.evaluation.panoptic_quality import ImageCounts
 from pfpn_tf.utils import visualize
@@ -23,9 +24,8 @@ h1, h2 { font-weight: 600 } pre { background: #f5f5f5; padding: 1em; overflow-x:
 table { border-collapse: collapse } th, td { padding: .2em .7em; text-align: right } th { border-bottom: 1px solid #aaa }
 th:first-child, td:first-child { text-align: left } tr:nth-child(even) { background: #f7f7f7 }
 .swatch { display: inline-block; width: .9em; height: .9em; margin-right: .5em; vertical-align: -.1em }
-.confusion td { padding: 0; width: 16px; min-width: 8px; height: 16px; border: 1px solid #eee }
-.confusion td:first-child { padding-right: .6em; border: 0; white-space: nowrap }
-.confusion { font-size: 11px } .scroll { overflow-x: auto } figure { margin: 1em 0 } img { max-width: 100% }
+.mistakes td:nth-child(2), .mistakes th:nth-child(2) { text-align: left }
+.scroll { overflow-x: auto } figure { margin: 1em 0 } figure img { max-width: 100% }
 """
 
 
@@ -92,6 +92,14 @@ class Gallery:
     def _best_of(self, pictures):
         return sorted(pictures, key=lambda p: (-p.score, p.position))[: self._size]
 
+    def pictures(self) -> Dict[str, np.ndarray]:
+        """worst/0, worst/1, ..., best/0, ...: [h, w, 3] uint8."""
+        return {
+            f"{end}/{i}": cv2.imdecode(np.frombuffer(picture.jpeg, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+            for end, pictures in (("worst", self.worst), ("best", self.best))
+            for i, picture in enumerate(pictures)
+        }
+
     def _draw(self, photo, gt, pred):
         scale = max(1.0, 480 / photo.shape[1])
         pictures = [
@@ -101,35 +109,54 @@ class Gallery:
         return cv2.imencode(".jpg", drawn[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])[1].tobytes()
 
 
-def write(path: str, metrics: Dict[str, Any], info: DatasetInfo, gallery: Gallery, confusion: np.ndarray) -> None:
+def confusion_names(info: DatasetInfo) -> List[str]:
+    """Of the rows of the confusion matrix of panoptic maps."""
+    return [category.name for category in info.categories]
+
+
+def write(
+    path: str,
+    metrics: Dict[str, Any],
+    info: DatasetInfo,
+    gallery: Gallery,
+    confusion: np.ndarray,
+    title: str = "Evaluation",
+) -> None:
     """Writes the page.
 
     Args:
       path: of the HTML file.
-      metrics: of `Evaluator.evaluate`, with `panoptic` and `semantic`.
+      metrics: of `Evaluator.evaluate` or `score_files`, with `panoptic`.
       info: the dataset.
       gallery: the pictures.
       confusion: [C, C + 1] pixels of the panoptic maps over the dataset's categories, void last.
+      title: of the page.
     """
+    picture = confusion_lib.draw(confusion, confusion_names(info))
     parts = [
-        f"<!DOCTYPE html><html lang='en'><head><meta charset='utf-8'><title>Evaluation</title><style>{_STYLE}</style></head><body>",
-        "<h1>Evaluation</h1>",
+        f"<!DOCTYPE html><html lang='en'><head><meta charset='utf-8'><title>{html.escape(title)}</title>"
+        f"<style>{_STYLE}</style></head><body>",
+        f"<h1>{html.escape(title)}</h1>",
         f"<pre>{html.escape(report.table(metrics))}</pre>",
-        "<h2>Classes</h2>",
+        "<p><a href='#classes'>Classes</a> · <a href='#confusion'>Confusion</a> · "
+        "<a href='#worst'>Worst images</a> · <a href='#best'>Best images</a></p>",
+        "<h2 id='classes'>Classes</h2>",
         _class_table(metrics, info),
-        "<h2>Confusion of the panoptic maps</h2>",
-        "<p>Rows: ground truth. Columns: what its pixels were predicted as; the last one is void. Point at a cell for "
-        "the share.</p>",
-        _confusion_table(confusion, info),
+        "<h2 id='confusion'>Confusion of the panoptic maps</h2>",
+        _mistakes_table(confusion, info),
+        "<p>Blue: share of a class's pixels that is right; red: what the others were predicted as. Colours follow the "
+        "square root of the share. Classes that do not occur are grey.</p>",
+        f"<div class='scroll'>{_image(picture, '.png', 'Confusion matrix')}</div>",
     ]
-    for title, pictures in (("Worst images", gallery.worst), ("Best images", gallery.best)):
-        parts.append(f"<h2>{title}</h2>")
-        for picture in pictures:
-            data = base64.b64encode(picture.jpeg).decode()
-            caption = html.escape(picture.caption)
+    for anchor, heading, pictures in (
+        ("worst", "Worst images", gallery.worst),
+        ("best", "Best images", gallery.best),
+    ):
+        parts.append(f"<h2 id='{anchor}'>{heading}</h2>")
+        for item in pictures:
+            caption = html.escape(item.caption)
             parts.append(
-                f"<figure><figcaption>{caption}</figcaption>"
-                f"<img alt='{caption}' src='data:image/jpeg;base64,{data}'></figure>"
+                f"<figure><figcaption>{caption}</figcaption>{_tag(item.jpeg, 'jpeg', item.caption)}</figure>"
             )
     parts.append("</body></html>\n")
     with atomic_write(path) as f:
@@ -137,35 +164,38 @@ def write(path: str, metrics: Dict[str, Any], info: DatasetInfo, gallery: Galler
 
 
 def _class_table(metrics, info):
-    header = ["Class", "Kind", "PQ", "SQ", "RQ", "TP", "FP", "FN", "IoU", "Box AP", "Mask AP"]
+    colors = {category.id: category.color for category in info.categories}
+    header = ["Class", "Kind", *report.class_columns(metrics)]
     rows = []
-    for category in info.categories:
-        key = str(category.id)
-        row = metrics["panoptic"]["per_class"][key]
-        occurs = row["tp"] + row["fp"] + row["fn"] > 0
-        values = [_points(row[k] if occurs else None) for k in ("pq", "sq", "rq")]
-        values += [str(row[k]) for k in ("tp", "fp", "fn")] + [_points(metrics["semantic"]["iou"][key])]
-        values += [_points(metrics.get(k, {}).get("per_class", {}).get(key, {}).get("AP")) for k in ("bbox", "segm")]
-        name = f"<span class='swatch' style='background:rgb{category.color}'></span>{html.escape(category.name)}"
-        cells = [name, "thing" if category.is_thing else "stuff"] + values
-        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    for row in report.class_rows(metrics, info.coco_categories()):
+        swatch = f"<span class='swatch' style='background:rgb{colors[row.category_id]}'></span>"
+        kind = "thing" if row.is_thing else "stuff"
+        rows.append("<tr>" + _cells([swatch + html.escape(row.name), kind, *row.values]) + "</tr>")
     head = "".join(f"<th>{h}</th>" for h in header)
     return f"<div class='scroll'><table><tr>{head}</tr>{''.join(rows)}</table></div>"
 
 
-def _confusion_table(confusion, info):
-    names = [c.name for c in info.categories]
-    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    rows = []
-    for name, row in zip(names, shares):
-        cells = "".join(
-            f"<td title='{html.escape(name, quote=True)} as {html.escape(other, quote=True)}: {100 * share:.1f} %' "
-            f"style='background:rgba(20,80,160,{share:.3f})'></td>"
-            for other, share in zip(names + ["void"], row)
-        )
-        rows.append(f"<tr><td>{html.escape(name)}</td>{cells}</tr>")
-    return f"<div class='scroll'><table class='confusion'>{''.join(rows)}</table></div>"
+def _mistakes_table(confusion, info):
+    mistakes = confusion_lib.largest_mistakes(confusion, confusion_names(info))
+    if not mistakes:
+        return "<p>No pixel is wrong.</p>"
+    rows = [
+        "<tr>" + _cells([html.escape(m.truth), html.escape(m.prediction), f"{m.pixels:,}", f"{100 * m.share:.1f}"])
+        for m in mistakes
+    ]
+    head = "<tr><th>Ground truth</th><th>Predicted as</th><th>Pixels</th><th>% of the class</th></tr>"
+    return f"<p>The mistakes that cost the most pixels:</p><table class='mistakes'>{head}{''.join(rows)}</table>"
 
 
-def _points(value):
-    return "–" if value is None else f"{100 * value:.1f}"
+def _cells(values):
+    return "".join(f"<td>{value}</td>" for value in values)
+
+
+def _image(picture, kind, text):
+    """An [h, w, 3] uint8 picture inside the page."""
+    return _tag(cv2.imencode(kind, picture[..., ::-1])[1].tobytes(), kind[1:], text)
+
+
+def _tag(data, kind, text):
+    encoded = base64.b64encode(data).decode()
+    return f"<img alt='{html.escape(text, quote=True)}' src='data:image/{kind};base64,{encoded}'>"

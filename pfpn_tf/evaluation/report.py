@@ -11,6 +11,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 from absl import logging
 import rich.box
 import rich.console
+import rich.markup
 import rich.table
 
 _GROUPS = (("All", ""), ("Things", "_th"), ("Stuff", "_st"))
@@ -146,7 +147,7 @@ def class_table(metrics: Dict[str, Any], categories: Sequence[Dict[str, Any]]) -
         if any(set(row.values) != {"-"} for row in group):
             made.add_row(kind)
             for row in group:
-                made.add_row(f"  {row.name}".replace("[", "\\["), *row.values)
+                made.add_row("  " + rich.markup.escape(row.name), *row.values)
             made.add_section()
     console = rich.console.Console(file=io.StringIO(), width=160, color_system=None)
     console.print(made)

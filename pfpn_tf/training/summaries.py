@@ -3,13 +3,14 @@
 import json
 import os
 import time
-from typing import Dict, List, Mapping
+from typing import Any, Dict, List, Mapping
 
 from absl import logging
 import numpy as np
 import orbit
 import tensorflow as tf
 
+from pfpn_tf.evaluation import report
 from pfpn_tf.utils import files
 
 METRICS = "metrics.jsonl"
@@ -57,6 +58,42 @@ class RunLog(orbit.utils.SummaryManagerInterface):
             for name, picture in pictures.items():
                 tf.summary.image(name, picture[np.newaxis], step=step)
         self._writer.flush()
+
+    def write_report(
+        self, metrics: Dict[str, Any], class_table: str, pictures: Dict[str, np.ndarray], step: int
+    ) -> None:
+        """Writes tables and pictures of an evaluation to TensorBoard; `write` takes its scalars."""
+        with self._writer.as_default():
+            _write_report(metrics, class_table, pictures, step)
+        self._writer.flush()
+
+
+def write_evaluation(
+    directory: str, metrics: Dict[str, Any], class_table: str, pictures: Dict[str, np.ndarray], step: int
+) -> None:
+    """Writes an evaluation to TensorBoard: scalars, tables and pictures under eval/.
+
+    Args:
+      directory: for the events.
+      metrics: of `Evaluator.evaluate`.
+      class_table: text.
+      pictures: [h, w, 3] uint8 each.
+      step: of the weights.
+    """
+    writer = tf.summary.create_file_writer(directory)
+    with writer.as_default():
+        for name, value in report.flat_scalars(metrics).items():
+            tf.summary.scalar(name, value, step=step)
+        _write_report(metrics, class_table, pictures, step)
+    writer.close()
+
+
+def _write_report(metrics, class_table, pictures, step):
+    for name, text in (("table", report.table(metrics)), ("classes", class_table)):
+        indented = "\n".join("    " + line for line in text.splitlines())  # Markdown for "as it is"
+        tf.summary.text(f"eval/{name}", indented, step=step)
+    for name, picture in pictures.items():
+        tf.summary.image(f"eval/{name}", picture[np.newaxis], step=step)
 
 
 class Rate:

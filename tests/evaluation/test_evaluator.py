@@ -2,11 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
 from pfpn_tf.evaluation import report
 from pfpn_tf.evaluation.evaluator import Evaluator
+from pfpn_tf.evaluation.html_report import Gallery
 from pfpn_tf.evaluation.score_files import score_instances, score_panoptic
 from tests.evaluation.oracle import NUM_IMAGES, Oracle, config_of, info_of, make_scenes, run
 
@@ -79,9 +81,37 @@ def test_html_report(evaluated):
     metrics, folder = evaluated
     page = (folder / "report.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 10  # five worst, five best
+    assert page.count("data:image/png;base64,") == 1  # the confusion
     assert "src='http" not in page
     for text in ("Worst images", "crate", f"{100 * metrics['panoptic']['All']['pq']:.2f}"):
         assert text in page
+    assert (folder / "confusion.png").stat().st_size > 1000
+
+
+def test_gallery_is_that_of_all_images(evaluated, single):
+    """The images with the lowest and highest PQ of their own, whatever comes when."""
+    info, gallery = single._info, single.findings.gallery
+    assert [p.score for p in gallery.worst] == sorted(p.score for p in gallery.worst)
+    pictures = {p.position: p for p in gallery.worst + gallery.best}
+    assert len(pictures) == NUM_IMAGES
+
+    def merged(*parts):
+        whole = Gallery(info, 2)
+        for positions in parts:
+            part = Gallery(info, 2)
+            part._take([pictures[i] for i in positions])
+            whole.merge(part)
+        return [p.position for p in whole.worst], [p.position for p in whole.best]
+
+    assert merged([0, 1, 2, 3, 4, 5, 6]) == merged([6, 2], [5, 1, 3], [0, 4])
+    assert merged(range(7))[0] == [p.position for p in gallery.worst[:2]]
+
+
+def test_pictures_for_tensorboard(evaluated, single):
+    pictures = single.pictures()
+    expected = {"confusion", *(f"{end}/{i}" for end in ("worst", "best") for i in range(5))}
+    assert set(pictures) == expected
+    assert all(p.dtype == np.uint8 and p.ndim == 3 for p in pictures.values())
 
 
 def test_subset_equals_files_of_the_subset(dataset, single, tmp_path):
@@ -111,6 +141,26 @@ def test_all_semantic_targets(dataset, evaluator):
     metrics = run(evaluator(semantic_targets="all"), max_images=3)
     assert set(metrics["semantic_branch"]["iou"]) == {str(c.id) for c in info_of(dataset).categories}
     assert metrics["semantic_branch"]["things_as_one"]["miou"] is not None
+
+
+def test_class_table(evaluated, single):
+    metrics, _ = evaluated
+    lines = single.class_table(metrics).splitlines()
+    assert lines[0].split() == ["Class", "PQ", "SQ", "RQ", "TP", "FP", "FN", "IoU", "Box", "AP", "Mask", "AP"]
+    crate = next(line.split() for line in lines if line.split()[0] == "crate")
+    category = next(c for c in single._info.categories if c.name == "crate")
+    row = metrics["panoptic"]["per_class"][str(category.id)]
+    assert crate[1] == f"{100 * row['pq']:.2f}" and crate[4] == str(row["tp"])
+    assert [line.split() for line in lines].count(["Things"]) == 1
+    assert len([line for line in lines if line.startswith("  ")]) == len(single._info.categories)
+
+
+def test_report_of_averages(evaluated):
+    metrics, _ = evaluated
+    both = {**metrics, "ema": metrics}
+    scalars = report.flat_scalars(both)
+    assert scalars["eval_ema/PQ"] == scalars["eval/PQ"]
+    assert report.table(both).count("Stuff") == 2
 
 
 def test_report(evaluated):
