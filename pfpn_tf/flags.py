@@ -66,6 +66,18 @@ TOOL_FLAGS = {
         "", "Which checkpoint: empty for the newest, best, a step, or a path without suffix."
     ),
     "save_predictions": ToolFlag(True, "Write the predictions in COCO format."),
+    "eval_weights": ToolFlag(
+        "auto",
+        "raw; ema: the moving averages of --ema_decay; both: side by side; auto: both if the "
+        "checkpoint has averages.",
+    ),
+    "instance_run_dir": ToolFlag(
+        "",
+        "With --semantic_run_dir, instead of --run_dir: run of a Mask R-CNN (--task=instance), to be "
+        "fused with the stuff of another network.",
+    ),
+    "semantic_run_dir": ToolFlag("", "Run of that other network (--task=semantic)."),
+    "per_class": ToolFlag(True, "Also print a table of every class."),
     "gt_panoptic_json": ToolFlag("", "COCO panoptic JSON of the ground truth, to score files."),
     "gt_panoptic_dir": ToolFlag("", "Folder of its PNGs. Empty: the JSON's path without .json."),
     "pred_panoptic_json": ToolFlag("", "COCO panoptic JSON of the predictions, to score files."),
