@@ -6,7 +6,11 @@
         --instances_json=annotations/instances_val2017.json
 
 Writes val-*.tfrecord and dataset_info.json, which the splits of a dataset share. For Cityscapes
-give createPanopticImgs' JSON and --image_dir=leftImg8bit/val.
+give createPanopticImgs' JSON and --image_dir=leftImg8bit/val. Images without annotations join a
+dataset that is already there:
+
+    python tools/create_tfrecords.py --split=test-dev --output_dir=data/coco \\
+        --image_info_json=annotations/image_info_test-dev2017.json --image_dir=test2017
 """
 
 import os
@@ -20,6 +24,7 @@ from pfpn_tf import flags  # noqa: E402
 
 flags.define_tool_flags(
     "panoptic_json",
+    "image_info_json",
     "panoptic_dir",
     "image_dir",
     "instances_json",
@@ -33,21 +38,38 @@ flags.define_tool_flags(
 
 
 def main():
-    from pfpn_tf.data import coco_panoptic, convert
+    from pfpn_tf.data import categories, coco_panoptic, convert
 
     args = flags.FLAGS
-    flags.check_files(["panoptic_json", "image_dir"])
+    if args.image_info_json and (args.panoptic_json or args.instances_json):
+        raise ValueError(
+            "--image_info_json is for images without annotations; leave out --panoptic_json and "
+            "--instances_json, or leave out this."
+        )
+    flags.check_files(["image_info_json" if args.image_info_json else "panoptic_json", "image_dir"])
     flags.check_given(["output_dir", "split"])
     for name in ("num_shards", "num_workers"):
         if getattr(args, name) < 0:
             raise ValueError(f"--{name}={getattr(args, name)} must be 0 or more.")
-    dataset = coco_panoptic.CocoPanoptic(
-        args.panoptic_json,
-        args.panoptic_dir or os.path.splitext(args.panoptic_json)[0],
-        args.image_dir,
-        args.instances_json or None,
-        args.image_ids,
-    )
+    if args.image_info_json:
+        info_path = os.path.join(args.output_dir, categories.FILE_NAME)
+        if not os.path.exists(info_path):
+            raise ValueError(
+                f"{info_path} does not exist. It has to tell the categories, which "
+                "--image_info_json does not; convert a split with annotations first."
+            )
+        info = categories.DatasetInfo.load(info_path)
+        dataset = coco_panoptic.CocoImages(
+            args.image_info_json, args.image_dir, info, args.image_ids
+        )
+    else:
+        dataset = coco_panoptic.CocoPanoptic(
+            args.panoptic_json,
+            args.panoptic_dir or os.path.splitext(args.panoptic_json)[0],
+            args.image_dir,
+            args.instances_json or None,
+            args.image_ids,
+        )
     flags.make_output_dir("output_dir")
     try:
         counts = convert.convert(

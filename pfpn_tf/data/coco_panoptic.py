@@ -8,6 +8,8 @@ overlap, polygons or RLE, crowds); without it they are the thing segments of the
 The Cityscapes layout, as cityscapesscripts' createPanopticImgs leaves it, is read too: string image
 ids, and photos that are found through the image id because the file names in its JSON do not exist.
 
+Images without any annotation, such as COCO's test-dev, make records as well (`CocoImages`).
+
 No TensorFlow in here: the converter's worker processes use it.
 """
 
@@ -19,6 +21,8 @@ import cv2
 import numpy as np
 
 from pfpn_tf.data import categories as categories_lib
+
+_CITYSCAPES_SPLITS = ("train", "val", "test")
 
 
 class DataError(ValueError):
@@ -56,7 +60,7 @@ class Record(NamedTuple):
       image_format: "jpeg" or "png".
       hw: its size as stored (EXIF orientation is not applied).
       category_map: [h, w] uint8 category index (see `categories.py`), 255 void.
-      panoptic_png: the panoptic PNG's bytes.
+      panoptic_png: the panoptic PNG's bytes; empty without annotations.
       segments: of the panoptic map.
       instances: things only.
     """
@@ -72,11 +76,114 @@ class Record(NamedTuple):
     instances: List[Instance]
 
 
-class CocoPanoptic:
-    """A split of a dataset: `len()` images by position; `read(position)` gives a `Record`.
+class CocoImages:
+    """Images of a split without annotations: `len()` images by position; `read(position)` gives a `Record`.
 
     It can be pickled and is not changed by reading, so worker processes can share it.
+
+    Attributes:
+      source: path of the JSON.
+      info: the dataset's categories.
+      images: entries of the JSON.
     """
+
+    def __init__(self, image_info_json, image_dir, info, image_ids=()):
+        """Parses the JSON file; photos are opened by `read` only.
+
+        Args:
+          image_info_json: path of a COCO JSON with images, such as image_info_test-dev2017.json.
+          image_dir: folder of the photos (Cityscapes: of its city folders).
+          info: categories of the dataset; COCO's own list for test images has no stuff.
+          image_ids: ids, as text, of the images to use; none: all images.
+
+        Raises:
+          ValueError: a file is missing or malformed, or lacks one of `image_ids`; says which and
+            where.
+        """
+        self._open(image_info_json, image_dir, _load_json(os.fspath(image_info_json), ("images",)))
+        self.info = info
+        self._select(image_ids)
+
+    def _open(self, source, image_dir, content):
+        self.source = os.fspath(source)
+        self.image_dir = _existing_folder(image_dir, "photos (--image_dir)")
+        self.images = [
+            self._checked(image, ("id", "file_name", "height", "width"), f"images[{i}]")
+            for i, image in enumerate(content["images"])
+        ]
+        self._check_unique_ids()
+
+    def _select(self, image_ids):
+        if image_ids:
+            by_id = {str(image["id"]): image for image in self.images}
+            unknown = [image_id for image_id in image_ids if image_id not in by_id]
+            if unknown:
+                raise ValueError(f"{self.source}: has no image with id {', '.join(unknown)}.")
+            self.images = [by_id[image_id] for image_id in image_ids]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def has_string_ids(self) -> bool:
+        """Whether image ids are strings (Cityscapes) rather than numbers (COCO)."""
+        return bool(self.images) and isinstance(self.images[0]["id"], str)
+
+    def read(self, position: int) -> Record:
+        """The record of image `position`: all void, and with an empty panoptic PNG.
+
+        Raises:
+          DataError: the image is missing or unreadable, or of another size than the JSON says.
+        """
+        image = self.images[position]
+        hw = (image["height"], image["width"])
+        path, image_bytes = self._read_image_file(image)
+        image_bytes, image_format = _checked_image(path, image_bytes, hw)
+        void = np.full(hw, categories_lib.VOID, np.uint8)
+        name = os.path.basename(path)
+        return Record(image["id"], name, image_bytes, image_format, hw, void, b"", [], [])
+
+    def _checked(self, entry, keys, where, source=None):
+        source = source or self.source
+        if not isinstance(entry, dict):
+            raise ValueError(f"{source}: {where} must be an object, not {entry!r}.")
+        missing = [key for key in keys if key not in entry]
+        if missing:
+            raise ValueError(f"{source}: {where} lacks {', '.join(missing)}.")
+        return entry
+
+    def _check_unique_ids(self):
+        seen = set()
+        for image in self.images:
+            if image["id"] in seen:
+                raise ValueError(f"{self.source}: image id {image['id']} occurs twice.")
+            seen.add(image["id"])
+
+    def _read_image_file(self, image):
+        name = image["file_name"]
+        candidates = [os.path.join(self.image_dir, name)]
+        if isinstance(image["id"], str):  # Cityscapes: <city>_<sequence>_<frame>
+            photo = f"{image['id']}_leftImg8bit.png"
+            city = image["id"].split("_")[0]
+            for folder in (city, "", *(os.path.join(s, city) for s in _CITYSCAPES_SPLITS)):
+                candidates.append(os.path.join(self.image_dir, folder, photo))
+        for path in candidates:
+            try:
+                with open(path, "rb") as f:
+                    return path, f.read()
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
+        tried = "" if len(candidates) == 1 else f" (nor {', '.join(candidates[1:3])})"
+        raise DataError(
+            f"{candidates[0]}: no such image{tried}; {self.source} lists it as "
+            f"image {image['id']}."
+        )
+
+
+class CocoPanoptic(CocoImages):
+    """A split of a dataset with its annotations."""
 
     def __init__(self, panoptic_json, panoptic_dir, image_dir, instances_json=None, image_ids=()):
         """Parses the JSON files; photos and PNGs are opened by `read` only.
@@ -92,18 +199,12 @@ class CocoPanoptic:
           ValueError: a file is missing or malformed, or lacks one of `image_ids`; says which and
             where.
         """
-        self.panoptic_json = os.fspath(panoptic_json)
+        content = _load_json(os.fspath(panoptic_json), ("images", "annotations", "categories"))
+        self._open(panoptic_json, image_dir, content)
         self.panoptic_dir = _existing_folder(panoptic_dir, "panoptic PNGs (--panoptic_dir)")
-        self.image_dir = _existing_folder(image_dir, "photos (--image_dir)")
-        content = _load_json(self.panoptic_json, ("images", "annotations", "categories"))
         self.info = categories_lib.DatasetInfo.from_coco_categories(
-            content["categories"], source=self.panoptic_json
+            content["categories"], source=self.source
         )
-        self.images = [
-            self._checked(image, ("id", "file_name", "height", "width"), f"images[{i}]")
-            for i, image in enumerate(content["images"])
-        ]
-        self._check_unique_ids()
         self._annotations = self._annotations_by_image(content["annotations"])
         self._instances = None
         if instances_json:
@@ -111,22 +212,7 @@ class CocoPanoptic:
             self._instances = self._instances_by_image(
                 _load_json(self.instances_json, ("images", "annotations", "categories"))
             )
-        if image_ids:
-            by_id = {str(image["id"]): image for image in self.images}
-            unknown = [image_id for image_id in image_ids if image_id not in by_id]
-            if unknown:
-                raise ValueError(
-                    f"{self.panoptic_json}: has no image with id {', '.join(unknown)}."
-                )
-            self.images = [by_id[image_id] for image_id in image_ids]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @property
-    def has_string_ids(self) -> bool:
-        """Whether image ids are strings (Cityscapes) rather than numbers (COCO)."""
-        return bool(self.images) and isinstance(self.images[0]["id"], str)
+        self._select(image_ids)
 
     def read(self, position: int) -> Record:
         """The record of image `position`, checked.
@@ -158,22 +244,6 @@ class CocoPanoptic:
 
     # -- the JSON files -----------------------------------------------------------------------
 
-    def _checked(self, entry, keys, where, source=None):
-        source = source or self.panoptic_json
-        if not isinstance(entry, dict):
-            raise ValueError(f"{source}: {where} must be an object, not {entry!r}.")
-        missing = [key for key in keys if key not in entry]
-        if missing:
-            raise ValueError(f"{source}: {where} lacks {', '.join(missing)}.")
-        return entry
-
-    def _check_unique_ids(self):
-        seen = set()
-        for image in self.images:
-            if image["id"] in seen:
-                raise ValueError(f"{self.panoptic_json}: image id {image['id']} occurs twice.")
-            seen.add(image["id"])
-
     def _annotations_by_image(self, annotations) -> Dict[Any, Dict]:
         by_image = {}
         known = {image["id"] for image in self.images}
@@ -183,11 +253,11 @@ class CocoPanoptic:
             image_id = annotation["image_id"]
             if image_id not in known:
                 raise ValueError(
-                    f"{self.panoptic_json}: annotations[{i}] is for image {image_id}, which is "
+                    f"{self.source}: annotations[{i}] is for image {image_id}, which is "
                     "not among the images."
                 )
             if image_id in by_image:
-                raise ValueError(f"{self.panoptic_json}: image {image_id} has two annotations.")
+                raise ValueError(f"{self.source}: image {image_id} has two annotations.")
             by_image[image_id] = annotation
         return by_image
 
@@ -198,7 +268,7 @@ class CocoPanoptic:
                 raise ValueError(
                     f"{self.instances_json}: category {category['id']} ({category['name']}) is "
                     f"{'no category' if known is None else repr(known)} in "
-                    f"{self.panoptic_json}; the categories of instances must be its things."
+                    f"{self.source}; the categories of instances must be its things."
                 )
         by_image = {image["id"]: [] for image in content["images"]}
         keys = ("id", "image_id", "category_id", "bbox", "segmentation")
@@ -209,35 +279,11 @@ class CocoPanoptic:
 
     # -- the files of one image ---------------------------------------------------------------
 
-    def _read_image_file(self, image):
-        name = image["file_name"]
-        candidates = [os.path.join(self.image_dir, name)]
-        if isinstance(image["id"], str):  # Cityscapes: <city>_<sequence>_<frame>
-            photo = f"{image['id']}_leftImg8bit.png"
-            city = image["id"].split("_")[0]
-            candidates += [
-                os.path.join(self.image_dir, city, photo),
-                os.path.join(self.image_dir, photo),
-            ]
-        for path in candidates:
-            try:
-                with open(path, "rb") as f:
-                    return path, f.read()
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
-        tried = "" if len(candidates) == 1 else f" (nor {', '.join(candidates[1:])})"
-        raise DataError(
-            f"{candidates[0]}: no such image{tried}; {self.panoptic_json} lists it as "
-            f"image {image['id']}."
-        )
-
     def _read_panoptic_png(self, image, hw):
         annotation = self._annotations.get(image["id"])
         if annotation is None:
             raise DataError(
-                f"{self.panoptic_json}: image {image['id']} ({image['file_name']}) has no "
+                f"{self.source}: image {image['id']} ({image['file_name']}) has no "
                 "annotation."
             )
         path = os.path.join(self.panoptic_dir, annotation["file_name"])
@@ -254,7 +300,7 @@ class CocoPanoptic:
             raise DataError(f"{path}: not a readable 8-bit RGB PNG with segment ids.")
         if pixels.shape[:2] != hw:
             raise DataError(
-                f"{path}: the panoptic PNG is {_size(pixels.shape)}, but {self.panoptic_json} "
+                f"{path}: the panoptic PNG is {_size(pixels.shape)}, but {self.source} "
                 f"gives image {image['id']} as {_size(hw)}."
             )
         blue, green, red = (pixels[..., i].astype(np.int32) for i in range(3))
@@ -267,7 +313,7 @@ class CocoPanoptic:
         position = {segment_id: i for i, segment_id in enumerate(present.tolist())}
         listed = {0}
         segments = []
-        where = f"{self.panoptic_json}: image {image['id']} ({image['file_name']}): "
+        where = f"{self.source}: image {image['id']} ({image['file_name']}): "
         entries = self._annotations[image["id"]]["segments_info"]
         if not isinstance(entries, list):
             raise DataError(f"{where}segments_info must be a list, not {entries!r}.")
@@ -300,7 +346,7 @@ class CocoPanoptic:
             raise DataError(
                 f"{png_path}: segment {unlisted[0]} has "
                 f"{counts[position[unlisted[0]]]} pixels, but "
-                f"{self.panoptic_json} does not list it for image {image['id']}."
+                f"{self.source} does not list it for image {image['id']}."
             )
         return segments, index_of_id[inverse].reshape(ids.shape)
 

@@ -34,7 +34,7 @@ class ShardResult(NamedTuple):
 
 
 def convert(
-    dataset: coco_panoptic.CocoPanoptic,
+    dataset: coco_panoptic.CocoImages,
     output_dir: str,
     split: str,
     num_shards: int = 0,
@@ -61,7 +61,7 @@ def convert(
     if not re.fullmatch(r"\w[\w.-]*", split):
         raise ValueError(f"--split={split!r} must be a plain name such as train or val.")
     if not len(dataset):
-        raise ValueError(f"{dataset.panoptic_json}: lists no image.")
+        raise ValueError(f"{dataset.source}: lists no image.")
     info_path = os.path.join(output_dir, categories_lib.FILE_NAME)
     _merged_info(info_path, dataset.info)  # a contradiction shows before the work, not after it
     os.makedirs(output_dir, exist_ok=True)
@@ -78,7 +78,7 @@ def convert(
         counts = _summary(results, dataset, num_shards)
         if not counts["images"]:
             raise ValueError(
-                f"{dataset.panoptic_json}: none of its {len(dataset)} images is usable; the first: "
+                f"{dataset.source}: none of its {len(dataset)} images is usable; the first: "
                 f"{results[0].skipped[0]}"
             )
         _log_skipped(results)

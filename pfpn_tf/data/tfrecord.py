@@ -47,6 +47,7 @@ FEATURES = {
     "image/segmentation/class/encoded": ([], tf.string),
     "image/segmentation/class/format": ([], tf.string),
     # The panoptic PNG as it is, ids R + 256 G + 256^2 B, and its segments_info; bbox is x, y, w, h.
+    # Of an image without annotations the PNG is empty, the one above all void.
     "image/panoptic/encoded": ([], tf.string),
     "image/panoptic/segment/id": (None, tf.int64),
     "image/panoptic/segment/category_id": (None, tf.int64),

@@ -210,6 +210,35 @@ def test_odd_photos(test_data):
         coco_panoptic._checked_image("exif_orientation_6.jpg", data, (640, 426))
 
 
+def test_images_without_annotations(folder):
+    content = json.loads((folder / "panoptic.json").read_text())
+    (folder / "info.json").write_text(json.dumps({"images": content["images"], "categories": [{"id": 1, "name": "x"}]}))
+    info = open_dataset(folder).info
+    dataset = coco_panoptic.CocoImages(folder / "info.json", folder / "images", info)
+    assert len(dataset) == 2 and dataset.info is info
+    record, annotated = dataset.read(1), open_dataset(folder).read(1)
+    assert (record.panoptic_png, record.segments, record.instances) == (b"", [], [])
+    assert record[:5] == annotated[:5]
+    np.testing.assert_array_equal(record.category_map, np.full((16, 12), 255))
+    one = coco_panoptic.CocoImages(folder / "info.json", folder / "images", info, image_ids=["11"])
+    assert [image["id"] for image in one.images] == [11]
+    (folder / "images/1.png").unlink()
+    with pytest.raises(DataError, match="images/1.png.*info.json lists it as image 11"):
+        dataset.read(1)
+    (folder / "info.json").write_text("[]")
+    with pytest.raises(ValueError, match="info.json: lacks the list images"):
+        coco_panoptic.CocoImages(folder / "info.json", folder / "images", info)
+
+
+def test_cityscapes_photos_are_found_from_every_folder(test_data):
+    root = test_data("data/cityscapes_like")
+    base = root / "gtFine/cityscapes_panoptic_train"
+    for folder in (root / "leftImg8bit/train", root / "leftImg8bit"):
+        assert CocoPanoptic(base.with_suffix(".json"), base, folder).read(0).file_name.endswith("_leftImg8bit.png")
+    with pytest.raises(DataError, match="gtFine_leftImg8bit.png: no such image .nor .*cambridgero/cambridgero_000006"):
+        CocoPanoptic(base.with_suffix(".json"), base, root / "gtFine").read(0)
+
+
 def test_cityscapes_layout(test_data):
     root = test_data("data/cityscapes_like")
     for suffix, road in (("", 7), ("_trainId", 0)):

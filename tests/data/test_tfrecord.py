@@ -98,8 +98,12 @@ def test_any_number_of_workers_writes_the_same_bytes(folder, tmp_path):
 
 
 def run_tool(folder, output_dir, *extra, expect=0):
-    command = [sys.executable, str(ROOT / "tools/create_tfrecords.py"), "--split=train", f"--output_dir={output_dir}"]
-    command += [f"--panoptic_json={folder}/panoptic.json", f"--image_dir={folder}/images", *extra]
+    sources = [f"--panoptic_json={folder}/panoptic.json", f"--image_dir={folder}/images"]
+    return call_tool("--split=train", f"--output_dir={output_dir}", *sources, *extra, expect=expect)
+
+
+def call_tool(*arguments, expect=0):
+    command = [sys.executable, str(ROOT / "tools/create_tfrecords.py"), *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == expect, done.stderr
     return done
@@ -167,3 +171,46 @@ def test_index_names_what_is_missing(folder, tmp_path):
         tfrecord.read_index(f"{tmp_path}/nothing-*", "eval_records")
     with pytest.raises(ValueError, match="--train_records is empty"):
         tfrecord.read_index("")
+
+
+def test_tool_reads_cityscapes(test_data, tmp_path):
+    """Real layout, by label ids and by train ids: string ids, photos that the JSON names wrongly."""
+    root = test_data("data/cityscapes_like")
+    for split, suffix, road in (("train", "", 7), ("val", "_trainId", 0)):
+        call_tool(
+            f"--split={split}",
+            f"--output_dir={tmp_path}/{split}",
+            f"--panoptic_json={root}/gtFine/cityscapes_panoptic_{split}{suffix}.json",
+            f"--image_dir={root}/leftImg8bit/{split}",
+            "--num_workers=1",
+        )
+        info = DatasetInfo.load(tmp_path / split / "dataset_info.json")
+        assert len(info.categories) == 19 and info.num_thing_classes == 8 and info.by_id[road].name == "road"
+        assert info.splits[split]["string_ids"] and info.num_semantic_classes("all") == 19
+        photos = {p.name[: -len("_leftImg8bit.png")]: p for p in (root / "leftImg8bit" / split).rglob("*.png")}
+        index = tfrecord.read_index(f"{tmp_path}/{split}/{split}-*")
+        assert len(index) == len(photos) == {"train": 6, "val": 5}[split]
+        for position in range(len(index)):
+            parsed = tfrecord.decode_example(tfrecord.read_record(index, tf.constant(position)))
+            photo = photos[parsed["image/source_id"].numpy().decode()]
+            assert parsed["image/encoded"].numpy() == photo.read_bytes()
+
+
+def test_tool_adds_images_without_annotations(folder, tmp_path):
+    images = json.loads((folder / "panoptic.json").read_text())["images"]
+    (folder / "image_info.json").write_text(json.dumps({"images": images}))
+    arguments = ["--split=test-dev", f"--output_dir={tmp_path}/out", "--num_workers=1"]
+    arguments += [f"--image_info_json={folder}/image_info.json", f"--image_dir={folder}/images"]
+    done = call_tool(*arguments, expect=2)
+    assert "dataset_info.json does not exist" in done.stderr and "with annotations first" in done.stderr
+    convert.convert(open_dataset(folder), str(tmp_path / "out"), "val", num_workers=1)
+    call_tool(*arguments)
+    info = DatasetInfo.load(tmp_path / "out/dataset_info.json")
+    assert info.splits["test-dev"]["images"] == 7 and info.splits["test-dev"]["segments"] == 0
+    index = tfrecord.read_index(f"{tmp_path}/out/test-dev-*")
+    parsed = tfrecord.decode_example(tfrecord.read_record(index, tf.constant(4)))
+    assert parsed["image/panoptic/encoded"].numpy() == b"" and parsed["image/object/mask"].shape == [0]
+    assert parsed["image/encoded"].numpy() == (folder / "images/4.png").read_bytes()
+    assert tf.reduce_min(tf.io.decode_png(parsed["image/segmentation/class/encoded"])) == 255
+    done = call_tool(*arguments, f"--panoptic_json={folder}/panoptic.json", expect=2)
+    assert "--image_info_json is for images without annotations" in done.stderr
