@@ -29,7 +29,7 @@ SOME_FAILED = 1
 def main():
     flags_lib.check_given(["url", "images"])
     if not (FLAGS.output_dir or FLAGS.num_requests):
-        raise ValueError("Give --output_dir to keep the answers, --num_requests to measure, or both.")
+        raise ValueError("Give --output_dir to keep the answers or --num_requests to measure.")
     for name in ("concurrency", "images_per_request", "timeout_s"):
         if FLAGS[name].value <= 0:
             raise ValueError(f"--{name}={FLAGS[name].value} must be above 0.")

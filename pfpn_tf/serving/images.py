@@ -190,7 +190,7 @@ class _Bytes:
 
 
 def _walk(step, first, condition):
-    """Runs `step(state) -> state` from `first` while `condition(state)`, a bounded number of times."""
+    """Runs `step(state) -> state` from `first` while `condition(state)`, at most _MAX_STEPS times."""
     _, state = tf.while_loop(
         lambda count, state: (count < _MAX_STEPS) & condition(state),
         lambda count, state: (count + 1, step(state)),
@@ -208,7 +208,8 @@ def _png_header(data):
         length, kind = data.big(position, 4), data.big(position + 4, 4)
         found = kind == _word(b"eXIf")
         ends = found | (kind == _word(b"IEND")) | (length < 0) | (length > data.size)
-        return tf.where(ends, data.size, position + 12 + length), tf.where(found, position + 8, exif)
+        position, here = tf.where(ends, data.size, position + 12 + length), position + 8
+        return position, tf.where(found, here, exif)
 
     _, exif = _walk(step, (8, 0), lambda state: state[0] + 8 < data.size)
     return data.big(20, 4), data.big(16, 4), _exif_orientation(data, exif), data.size

@@ -233,7 +233,9 @@ class PanopticModule(tf.Module):
         with tf.control_dependencies([fits]):
             original_hw = tf.tile(shape[tf.newaxis, 1:3], [shape[0], 1])
         image_hw, padded_hw = self._network_sizes(original_hw)
-        inputs = self._prepare_each(lambda image: image, images, image_hw, tf.reduce_max(padded_hw, 0))
+        inputs = self._prepare_each(
+            lambda image: image, images, image_hw, tf.reduce_max(padded_hw, 0)
+        )
         return inputs, image_hw, original_hw
 
     def _network_sizes(self, original_hw):

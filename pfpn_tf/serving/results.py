@@ -157,7 +157,7 @@ def overlapped(
     write: Callable[[Any, Any], Any],
     workers: int = 1,
 ) -> Iterator[Any]:
-    """Runs `write(item, work(load(item)))` for each item; the three steps of different items overlap.
+    """Runs `write(item, work(load(item)))` for each item; steps of different items overlap.
 
     Args:
       items: read as they are needed.

@@ -36,7 +36,9 @@ def run_dir(tmp_path_factory):
         [{"id": 3 * i + 2, "name": f"class {i}", "isthing": int(i < 4)} for i in range(7)]
     )
     tf.keras.utils.set_random_seed(0)
-    network = panoptic_fpn.build_model(config.model, info.num_thing_classes, info.num_semantic_classes("other"))
+    network = panoptic_fpn.build_model(
+        config.model, info.num_thing_classes, info.num_semantic_classes("other")
+    )
     for variable in network.variables:
         # wider heads than the initialisation's, so that scores and labels differ from place to place
         if variable.name.endswith("kernel:0") and "backbone" not in variable.name:

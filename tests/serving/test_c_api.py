@@ -1,0 +1,104 @@
+"""The export through TensorFlow's C API, the loader of the server, in a process without Python's
+TensorFlow: every signature on photos, and requests with damaged files."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.serving import c_api
+from tests.serving.test_graph import listed_ops
+
+INVALID_ARGUMENT = 3
+PHOTOS = ("photo_landscape.jpg", "photo_portrait.jpg")
+FROM_PIXELS = ("panoptic", "instances", "semantic", "network")
+
+
+@pytest.fixture(scope="module")
+def requests(test_data):
+    """Name to (signature, inputs)."""
+    folder = test_data("data/bad_and_odd_images")
+
+    def content(*names):
+        return {"image_bytes": [(folder / name).read_bytes() for name in names]}
+
+    images = [cv2.imread(str(folder / name))[:400, :400, ::-1] for name in PHOTOS]
+    pixels = {"images": np.ascontiguousarray(np.stack(images))}
+    result = {signature: (signature, pixels) for signature in FROM_PIXELS}
+    result["serving_default"] = ("serving_default", content(*PHOTOS))
+    result["damaged"] = ("serving_default", content(PHOTOS[0], "corrupt.png"))
+    result["after_damaged"] = ("serving_default", content(PHOTOS[1]))
+    result["serving_rest"] = ("serving_rest", content("animated.gif"))
+    result["metadata"] = ("metadata", {"request": [b"", b"again"]})
+    return result
+
+
+@pytest.fixture(scope="module")
+def answers(requests, saved_model, tmp_path_factory):
+    """Name to reply, with `ops` and `signatures` of the process."""
+    given, taken = tmp_path_factory.mktemp("given"), tmp_path_factory.mktemp("taken")
+    for i, (name, (signature, inputs)) in enumerate(requests.items()):
+        files = {k: c_api.write_value(given / f"{name}.{k}", v) for k, v in inputs.items()}
+        text = json.dumps({"signature": signature, "inputs": files})
+        (given / f"request_{i}_{name}.json").write_text(text)
+    library = os.path.dirname(tf.__file__)
+    command = [sys.executable, c_api.__file__, library, saved_model, str(given), str(taken)]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = {}
+    for i, name in enumerate(requests):
+        reply = json.loads((taken / f"request_{i}_{name}.json").read_text())
+        if "error" not in reply:
+            reply = {k: c_api.read_value(taken / file) for k, file in reply.items()}
+        result[name] = reply
+    for name in ("ops", "signatures"):
+        result[name] = json.loads((taken / f"{name}.json").read_text())
+    return result
+
+
+@pytest.mark.parametrize("name", [*FROM_PIXELS, "serving_default", "serving_rest", "metadata"])
+def test_answers_equal_those_in_process(name, answers, requests, in_process):
+    signature, inputs = requests[name]
+    inputs = {k: tf.constant(value) for k, value in inputs.items()}
+    expected = getattr(in_process, signature)(**inputs)
+    assert set(answers[name]) == set(expected)
+    for key, value in expected.items():
+        actual = answers[name][key]
+        if value.dtype == tf.string:
+            assert actual == value.numpy().tolist(), key
+        else:
+            assert actual.shape == value.shape, key
+            np.testing.assert_allclose(actual, value, rtol=1e-4, atol=2e-4, err_msg=key)
+    if "num_segments" in expected:
+        assert np.min(expected["num_segments"]) >= 2
+
+
+def test_a_damaged_file_is_an_invalid_argument_and_the_next_request_is_answered(answers):
+    assert answers["damaged"]["code"] == INVALID_ARGUMENT
+    assert "image_bytes[1]: the pixel data are damaged" in answers["damaged"]["error"]
+    (after,) = answers["after_damaged"]["panoptic_png"]
+    assert after == answers["serving_default"]["panoptic_png"][1]
+
+
+def test_the_library_of_the_server_knows_every_operation(answers):
+    assert len(answers["ops"]) > 1000
+    assert listed_ops() <= set(answers["ops"])
+
+
+def test_signatures_of_the_file_are_all_tried(answers, requests):
+    initialisation = {"__saved_model_init_op"}
+    assert set(answers["signatures"]) - initialisation == {s for s, _ in requests.values()}
+
+
+def test_the_script_runs_without_tensorflow():
+    """`c_api` asserts it at its end; here that the assertion would notice."""
+    source = pathlib.Path(c_api.__file__).read_text()
+    assert 'assert "tensorflow" not in sys.modules' in source
+    assert "import tensorflow" not in source
