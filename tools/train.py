@@ -41,7 +41,8 @@ def main():
         return NON_FINITE
     except distribution.WorkerLost as error:
         logging.error("%s", error)
-        return WORKER_LOST
+        logging.flush()
+        os._exit(WORKER_LOST)  # what is left of the cluster would complain, or wait, on the way out
 
 
 if __name__ == "__main__":

@@ -1,0 +1,30 @@
+"""Two worker processes train like one process with two replicas, also when one of them is killed."""
+
+import signal
+import time
+
+from tests.training import kill_and_resume, train_process
+
+
+def test_two_workers_step_like_two_replicas_and_come_back_after_a_kill(tiny_config, tmp_path):
+    """Bit for bit: each replica computes on one thread, and a + b = b + a."""
+    config = tiny_config.replace(train_steps=24, checkpoint_interval_steps=3, ema_decay=0.9)
+    alone = train_process.start(
+        config, tmp_path / "alone", tmp_path / "alone.log", **{train_process.TWO_REPLICAS: "1"}
+    )
+    run_dir = tmp_path / "workers"
+    chief, other = train_process.start_workers(config, run_dir, tmp_path)
+    while kill_and_resume.num_lines(run_dir) < 4 and chief.poll() is None:
+        time.sleep(0.005)
+    chief.send_signal(signal.SIGKILL)
+    assert other.wait(timeout=60) == 138
+    log = (tmp_path / "worker-1.log").read_text()
+    assert "Worker 1 of 2 stops, as another one is gone" in log and "Traceback" not in log
+    assert chief.wait() == -signal.SIGKILL
+
+    codes = [worker.wait() for worker in train_process.start_workers(config, run_dir, tmp_path)]
+    log = (tmp_path / "worker-0.log").read_text()
+    assert codes == [0, 0], log
+    assert "Continuing from" in log
+    assert alone.wait() == 0, (tmp_path / "alone.log").read_text()
+    assert kill_and_resume.largest_difference(tmp_path / "alone", run_dir, 24) == (0, 0)
