@@ -1,0 +1,159 @@
+"""Multiply-adds, activations and parameters of a network, counted in its traced graph.
+
+As in the paper's Figure 4 and Table 1a: the multiply-adds are those of convolutions, the activations
+are the outputs of convolutions, both for one image. Matrix products (the box head's layers, the mask
+head's last ones) are counted on their own. Nothing is computed: the network is built and traced at
+the given size, and every convolution of the graph says its shapes.
+"""
+
+from typing import Dict, List, NamedTuple, Sequence, Tuple
+
+import tensorflow as tf
+
+from pfpn_tf import config as config_lib
+from pfpn_tf.model import panoptic_fpn
+
+BATCH_SIZE = 1
+PYRAMID_COMPONENTS = ("backbone", "fpn", "symmetric_decoder", "backbone_levels")
+"""Layers up to the pyramid: what the paper calls the backbone architecture."""
+
+
+class Cost(NamedTuple):
+    """What one component costs for one image.
+
+    Attributes:
+      conv_multiply_adds: of its convolutions.
+      conv_activations: numbers in the outputs of its convolutions.
+      dense_multiply_adds: of its matrix products.
+      parameters: all of its variables, norm statistics included.
+    """
+
+    conv_multiply_adds: int = 0
+    conv_activations: int = 0
+    dense_multiply_adds: int = 0
+    parameters: int = 0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(*(a + b for a, b in zip(self, other)))
+
+
+def count(
+    config: config_lib.Model,
+    num_thing_classes: int,
+    num_semantic_classes: int,
+    image_hw: Tuple[int, int],
+) -> Dict[str, Cost]:
+    """The cost of each component of a network at inference.
+
+    Args:
+      config: the network.
+      num_thing_classes, num_semantic_classes: of the dataset.
+      image_hw: size of the padded input, multiples of 32.
+
+    Returns:
+      Component name to `Cost`, in the order of the data flow.
+
+    Raises:
+      ValueError: the size is not a multiple of 32.
+    """
+    check_size(image_hw)
+    model = panoptic_fpn.build_model(config, num_thing_classes, num_semantic_classes)
+    graph = trace(model, image_hw)
+    costs = {layer.name: Cost(parameters=_num_parameters(layer)) for layer in model.layers}
+    for op in graph.get_operations():
+        component = next((part for part in op.name.split("/") if part in costs), None)
+        if component:
+            costs[component] += operation_cost(op)
+    return costs
+
+
+def trace(model: panoptic_fpn.PanopticFPN, image_hw: Tuple[int, int]) -> tf.Graph:
+    """The inference graph of a network for one image of a fixed size."""
+    function = tf.function(lambda images, hw: model(images, hw), autograph=False)
+    specs = tf.TensorSpec([BATCH_SIZE, *image_hw, 3]), tf.TensorSpec([BATCH_SIZE, 2], tf.int32)
+    return function.get_concrete_function(*specs).graph
+
+
+def operation_cost(op: tf.Operation) -> Cost:
+    """The cost of one node of a graph; zero for all but convolutions and matrix products."""
+    if op.type == "Conv2D":
+        # [k, k, in / groups, out]: each output number is the sum of k * k * in / groups products.
+        kernel, outputs = _shape(op.inputs[1]), _size(op.outputs[0])
+        return Cost(outputs * kernel[0] * kernel[1] * kernel[2], outputs)
+    if op.type in ("MatMul", "BatchMatMulV2"):
+        inner = _shape(op.inputs[0])[-2 if _is_transposed(op) else -1]
+        return Cost(dense_multiply_adds=_size(op.outputs[0]) * inner)
+    return Cost()
+
+
+def total(costs: Dict[str, Cost], components: Sequence[str] = ()) -> Cost:
+    """The sum over some components, or over all."""
+    chosen = [cost for name, cost in costs.items() if not components or name in components]
+    return sum(chosen, Cost())
+
+
+def table(costs: Dict[str, Cost]) -> str:
+    """A text table of the components and their sum, in units of 1e9, 1e6, 1e9 and 1e6."""
+    header = ["Component", "conv MACs/1e9", "conv outputs/1e6", "dense MACs/1e9", "parameters/1e6"]
+    rows = [[name, *_in_units(cost)] for name, cost in costs.items()]
+    rows.append(["Total", *_in_units(total(costs))])
+    return aligned(header, rows)
+
+
+def aligned(header: List[str], rows: List[List[str]]) -> str:
+    """A text table: the first column to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(v.rjust(w) for v, w in zip(row[1:], widths[1:]))])
+        for row in [header, *rows]
+    ]
+    lines.insert(1, "-" * len(lines[0]))
+    return "\n".join(lines)
+
+
+def parse_size(text: str) -> Tuple[int, int]:
+    """ "1024x2048" -> (1024, 2048), height and width.
+
+    Raises:
+      ValueError: it is no such text, or not a multiple of 32.
+    """
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isdigit() for part in parts):
+        raise ValueError(f"--image_size={text} must be HEIGHTxWIDTH in pixels, e.g. 1024x2048.")
+    image_hw = int(parts[0]), int(parts[1])
+    check_size(image_hw)
+    return image_hw
+
+
+def check_size(image_hw: Tuple[int, int]) -> None:
+    """Raises ValueError if a side is no positive multiple of 32."""
+    if min(image_hw) < 32 or any(side % 32 for side in image_hw):
+        nearest = "x".join(str(max(32, round(side / 32) * 32)) for side in image_hw)
+        raise ValueError(
+            f"--image_size={image_hw[0]}x{image_hw[1]} must be multiples of 32, as the network pads "
+            f"its input; e.g. {nearest}."
+        )
+
+
+def _in_units(cost):
+    units = (1e9, 1e6, 1e9, 1e6)
+    return [f"{value / unit:,.2f}" for value, unit in zip(cost, units)]
+
+
+def _num_parameters(layer):
+    return sum(variable.shape.num_elements() for variable in layer.variables)
+
+
+def _is_transposed(op):
+    return op.get_attr("transpose_a" if op.type == "MatMul" else "adj_x")
+
+
+def _shape(tensor):
+    if not tensor.shape.is_fully_defined():
+        raise AssertionError(f"{tensor.name}: the shape {tensor.shape} is not known when traced")
+    return tensor.shape.as_list()
+
+
+def _size(tensor):
+    _shape(tensor)
+    return tensor.shape.num_elements()

@@ -1,0 +1,163 @@
+"""Counted costs: by hand on small layers, and the paper's numbers on its networks."""
+
+import functools
+import json
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pfpn_tf.benchmark import model_comparison, model_cost
+from pfpn_tf.config import Config
+from pfpn_tf.model import layers
+from tests.test_source_rules import ROOT
+
+PAPER_HW = (1024, 2048)
+CITYSCAPES = 8, 19
+count_once = functools.lru_cache(model_cost.count)
+
+
+def costs_of(function, *shapes):
+    specs = [tf.TensorSpec(shape) for shape in shapes]
+    graph = tf.function(function, autograph=False).get_concrete_function(*specs).graph
+    return sum((model_cost.operation_cost(op) for op in graph.get_operations()), model_cost.Cost())
+
+
+@pytest.mark.parametrize(
+    "conv, hw_out, products",
+    [
+        (dict(filters=8, kernel_size=3), (6, 10), 3 * 3 * 4),
+        (dict(filters=8, kernel_size=7, strides=2), (3, 5), 7 * 7 * 4),
+        (dict(filters=8, kernel_size=3, groups=2), (6, 10), 3 * 3 * 2),
+        (dict(filters=8, kernel_size=3, dilation=2), (6, 10), 3 * 3 * 4),
+    ],
+)
+def test_a_convolution(conv, hw_out, products):
+    layer = layers.Conv(**conv)
+    layer(tf.zeros([1, 6, 10, 4]))
+    cost = costs_of(layer, [1, 6, 10, 4])
+    outputs = hw_out[0] * hw_out[1] * 8
+    assert cost == model_cost.Cost(outputs * products, outputs)
+
+
+@pytest.mark.parametrize("transpose_a", [False, True])
+def test_a_matrix_product(transpose_a):
+    shape = [3, 5] if transpose_a else [5, 3]
+    cost = costs_of(lambda a, b: tf.matmul(a, b, transpose_a=transpose_a), shape, [3, 7])
+    assert cost == model_cost.Cost(dense_multiply_adds=5 * 3 * 7)
+
+
+def tiny(**settings):
+    return Config().replace(
+        backbone="resnet_tiny", fpn_channels=32, semantic_channels=32, freeze_stages=0, **settings
+    )
+
+
+def test_components_of_a_small_network():
+    """Counted by hand at 64x96: FPN and semantic branch."""
+    costs = model_cost.count(tiny(task="semantic").model, *CITYSCAPES, (64, 96))
+    assert list(costs) == ["backbone", "fpn", "semantic_head"]
+    pixels = {2: 16 * 24, 3: 8 * 12, 4: 4 * 6, 5: 2 * 3}
+    fpn = costs["fpn"]
+    assert fpn.conv_multiply_adds == sum(
+        n * (4 * 2**level * 32 + 9 * 32 * 32) for level, n in pixels.items()
+    )
+    assert fpn.conv_activations == sum(2 * 32 * n for n in pixels.values())
+    assert fpn.parameters == sum(4 * 2**level * 32 + 9 * 32 * 32 + 2 * 32 for level in pixels)
+    head = costs["semantic_head"]
+    convs = pixels[2] + pixels[3] + (pixels[4] + pixels[3]) + (pixels[5] + pixels[4] + pixels[3])
+    assert head.conv_activations == 32 * convs + 19 * pixels[2]
+    assert head.conv_multiply_adds == 9 * 32 * 32 * convs + 32 * 19 * pixels[2]
+    assert sum(costs.values(), model_cost.Cost()) == model_cost.total(costs)
+
+
+def test_two_networks_need_the_backbone_twice():
+    """Table 3a: the same accuracy at half the compute."""
+    rows = model_comparison.two_networks(tiny(semantic_loss_weight=0.5))
+    joint, separate, whole, whole_separate = [
+        result.cost for result in model_comparison.compare(rows, *CITYSCAPES, (64, 96))
+    ]
+    for one, two in zip(joint, separate):
+        assert two == 2 * one
+    assert whole.conv_multiply_adds + joint.conv_multiply_adds == whole_separate.conv_multiply_adds
+
+
+@pytest.fixture
+def cached(monkeypatch):
+    monkeypatch.setattr(model_cost, "count", count_once)
+
+
+def test_table_1a(cached):
+    """0.5 and 0.8, 0.8 and 1.4, 1.9 and 1.9 in the paper."""
+    rows = model_comparison.table_1a(Config())
+    results = model_comparison.compare(rows, *CITYSCAPES, PAPER_HW)
+    found = {
+        r.row.label: (
+            round(r.cost.conv_multiply_adds / 1e12, 3),
+            round(r.cost.conv_activations / 1e9, 3),
+        )
+        for r in results
+    }
+    assert found == {
+        "Semantic FPN ResNet-101": (0.498, 0.780),
+        "Semantic FPN ResNeXt-101 64x4d": (0.827, 1.428),
+        "DeepLabV3 ResNet-101-D8": (1.926, 1.947),
+    }
+    assert "1.926    1.9" in model_comparison.table(results)
+
+
+def test_figure_4(cached):
+    """What the paper reads off its figure."""
+    rows = model_comparison.figure_4(Config().replace(backbone="resnet101"))
+    costs = {
+        result.row.label: np.array(result.cost[:2], float)
+        for result in model_comparison.compare(rows, *CITYSCAPES, PAPER_HW)
+    }
+    plain, fpn = costs["resnet101"], costs["FPN"]
+    assert (plain < fpn).all()
+    # "FPN at output scale 1/4 is similar computationally to dilation-16"
+    np.testing.assert_allclose(fpn, costs["dilation-16"], rtol=0.1)
+    # "Increasing resolution to 1/8 via dilation uses a further ~3x more compute and memory."
+    np.testing.assert_allclose(costs["dilation-8"] / costs["dilation-16"], [3, 3], rtol=0.2)
+    # "~2x more efficient than the symmetric encoder-decoder"
+    np.testing.assert_allclose(costs["symmetric decoder"] / fpn, [2, 2], rtol=0.2)
+
+
+def test_figure_4_of_a_panoptic_recipe_with_groups():
+    """The comparison changes the settings that its rows are about, whatever the recipe."""
+    rows = model_comparison.figure_4(tiny(fpn_groups=2))
+    assert [row.networks[0].decoder for row in rows] == ["none"] * 3 + ["symmetric", "fpn"]
+    assert [row.networks[0].output_stride for row in rows] == [32, 16, 8, 32, 32]
+
+
+@pytest.mark.parametrize("text", ["1024", "1024x", "1000x2048", "0x32", "axb"])
+def test_a_bad_image_size(text):
+    with pytest.raises(ValueError, match="--image_size=.*; e.g.|--image_size=.*e.g. 1024x2048"):
+        model_cost.parse_size(text)
+
+
+def test_the_tool_counts_and_measures_one_network(tmp_path):
+    command = [sys.executable, "tools/profile_model.py", "--backbone=resnet_tiny", "--measure"]
+    command += ["--image_size=64x96", "--task=instance", "--measure_repeats=1"]
+    command += ["--rpn_post_nms_top_k=20", f"--output_dir={tmp_path}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "mask_head" in done.stdout and "instance resnet_tiny" in done.stdout
+    content = json.loads((tmp_path / "profile.json").read_text())
+    assert content["image_hw"] == [64, 96]
+    assert content["components"]["box_head"]["dense_multiply_adds"] > 0
+    (network,) = content["networks"]
+    assert network["measured"]["median_ms"] > 0
+    assert network["measured"]["peak_memory_mib"] > 100
+
+
+def test_the_picture(tmp_path):
+    measured = {"median_ms": 20.0, "peak_memory_mib": 512.0}
+    row = model_comparison.Row("a network", [Config().model])
+    results = [model_comparison.Result(row, model_cost.Cost(5, 6, 7, 8), measured)] * 2
+    path = tmp_path / "profile.png"
+    model_comparison.draw(results, str(path), "title")
+    assert cv2.imread(str(path)).std() > 10

@@ -1,0 +1,93 @@
+#!/usr/bin/env python3
+"""Counts multiply-adds, activations and parameters of a network, or of several side by side.
+
+    python tools/profile_model.py --flagfile=configs/cityscapes/semantic_fpn_r101.flags
+    python tools/profile_model.py --flagfile=configs/cityscapes/semantic_fpn_r101.flags \\
+        --compare=figure4 --output_dir=out/figure4
+    python tools/profile_model.py --compare=table1a
+    python tools/profile_model.py --flagfile=configs/cityscapes/panoptic_fpn_r50.flags \\
+        --compare=two_networks --measure --output_dir=out/two_networks
+
+Counted are the convolutions of the traced network for one image of --image_size: nothing is
+computed, and no data is needed. --measure runs each network as well, in a process of its own. With
+--output_dir the figures also go to profile.json and, of a comparison, a picture to profile.png.
+"""
+
+import json
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from pfpn_tf.utils import cli  # noqa: E402  (before TensorFlow)
+
+from pfpn_tf import flags  # noqa: E402
+
+
+def main():
+    args = flags.FLAGS
+    from pfpn_tf.benchmark import model_comparison, model_cost
+
+    image_hw = model_cost.parse_size(args.image_size)
+    if args.compare and args.compare not in model_comparison.COMPARISONS:
+        choices = ", ".join(model_comparison.COMPARISONS)
+        raise ValueError(f"--compare={args.compare} must be empty or one of {choices}.")
+    if min(args.num_thing_classes, args.num_semantic_classes, args.measure_repeats) < 1:
+        raise ValueError(
+            "--num_thing_classes, --num_semantic_classes and --measure_repeats must be at least 1."
+        )
+    config = flags.config_from_flags()
+    if args.output_dir:
+        flags.make_output_dir("output_dir")
+    classes = args.num_thing_classes, args.num_semantic_classes
+    print(
+        f"One image of {image_hw[0]}x{image_hw[1]}; {classes[0]} thing classes, "
+        f"{classes[1]} semantic classes.\n"
+    )
+    repeats = args.measure_repeats if args.measure else 0
+    if args.compare:
+        rows = model_comparison.COMPARISONS[args.compare](config)
+    else:
+        costs = model_cost.count(config.model, *classes, image_hw)
+        print(model_cost.table(costs) + "\n")
+        rows = [model_comparison.Row(f"{config.model.task} {config.model.backbone}", [config.model])]
+    results = model_comparison.compare(rows, *classes, image_hw, repeats)
+    if args.compare or args.measure:
+        print(model_comparison.table(results))
+    if args.output_dir:
+        content = {"image_hw": image_hw, "networks": model_comparison.as_json(results)}
+        if not args.compare:
+            content["components"] = {name: cost._asdict() for name, cost in costs.items()}
+        if args.measure:
+            from pfpn_tf.benchmark import measure
+
+            content["machine"] = measure.machine()
+        _save(content, results)
+
+
+def _save(content, results):
+    from pfpn_tf.benchmark import model_comparison
+    from pfpn_tf.utils.files import atomic_write
+
+    args = flags.FLAGS
+    with atomic_write(os.path.join(args.output_dir, "profile.json")) as f:
+        json.dump(content, f, indent=2)
+        f.write("\n")
+    if args.compare:
+        path = os.path.join(args.output_dir, "profile.png")
+        model_comparison.draw(results, path, f"One image of {args.image_size}")
+    print(f"\nWrote {args.output_dir}.")
+
+
+if __name__ == "__main__":
+    flags.define_config_flags()
+    flags.define_tool_flags(
+        "image_size",
+        "compare",
+        "measure",
+        "measure_repeats",
+        "num_thing_classes",
+        "num_semantic_classes",
+        "output_dir",
+    )
+    cli.run(main)
