@@ -1,13 +1,34 @@
-"""Evaluates the network of a run directory."""
+"""Evaluates the network of a run directory, or those of two: an instance and a semantic one."""
 
+import json
 import os
-from typing import Any, Dict, Mapping, Optional
+from typing import Any, Dict, Mapping, NamedTuple, Optional
 
 from absl import logging
 
+from pfpn_tf.config import Config
+from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.evaluation import evaluator
+from pfpn_tf.evaluation.inference import Network
+from pfpn_tf.evaluation.workers import Gatherer
 from pfpn_tf.model import panoptic_fpn
-from pfpn_tf.training import checkpoints, distribution
+from pfpn_tf.training import checkpoints, distribution, summaries
+from pfpn_tf.utils.files import atomic_write
+
+WEIGHTS = ("auto", "raw", "ema", "both")
+
+
+class _Run(NamedTuple):
+    """A run directory and what of it is evaluated.
+
+    Attributes:
+      task: "panoptic", or the branch whose part the network has.
+    """
+
+    directory: str
+    config: Config
+    info: DatasetInfo
+    task: str
 
 
 def evaluate_run(
@@ -16,6 +37,8 @@ def evaluate_run(
     settings: Optional[Mapping[str, Any]] = None,
     output_dir: str = "",
     save_predictions: bool = True,
+    weights: str = "auto",
+    metrics_json: str = "",
 ) -> Dict[str, Any]:
     """Restores a network and evaluates it on `eval_records`.
 
@@ -23,29 +46,155 @@ def evaluate_run(
       run_dir: directory of a training run, or of converted weights.
       checkpoint: empty for the newest intact one, "best", a step, or a checkpoint prefix.
       settings: settings that replace those of the run, by flag name.
-      output_dir: where metrics.json and predictions go; empty: RUN_DIR/eval/STEP.
+      output_dir: where metrics.json, report and predictions go, and TensorBoard's events in the folder
+        tensorboard; empty: RUN_DIR/eval/STEP and RUN_DIR/tensorboard/eval.
       save_predictions: whether to write predictions in COCO format.
+      weights: "raw"; "ema", the moving averages of --ema_decay; "both", which puts the files of the
+        averages into the folder ema; "auto": both if the checkpoint has averages.
+      metrics_json: where to write the result as well; empty: nowhere.
 
     Returns:
-      See `Evaluator.evaluate`; `checkpoint` is added.
+      See `Evaluator.evaluate`; `checkpoint` and `weights` are added, and with both `ema`, the metrics
+      of the averages.
 
     Raises:
       ValueError: the directory, the checkpoint, the records or a setting is not usable.
     """
-    config, info = checkpoints.load_run(run_dir)
-    config = config.replace(**dict(settings or {}))
-    if not config.data.eval_records:
+    run = _load(run_dir, settings)
+    if not run.config.data.eval_records:
         raise ValueError("The run has no evaluation records; give --eval_records.")
+    return _evaluate([run], run.config, checkpoint, output_dir, save_predictions, weights, metrics_json)
+
+
+def evaluate_two_runs(
+    instance_run_dir: str,
+    semantic_run_dir: str,
+    checkpoint: str = "",
+    settings: Optional[Mapping[str, Any]] = None,
+    output_dir: str = "",
+    save_predictions: bool = True,
+    weights: str = "auto",
+    metrics_json: str = "",
+) -> Dict[str, Any]:
+    """Fuses the instances of one network with the stuff of another (the paper's R50-FPN x 2).
+
+    Each network gets the images as its own run prepares them; of a panoptic run only one branch counts.
+    What concerns the whole (fusion, batch size, devices) is taken from the instance run.
+
+    Args:
+      instance_run_dir: run with --task=instance or panoptic.
+      semantic_run_dir: run with --task=semantic or panoptic.
+      output_dir: empty: INSTANCE_RUN_DIR/eval/STEP_with_NAME, with the name of the semantic run.
+      checkpoint, settings, save_predictions, weights, metrics_json: as `evaluate_run`, for both runs.
+
+    Raises:
+      ValueError: as `evaluate_run`, or the runs do not fit each other.
+    """
+    instance = _load(instance_run_dir, settings, "instance", "--instance_run_dir")
+    semantic = _load(semantic_run_dir, settings, "semantic", "--semantic_run_dir")
+    _check_classes(instance, semantic)
+    records = instance.config.data.eval_records or semantic.config.data.eval_records
+    if not records:
+        raise ValueError("Neither run has evaluation records; give --eval_records.")
+    config = instance.config.replace(
+        task="panoptic", semantic_targets=semantic.config.model.semantic_targets, eval_records=records
+    )
+    return _evaluate(
+        [instance, semantic], config, checkpoint, output_dir, save_predictions, weights, metrics_json
+    )
+
+
+def _load(run_dir, settings, branch="", flag="--run_dir"):
+    try:
+        config, info = checkpoints.load_run(run_dir)
+    except ValueError as error:
+        raise ValueError(str(error).replace("--run_dir=", f"{flag}=", 1)) from None
+    task = config.model.task
+    if branch and task not in (branch, "panoptic"):
+        raise ValueError(f"{flag}={run_dir} is a run with --task={task}; it must be {branch} or panoptic.")
+    config = config.replace(**dict(settings or {}))
+    return _Run(run_dir, config, info, branch or config.model.task)
+
+
+def _check_classes(instance, semantic):
+    if instance.info.same_classes(semantic.info):
+        return
+    ours, theirs = ([c[:3] for c in run.info.categories] for run in (instance, semantic))
+    pairs = [pair for pair in zip(ours, theirs) if pair[0] != pair[1]]
+    words = [f"id {c[0]} {c[1]} ({'thing' if c[2] else 'stuff'})" for c in (pairs[0] if pairs else ())]
+    first = f"the first difference is {words[0]} against {words[1]}" if pairs else "the rest is alike"
+    raise ValueError(
+        f"--instance_run_dir={instance.directory} and --semantic_run_dir={semantic.directory} were trained on "
+        f"different classes ({len(ours)} and {len(theirs)} categories; {first}). Give two runs on the same dataset."
+    )
+
+
+def _evaluate(runs, config, checkpoint, output_dir, save_predictions, weights, metrics_json):
+    if weights not in WEIGHTS:
+        raise ValueError(f"--eval_weights={weights} must be one of {', '.join(WEIGHTS)}.")
     distribution.set_up_runtime(config)
     strategy = distribution.build_strategy(config.train.distribution)
-    with strategy.scope():
-        model = panoptic_fpn.build_model(
-            config.model, info.num_thing_classes, info.num_semantic_classes(config.model.semantic_targets)
-        )
-    prefix = checkpoints.restore_for_inference(model, run_dir, checkpoint or None)
-    logging.info("Evaluating %s on %s.", prefix, config.data.eval_records)
-    output_dir = output_dir or os.path.join(run_dir, "eval", str(checkpoints.step_of(prefix)))
-    runner = evaluator.Evaluator(config, info, model, strategy)
-    metrics = {"checkpoint": prefix, **runner.evaluate(output_dir, save_predictions=save_predictions)}
+    networks = [_build(run, strategy) for run in runs]
+    gather = Gatherer(strategy)
+    with distribution.losing_workers(gather.workers):
+        # The first worker's choice: another one could find a newer checkpoint.
+        prefixes = gather([checkpoints.find_checkpoint(run.directory, checkpoint or None) for run in runs])[0]
+        step = checkpoints.step_of(prefixes[0])
+        output_dir, events_dir = _directories(runs, step, output_dir)
+        runner = evaluator.Evaluator(config, runs[0].info, networks[0].model, strategy, *networks[1:])
+        metrics = {}
+        for kind in _kinds(prefixes, weights):
+            for run, network, prefix in zip(runs, networks, prefixes):
+                checkpoints.restore_for_inference(network.model, run.directory, prefix, averages=kind == "ema")
+            names = " and ".join(prefixes)
+            logging.info(
+                "Evaluating %s%s on %s.", "the averages in " * (kind == "ema"), names, config.data.eval_records
+            )
+            beside = "ema" if metrics else ""
+            found = runner.evaluate(os.path.join(output_dir, beside), save_predictions=save_predictions)
+            found = {"checkpoint": names, "weights": kind, **found}
+            if gather.workers.is_chief:
+                summaries.write_evaluation(
+                    os.path.join(events_dir, beside), found, runner.class_table(found), runner.pictures(), step
+                )
+            if beside:
+                metrics["ema"] = found
+            else:
+                metrics = found
+    if gather.workers.is_chief:
+        for path in filter(None, (os.path.join(output_dir, evaluator.METRICS), metrics_json)):
+            with atomic_write(path) as f:
+                json.dump(metrics, f, indent=2)
+                f.write("\n")
     logging.info("Metrics%s are in %s.", " and predictions" if save_predictions else "", output_dir)
     return metrics
+
+
+def _build(run, strategy):
+    config = run.config.replace(task=run.task)
+    with strategy.scope():
+        model = panoptic_fpn.build_model(
+            config.model,
+            run.info.num_thing_classes,
+            run.info.num_semantic_classes(config.model.semantic_targets),
+        )
+    return Network(config, model)
+
+
+def _kinds(prefixes, weights):
+    """Which weights to evaluate, in order."""
+    if weights == "auto":
+        weights = "both" if all(checkpoints.has_averages(prefix) for prefix in prefixes) else "raw"
+    return ["raw", "ema"] if weights == "both" else [weights]
+
+
+def _directories(runs, step, output_dir):
+    """Where results and TensorBoard's events go."""
+    if output_dir:
+        return output_dir, os.path.join(output_dir, summaries.TENSORBOARD)
+    name, events = str(step), "eval"
+    if len(runs) > 1:
+        other = "_with_" + os.path.basename(os.path.normpath(runs[1].directory))
+        name, events = name + other, events + other
+    directory = runs[0].directory
+    return os.path.join(directory, "eval", name), os.path.join(directory, summaries.TENSORBOARD, events)

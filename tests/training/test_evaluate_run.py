@@ -1,0 +1,129 @@
+"""Evaluating run directories: one, its moving averages, and two halves of one."""
+
+import json
+
+import pytest
+import tensorflow as tf
+
+from pfpn_tf.data.categories import DatasetInfo
+from pfpn_tf.model import panoptic_fpn
+from pfpn_tf.training import checkpoints, evaluate_run as evaluate_run_lib
+from pfpn_tf.training.evaluate_run import evaluate_run, evaluate_two_runs
+
+
+@pytest.fixture
+def config(tiny_config):
+    """A network that has learnt nothing finds nothing sure."""
+    return tiny_config.replace(score_threshold=0.01, fusion_score_threshold=0.0, ema_decay=0.9)
+
+
+@pytest.fixture
+def info(tiny_records):
+    return DatasetInfo.load(tiny_records / "dataset_info.json")
+
+
+def build(config, info):
+    return panoptic_fpn.build_model(
+        config.model, info.num_thing_classes, info.num_semantic_classes(config.model.semantic_targets)
+    )
+
+
+@pytest.fixture
+def run_dir(config, info, tmp_path):
+    """A run of a panoptic network whose checkpoint also holds averages: half of every weight."""
+    model = build(config, info)
+    for variable in model.trainable_variables:  # random biases, too
+        variable.assign_add(tf.random.normal(variable.shape, stddev=0.02))
+    path = str(tmp_path / "panoptic")
+    checkpoints.save_weights(model, config, info, path)
+    averages = {
+        name: tf.Variable(v / 2) for name, v in checkpoints.model_variables(model).items() if v.dtype.is_floating
+    }
+    checkpoints.RunCheckpoints(path, keep=2, model=model, averages=averages).save(7)
+    return path
+
+
+def half_of(run_dir, config, info, task, **settings):
+    """A run directory with only one branch of the network."""
+    config = config.replace(task=task, **settings)
+    model = build(config, info)
+    checkpoints.restore_for_inference(model, run_dir)
+    checkpoints.save_weights(model, config, info, f"{run_dir}_{task}")
+    return f"{run_dir}_{task}"
+
+
+def without_times(metrics):
+    return {k: v for k, v in metrics.items() if k not in ("seconds", "checkpoint", "ema")}
+
+
+def events(folder):
+    """Tags in TensorBoard's events of a folder."""
+    tags = {}
+    for path in sorted(folder.glob("events*")):
+        for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+            event = tf.compat.v1.Event.FromString(record)
+            tags.update({value.tag: event.step for value in event.summary.value})
+    return tags
+
+
+def test_two_halves_are_the_whole_network(run_dir, config, info, tmp_path):
+    whole = evaluate_run(run_dir, weights="raw", output_dir=str(tmp_path / "whole"))
+    halves = [half_of(run_dir, config, info, task) for task in ("instance", "semantic")]
+    both = evaluate_two_runs(*halves, output_dir=str(tmp_path / "both"))
+    assert without_times(both) == without_times(whole)
+    assert whole["panoptic"]["All"]["n"] and whole["segm"]["AR"] >= 0
+    files = {p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").rglob("*.png")}
+    files |= {p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").glob("[pi]*.json")}
+    assert len(files) == 5  # two maps, the confusion, two lists
+    for name in files:
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "both" / name).read_bytes()
+
+    # Instances still at 64 pixels, semantic labels at 96 and with another mean: each as its run says.
+    own = {"eval_min_side": 96, "eval_max_side": 128, "pixel_mean": (100.0, 110.0, 120.0)}
+    semantic = half_of(run_dir, config, info, "semantic", **own)
+    mixed = evaluate_two_runs(halves[0], semantic, output_dir=str(tmp_path / "mixed"), save_predictions=False)
+    alone = evaluate_run(semantic, output_dir=str(tmp_path / "alone"))
+    assert mixed["bbox"] == whole["bbox"] and mixed["segm"] == whole["segm"]
+    assert mixed["semantic_branch"] == alone["semantic_branch"] != whole["semantic_branch"]
+
+
+def test_weights_and_their_averages(run_dir, tmp_path):
+    both = evaluate_run(run_dir, metrics_json=str(tmp_path / "m.json"))
+    folder = tmp_path / "panoptic/eval/7"
+    assert both["weights"] == "raw" and both["ema"]["weights"] == "ema"
+    averaged = evaluate_run(run_dir, weights="ema", output_dir=str(tmp_path / "averaged"))
+    assert without_times(averaged) == without_times(both["ema"])
+    assert averaged["semantic_branch"] != both["semantic_branch"]
+    for path in (tmp_path / "m.json", folder / "metrics.json"):
+        assert json.loads(path.read_text()) == both
+    for name in ("report.html", "panoptic.json", "ema/report.html", "ema/panoptic.json"):
+        assert (folder / name).exists()
+    tags = events(tmp_path / "panoptic/tensorboard/eval")
+    expected = {"eval/PQ", "eval/mIoU", "eval/table", "eval/classes", "eval/confusion", "eval/worst/0", "eval/best/0"}
+    assert expected <= tags.keys()
+    assert tags["eval/PQ"] == 7
+    assert "eval/PQ" in events(tmp_path / "panoptic/tensorboard/eval/ema")
+
+
+def test_no_averages_to_evaluate(run_dir):
+    assert evaluate_run_lib._kinds([checkpoints.find_checkpoint(run_dir, "0")], "auto") == ["raw"]
+    with pytest.raises(ValueError, match="no moving averages"):
+        evaluate_run(run_dir, "0", weights="ema")
+    with pytest.raises(ValueError, match="--eval_weights=mean must be one of auto, raw, ema, both"):
+        evaluate_run(run_dir, weights="mean")
+
+
+def test_runs_that_do_not_fit(run_dir, config, info, monkeypatch):
+    monkeypatch.setattr(evaluate_run_lib, "_evaluate", lambda *args: pytest.fail("was evaluated"))
+    instance = half_of(run_dir, config, info, "instance")
+    with pytest.raises(ValueError, match="--semantic_run_dir=.*--task=instance; it must be semantic or panoptic"):
+        evaluate_two_runs(instance, instance)
+    with pytest.raises(ValueError, match="--semantic_run_dir=nowhere is not a run directory"):
+        evaluate_two_runs(instance, "nowhere")
+    others = info.coco_categories()
+    others[1]["name"] = "zebra"
+    checkpoints.save_weights(
+        build(config, info), config, DatasetInfo.from_coco_categories(others), run_dir + "_other"
+    )
+    with pytest.raises(ValueError, match=r"different classes .* against id \d+ zebra"):
+        evaluate_two_runs(instance, run_dir + "_other")
