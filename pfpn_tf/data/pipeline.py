@@ -113,14 +113,17 @@ def _training_loader(config, info):
         geometry = augment.draw_geometry(
             tf.shape(image)[:2], example["resize_hw"], example["content_hw"], data.random_flip, geometry_seed
         )
+        categories = tf.io.decode_png(record["image/segmentation/class/encoded"], channels=1)[..., 0]
+        semantic = tf.gather(to_semantic, tf.cast(categories, tf.int32))  # [H, W]
+        if data.crop_bootstrap:
+            bootstrap_seed = tf.random.fold_in(geometry_seed, 1)
+            geometry = augment.bootstrap_crop(geometry, semantic, VOID, data.crop_bootstrap, bootstrap_seed)
 
         image = augment.transform_image(image, geometry)
         if data.color_jitter:
             image = augment.jitter_color(image, color_seed)
         image = preprocess.normalize(image, data.pixel_mean, data.pixel_std)
 
-        categories = tf.io.decode_png(record["image/segmentation/class/encoded"], channels=1)[..., 0]
-        semantic = tf.gather(to_semantic, tf.cast(categories, tf.int32))  # [H, W]
         semantic = augment.transform_labels(semantic, geometry, padded_hw, VOID)
 
         boxes, class_ids, masks = _instances(record, info, data.max_instances)

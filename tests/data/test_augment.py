@@ -86,3 +86,46 @@ def test_color_jitter_stays_in_range_and_follows_its_seed():
         assert out.min() >= 0 and out.max() <= 255 and out.dtype == np.float32
     np.testing.assert_array_equal(outs[0], augment.jitter_color(image, (1, 0)))
     assert np.abs(outs[0] - outs[1]).mean() > 1
+
+
+@pytest.mark.parametrize("scale", [1, 2, 0.5])
+def test_a_bootstrapped_crop_holds_a_class_that_is_rare(maybe_graph, scale):
+    """One class covers the image but for 8x8 pixels in a corner; the crop is a sixteenth of it."""
+    labels = np.full((64, 96), 7, np.uint8)
+    labels[:8, 88:] = 3
+    labels[40:, :50] = 255  # void is no class
+    resized = int(64 * scale), int(96 * scale)
+    content = resized[0] // 4, resized[1] // 4
+    run = maybe_graph(lambda g, share, seed: augment.bootstrap_crop(g, labels, 255, share, seed))
+
+    def crops(share):
+        for i in range(40):
+            g = geometry((64, 96), resized, (0, 0), content, False)
+            g = run(g, tf.constant(share), tf.constant([5, i]))
+            top, left = g.offset.numpy()
+            assert 0 <= top <= resized[0] - content[0] and 0 <= left <= resized[1] - content[1]
+            yield augment.transform_labels(tf.constant(labels[None]), g, tf.constant(content), 255).numpy()
+
+    with_rare = [(crop == 3).any() for crop in crops(1.0)]
+    assert 10 <= sum(with_rare) <= 36  # half of the classes; some crops around the other hold it, too
+    moved = [crop.shape for crop in crops(0.0) if (crop == 3).any()]
+    assert not moved  # a share of 0 leaves the crop at the top left
+
+
+def test_a_bootstrapped_crop_of_void_stays_where_it_is():
+    labels = np.full((8, 8), 255, np.uint8)
+    g = geometry((8, 8), (8, 8), (2, 3), (4, 4), True)
+    moved = augment.bootstrap_crop(g, tf.constant(labels), 255, 1.0, (1, 2))
+    assert moved.offset.numpy().tolist() == [2, 3] and bool(moved.flip)
+
+
+def test_bootstrapping_draws_every_crop_that_holds_the_pixel():
+    """The only labelled pixel is (4, 4) of 8x8; 3x3 crops that hold it begin at 2..4."""
+    labels = np.full((8, 8), 255, np.uint8)
+    labels[4, 4] = 1
+    g = geometry((8, 8), (8, 8), (0, 0), (3, 3), False)
+    offsets = {
+        tuple(augment.bootstrap_crop(g, tf.constant(labels), 255, 1.0, (0, i)).offset.numpy())
+        for i in range(120)
+    }
+    assert offsets == {(top, left) for top in (2, 3, 4) for left in (2, 3, 4)}
