@@ -303,9 +303,9 @@ class PredictionWriter:
             f.write(png.tobytes())
 
     def move_semantic(self, directory: str) -> None:
-        """Takes over the semantic maps that another writer has left in `directory`."""
+        """Takes over the semantic maps that another writer has left in `directory`, if it had any image."""
         os.makedirs(self.semantic_dir, exist_ok=True)
-        for name in os.listdir(directory):
+        for name in os.listdir(directory) if os.path.isdir(directory) else ():
             os.replace(os.path.join(directory, name), os.path.join(self.semantic_dir, name))
 
     def _file_name(self, image_id):

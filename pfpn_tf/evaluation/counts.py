@@ -3,7 +3,7 @@
 Shapes: h, w original size · C classes.
 """
 
-from typing import Any, Dict, List, NamedTuple
+from typing import Any, Dict, List, NamedTuple, Optional
 
 import cv2
 import numpy as np
@@ -24,14 +24,14 @@ class ImageTruth(NamedTuple):
     Attributes:
       image_id: number or string, as in the dataset's JSON.
       hw: original (height, width).
-      panoptic_ids: [h, w] uint32.
+      panoptic_ids: [h, w] uint32; None for an image without annotations.
       segments: COCO segments_info.
       annotations: COCO instance annotations, crowds included.
     """
 
     image_id: Any
     hw: tuple
-    panoptic_ids: np.ndarray
+    panoptic_ids: Optional[np.ndarray]
     segments: List[dict]
     annotations: List[dict]
 
@@ -73,20 +73,23 @@ def read_truth(example: Dict[str, np.ndarray], string_ids: bool) -> ImageTruth:
                 "segmentation": mask_utils.encode(np.asfortranarray(mask > 0, np.uint8)),
             }
         )
-    name = f"Image {image_id}: panoptic PNG of the record"
-    return ImageTruth(
-        image_id,
-        tuple(int(side) for side in example["original_hw"]),
-        coco_format.decode_panoptic_png(example["panoptic_png"], name),
-        segments,
-        annotations,
-    )
+    panoptic_ids = None
+    if example["panoptic_png"]:
+        name = f"Image {image_id}: panoptic PNG of the record"
+        panoptic_ids = coco_format.decode_panoptic_png(example["panoptic_png"], name)
+    hw = tuple(int(side) for side in example["original_hw"])
+    return ImageTruth(image_id, hw, panoptic_ids, segments, annotations)
 
 
 class Counts:
-    """The accumulators of one evaluation."""
+    """The accumulators of one evaluation.
+
+    Attributes:
+      num_scored, num_unannotated: images with and without ground truth.
+    """
 
     def __init__(self, model_config, info):
+        self.num_scored = self.num_unannotated = 0
         self._info = info
         self._categories = info.coco_categories()
         has_semantics = model_config.task in ("panoptic", "semantic")
@@ -122,19 +125,25 @@ class Counts:
         """Adds one image, and writes its predictions if there is a writer.
 
         Returns:
-          (`ImageCounts`, predicted segments_info), or (None, None) without panoptic maps.
+          (`ImageCounts`, predicted segments_info); None for either without panoptic maps, for the counts without ground truth.
         """
         height, width = truth.hw
+        scored = truth.panoptic_ids is not None
+        self.num_scored += scored
+        self.num_unannotated += not scored
         image_counts = segments = None
         if self._quality:
             ids = outputs.panoptic.panoptic_ids[:height, :width].astype(np.uint32)
             segments = segments_info(outputs.panoptic)
-            found = overlaps(truth.panoptic_ids, ids)
-            image_counts = self._quality.update(found, truth.segments, segments, f"Image {truth.image_id}")
-            self._maps.update(found, truth.segments, segments)
+            if scored:
+                found = overlaps(truth.panoptic_ids, ids)
+                image_counts = self._quality.update(found, truth.segments, segments, f"Image {truth.image_id}")
+                self._maps.update(found, truth.segments, segments)
             if writer:
                 writer.add_panoptic(truth.image_id, ids, segments)
-        if self._branch:
+        if self._branch and writer:
+            writer.add_semantic(truth.image_id, outputs.labels[:height, :width])
+        if self._branch and scored:
             labels = outputs.labels[:height, :width].astype(np.uint32) + 1  # 0 would be void
             gt = [{"id": s["id"], "category_id": self._class_of[s["category_id"]]} for s in truth.segments]
             pred = [{"id": i + 1, "category_id": name} for i, name in enumerate(self._branch_classes)]
@@ -149,7 +158,7 @@ class Counts:
                 found.masks,
             )
             image = {"id": truth.image_id, "height": height, "width": width}
-            for precision in self._precision.values():
+            for precision in self._precision.values() if scored else ():
                 precision.update(image, truth.annotations, results)
             if writer:
                 writer.add_instances(results)
@@ -157,6 +166,8 @@ class Counts:
 
     def merge(self, other: "Counts") -> None:
         """Adds the images of another accumulator of the same network."""
+        self.num_scored += other.num_scored
+        self.num_unannotated += other.num_unannotated
         for mine, its in zip(self._accumulators(), other._accumulators()):
             mine.merge(its)
 
@@ -167,10 +178,14 @@ class Counts:
     def result(self) -> Dict[str, Any]:
         """The metrics, as `Evaluator.evaluate` has them."""
         metrics = {"notes": []}
+        if self.num_unannotated:
+            metrics["notes"].append(f"{self.num_unannotated} images have no ground truth and were only predicted.")
+            if not self.num_scored:
+                return metrics
         if self._quality:
             metrics["panoptic"] = self._quality.result()
             metrics["semantic"] = self._maps.result()
-            metrics["notes"] = score_files.notes(metrics["panoptic"])
+            metrics["notes"] += score_files.notes(metrics["panoptic"])
         if self._branch:
             metrics["semantic_branch"] = self._branch.result()
         for kind, precision in self._precision.items():

@@ -30,8 +30,6 @@ from pfpn_tf.evaluation.inference import Inference, Input, Network
 from pfpn_tf.utils.files import atomic_write
 
 METRICS = "metrics.json"
-REPORT = "report.html"
-CONFUSION = "confusion.png"
 _MAX_WAITING = 2  # Batches computed but not yet counted; bounds memory.
 
 
@@ -141,9 +139,13 @@ class Evaluator:
 
     def pictures(self) -> Dict[str, np.ndarray]:
         """Of the last evaluation: confusion, worst/0, ..., best/0, ..., [h, w, 3] uint8; none without panoptic maps."""
-        if self.findings.gallery is None:
+        if not self._has_pictures:
             return {}
         return {"confusion": self._confusion_picture(), **self.findings.gallery.pictures()}
+
+    @property
+    def _has_pictures(self):
+        return self.findings.gallery is not None and self.findings.counts.num_scored > 0
 
     def _confusion_picture(self):
         return confusion.draw(self.findings.counts.confusion, html_report.confusion_names(self._info))
@@ -162,11 +164,13 @@ class Evaluator:
                     truth = read_truth(example, self._string_ids)
                     found.image_ids.append(truth.image_id)
                     image_counts, segments = counts.add(outputs, truth, example["image_hw"], writer)
-                    if found.gallery:
+                    if found.gallery and image_counts:
                         ids = outputs.panoptic.panoptic_ids[: truth.hw[0], : truth.hw[1]]
                         gt, pred = (truth.panoptic_ids, truth.segments), (ids, segments)
-                        name = f"Image {truth.image_id}"
-                        found.gallery.add(position, name, image_counts, lambda: self._photo(example), gt, pred)
+                        tally = html_report.Tally.of(image_counts)
+                        found.gallery.add(
+                            position, f"Image {truth.image_id}", tally, lambda: (self._photo(example), gt, pred)
+                        )
 
                 self._run(num_images, consume, keep_images=with_gallery)
         except ValueError as error:
@@ -178,12 +182,16 @@ class Evaluator:
     def _writer(self, directory):
         if directory is None:
             return contextlib.nullcontext()
-        task = self._config.model.task
+        task, targets = self._config.model.task, self._config.model.semantic_targets
+        category_ids = self._info.semantic_category_ids(targets).tolist()
+        if targets == "other":
+            category_ids[0] = None  # Any thing.
         return coco_format.PredictionWriter(
             directory,
             self._info.coco_categories(),
             panoptic=task == "panoptic",
             instances=task in ("panoptic", "instance"),
+            semantic_category_ids=category_ids if task in ("panoptic", "semantic") else None,
         )
 
     def _merge_predictions(self, output_dir, num_images, image_ids):
@@ -197,11 +205,10 @@ class Evaluator:
         with atomic_write(os.path.join(output_dir, METRICS)) as f:
             json.dump(metrics, f, indent=2)
             f.write("\n")
-        if self.findings.gallery:
-            path = os.path.join(output_dir, REPORT)
-            html_report.write(path, metrics, self._info, self.findings.gallery, self.findings.counts.confusion)
-            with atomic_write(os.path.join(output_dir, CONFUSION), "wb") as f:
-                f.write(cv2.imencode(".png", self._confusion_picture()[..., ::-1])[1].tobytes())
+        if self._has_pictures:
+            html_report.write(
+                output_dir, metrics, self._info, self.findings.gallery, self.findings.counts.confusion
+            )
 
     def _photo(self, example):
         """The image as the network saw it, at original size: [h, w, 3] uint8."""

@@ -136,6 +136,8 @@ def merge_predictions(
             writer.move_panoptic(next(panoptic[worker]), os.path.join(parts[worker], "panoptic"))
         if writer.instances_json:
             writer.add_instances(list(instances[worker].while_image(image_id)))
+    for part in parts if writer.semantic_dir else ():
+        writer.move_semantic(os.path.join(part, "semantic"))
     for entries in [*panoptic, *instances]:
         entries.close()
     shutil.rmtree(os.path.join(output_dir, _PARTS))

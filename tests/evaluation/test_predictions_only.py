@@ -1,0 +1,77 @@
+"""Images without ground truth are predicted like any other; and the semantic maps that are written are the branch's own."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from pfpn_tf.data import coco_panoptic, convert
+from pfpn_tf.evaluation import coco_submission, report
+from pfpn_tf.evaluation.evaluator import Evaluator
+from pfpn_tf.evaluation.panoptic_quality import overlaps
+from pfpn_tf.evaluation.semantic_iou import SemanticIoU
+from tests.evaluation import oracle
+from tests.reference.panoptic_quality import read_ids
+
+NUM_IMAGES = 3
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """Drawn scenes, and the first of them once more without annotations, as split test-dev."""
+    folder = tmp_path_factory.mktemp("scenes")
+    oracle.make_scenes(folder)
+    images = json.loads((folder / "annotations/panoptic_val.json").read_text())["images"]
+    (folder / "image_info.json").write_text(json.dumps({"images": images[:NUM_IMAGES]}))
+    unannotated = coco_panoptic.CocoImages(folder / "image_info.json", folder / "val", oracle.info_of(folder))
+    convert.convert(unannotated, str(folder / "records"), "test-dev", num_workers=1)
+    return folder
+
+
+def evaluate(dataset, output_dir, split="val", **settings):
+    config, info = oracle.config_of(dataset, **settings), oracle.info_of(dataset)
+    model = oracle.Oracle(config, info, oracle.Oracle.notes(config, info))
+    config = config.replace(eval_records=str(dataset / f"records/{split}-*"))
+    return Evaluator(config, info, model).evaluate(str(output_dir), max_images=NUM_IMAGES)
+
+
+def test_predictions_do_not_depend_on_ground_truth(dataset, tmp_path):
+    scored = evaluate(dataset, tmp_path / "val")
+    metrics = evaluate(dataset, tmp_path / "test", "test-dev")
+    assert set(metrics) == {"notes", "num_images", "seconds"}
+    assert metrics["notes"] == ["3 images have no ground truth and were only predicted."]
+    assert "only predicted" in report.table(metrics) and report.flat_scalars(metrics) == {}
+    assert scored["notes"] == [] and "panoptic" in scored
+    files = {p.relative_to(tmp_path / "test") for p in (tmp_path / "test").rglob("*") if p.is_file()}
+    assert len([p for p in files if p.suffix == ".png"]) == 2 * NUM_IMAGES
+    for path in files - {p for p in files if p.name == "metrics.json"}:
+        assert (tmp_path / "test" / path).read_bytes() == (tmp_path / "val" / path).read_bytes()
+    assert len(coco_submission.write(str(tmp_path / "test"), "test-dev", "oracle")) == 2
+
+
+def read_semantic(folder, image_id):
+    pixels = cv2.imread(str(folder / f"semantic/{image_id:012d}.png"), cv2.IMREAD_UNCHANGED)
+    assert pixels.dtype == np.uint8 and pixels.ndim == 2
+    return pixels.astype(np.uint32)
+
+
+def test_semantic_maps_are_the_branch_s(dataset, tmp_path):
+    """Their overlap with the ground truth gives the branch's IoU, class by class."""
+    metrics = evaluate(dataset, tmp_path, task="semantic", semantic_targets="all")
+    category_ids = [c.id for c in oracle.info_of(dataset).categories]
+    iou = SemanticIoU(category_ids)
+    annotations = json.loads((dataset / "annotations/panoptic_val.json").read_text())["annotations"]
+    for annotation in annotations[:NUM_IMAGES]:
+        gt_ids = read_ids(dataset / "annotations/panoptic_val" / annotation["file_name"])
+        found = overlaps(gt_ids, read_semantic(tmp_path, annotation["image_id"]))
+        iou.update(found, annotation["segments_info"], [{"id": i, "category_id": i} for i in category_ids])
+    assert iou.result()["iou"] == metrics["semantic_branch"]["iou"]
+
+
+def test_things_as_one_class_have_no_category(dataset, tmp_path):
+    evaluate(dataset, tmp_path)
+    image_ids = [a["image_id"] for a in json.loads((tmp_path / "panoptic.json").read_text())["annotations"]]
+    found = set().union(*(np.unique(read_semantic(tmp_path, i)).tolist() for i in image_ids))
+    assert 255 in found and len(found) > 1
+    assert found - {255} <= {c.id for c in oracle.info_of(dataset).stuff}
