@@ -2,6 +2,7 @@
 """Evaluates a trained network, or scores prediction files without one.
 
     python tools/eval.py --run_dir=runs/r50
+    python tools/eval.py --instance_run_dir=runs/mask_rcnn --semantic_run_dir=runs/semantic_fpn
     python tools/eval.py --gt_panoptic_json=gt.json --gt_panoptic_dir=gt \\
         --pred_panoptic_json=pred.json --pred_panoptic_dir=pred --semantic --metrics_json=m.json
     python tools/eval.py --gt_instances_json=instances.json --pred_instances_json=results.json
@@ -9,8 +10,10 @@
         --pred_instances_json=results.json
 
 With --run_dir the settings are those of the run; any setting can be given on top, say
---eval_records. Files and tables go to RUN_DIR/eval/STEP or --output_dir. Exit codes: 0 done,
-2 unusable settings or files.
+--eval_records, --max_images or --semantic_flip. Predictions, metrics.json, report.html and
+confusion.png go to RUN_DIR/eval/STEP or --output_dir, TensorBoard's events to
+RUN_DIR/tensorboard/eval. With files --output_dir gets the report, with the photos of --image_dir.
+Exit codes: 0 done, 2 unusable settings or files.
 """
 
 import json
@@ -33,37 +36,52 @@ INSTANCE_FILES = ("gt_instances_json", "pred_instances_json")
 
 
 def main():
-    score_files = any(getattr(FLAGS, name) for name in PANOPTIC_FILES + INSTANCE_FILES)
-    if score_files == bool(FLAGS.run_dir):
+    modes = {
+        "run": bool(FLAGS.run_dir),
+        "two runs": bool(FLAGS.instance_run_dir or FLAGS.semantic_run_dir),
+        "files": any(getattr(FLAGS, name) for name in PANOPTIC_FILES + INSTANCE_FILES),
+    }
+    if sum(modes.values()) != 1:
         raise ValueError(
-            "Give --run_dir to evaluate a network, or --gt_panoptic_json and --pred_panoptic_json "
-            "(or --gt_instances_json and --pred_instances_json) to score files."
+            "Give --run_dir to evaluate a network, or --instance_run_dir and --semantic_run_dir to fuse "
+            "two, or --gt_panoptic_json and --pred_panoptic_json (or --gt_instances_json and "
+            "--pred_instances_json) to score files; one of the three."
         )
-    if score_files:
-        metrics = _score_files()
+    if modes["files"]:
+        metrics, categories = _score_files()
     else:
-        from pfpn_tf.training.evaluate_run import evaluate_run
-
-        metrics = evaluate_run(
-            FLAGS.run_dir,
-            checkpoint=FLAGS.checkpoint,
-            settings=flags_lib.given_settings(),
-            output_dir=FLAGS.output_dir,
-            save_predictions=FLAGS.save_predictions,
-        )
+        metrics, categories = _evaluate_runs()
+    if FLAGS.per_class and categories:
+        print(report.class_table(metrics, categories), end="\n\n")
     print(report.table(metrics))
     print()
     print(report.copy_paste_line(metrics))
-    if FLAGS.metrics_json:
-        with atomic_write(FLAGS.metrics_json) as f:
-            json.dump(metrics, f, indent=2)
-            f.write("\n")
+
+
+def _evaluate_runs():
+    from pfpn_tf.training import checkpoints, evaluate_run
+
+    options = {
+        "checkpoint": FLAGS.checkpoint,
+        "settings": flags_lib.given_settings(),
+        "output_dir": FLAGS.output_dir,
+        "save_predictions": FLAGS.save_predictions,
+        "weights": FLAGS.eval_weights,
+        "metrics_json": FLAGS.metrics_json,
+    }
+    if FLAGS.run_dir:
+        metrics = evaluate_run.evaluate_run(FLAGS.run_dir, **options)
+    else:
+        flags_lib.check_given(("instance_run_dir", "semantic_run_dir"))
+        metrics = evaluate_run.evaluate_two_runs(FLAGS.instance_run_dir, FLAGS.semantic_run_dir, **options)
+    _, info = checkpoints.load_run(FLAGS.run_dir or FLAGS.instance_run_dir)
+    return metrics, info.coco_categories()
 
 
 def _score_files():
-    from pfpn_tf.evaluation import score_files
+    from pfpn_tf.evaluation import coco_format, score_files
 
-    metrics = {}
+    metrics, categories = {}, []
     # With Cityscapes' ground truth, that in COCO format is not needed.
     if FLAGS.gt_panoptic_json or (FLAGS.pred_panoptic_json and not FLAGS.cityscapes_gt_dir):
         flags_lib.check_files(PANOPTIC_FILES)
@@ -75,12 +93,18 @@ def _score_files():
             semantic=FLAGS.semantic,
             num_processes=FLAGS.num_processes,
             show_progress=True,
+            max_images=FLAGS.max_images,
+            output_dir=FLAGS.output_dir,
+            image_dir=FLAGS.image_dir,
         )
+        categories = coco_format.load_json(FLAGS.gt_panoptic_json, "")["categories"]
     if FLAGS.gt_instances_json or (FLAGS.pred_instances_json and not FLAGS.cityscapes_gt_dir):
         flags_lib.check_files(INSTANCE_FILES)
         metrics.update(
             score_files.score_instances(FLAGS.gt_instances_json, FLAGS.pred_instances_json)
         )
+        things = coco_format.load_json(FLAGS.gt_instances_json, "")["categories"]
+        categories = categories or [{"isthing": 1, **category} for category in things]
     if FLAGS.cityscapes_gt_dir:
         from pfpn_tf.evaluation import cityscapes
 
@@ -92,22 +116,31 @@ def _score_files():
             categories_json=FLAGS.gt_panoptic_json or FLAGS.pred_panoptic_json,
             output_dir=FLAGS.output_dir,
         )
-    return metrics
+    if FLAGS.metrics_json:
+        with atomic_write(FLAGS.metrics_json) as f:
+            json.dump(metrics, f, indent=2)
+            f.write("\n")
+    return metrics, categories
 
 
 if __name__ == "__main__":
     flags_lib.define_config_flags()
     flags_lib.define_tool_flags(
         "run_dir",
+        "instance_run_dir",
+        "semantic_run_dir",
         "checkpoint",
+        "eval_weights",
         "output_dir",
         "save_predictions",
+        "per_class",
         "gt_panoptic_json",
         "gt_panoptic_dir",
         "pred_panoptic_json",
         "pred_panoptic_dir",
         "gt_instances_json",
         "pred_instances_json",
+        "image_dir",
         "semantic",
         "cityscapes_gt_dir",
         "metrics_json",

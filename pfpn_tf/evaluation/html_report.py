@@ -6,6 +6,7 @@ ground truth beside prediction. Pictures are inside the page, so it can be moved
 
 import base64
 import html
+import os
 from typing import Any, Callable, Dict, List, NamedTuple, Sequence
 
 import cv2
@@ -18,6 +19,8 @@ from pfpn_tf.evaluation.panoptic_quality import ImageCounts
 from pfpn_tf.utils import visualize
 from pfpn_tf.utils.files import atomic_write
 
+REPORT = "report.html"
+CONFUSION = "confusion.png"
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; margin: 2em auto; max-width: 1200px; padding: 0 1em }
 h1, h2 { font-weight: 600 } pre { background: #f5f5f5; padding: 1em; overflow-x: auto }
@@ -36,6 +39,20 @@ class _Picture(NamedTuple):
     jpeg: bytes
 
 
+class Tally(NamedTuple):
+    """Segments of an image: matched, false and missed ones, and the sum of the matches' IoU."""
+
+    tp: int
+    fp: int
+    fn: int
+    iou_sum: float
+
+    @classmethod
+    def of(cls, counts: ImageCounts) -> "Tally":
+        iou_sum = sum(iou for _, iou, _, _ in counts.matches)
+        return cls(len(counts.matches), len(counts.false_positives), len(counts.false_negatives), iou_sum)
+
+
 class Gallery:
     """The images with the lowest and the highest PQ, drawn; holds no more than it shows.
 
@@ -50,32 +67,25 @@ class Gallery:
         self.worst: List[_Picture] = []
         self.best: List[_Picture] = []
 
-    def add(
-        self,
-        position: int,
-        name: str,
-        counts: ImageCounts,
-        photo: Callable[[], np.ndarray],
-        gt: Sequence,
-        pred: Sequence,
-    ) -> None:
+    def add(self, position: int, name: str, tally: Tally, read: Callable[[], tuple]) -> None:
         """Draws the image if it belongs to either end so far.
 
         Args:
           position: of the image in the split.
           name: for the caption.
-          counts: of this image.
-          photo: gives [h, w, 3] uint8; called only to draw.
-          gt, pred: ([h, w] ids, segments_info).
+          tally: of this image.
+          read: gives photo, ground truth and prediction; called only to draw. The photo is [h, w, 3] uint8, the others
+            ([h, w] ids, segments_info).
         """
-        tp, fp, fn = len(counts.matches), len(counts.false_positives), len(counts.false_negatives)
-        if not tp + fp + fn:
+        if not tally.tp + tally.fp + tally.fn:
             return
-        score = sum(iou for _, iou, _, _ in counts.matches) / (tp + 0.5 * fp + 0.5 * fn)
-        caption = f"{name}: PQ {100 * score:.1f} ({tp} matched, {fp} false, {fn} missed segments)"
+        score = tally.iou_sum / (tally.tp + 0.5 * tally.fp + 0.5 * tally.fn)
+        caption = (
+            f"{name}: PQ {100 * score:.1f} ({tally.tp} matched, {tally.fp} false, {tally.fn} missed segments)"
+        )
         picture = _Picture(score, position, caption, b"")
         if picture in self._worst_of([*self.worst, picture]) or picture in self._best_of([*self.best, picture]):
-            self._take([picture._replace(jpeg=self._draw(photo(), gt, pred))])
+            self._take([picture._replace(jpeg=self._draw(*read()))])
 
     def merge(self, other: "Gallery") -> None:
         """Takes over what belongs to either end of both."""
@@ -115,28 +125,24 @@ def confusion_names(info: DatasetInfo) -> List[str]:
 
 
 def write(
-    path: str,
-    metrics: Dict[str, Any],
-    info: DatasetInfo,
-    gallery: Gallery,
-    confusion: np.ndarray,
-    title: str = "Evaluation",
+    output_dir: str, metrics: Dict[str, Any], info: DatasetInfo, gallery: Gallery, confusion: np.ndarray
 ) -> None:
-    """Writes the page.
+    """Writes the page, report.html, and the picture of the confusion, confusion.png.
 
     Args:
-      path: of the HTML file.
+      output_dir: made if need be.
       metrics: of `Evaluator.evaluate` or `score_files`, with `panoptic`.
       info: the dataset.
       gallery: the pictures.
       confusion: [C, C + 1] pixels of the panoptic maps over the dataset's categories, void last.
-      title: of the page.
     """
-    picture = confusion_lib.draw(confusion, confusion_names(info))
+    picture = cv2.imencode(".png", confusion_lib.draw(confusion, confusion_names(info))[..., ::-1])[1].tobytes()
+    with atomic_write(os.path.join(output_dir, CONFUSION), "wb") as f:
+        f.write(picture)
     parts = [
-        f"<!DOCTYPE html><html lang='en'><head><meta charset='utf-8'><title>{html.escape(title)}</title>"
+        "<!DOCTYPE html><html lang='en'><head><meta charset='utf-8'><title>Evaluation</title>"
         f"<style>{_STYLE}</style></head><body>",
-        f"<h1>{html.escape(title)}</h1>",
+        "<h1>Evaluation</h1>",
         f"<pre>{html.escape(report.table(metrics))}</pre>",
         "<p><a href='#classes'>Classes</a> · <a href='#confusion'>Confusion</a> · "
         "<a href='#worst'>Worst images</a> · <a href='#best'>Best images</a></p>",
@@ -146,7 +152,7 @@ def write(
         _mistakes_table(confusion, info),
         "<p>Blue: share of a class's pixels that is right; red: what the others were predicted as. Colours follow the "
         "square root of the share. Classes that do not occur are grey.</p>",
-        f"<div class='scroll'>{_image(picture, '.png', 'Confusion matrix')}</div>",
+        f"<div class='scroll'>{_image(picture, 'png', 'Confusion matrix')}</div>",
     ]
     for anchor, heading, pictures in (
         ("worst", "Worst images", gallery.worst),
@@ -156,10 +162,10 @@ def write(
         for item in pictures:
             caption = html.escape(item.caption)
             parts.append(
-                f"<figure><figcaption>{caption}</figcaption>{_tag(item.jpeg, 'jpeg', item.caption)}</figure>"
+                f"<figure><figcaption>{caption}</figcaption>{_image(item.jpeg, 'jpeg', item.caption)}</figure>"
             )
     parts.append("</body></html>\n")
-    with atomic_write(path) as f:
+    with atomic_write(os.path.join(output_dir, REPORT)) as f:
         f.write("\n".join(parts))
 
 
@@ -191,11 +197,7 @@ def _cells(values):
     return "".join(f"<td>{value}</td>" for value in values)
 
 
-def _image(picture, kind, text):
-    """An [h, w, 3] uint8 picture inside the page."""
-    return _tag(cv2.imencode(kind, picture[..., ::-1])[1].tobytes(), kind[1:], text)
-
-
-def _tag(data, kind, text):
+def _image(data, kind, text):
+    """A picture inside the page."""
     encoded = base64.b64encode(data).decode()
     return f"<img alt='{html.escape(text, quote=True)}' src='data:image/{kind};base64,{encoded}'>"

@@ -12,7 +12,8 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
-from pfpn_tf.evaluation import average_precision, coco_format, report
+from pfpn_tf.evaluation import average_precision, coco_format, file_report, report
+from pfpn_tf.evaluation.html_report import Tally
 from pfpn_tf.evaluation.panoptic_quality import ImageCounts, PanopticQuality, overlaps
 from pfpn_tf.evaluation.semantic_iou import SemanticIoU
 
@@ -38,6 +39,9 @@ def score_panoptic(
     semantic: bool = False,
     num_processes: int = 0,
     show_progress: bool = False,
+    max_images: int = 0,
+    output_dir: str = "",
+    image_dir: str = "",
 ) -> Dict[str, Any]:
     """PQ, and on request IoU of the classes, of panoptic prediction files.
 
@@ -47,6 +51,9 @@ def score_panoptic(
       semantic: whether to derive mIoU and fwIoU from the same maps.
       num_processes: processes to use; 0: one per CPU.
       show_progress: whether to show how many images are done.
+      max_images: score only the first images of the ground truth; 0: all.
+      output_dir: where to write report.html and confusion.png; empty: nowhere.
+      image_dir: folder of the photos, for the report; empty: it shows the maps alone.
 
     Returns:
       `panoptic`: see `PanopticQuality.result`; `semantic` if asked for: see `SemanticIoU.result`; `notes`: what to know
@@ -62,28 +69,37 @@ def score_panoptic(
     for what, directory in (("ground-truth", gt_dir), ("prediction", pred_dir)):
         if not os.path.isdir(directory):
             raise ValueError(f"The folder of the {what} PNGs {directory} does not exist.")
-    pairs = _pair(gt, pred, gt_json, pred_json)
     categories = list({c["id"]: c for c in gt["categories"]}.values())
+    scored = {**gt, "annotations": gt["annotations"][: max_images or None], "categories": categories}
+    pairs = _pair(scored, pred, gt_json, pred_json)
+    page = file_report.FileReport(scored, gt_json, gt_dir, pred_dir, image_dir) if output_dir else None
 
-    quality, iou = accumulators(categories, semantic)
+    quality, iou = accumulators(categories, semantic or bool(output_dir))
     jobs = [
-        _Job(pairs[i : i + _IMAGES_PER_JOB], gt_dir, pred_dir, categories, semantic)
+        _Job(pairs[i : i + _IMAGES_PER_JOB], gt_dir, pred_dir, categories, iou is not None)
         for i in range(0, len(pairs), _IMAGES_PER_JOB)
     ]
     progress = report.Progress(len(pairs)) if show_progress else None
-    for job, (state, confusion) in zip(jobs, _map(_score_job, jobs, len(pairs), num_processes)):
+    position = 0
+    for job, (state, confusion, tallies) in zip(jobs, _map(_score_job, jobs, len(pairs), num_processes)):
         quality.add_state(state)
         if iou is not None:
             iou.add_confusion(confusion)
-        for _ in job.pairs if progress else ():
-            progress.advance()
+        for pair, tally in zip(job.pairs, tallies):
+            if page:
+                page.add(position, *pair, tally)
+            if progress:
+                progress.advance()
+            position += 1
     if progress:
         progress.close()
 
     metrics = {"panoptic": quality.result()}
-    if iou is not None:
+    if semantic:
         metrics["semantic"] = iou.result()
     metrics["notes"] = notes(metrics["panoptic"]) + _notes_on_files(gt, pred)
+    if page:
+        page.write(output_dir, metrics, [c["id"] for c in categories], iou.confusion)
     return metrics
 
 
@@ -206,9 +222,10 @@ def _renamed_category(gt_categories, pred_categories):
 
 def _score_job(job):
     quality, iou = accumulators(job.categories, job.semantic)
-    for gt, pred in job.pairs:
-        score_image(gt, pred, job.gt_dir, job.pred_dir, quality, iou)
-    return quality.state(), None if iou is None else iou.confusion
+    tallies = [
+        Tally.of(score_image(gt, pred, job.gt_dir, job.pred_dir, quality, iou)[0]) for gt, pred in job.pairs
+    ]
+    return quality.state(), None if iou is None else iou.confusion, tallies
 
 
 def _map(function, jobs, num_images, num_processes):
