@@ -134,6 +134,13 @@ TOOL_FLAGS = {
     # show_data
     "num_images": ToolFlag(8, "Training examples to draw."),
     "start_step": ToolFlag(0, "Step of the training whose batch comes first."),
+    # run_trials, run_ablation
+    "num_trials": ToolFlag(5, "Trainings, with the seeds from --seed on."),
+    "steps": ToolFlag(0, "Steps of each training; 0: the recipe's. Its schedule scales with them."),
+    "ablations": ToolFlag(
+        ["lambda_s", "lambda_i", "aggregation", "losses"],
+        "What to vary: lambda_s, lambda_i, aggregation, losses, comma-separated.",
+    ),
     # profile_model
     "image_size": ToolFlag("1024x2048", "Size of the padded input, HEIGHTxWIDTH, multiples of 32."),
     "compare": ToolFlag(
