@@ -1,15 +1,18 @@
-"""tools/predict.py on a folder: results, odd names, bad files, exit codes."""
+"""tools/predict.py on a folder and a video: results, odd names, bad files, exit codes."""
 
+import base64
 import json
 import os
 import subprocess
 import sys
+import time
 
 import cv2
 import numpy as np
 from PIL import Image
 import pytest
 
+from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.evaluation import coco_format
 from pfpn_tf.serving import predictor, results
 
@@ -92,6 +95,144 @@ def test_run_directory_gives_the_same_maps(run_dir, photos, tool_run, tmp_path):
         theirs = json.load(f)["annotations"][0]
     assert [s["category_id"] for s in ours["segments_info"]] == [s["category_id"] for s in theirs["segments_info"]]
     assert not (tmp_path / "pictures").exists()
+
+
+def test_the_reply_is_that_of_the_rest_signature(photos, loaded, saved_model, tmp_path):
+    path = str(photos / "000000000042.jpg")
+    model = predictor.load_saved_model(saved_model)
+    predictor.predict_files(model, [path], str(tmp_path), overlays=False, replies=True)
+    written = json.loads((tmp_path / "replies" / "000000000042.json").read_text())
+    (row,) = written["predictions"]
+    content = (photos / "000000000042.jpg").read_bytes()
+    own = loaded.signatures["serving_rest"](image_bytes=[content])
+    png = row.pop("panoptic_png_bytes")["b64"]
+    assert base64.b64decode(png) == own.pop("panoptic_png_bytes")[0].numpy()
+    assert row == {name: value[0].numpy().tolist() for name, value in own.items()}
+
+
+def write_video(path, frames):
+    height, width = frames[0].shape[:2]
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 12.0, (width, height))
+    for frame in frames:
+        writer.write(frame[..., ::-1])
+    writer.release()
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    """A file of five frames that differ, and the frames as they are read."""
+    path = tmp_path_factory.mktemp("video") / "a street.avi"
+    rng = np.random.default_rng(0)
+    patches = [rng.integers(0, 256, (6, 7, 3), np.uint8) for _ in range(5)]
+    write_video(path, [cv2.resize(p, (90, 61), interpolation=cv2.INTER_CUBIC) for p in patches])
+    return path, list(predictor.Video(str(path)).frames())
+
+
+def test_tool_predicts_a_video_frame_by_frame(video, saved_model, loaded, tmp_path):
+    path, frames = video
+    command = [sys.executable, os.path.join(ROOT, "tools", "predict.py"), "--save_predictions"]
+    command += [f"--saved_model={saved_model}", f"--video={path}", f"--output_dir={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Wrote 5 frames" in done.stdout
+    overlay = predictor.Video(str(tmp_path / "a street_overlay.mp4"))
+    assert (overlay.num_frames, overlay.frames_per_second) == (5, 12)
+    written = json.loads((tmp_path / "predictions.json").read_text())
+    names = [annotation["file_name"] for annotation in written["annotations"]]
+    assert names == [f"a street_{i:06d}.png" for i in range(5)]
+    maps = []
+    for name, frame in zip(names, frames):
+        ids = results.decode_ids((tmp_path / "predictions" / name).read_bytes())
+        expected = loaded.signatures["panoptic"](images=frame[None])["panoptic_ids"][0]
+        np.testing.assert_array_equal(ids, expected)
+        maps.append(ids.tobytes())
+    assert len(set(maps)) == 5, "frames that differ"
+    drawn = next(overlay.frames())
+    assert drawn.shape == (3 * frames[0].shape[0], 3 * frames[0].shape[1], 3)
+
+
+def test_a_video_that_fails_leaves_nothing(video, loaded, tmp_path):
+    path, frames = video
+
+    def fail_at_last(image):
+        if np.array_equal(image, frames[-1]):
+            raise RuntimeError("the network broke")
+        reply = loaded.signatures["panoptic"](images=image[None])
+        reply = {name: value[0].numpy() for name, value in reply.items()}
+        return {"panoptic_png": results.encode_ids(reply.pop("panoptic_ids")), **reply}
+
+    categories = [{"id": 3 * i + 2, "name": f"{i}", "isthing": int(i < 4)} for i in range(7)]
+    info = DatasetInfo.from_coco_categories(categories)
+
+    class Model:
+        answer_pixels = staticmethod(fail_at_last)
+
+    Model.info = info
+    with pytest.raises(RuntimeError, match="the network broke"):
+        predictor.predict_video(Model, predictor.Video(str(path)), "x", str(tmp_path))
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_is_no_video_is_refused(photos, tmp_path):
+    with pytest.raises(ValueError, match="--video=.*no such file"):
+        predictor.Video(str(tmp_path / "missing.mp4"))
+    with pytest.raises(ValueError, match="is no video that OpenCV can read"):
+        predictor.Video(str(photos / "notes.txt"))
+
+
+def test_steps_overlap_and_keep_their_order():
+    """Three steps of 30 ms for each of 8 items take 24 of them one by one, 10 when they overlap."""
+    log = []
+
+    def step(name):
+        def run(item, *_):
+            time.sleep(0.03)
+            log.append((name, item))
+            return item
+
+        return run
+
+    start = time.perf_counter()
+    done = list(results.overlapped(range(8), step("load"), step("work"), step("write")))
+    assert time.perf_counter() - start < 24 * 0.03 * 0.8
+    assert done == list(range(8))
+    for name in ("load", "work", "write"):
+        assert [item for kind, item in log if kind == name] == list(range(8))
+
+
+def test_items_are_taken_as_they_are_needed():
+    taken = []
+
+    def items():
+        for i in range(100):
+            taken.append(i)
+            yield i
+
+    steps = results.overlapped(items(), lambda i: i, lambda i: i, lambda i, _: i, workers=2)
+    assert next(steps) == 0
+    assert len(taken) < 10
+    steps.close()
+
+
+@pytest.mark.parametrize("failing", ["load", "work", "write"])
+def test_an_error_in_any_step_stops_the_rest(failing):
+    seen = []
+
+    def step(name):
+        def run(item, *_):
+            if name == failing and item == 3:
+                raise RuntimeError(name)
+            seen.append((name, item))
+            return item
+
+        return run
+
+    done = []
+    with pytest.raises(RuntimeError, match=failing):
+        for item in results.overlapped(range(50), step("load"), step("work"), step("write")):
+            done.append(item)
+    assert done == [0, 1, 2]
+    assert max(item for _, item in seen) < 20
 
 
 def test_files_are_found_once_and_in_order(photos):

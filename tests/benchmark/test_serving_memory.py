@@ -1,0 +1,42 @@
+"""The memory benchmark on models that keep what they are sent, and that do not."""
+
+import pytest
+import tensorflow as tf
+
+from pfpn_tf.benchmark import serving_memory
+
+
+def save(path, grows):
+    module = tf.Module()
+    module.kept = tf.Variable(tf.zeros([0]), shape=[None])
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")])
+    def serve(image_bytes):
+        if grows:
+            module.kept.assign(tf.concat([module.kept, tf.ones([100_000])], 0))
+        return {"length": tf.strings.length(image_bytes)}
+
+    module.serve = serve
+    tf.saved_model.save(module, str(path), signatures=serve)
+    return str(path)
+
+
+@pytest.mark.parametrize("grows", [False, True])
+def test_growth_is_found(grows, tmp_path):
+    found = serving_memory.benchmark_serving_memory(save(tmp_path / "model", grows), 300, 50)
+    assert found["requests"] == 300
+    assert 0 < found["settled_mb"] <= found["peak_mb"] * 1.001
+    assert (found["growth"] > 0.1) == grows, found
+
+
+def test_requests_are_reproducible_and_some_are_damaged():
+    first, second = (list(serving_memory.requests(16, 60, seed)) for seed in (3, 3))
+    assert first == second
+    assert len(set(map(len, first))) > 8
+
+
+def test_too_few_requests_and_a_missing_model(tmp_path):
+    with pytest.raises(ValueError, match="num_requests=50 must be more than 50"):
+        serving_memory.benchmark_serving_memory(str(tmp_path), 50)
+    with pytest.raises(RuntimeError, match="saved_model"):
+        serving_memory.benchmark_serving_memory(str(tmp_path), 60)

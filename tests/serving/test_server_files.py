@@ -1,0 +1,107 @@
+"""What TensorFlow Serving reads beside the model."""
+
+import os
+import pathlib
+import re
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import yaml
+
+from pfpn_tf import config as config_lib
+from pfpn_tf.serving import server_files, warmup
+
+EXPORT = pathlib.Path(__file__).parents[2] / "export"
+
+
+def warmup_logs(path):
+    prediction_log_pb2 = pytest.importorskip(
+        "tensorflow_serving.apis.prediction_log_pb2", reason="needs the extra serving"
+    )
+    records = tf.data.TFRecordDataset(path).as_numpy_iterator()
+    return [prediction_log_pb2.PredictionLog.FromString(record) for record in records]
+
+
+def test_warm_up_has_a_request_for_each_batch_size_that_the_model_answers(saved_model, loaded):
+    logs = warmup_logs(os.path.join(saved_model, "assets.extra", "tf_serving_warmup_requests"))
+    found = []
+    for log in logs:
+        assert log.WhichOneof("log_type") == "predict_log"
+        request = log.predict_log.request
+        assert request.model_spec.name == "panoptic"
+        inputs = {name: tf.make_ndarray(value) for name, value in request.inputs.items()}
+        function = loaded.signatures[request.model_spec.signature_name]
+        reply = function(**{name: tf.constant(value) for name, value in inputs.items()})
+        batch_size = len(inputs["image_bytes"])
+        assert reply["num_segments"].shape == batch_size
+        assert all(image.startswith(b"\xff\xd8\xff") for image in inputs["image_bytes"])
+        found.append((request.model_spec.signature_name, batch_size))
+    assert found == [("serving_default", 1), ("serving_default", 2), ("serving_rest", 1)]
+
+
+def test_requests_of_any_kind_survive_the_file(tmp_path):
+    path = str(tmp_path / "new" / "requests")
+    values = {"images": np.arange(600, dtype=np.uint8).reshape(1, 10, 20, 3), "request": [b"", b"x"]}
+    warmup.write(path, "a model", [warmup.Request("s" * 200, values)])
+    (log,) = warmup_logs(path)
+    request = log.predict_log.request
+    assert (request.model_spec.name, request.model_spec.signature_name) == ("a model", "s" * 200)
+    np.testing.assert_array_equal(tf.make_ndarray(request.inputs["images"]), values["images"])
+    assert tf.make_ndarray(request.inputs["request"]).tolist() == values["request"]
+
+
+def test_batching_parameters(saved_model):
+    text = pathlib.Path(saved_model, "batching_params.pbtxt").read_text()
+    assert text == server_files.batching_params((1, 2), 5000)
+    fields = re.sub(r"#.*", "", text)
+    sizes = [int(n) for n in re.findall(r"allowed_batch_sizes: (\d+)", fields)]
+    values = {k: v for k, v in re.findall(r"(\w+) \{ value: (\w+) \}", fields)}
+    assert sizes == [1, 2]
+    # The server refuses to load otherwise.
+    assert int(values["max_batch_size"]) == int(values["max_execution_batch_size"]) == sizes[-1]
+    assert values["batch_timeout_micros"] == "5000"
+    rest = re.sub(r"allowed_batch_sizes: \d+|\w+ \{ value: \w+ \}", "", fields)
+    assert not rest.strip(), "nothing that is no field"
+
+
+@pytest.mark.parametrize("sizes", [(), (0, 1), (2, 1), (1, 1)])
+def test_allowed_batch_sizes_are_checked(sizes):
+    with pytest.raises(ValueError, match="--allowed_batch_sizes=.* must be one or more"):
+        config_lib.Config().replace(allowed_batch_sizes=sizes)
+
+
+def test_models_config_names_what_the_readme_exports():
+    config = pytest.importorskip("tensorflow_serving.config.model_server_config_pb2")
+    from google.protobuf import text_format
+
+    text = (EXPORT / "models.config").read_text()
+    (model,) = text_format.Parse(text, config.ModelServerConfig()).model_config_list.config
+    assert (model.name, model.base_path) == ("panoptic", "/models/panoptic")
+    assert "--export_dir=models/panoptic/1" in (EXPORT / "README.md").read_text()
+
+
+def test_compose_file_mounts_what_its_command_names():
+    service = yaml.safe_load((EXPORT / "compose.yaml").read_text())["services"]["serving"]
+    mounted = {}
+    for volume in service["volumes"]:
+        source, target, mode = volume.rsplit(":", 2)
+        assert mode == "ro"
+        mounted[target] = source
+    named = [c.partition("=")[2] for c in service["command"] if "/etc/serving/" in c]
+    assert len(named) == 3
+    for target in named:
+        assert (EXPORT / mounted[target]).is_file(), target
+    assert "/models" in mounted
+    assert service["healthcheck"]["test"][:3] == ["CMD", "bash", "-c"]
+    assert {port.split(":")[0] for port in service["ports"]} == {"8500", "8501"}
+
+
+def test_the_readme_tells_of_every_output(loaded):
+    text = (EXPORT / "README.md").read_text()
+    told = set(re.findall(r"`(\w+)`", text))
+    for name, function in loaded.signatures.items():
+        if name == "network":  # of no use but for tests
+            continue
+        assert name in told
+        assert set(function.structured_outputs) <= told, name
