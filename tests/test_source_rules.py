@@ -26,6 +26,7 @@ ORDER = (
     "evaluation",
     "training",
     "serving",
+    "benchmark",
 )
 
 

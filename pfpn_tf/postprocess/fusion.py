@@ -8,7 +8,7 @@ mask is taken already. Stuff fills what is left, small regions become void. Two 
 fast and small:
 
 * The semantic logits never exist at full size: tiles are interpolated by two small matrix products
-  and reduced to labels at once.
+  and reduced to labels at once, and only for classes that can win there.
 * Each instance touches only the window of its box, on a canvas of one byte a pixel.
 
 Ties: of equal semantic logits the lowest class wins; a mask value of exactly 0.5 is inside.
@@ -23,8 +23,8 @@ from pfpn_tf import structures
 from pfpn_tf.postprocess import instances
 
 SEMANTIC_STRIDE = 4
-# Labels of one tile of 54 classes fit a core's L2 cache: 54 x 64 x 128 x 4 bytes = 1.8 MB.
-TILE_ROWS, TILE_COLUMNS = 64, 128
+# Small enough that few classes matter in a tile, large enough that its work outweighs the calls.
+TILE_ROWS, TILE_COLUMNS = 64, 64
 
 
 class FusionTables(NamedTuple):
@@ -194,8 +194,13 @@ def instance_canvas(
     """
     width = detections.scores.shape[0]
     dtype = tf.uint8 if width < 256 else tf.uint16
+    # Writing a window of an array costs per element, whatever its size: a word of 8 bytes holds
+    # several pixels. Windows grow to whole words; no mask reaches 0.5 outside the box's own window.
+    lanes = tf.int64.size // dtype.size
     boxes = instances.scale_boxes(detections.boxes, image_hw, original_hw)
     windows = instances.box_windows(boxes)  # [D, 4]
+    words = (windows + [0, 0, 0, lanes - 1]) // [1, lanes, 1, lanes]
+    windows = words * [1, lanes, 1, lanes]
     boxes = tf.cast(boxes, tf.float64)
     probs = instances.mask_probabilities(detections.mask_logits)  # [D, P, P]
     strong = tf.cast(detections.scores, tf.float64) >= score_threshold
@@ -203,28 +208,35 @@ def instance_canvas(
     count = tf.minimum(tf.math.count_nonzero(strong, dtype=tf.int32), detections.num_detections)
 
     def add_instance(i, canvas):
-        window = windows[i]
-        mask = instances.paste_window(probs[i], boxes[i], window)  # [wh, ww]
-        current = canvas[window[0] : window[2], window[1] : window[3]]
+        word = words[i]
+        mask = instances.paste_window(probs[i], boxes[i], windows[i])  # [wh, ww]
+        current = tf.bitcast(canvas[word[0] : word[2], word[1] : word[3]], dtype)
+        current = tf.reshape(current, tf.shape(mask))
         free = mask & tf.equal(current, 0)
         area, free_area = _count(mask), _count(free)
         # An instance with no free pixel would be a segment without pixels, which the file format
         # forbids; the overlap rule alone lets it pass at a threshold of 1.
         accepted = (free_area > 0) & ((area - free_area) / area <= overlap_threshold)
         updated = tf.where(free & accepted, tf.cast(i + 1, dtype), current)
+        updated = tf.reshape(updated, [word[2] - word[0], word[3] - word[1], lanes])
         canvas = tf.raw_ops.TensorStridedSliceUpdate(
-            input=canvas, begin=window[:2], end=window[2:], strides=[1, 1], value=updated
+            input=canvas,
+            begin=word[:2],
+            end=word[2:],
+            strides=[1, 1],
+            value=tf.bitcast(updated, tf.int64),
         )
         return i + 1, canvas
 
     _, canvas = tf.while_loop(
         lambda i, _: i < count,
         add_instance,
-        (0, tf.zeros(original_hw, dtype)),
+        (0, tf.zeros([original_hw[0], -(-original_hw[1] // lanes)], tf.int64)),
         shape_invariants=(tf.TensorShape([]), tf.TensorShape([None, None])),
-        parallel_iterations=1,
+        # The next mask is pasted while this one is counted.
+        parallel_iterations=2,
     )
-    return canvas
+    return tf.reshape(tf.bitcast(canvas, dtype), [original_hw[0], -1])[:, : original_hw[1]]
 
 
 def _count(mask):
@@ -325,24 +337,55 @@ def semantic_labels(logits: tf.Tensor, image_hw: tf.Tensor, original_hw: tf.Tens
     height, width = original_hw[0], original_hw[1]
     rows = _Taps(height, image_hw[0], size[0])
     columns = _Taps(width, image_hw[1], size[1])
-    logits = tf.transpose(logits, [2, 0, 1])  # [S, h4, w4]: the argmax then runs over whole planes
-    falling = tf.range(num_classes, 0, -1, dtype=logits.dtype)[:, None, None]
-
-    def tile(top, left):
-        row_weights, y0, y1 = rows.matrix(top, tf.minimum(top + TILE_ROWS, height), logits.dtype)
-        column_weights, x0, x1 = columns.matrix(left, tf.minimum(left + TILE_COLUMNS, width), logits.dtype)
-        values = tf.matmul(logits[:, y0:y1, x0:x1], column_weights, transpose_b=True)  # [S, y, tile w]
-        values = tf.matmul(row_weights, values)  # [S, tile h, tile w]
-        # max and compare are several times faster than tf.argmax on a CPU
-        best = tf.equal(values, tf.reduce_max(values, 0))
-        rank = tf.reduce_max(tf.where(best, falling, 0.0), 0)  # S - class
-        return tf.cast(num_classes - tf.cast(rank, tf.int32), dtype)
+    possible = _possible_classes(logits)  # [h4, w4, S]
+    # In this layout the gather below copies whole lines, and both products are plain matrix products.
+    logits = tf.transpose(logits, [1, 2, 0])  # [w4, S, h4]
+    falling = tf.range(num_classes, 0, -1, dtype=logits.dtype)
 
     def strip(top):
-        tiles = _loop(width, TILE_COLUMNS, lambda left: tf.transpose(tile(top, left)), dtype)
-        return tf.transpose(tiles)  # [tile h, w]
+        row_weights, y0, y1 = rows.matrix(top, tf.minimum(top + TILE_ROWS, height), logits.dtype)
+        num_rows = tf.shape(row_weights)[0]
+
+        def tile(left):
+            right = tf.minimum(left + TILE_COLUMNS, width)
+            column_weights, x0, x1 = columns.matrix(left, right, logits.dtype)
+            classes = tf.where(tf.reduce_any(possible[y0:y1, x0:x1], [0, 1]))[:, 0]  # [n]
+            values = tf.gather(logits[x0:x1], classes, axis=1)[:, :, y0:y1]  # [x, n, y]
+            values = tf.matmul(tf.reshape(values, [-1, y1 - y0]), row_weights, transpose_b=True)
+            values = tf.matmul(column_weights, tf.reshape(values, [x1 - x0, -1]))
+            values = tf.reshape(values, [right - left, -1, num_rows])  # [tile w, n, tile h]
+            # max and compare are several times faster than tf.argmax on a CPU
+            best = tf.equal(values, tf.reduce_max(values, 1, keepdims=True))
+            rank = tf.cast(best, values.dtype) * tf.gather(falling, classes)[:, None]  # S - class
+            labels = num_classes - tf.cast(tf.reduce_max(rank, 1), tf.int32)
+            return tf.cast(labels, dtype)
+
+        return tf.transpose(_loop(width, TILE_COLUMNS, tile, dtype))  # [tile h, w]
 
     return _loop(height, TILE_ROWS, strip, dtype)
+
+
+def _possible_classes(logits):
+    """Where each class can be the largest after interpolation; of a photo that is few.
+
+    An interpolated value mixes at most 3x3 neighbouring logits, so it lies between the least and
+    the greatest of them. A class whose greatest is below another's least is out.
+
+    Args:
+      logits: [h4, w4, S].
+
+    Returns:
+      [h4, w4, S] bool for mixtures of each logit and its 8 neighbours; all if one is not finite.
+    """
+
+    def greatest_of_3x3(x):
+        return tf.nn.max_pool2d(x[None], 3, 1, "SAME")[0]
+
+    bound = tf.reduce_max(-greatest_of_3x3(-logits), -1, keepdims=True)  # [h4, w4, 1]
+    # Far more than rounding adds to sums of so few terms. A logit that is not finite makes the
+    # bound not a number, and nothing is below that.
+    bound -= 1e-5 * tf.reduce_max(tf.abs(logits)) + 0.0 * tf.reduce_sum(logits)
+    return ~(greatest_of_3x3(logits) < bound)
 
 
 class _Taps:

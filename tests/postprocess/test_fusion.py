@@ -269,6 +269,20 @@ def test_semantic_labels_at_extreme_sizes():
         np.testing.assert_array_equal(labels[clear], values.argmax(-1)[clear])
 
 
+@pytest.mark.parametrize("slope", [0.2, 20.0])
+def test_classes_that_win_only_between_logits_are_not_left_out(slope):
+    """Class 2 is first at no logit, but between those where 0 and 1 change places."""
+    side = np.arange(24, dtype=np.float32)[None, :, None] * np.float32(slope)
+    wave = np.where(np.arange(24) % 2, 1.0, -1.0).astype(np.float32)[None, :, None]
+    logits = np.concatenate([side + 10 * wave, side - 10 * wave, side + 4 + 0 * wave, side - 50], -1)
+    logits = np.tile(logits, [16, 1, 1])
+    hw = tf.constant([64, 96])
+    labels = fusion.semantic_labels(tf.constant(logits), hw, hw).numpy()
+    values = reference.semantic_values(logits, (64, 96), (64, 96))
+    np.testing.assert_array_equal(labels, values.argmax(-1))
+    assert set(np.unique(labels)) == {0, 1, 2}
+
+
 # ---- Detectron2
 
 def golden(test_data, name):
