@@ -32,7 +32,7 @@ def main():
         raise ValueError("--run_dir is required: the directory for checkpoints and logs.")
     distribution.set_up_runtime(config)
     if flags.FLAGS.dry_run:
-        print(dry_run.describe(config))
+        print(dry_run.describe(config, run_dir))
         return 0
     try:
         return run.train(config, run_dir)

@@ -79,6 +79,29 @@ def make_buckets(hw: np.ndarray, config: Config) -> Buckets:
     return Buckets(members, group, classes, _padded(np.array(shapes), data))
 
 
+def largest_padded_hw(config: Config, hw: np.ndarray) -> np.ndarray:
+    """[2] int: the largest padded size, by area, that a training batch can have.
+
+    Args:
+      config: the settings.
+      hw: [n, 2] int image sizes.
+    """
+    data, buckets = config.data, make_buckets(hw, config)
+    if buckets.shapes is not None:
+        candidates = buckets.shapes.reshape(-1, 2)
+    else:
+        if data.random_scale:
+            sizes = preprocess.scaled_hw(hw, np.float32(data.random_scale[1])).numpy()
+        else:
+            sizes = _resized(hw, max(data.train_min_sides), data)
+        if data.crop_size:
+            sizes = np.minimum(sizes, data.crop_size)
+        # The highest and the widest image of a group may meet in one batch.
+        groups = buckets.members if config.train.global_batch_size > 1 else np.arange(len(hw))[:, np.newaxis]
+        candidates = _padded(np.array([sizes[members].max(0) for members in groups]), data)
+    return candidates[candidates.prod(-1).argmax()]
+
+
 def training_examples(
     config: Config, hw: np.ndarray, start_step: int = 0, num_workers: int = 1, worker: int = 0
 ) -> tf.data.Dataset:

@@ -43,6 +43,7 @@ class PanopticFPN(tf.keras.Model):
             config.stride_in_1x1,
             config.freeze_stages,
             config.output_stride,
+            config.backbone_recompute,
             name="backbone",
         )
         self.fpn = build_decoder(config)

@@ -3,6 +3,7 @@
 Shapes: B images · H, W padded size, multiples of 32. Level l (c2..c5) has stride 2**l.
 """
 
+import functools
 from typing import Dict, NamedTuple, Tuple
 
 import tensorflow as tf
@@ -90,6 +91,8 @@ class ResNet(tf.keras.layers.Layer):
       output_stride: stride of c5: 32, or 16 or 8 with dilation (Figure 5b). A dilated network
         computes what the plain one does, only at more places: its c5, read at every second (16)
         or fourth (8) place, is the plain one's. The weights are the same.
+      recompute: keep no more than the output of each stage for the gradient, and compute the stage
+        a second time then.
     """
 
     def __init__(
@@ -99,11 +102,13 @@ class ResNet(tf.keras.layers.Layer):
         stride_in_1x1=True,
         freeze_stages=0,
         output_stride=32,
+        recompute=False,
         **kwargs,
     ):
         super().__init__(**kwargs)
         arch = ARCHITECTURES[backbone]
         self.freeze_stages = freeze_stages
+        self.recompute = recompute
         self.stem = layers.Conv(arch.stem_channels, 7, 2, norm=norm, relu=True, name="stem")
         self.stem.trainable = freeze_stages < 1
         self.stages = []
@@ -141,12 +146,18 @@ class ResNet(tf.keras.layers.Layer):
         # Zero padding equals padding with -inf here: what ReLU returns is not negative.
         x = tf.nn.max_pool2d(tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]]), 3, 2, "VALID")
         features = {}
-        for s, (name, blocks) in enumerate(zip(STAGES, self.stages)):
-            for block in blocks:
-                x = block(x, training=training)
-            x = self._until_frozen(x, s + 2)
+        for s, name in enumerate(STAGES):
+            stage = functools.partial(self._stage, s, training)
+            if training and self.recompute and s + 2 > self.freeze_stages:
+                stage = tf.recompute_grad(stage)
+            x = self._until_frozen(stage(x), s + 2)
             features[name] = x
         return features
+
+    def _stage(self, s, training, x):
+        for block in self.stages[s]:
+            x = block(x, training=training)
+        return x
 
     def _until_frozen(self, x, stage):
         return tf.stop_gradient(x) if stage <= self.freeze_stages else x

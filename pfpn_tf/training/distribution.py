@@ -64,6 +64,11 @@ def build_strategy(distribution: str) -> tf.distribute.Strategy:
             f"--distribution={distribution} trains in one process alone, but TF_CONFIG names "
             f"{len(parse_tf_config(text)[0])} workers; use --distribution=multi_worker, or unset TF_CONFIG."
         )
+    return local_strategy(distribution)
+
+
+def local_strategy(distribution: str) -> tf.distribute.Strategy:
+    """The strategy of one worker, alone; with multi_worker that of mirrored."""
     gpus = tf.config.list_logical_devices("GPU")
     if distribution in ("cpu", "one_device"):
         use_gpu = distribution == "one_device" and gpus
@@ -117,6 +122,9 @@ def parse_tf_config(text: str) -> Tuple[List[str], int]:
     others = sorted(set(cluster) - {"chief", "worker"})
     if others:
         raise wrong(f'TF_CONFIG\'s cluster has "{others[0]}"; only "chief" and "worker" take part.')
+    for job, listed in cluster.items():
+        if not isinstance(listed, list):
+            raise wrong(f'TF_CONFIG\'s cluster has "{job}": {json.dumps(listed)}, which must be a list of HOST:PORT.')
     jobs = [(job, i) for job in ("chief", "worker") for i in range(len(cluster.get(job, [])))]
     addresses = [cluster[job][i] for job, i in jobs]
     if not addresses:

@@ -1,37 +1,58 @@
 """What a training would do, without doing it."""
 
+import os
 from typing import List
 
+import tensorflow as tf
+
 from pfpn_tf import config as config_lib
-from pfpn_tf.data import pipeline
-from pfpn_tf.training import checks, distribution, run_directory, schedule, summaries, trainer
+from pfpn_tf.data import order, pipeline, tfrecord
+from pfpn_tf.training import checks, distribution, memory, run_directory, schedule, summaries, trainer
 
 
-def describe(config: config_lib.Config) -> str:
-    """Checks all that `run.train` checks, builds the network, reads one batch; trains nothing.
+def describe(config: config_lib.Config, run_dir: str = "") -> str:
+    """Checks all that `run.train` checks, builds and traces the network, reads one batch; trains and
+    writes nothing. Of several workers each can be asked, and none waits for the others.
+
+    Args:
+      config: all settings.
+      run_dir: the run directory to check, if there is one.
 
     Returns:
       Settings that differ from their defaults, devices, parameters by component, shapes of the
-      first batch, memory of the weights and the learning rate over the run, as text.
+      first and the largest batch, memory and the learning rate over the run, as text.
 
     Raises:
       ValueError: what would stop the training before its first step.
     """
-    strategy = distribution.build_strategy(config.train.distribution)
-    checks.check(config, strategy.num_replicas_in_sync)
+    workers = 1
+    if config.train.distribution == "multi_worker":
+        workers = len(distribution.parse_tf_config(os.environ.get("TF_CONFIG", ""))[0])
+    strategy = distribution.local_strategy(config.train.distribution)
+    replicas = workers * strategy.num_replicas_in_sync
+    checks.check(config, replicas)
     info = pipeline.load_info(config)
+    if run_dir:
+        run_directory.check(run_dir, config, info)
     built = trainer.build_trainer(config, info, strategy)
-    replicas = strategy.num_replicas_in_sync
+    dataset = pipeline.build_dataset(config, info, training=True)
+    largest = _largest_batch(config, dataset.element_spec, config.train.global_batch_size // replicas)
     parts = {
         "Settings (those not named have their default)": _settings(config),
-        "Devices": [f"{replicas} replica(s): {', '.join(strategy.extended.worker_devices)}"],
+        "Devices": [
+            f"{replicas} replica(s){f' at {workers} workers, here' if workers > 1 else ':'} "
+            + ", ".join(strategy.extended.worker_devices)
+        ],
         "Dataset": [
             f"{info.num_thing_classes} thing classes, "
             f"{info.num_semantic_classes(config.model.semantic_targets)} semantic classes"
         ],
         "Network": summaries.parameter_counts(built.model),
-        "Memory a replica holds besides activations": [_memory(built)],
-        f"First batch (of {config.train.global_batch_size} images over {replicas} replica(s))": _batch(config, info),
+        f"First batch (of {config.train.global_batch_size} images over {replicas} replica(s))": _shapes(
+            next(iter(dataset))
+        ),
+        "Largest batch of a replica": _shapes(largest),
+        "Memory of a replica for it, estimated": _memory(built, largest),
         "Learning rate": _schedule(config),
     }
     return "\n\n".join(f"{title}:\n" + "\n".join(f"  {line}" for line in lines) for title, lines in parts.items())
@@ -43,20 +64,43 @@ def _settings(config):
     return [line for line, (name, value) in zip(lines, config.flat().items()) if value != default[name]]
 
 
-def _memory(built) -> str:
-    def size(variables):
-        return sum(v.shape.num_elements() * v.dtype.size for v in variables)
+def _largest_batch(config, spec, batch_size):
+    """Name -> spec of the largest batch that a replica may get."""
+    index = tfrecord.read_index(config.data.train_records, "train_records")
+    height, width = order.largest_padded_hw(config, index.hw)
+    sizes = {  # by name: what the unknown axes have in turn
+        "images": [height, width],
+        "gt_boxes": [config.data.max_instances],
+        "gt_class_ids": [config.data.max_instances],
+        "gt_masks": [config.data.max_instances, height, width],
+        "gt_semantic": [height, width],
+    }
+    specs = {}
+    for name, s in spec.items():
+        known = s.shape[1 + len(sizes.get(name, [])) :]
+        specs[name] = tf.TensorSpec([batch_size, *sizes.get(name, []), *known], s.dtype)
+    return specs
 
-    weights, slots = size(built.model.variables), size(built.optimizer.variables)
-    gradients = size(built.model.trainable_variables)
-    return (
-        f"{(weights + slots + gradients) / 2**20:,.0f} MiB: weights {weights / 2**20:,.0f}, "
-        f"optimizer {slots / 2**20:,.0f}, gradients {gradients / 2**20:,.0f}"
-    )
+
+def _memory(built, batch_spec) -> List[str]:
+    parts = built.config.train.gradient_accumulation_steps
+    part_spec = {n: tf.TensorSpec([s.shape[0] // parts, *s.shape[1:]], s.dtype) for n, s in batch_spec.items()}
+    variables = built.model.trainable_variables
+    sizes = {
+        "weights": memory.size_of(built.model.variables) + memory.size_of(built.averages.values()),
+        "optimizer": memory.size_of(built.optimizer.variables),
+        "gradients": memory.size_of(variables) * (1 if parts == 1 else 2),
+        "batch": sum(s.shape.num_elements() * s.dtype.size for s in batch_spec.values()),
+        "activations": memory.kept_for_gradients(
+            lambda batch: built.forward(batch)[1]["total"], variables, part_spec
+        ),
+    }
+    lines = [f"{name:<16}{num_bytes / 2**20:>10,.0f} MiB" for name, num_bytes in sizes.items()]
+    total = sum(sizes.values()) / 2**30
+    return lines + [f"{'together':<16}{total:>10.1f} GiB, and what operations need while they run"]
 
 
-def _batch(config, info) -> List[str]:
-    batch = next(iter(pipeline.build_dataset(config, info, training=True)))
+def _shapes(batch) -> List[str]:
     return [f"{name:<16}{str(tuple(value.shape)):<24}{value.dtype.name}" for name, value in sorted(batch.items())]
 
 
@@ -69,5 +113,3 @@ def _schedule(config) -> List[str]:
     for step in sorted(steps):
         lines.append(f"step {step:>9,}: {float(rate(step)):.6g}")
     return lines
-
-

@@ -14,10 +14,11 @@ import tensorflow as tf
 
 from pfpn_tf import config as config_lib
 from pfpn_tf.data import pipeline
-from pfpn_tf.evaluation import evaluator, report
+from pfpn_tf.evaluation import report
 from pfpn_tf.evaluation.workers import Gatherer, workers_of
 from pfpn_tf.training import checkpoints, checks, distribution, memory
 from pfpn_tf.training import pictures, run_directory, summaries, weight_conversion
+from pfpn_tf.training.evaluate_run import TrainingEvaluation
 from pfpn_tf.training.trainer import StopRequested, build_trainer, distributed_dataset
 
 FINISHED = 0
@@ -99,7 +100,7 @@ class _Run:
         is_chief = trainer.workers.is_chief
         self._log = summaries.RunLog(run_dir, int(trainer.global_step)) if is_chief else _NoLog()
         self._pictures = None
-        self._evaluator = None
+        self._evaluation = None
         self._controller = orbit.Controller(
             global_step=trainer.global_step,
             trainer=trainer,
@@ -164,7 +165,7 @@ class _Run:
             seconds = self._trainer.rate.seconds_per_step()
             logging.info("%s", summaries.progress_line(scalars, step, train_config.train_steps, seconds))
         if due(train_config.summary_interval_steps):
-            self._log.write(scalars, step)
+            self._write(scalars, step)
             self._trainer.reset_means()
         started = time.monotonic()
         if due(train_config.checkpoint_interval_steps):
@@ -182,18 +183,32 @@ class _Run:
 
     def _evaluate(self, step):
         """Evaluates, and keeps the weights if they are the best so far."""
-        if self._evaluator is None:
-            self._evaluator = evaluator.Evaluator(
-                self._config, self._info, self._trainer.model, self._trainer.strategy
+        if self._evaluation is None:
+            self._evaluation = TrainingEvaluation(
+                self._config,
+                self._info,
+                self._run_dir,
+                self._trainer.model,
+                self._trainer.strategy,
+                self._trainer.averages,
             )
-        output_dir = os.path.join(self._run_dir, "eval", str(step))
-        metrics = self._evaluator.evaluate(output_dir, save_predictions=False)
+        metrics = self._evaluation.evaluate(step, self._log)
         scalars = report.flat_scalars(metrics)
         logging.info("Evaluation at step %d:\n%s", step, report.table(metrics))
         name = next(n for n in ("eval/PQ", "eval/mIoU", "eval/mask_AP") if n in scalars)
         if self._saved.save_best(step, scalars[name]):
             logging.info("Best %s so far; kept in %s.", name, checkpoints.BEST)
-        self._log.write(scalars, step)  # last: it says that all of this has been done
+        self._write(scalars, step)  # last: it says that all of this has been done
+
+    def _write(self, scalars, step):
+        try:
+            self._log.write(scalars, step)
+        except OSError as error:
+            raise OSError(
+                f"Cannot write {os.path.join(self._run_dir, summaries.METRICS)} at step {step} "
+                f"({error.strerror or error}). Make room and start the same command again; it continues from "
+                "the last checkpoint."
+            ) from error
 
 
 @contextlib.contextmanager

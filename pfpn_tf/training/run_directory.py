@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import subprocess
+import tempfile
 from typing import List
 
 from absl import logging
@@ -24,7 +25,7 @@ CHANGEABLE = frozenset(
     # How long, how often, on what.
     + ["train_steps", "steps_per_loop", "summary_interval_steps", "image_interval_steps"]
     + ["checkpoint_interval_steps", "keep_checkpoints", "eval_interval_steps"]
-    + ["distribution", "train_cpu_threads", "profile_steps", "xla"]
+    + ["distribution", "train_cpu_threads", "profile_steps", "xla", "backbone_recompute"]
     # Inference only.
     + ["eval_min_side", "eval_max_side", "eval_batch_size", "max_images", "rpn_pre_nms_top_k_eval"]
     + ["score_threshold", "nms_threshold", "max_detections", "fusion_score_threshold"]
@@ -40,17 +41,35 @@ def prepare(run_dir: str, config: config_lib.Config, info: categories.DatasetInf
       Whether the run existed.
 
     Raises:
-      ValueError: the directory belongs to a run with other settings or other classes.
-      OSError: it cannot be written.
+      ValueError: the directory belongs to a run with other settings or other classes, or cannot be
+        written.
     """
     exists = os.path.exists(os.path.join(run_dir, checkpoints.CONFIG))
     if exists:
         _check_same_run(run_dir, config, info)
+    for folder in (run_dir, os.path.join(run_dir, checkpoints.CHECKPOINTS)):
+        _check_writable(folder)
     _write(os.path.join(run_dir, checkpoints.CONFIG), config.to_json())
     _write(os.path.join(run_dir, RECIPE), recipe_text(config))
     info.save(os.path.join(run_dir, checkpoints.DATASET_INFO))
     _write(os.path.join(run_dir, VERSIONS), json.dumps(versions(), indent=2) + "\n")
     return exists
+
+
+def check(run_dir: str, config: config_lib.Config, info: categories.DatasetInfo) -> None:
+    """Checks all that `prepare` does and leaves no file behind.
+
+    Raises:
+      ValueError: as `prepare`.
+    """
+    if os.path.exists(os.path.join(run_dir, checkpoints.CONFIG)):
+        _check_same_run(run_dir, config, info)
+    existing = os.path.abspath(run_dir)
+    while not os.path.isdir(existing):
+        if os.path.exists(existing):
+            raise ValueError(f"--run_dir={run_dir}: {existing} is a file; choose another folder.")
+        existing = os.path.dirname(existing)
+    _check_writable(existing)
 
 
 def check_shared(run_dir: str, config: config_lib.Config, info: categories.DatasetInfo) -> None:
@@ -128,6 +147,18 @@ def _check_same_run(run_dir, config, info):
         )
     for name in changed:
         logging.info("Continuing with --%s=%s; it was %s.", name, new[name], old[name])
+
+
+def _check_writable(folder):
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as f:
+            f.write(bytes(4096))
+    except OSError as error:
+        raise ValueError(
+            f"--run_dir: cannot write in {folder} ({error.strerror}); choose another folder, make room, or change "
+            "its permissions."
+        ) from None
 
 
 def _write(path, text):

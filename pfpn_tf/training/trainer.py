@@ -297,24 +297,28 @@ class Trainer(orbit.StandardTrainer):
 
     def _part_gradients(self, batch):
         """Scaled gradients of the total loss, and this replica's share of `scalar_names`."""
-        ground_truth = GroundTruth(
-            batch["gt_boxes"], batch["gt_class_ids"], batch["gt_masks"], batch["gt_semantic"]
-        )
         with tf.GradientTape() as tape:
-            outputs = self.model(
-                batch["images"],
-                batch["image_hw"],
-                ground_truth=ground_truth,
-                seed=batch["seed"],
-                training=True,
-            )
-            losses = panoptic_fpn_losses(outputs, ground_truth, self.config, self.global_step)
+            outputs, losses = self.forward(batch)
             scaled = losses["total"] * tf.cast(self._loss_scale, losses["total"].dtype)
         gradients = tape.gradient(scaled, self._variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         shares = [losses[name] for name in LOSSES[self.config.model.task]]
         shares += [tf.zeros([]), *self._counts_per_image(outputs)]
         scalars = tf.stack([tf.cast(value, tf.float64) for value in shares])
         return [tf.convert_to_tensor(g) for g in gradients], scalars
+
+    def forward(self, batch):
+        """The network's outputs for a batch, and its losses."""
+        ground_truth = GroundTruth(
+            batch["gt_boxes"], batch["gt_class_ids"], batch["gt_masks"], batch["gt_semantic"]
+        )
+        outputs = self.model(
+            batch["images"],
+            batch["image_hw"],
+            ground_truth=ground_truth,
+            seed=batch["seed"],
+            training=True,
+        )
+        return outputs, panoptic_fpn_losses(outputs, ground_truth, self.config, self.global_step)
 
     def _counts_per_image(self, outputs):
         """Positive anchors and foreground RoIs, over the global batch size."""

@@ -1,0 +1,73 @@
+"""What TF_CONFIG must say, and the strategies without it."""
+
+import json
+
+import pytest
+import tensorflow as tf
+
+from pfpn_tf.evaluation.workers import Workers
+from pfpn_tf.training import distribution
+
+TWO = {"worker": ["a:1", "b:2"]}
+
+
+def tf_config(cluster, job="worker", index=0):
+    return json.dumps({"cluster": cluster, "task": {"type": job, "index": index}})
+
+
+def test_workers_in_order():
+    assert distribution.parse_tf_config(tf_config(TWO, index=1)) == (["a:1", "b:2"], 1)
+    with_chief = {"chief": ["c:3"], **TWO}
+    assert distribution.parse_tf_config(tf_config(with_chief, "chief")) == (["c:3", "a:1", "b:2"], 0)
+    assert distribution.parse_tf_config(tf_config(with_chief, index=1)) == (["c:3", "a:1", "b:2"], 2)
+    assert distribution.parse_tf_config(tf_config({"worker": ["[::1]:5"]})) == (["[::1]:5"], 0)
+
+
+@pytest.mark.parametrize(
+    "text, what",
+    [
+        ("", "the environment variable TF_CONFIG is not set."),
+        ("{'cluster': 1}", "TF_CONFIG is not JSON"),
+        ("[1]", 'needs the objects "cluster" and "task"'),
+        (json.dumps({"cluster": TWO}), 'needs the objects "cluster" and "task"'),
+        (tf_config({}), 'names no "worker"'),
+        (tf_config({"worker": []}), 'names no "worker"'),
+        (tf_config({"worker": "a:1"}), "must be a list"),
+        (tf_config({"ps": ["p:1"], **TWO}), 'has "ps"'),
+        (tf_config({"worker": ["a:1", "b"]}), "'b', which is not HOST:PORT"),
+        (tf_config({"worker": ["a:1", "a:1"]}), "a:1 twice"),
+        (tf_config(TWO, index=2), '"index": 2}, but the cluster has {"type": "worker", "index": 0}, '),
+        (tf_config(TWO, index="0"), '"index": "0"}, but'),
+        (tf_config(TWO, job="chief"), '"type": "chief"'),
+        (tf_config(TWO, job="evaluator"), '"type": "evaluator"'),
+    ],
+)
+def test_mistakes_in_tf_config_are_named(monkeypatch, text, what):
+    monkeypatch.setenv("TF_CONFIG", text)
+    with pytest.raises(ValueError) as error:
+        distribution.build_strategy("multi_worker")
+    assert what in str(error.value)
+    assert "--distribution=multi_worker" in str(error.value) and '"cluster": {"worker": [' in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["mirrored", "cpu", "one_device"])
+def test_a_cluster_is_not_ignored(monkeypatch, name):
+    monkeypatch.setenv("TF_CONFIG", tf_config(TWO))
+    with pytest.raises(ValueError, match=f"--distribution={name} trains in one process alone, but TF_CONFIG names 2"):
+        distribution.build_strategy(name)
+    monkeypatch.setenv("TF_CONFIG", tf_config({"worker": ["a:1"]}))
+    assert distribution.build_strategy(name).num_replicas_in_sync == 1
+
+
+def test_only_a_lost_worker_is_called_one():
+    gone = tf.errors.UnavailableError(None, None, "Graph execution error:\n\nCollective ops is aborted by: Socket closed\n")
+    with pytest.raises(distribution.WorkerLost, match=r"Worker 1 of 2 stops.*Socket closed"):
+        with distribution.losing_workers(Workers(2, 1)):
+            raise gone
+    with pytest.raises(tf.errors.UnavailableError):
+        with distribution.losing_workers(Workers(1, 0)):
+            raise gone
+    for other in (tf.errors.InternalError(None, None, "cuDNN failed"), ValueError("a setting")):
+        with pytest.raises(type(other)):
+            with distribution.losing_workers(Workers(2, 0)):
+                raise other
