@@ -1,6 +1,7 @@
 """Every flagfile is valid, and what its header and the README tell people to type exists."""
 
 import ast
+import contextlib
 import json
 import pathlib
 import re
@@ -14,41 +15,42 @@ from pfpn_tf import flags
 ROOT = pathlib.Path(__file__).parents[1]
 FLAGFILES = sorted((ROOT / "configs").rglob("*.flags"))
 RECIPES = [path for path in FLAGFILES if path.parent.name != "base"]
-TEXTS = [*FLAGFILES, *sorted((ROOT / "tools").glob("*.sh")), ROOT / "README.md", ROOT / "export" / "README.md"]
+TEXTS = [
+    *FLAGFILES,
+    *sorted((ROOT / "tools").glob("*.sh")),
+    *[ROOT / folder / "README.md" for folder in (".", "configs", "export", "tools")],
+]
 
 
 def relative(path):
     return str(path.relative_to(ROOT))
 
 
-@pytest.fixture
-def read_flagfile(monkeypatch):
-    """A function from a flagfile to its settings, in a process where flags may be defined or not."""
-    monkeypatch.chdir(ROOT)
+def parse_flagfile(path):
+    """The settings that a flagfile gives and the `Config` they make.
+
+    Works in a process where flags may be defined or not, from any working directory.
+    """
     if "train_records" not in flags.FLAGS:
         flags.define_config_flags()
-
-    def read(path):
-        with flagsaver.flagsaver():
-            flags.FLAGS.unparse_flags()
-            flags.FLAGS(["test", f"--flagfile={path}"])
-            return flags.given_settings(), flags.config_from_flags()
-
-    return read
+    with flagsaver.flagsaver(), contextlib.chdir(ROOT):
+        flags.FLAGS.unparse_flags()
+        flags.FLAGS(["test", f"--flagfile={path}"])
+        return flags.given_settings(), flags.config_from_flags()
 
 
 @pytest.mark.parametrize("path", FLAGFILES, ids=relative)
-def test_flagfile_parses_and_validates(path, read_flagfile):
-    settings, config = read_flagfile(path)
+def test_flagfile_parses_and_validates(path):
+    settings, config = parse_flagfile(path)
     assert settings, "sets nothing"
     assert isinstance(config, config_lib.Config)
 
 
-def test_flagfile_with_an_impossible_value_is_refused(tmp_path, read_flagfile):
+def test_flagfile_with_an_impossible_value_is_refused(tmp_path):
     bad = tmp_path / "bad.flags"
     bad.write_text("--size_divisor=48\n")
     with pytest.raises(ValueError, match="--size_divisor=48 must be a multiple of 32"):
-        read_flagfile(bad)
+        parse_flagfile(bad)
 
 
 @pytest.mark.parametrize("path", FLAGFILES, ids=relative)
@@ -59,12 +61,36 @@ def test_overrides_come_after_the_fragments(path):
     assert fragments == sorted(fragments, reverse=True), "put the --flagfile lines first"
 
 
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"decoder": "symmetric"}, "--decoder=symmetric .* use --task=semantic"),
+        ({"output_stride": 8, "task": "semantic"}, "--output_stride=8 .* use --decoder=none"),
+        ({"output_stride": 4}, "--output_stride=4 must be one of 32, 16, 8"),
+        ({"decoder": "none", "task": "semantic"}, "--decoder=none does not go with --semantic_head=fpn"),
+        ({"semantic_head": "deeplabv3"}, "--decoder=fpn does not go with --semantic_head=deeplabv3"),
+        ({"fpn_groups": 2, "task": "semantic"}, "--fpn_groups=2 .* not semantic and fpn"),
+        ({"fpn_groups": 2, "fpn_channels": 255}, "--fpn_channels=255 must be divisible"),
+        ({"alternate_losses": True, "task": "instance"}, "--alternate_losses .* --task=instance"),
+        ({"crop_bootstrap": 0.5}, "--crop_bootstrap=0.5 needs --crop_size"),
+    ],
+)
+def test_variants_that_exclude_one_another(settings, message):
+    with pytest.raises(ValueError, match=message):
+        config_lib.Config().replace(**settings)
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=relative)
 def test_recipe_header_tells_how_to_run_it(path):
     header = path.read_text().split("\n--")[0]
     script = re.search(r"bash (tools/\w+\.sh)", header)
     text = header + ((ROOT / script[1]).read_text() if script else "")
     assert relative(path) in text, "name the command that runs this very recipe"
+    if path.parent.name in ("coco", "cityscapes", "camvid"):
+        for word in ("Hardware:", "Duration:"):
+            assert word in header, f"state the {word.lower()[:-1]}"
+        numbers = ("Expected on", "Measured on", "ot in the paper", "authors have")
+        assert any(word in header for word in numbers), "state the numbers to expect"
 
 
 def commands(path):

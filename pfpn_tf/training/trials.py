@@ -1,0 +1,63 @@
+"""The same training with several seeds: median and spread of each metric.
+
+Section 4.1: the mIoU on Cityscapes varies by up to 0.4, so the paper gives the median of 5 trials.
+"""
+
+import json
+import os
+import statistics
+from typing import Any, Dict, List, Mapping, Optional
+
+from pfpn_tf import config as config_lib
+from pfpn_tf.training import experiments
+from pfpn_tf.training.experiments import Experiment
+
+
+def trials(config: config_lib.Config, num_trials: int) -> List[Experiment]:
+    """`num_trials` experiments with the seeds from that of `config` on.
+
+    Raises:
+      ValueError: there is not at least one trial.
+    """
+    if num_trials < 1:
+        raise ValueError(f"--num_trials={num_trials} must be at least 1; the paper has 5.")
+    seeds = range(config.train.seed, config.train.seed + num_trials)
+    return [Experiment(f"seed_{seed}", config.replace(seed=seed)) for seed in seeds]
+
+
+def statistics_of(results: Mapping[str, Optional[Dict[str, float]]]) -> Dict[str, Dict[str, Any]]:
+    """Metric name to median, min, max, spread (max - min) and num_trials, over those that finished."""
+    finished = [metrics for metrics in results.values() if metrics]
+    found = {}
+    for name in experiments.metric_names(finished):
+        values = [metrics[name] for metrics in finished if name in metrics]
+        found[name] = {
+            "median": statistics.median(values),
+            "min": min(values),
+            "max": max(values),
+            "spread": max(values) - min(values),
+            "num_trials": len(values),
+        }
+    return found
+
+
+def table(results: Mapping[str, Optional[Dict[str, float]]]) -> str:
+    """Markdown: one row for each trial, then median, min, max and spread."""
+    found = statistics_of(results)
+    rows = [
+        [name, *(experiments.points(metrics, metric) for metric in found)]
+        for name, metrics in results.items()
+    ]
+    for key in ("median", "min", "max", "spread"):
+        rows.append([f"**{key}**", *(f"{values[key]:.2f}" for values in found.values())])
+    return experiments.markdown_table(["trial", *found], rows)
+
+
+def write_report(results: Mapping[str, Optional[Dict[str, float]]], output_dir: str) -> str:
+    """Writes trials.json and trials.md; returns the table."""
+    text = table(results)
+    content = {"trials": dict(results), "statistics": statistics_of(results)}
+    path = os.path.join(output_dir, "trials.json")
+    experiments.write_text(path, json.dumps(content, indent=2) + "\n")
+    experiments.write_text(os.path.join(output_dir, "trials.md"), text)
+    return text

@@ -1,0 +1,135 @@
+"""Every recipe is known to work: its network is built, and a shrunken version takes one training
+step and one evaluation.
+
+Recipes that differ in nothing but schedule, data paths and the sizes of loss weights run the same
+graph, so each graph runs once, under the name of its first recipe.
+"""
+
+import dataclasses
+import gc
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pfpn_tf import config as config_lib
+from pfpn_tf.data import pipeline
+from pfpn_tf.evaluation.evaluator import Evaluator
+from pfpn_tf.model import layers, panoptic_fpn
+from pfpn_tf.training import distribution, trainer
+from tests.test_configs import RECIPES, parse_flagfile, relative
+from tests.training.conftest import tiny_records  # noqa: F401  (a fixture)
+
+SHRUNKEN = {
+    "train_min_sides": (48, 64),
+    "train_max_side": 96,
+    "eval_min_side": 64,
+    "eval_max_side": 96,
+    "fpn_channels": 64,
+    "box_fc_channels": 16,
+    "mask_channels": 16,
+    "semantic_channels": 32,
+    "anchor_sizes": (8, 16, 32, 64, 128),
+    "rpn_pre_nms_top_k_train": 50,
+    "rpn_pre_nms_top_k_eval": 50,
+    "rpn_post_nms_top_k": 20,
+    "rpn_samples_per_image": 16,
+    "roi_samples_per_image": 16,
+    "max_detections": 10,
+    "score_threshold": 0.05,
+    "fusion_stuff_area_threshold_px": 16,
+    "max_images": 1,
+    "global_batch_size": 2,
+    "base_batch_size": 0,
+    "train_steps": 2,
+    "warmup_steps": 0,
+    "lr_decay_steps": (),
+    "learning_rate": 0.01,
+    "gradient_clip_norm": 0.0,
+    "checkpoint_interval_steps": 1000,
+    "keep_checkpoints": 3,
+    "steps_per_loop": 20,
+    "summary_interval_steps": 20,
+    "image_interval_steps": 0,
+    "dataset_info": "",
+    "init_weights": "",
+    "random_flip": True,
+    "freeze_stages": 0,  # nothing to freeze without trained weights
+    "distribution": "cpu",
+}
+NO_PART_OF_THE_NETWORK = ("semantic_targets", "freeze_stages", "roi_sampling_ratio", "anchor_sizes")
+
+
+def shrink(config):
+    """The recipe with everything that is a size made small; everything that is a kind stays."""
+    kind = "resnext" if "resnext" in config.model.backbone else "resnet"
+    settings = {**SHRUNKEN, "backbone": f"{kind}_tiny", "train_records": "", "eval_records": ""}
+    if config.data.crop_size:
+        settings["crop_size"] = (32, 64)
+    for name in ("instance_loss_weight", "semantic_loss_weight"):
+        settings[name] = float(getattr(config.train, name) > 0)
+    return config.replace(**settings)
+
+
+def network(config):
+    """The settings of the model that make its variables."""
+    ignored = {
+        f.name: f.default
+        for f in dataclasses.fields(config.model)
+        if f.name in NO_PART_OF_THE_NETWORK or "threshold" in f.name or "top_k" in f.name
+    }
+    return dataclasses.replace(config.model, **ignored)
+
+
+def first_of_each(key):
+    found = {}
+    for path in RECIPES:
+        found.setdefault(key(parse_flagfile(path)[1]), path)
+    return [pytest.param(what, id=relative(path)) for what, path in found.items()]
+
+
+@pytest.mark.parametrize("model_config", first_of_each(network))
+def test_the_network_of_a_recipe(model_config, monkeypatch):
+    """At full size, but with zeros for weights, which take no time to draw."""
+    for name in ("msra_initializer", "xavier_initializer"):
+        monkeypatch.setattr(layers, name, tf.keras.initializers.Zeros)
+    monkeypatch.setattr(layers, "normal_initializer", lambda stddev: tf.keras.initializers.Zeros())
+    model = panoptic_fpn.build_model(model_config, 8, 19)
+    names = [layer.name for layer in model.layers]
+    assert ("box_head" in names) == (model_config.task in ("panoptic", "instance"))
+    assert ("semantic_head" in names) == (model_config.task in ("panoptic", "semantic"))
+    if "semantic_head" in names:
+        assert model.semantic_head.predictor.kernel.shape[-1] == 19
+    assert len(model.trainable_variables) > 50
+    del model
+    gc.collect()
+
+
+@pytest.mark.parametrize("config", first_of_each(shrink))
+def test_a_step_and_an_evaluation(config, tiny_records):  # noqa: F811
+    config = config.replace(
+        train_records=str(tiny_records / "train-*.tfrecord"),
+        eval_records=str(tiny_records / "val-*.tfrecord"),
+    )
+    info = pipeline.load_info(config)
+    strategy = distribution.build_strategy("cpu")
+    built = trainer.build_trainer(config, info, strategy)
+    built.set_dataset(trainer.distributed_dataset(config, info, strategy, 0))
+    before = [v.numpy() for v in built.model.trainable_variables]
+    batches = iter(built.train_dataset)
+    for _ in range(2 if config.train.alternate_losses else 1):  # one step for each branch
+        healthy, scalars, *_ = built.train_step(batches)
+        assert healthy
+    values = dict(zip(built.scalar_names, scalars.numpy()))
+    assert values["loss/total"] > 0 and values["gradient_norm"] > 0
+    moved = [np.any(v.numpy() != old) for v, old in zip(built.model.trainable_variables, before)]
+    assert np.mean(moved) > 0.9
+
+    metrics = Evaluator(config, info, built.model, strategy).evaluate(save_predictions=False)
+    assert metrics["num_images"] == 1
+    expected = {
+        "panoptic": {"panoptic", "semantic_branch", "bbox", "segm"},
+        "instance": {"bbox", "segm"},
+        "semantic": {"semantic_branch"},
+    }
+    assert expected[config.model.task] <= metrics.keys()

@@ -1,0 +1,206 @@
+"""Trials and ablations: what is run, once, and what is reported. Trainings are stand-ins."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import cv2
+import pytest
+
+from pfpn_tf import config as config_lib
+from pfpn_tf.training import ablation, experiments, trials
+from pfpn_tf.training.experiments import Experiment
+from tests.test_configs import ROOT, parse_flagfile
+
+CONFIG = config_lib.Config().replace(eval_records="x", train_steps=4, warmup_steps=1, lr_decay_steps=(3,))
+CODE = """
+    import json, os, sys
+    flags = dict(arg[2:].split("=", 1) for arg in sys.argv[1:])
+    name = os.path.basename(flags["run_dir"])
+    print(os.path.basename(sys.argv[0]), name, flush=True)
+    open(flags["run_dir"] + ".calls", "a").write(os.path.basename(sys.argv[0]) + " ")
+"""
+TRAIN = CODE + """
+    if name == "bad":
+        sys.exit(1)
+"""
+EVAL = CODE + """
+    folder = os.path.join(flags["run_dir"], "eval", "4")
+    os.makedirs(folder)
+    seed = int(name[-1]) if name[-1].isdigit() else 0
+    metrics = {"semantic_branch": {"miou": 0.5 + seed / 100, "fwiou": 0.6}}
+    json.dump(metrics, open(os.path.join(folder, "metrics.json"), "w"))
+"""
+
+
+@pytest.fixture
+def stand_ins(tmp_path, monkeypatch):
+    """tools/train.py and tools/eval.py replaced by scripts of no weight; a folder for the output."""
+    for name, code in (("train.py", TRAIN), ("eval.py", EVAL)):
+        (tmp_path / name).write_text(textwrap.dedent(code))
+    monkeypatch.setattr(experiments, "_TOOLS", str(tmp_path))
+    folder = tmp_path / "out"
+    folder.mkdir()
+    return folder
+
+
+def test_what_is_done_is_not_done_again(stand_ins):
+    runs = [Experiment(f"run{i}", CONFIG.replace(seed=i)) for i in (1, 2)]
+    expected = {"run1": {"mIoU": 51.0, "fwIoU": 60.0}, "run2": {"mIoU": 52.0, "fwIoU": 60.0}}
+    assert experiments.run_all(runs[:1], str(stand_ins)) == {"run1": expected["run1"]}
+    assert experiments.run_all(runs, str(stand_ins)) == expected
+    assert (stand_ins / "run1.calls").read_text() == "train.py eval.py "
+    assert (stand_ins / "run2.calls").read_text() == "train.py eval.py "
+    assert (stand_ins / "run2.log").read_text() == "train.py run2\neval.py run2\n"
+    assert parse_flagfile(stand_ins / "run2.flags")[1] == runs[1].config
+
+
+def test_a_failed_training_leaves_the_others_alone(stand_ins, caplog):
+    runs = [Experiment("bad", CONFIG), Experiment("run1", CONFIG)]
+    results = experiments.run_all(runs, str(stand_ins))
+    assert results["bad"] is None and results["run1"]["mIoU"] == 51.0
+    assert (stand_ins / "bad.calls").read_text() == "train.py "
+    assert "train.py failed with exit code 1" in caplog.text
+
+
+def test_a_directory_of_another_run_is_refused(stand_ins):
+    run_dir = stand_ins / "run1"
+    run_dir.mkdir()
+    (run_dir / "config.json").write_text(CONFIG.replace(learning_rate=0.5).to_json())
+    info = (ROOT / "configs/coco/dataset_info.json").read_text()
+    (run_dir / "dataset_info.json").write_text(info)
+    with pytest.raises(ValueError, match=r"run1 holds a run with other settings \(learning_rate\)"):
+        experiments.run_all([Experiment("run1", CONFIG)], str(stand_ins))
+    with pytest.raises(ValueError, match="--eval_records is required"):
+        experiments.run_all([Experiment("run2", CONFIG.replace(eval_records=""))], str(stand_ins))
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_reaches_the_training_once_and_ends_all(stand_ins, number, code):
+    (stand_ins.parent / "train.py").write_text(
+        textwrap.dedent(
+            """
+            import os, signal, sys, time
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda n, frame: (print("saved", flush=True), sys.exit(128 + n)))
+            os.kill(os.getppid(), NUMBER)
+            time.sleep(60)
+            """
+        ).replace("NUMBER", str(int(number)))
+    )
+    before = signal.getsignal(number)
+    with pytest.raises(experiments.Stopped) as stopped:
+        experiments.run_all([Experiment("run1", CONFIG), Experiment("run2", CONFIG)], str(stand_ins))
+    assert stopped.value.code == code
+    assert (stand_ins / "run1.log").read_text() == "saved\n"
+    assert not (stand_ins / "run2.log").exists()
+    assert signal.getsignal(number) is before
+
+
+def test_trials():
+    runs = trials.trials(CONFIG.replace(seed=3), 3)
+    assert [run.config.train.seed for run in runs] == [3, 4, 5]
+    assert [run.name for run in runs] == ["seed_3", "seed_4", "seed_5"]
+    with pytest.raises(ValueError, match="--num_trials=0"):
+        trials.trials(CONFIG, 0)
+
+
+def test_statistics_of_trials(tmp_path):
+    """Of 4 trials one failed; the median is that of the others."""
+    results = {
+        "seed_0": {"PQ": 57.0, "mIoU": 75.5},
+        "seed_1": {"PQ": 58.5, "mIoU": 75.0},
+        "seed_2": None,
+        "seed_3": {"PQ": 57.5, "mIoU": 75.1},
+    }
+    text = trials.write_report(results, str(tmp_path))
+    assert text.splitlines() == [
+        "| trial | PQ | mIoU |",
+        "| --- | ---: | ---: |",
+        "| seed_0 | 57.0 | 75.5 |",
+        "| seed_1 | 58.5 | 75.0 |",
+        "| seed_2 | - | - |",
+        "| seed_3 | 57.5 | 75.1 |",
+        "| **median** | 57.50 | 75.10 |",
+        "| **min** | 57.00 | 75.00 |",
+        "| **max** | 58.50 | 75.50 |",
+        "| **spread** | 1.50 | 0.50 |",
+    ]
+    content = json.loads((tmp_path / "trials.json").read_text())
+    assert content["statistics"]["PQ"] == {
+        "median": 57.5, "min": 57.0, "max": 58.5, "spread": 1.5, "num_trials": 3
+    }  # fmt: skip
+    assert content["trials"] == results
+    assert (tmp_path / "trials.md").read_text() == text
+
+
+def test_the_rows_of_an_ablation():
+    rows = ablation.rows(CONFIG.replace(semantic_loss_weight=0.5))
+    assert [row.label for row in rows] == [
+        *ablation.LAMBDAS, *ablation.LAMBDAS, "sum", "concat", "alternate", "combine"
+    ]  # fmt: skip
+    by_label = {(row.group, row.label): row.experiment for row in rows}
+    # Sixteen rows, thirteen trainings: lambda_s = lambda_i = 1 and the recipe itself come up twice
+    # or three times.
+    assert len(ablation.experiments_of(rows)) == 13
+    assert by_label["lambda_s", 1.0] == by_label["lambda_i", 1.0]
+    assert by_label["lambda_s", 0.5] == by_label["aggregation", "sum"] == by_label["losses", "combine"]
+    assert by_label["lambda_s", 0.0].config.model.task == "instance"
+    assert by_label["lambda_i", 0.0].config.model.task == "semantic"
+    half = by_label["lambda_i", 0.25].config
+    assert (half.train.instance_loss_weight, half.train.semantic_loss_weight) == (0.25, 1.0)
+    alternate = by_label["losses", "alternate"].config
+    assert alternate.train.alternate_losses
+    assert (alternate.train.train_steps, alternate.train.lr_decay_steps) == (8, (6,))
+    assert by_label["aggregation", "concat"].config.model.semantic_aggregation == "concat"
+
+
+def test_a_part_of_an_ablation():
+    rows = ablation.rows(CONFIG, ["losses"])
+    assert [row.label for row in rows] == ["alternate", "combine"]
+    with pytest.raises(ValueError, match="--ablations=lambda_x"):
+        ablation.rows(CONFIG, ["lambda_x"])
+    with pytest.raises(ValueError, match="--task=semantic"):
+        ablation.rows(CONFIG.replace(task="semantic"))
+
+
+def test_the_schedule_scales_with_the_steps():
+    config = config_lib.Config()
+    shrunken = ablation.with_steps(config, 900)
+    assert shrunken.train.train_steps == 900
+    assert (shrunken.train.warmup_steps, shrunken.train.lr_decay_steps) == (10, (600, 800))
+    assert ablation.with_steps(config, 0) == config
+    assert ablation.with_steps(config, 1).train.train_steps == 1
+    with pytest.raises(ValueError, match="--steps=-1"):
+        ablation.with_steps(config, -1)
+
+
+def test_the_report_of_an_ablation(tmp_path):
+    rows = ablation.rows(CONFIG, ["lambda_s", "losses"])
+    results = {
+        e.name: {"PQ": 10.0 + i, "mIoU": 20.0, "mask_AP": 5.0}
+        for i, e in enumerate(ablation.experiments_of(rows))
+    }
+    results[rows[0].experiment.name] = None  # failed
+    text = ablation.write_report(rows, results, str(tmp_path), "Title")
+    assert "# Title" in text and "| 0.0 | - | - | - |" in text and "| 0.1 | 11.0 | 20.0 | 5.0 |" in text
+    assert "| combine |" in text and "aggregation" not in text
+    content = json.loads((tmp_path / "ablation.json").read_text())
+    assert [row["label"] for row in content] == [*ablation.LAMBDAS, "alternate", "combine"]
+    assert content[0]["metrics"] is None
+    assert cv2.imread(str(tmp_path / "ablation.png")).std() > 10
+
+
+@pytest.mark.parametrize("tool", ["run_trials", "run_ablation"])
+def test_the_tools_ask_for_what_is_missing(tool):
+    done = subprocess.run(
+        [sys.executable, f"tools/{tool}.py"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+    )
+    assert done.returncode == 2 and "--output_dir is required" in done.stderr

@@ -1,0 +1,42 @@
+#!/usr/bin/env python3
+"""Trains and evaluates one recipe with several seeds; gives median and spread of each metric.
+
+    python tools/run_trials.py --flagfile=configs/cityscapes/semantic_fpn_r50.flags \\
+        --init_weights=WEIGHTS --num_trials=5 --output_dir=runs/cityscapes_semantic_fpn_r50
+
+OUTPUT_DIR gets a run directory and a log for each seed, trials.md and trials.json. The same command
+again skips the trials that are done and continues the one that was interrupted. Exit codes: 0 done,
+1 a trial failed, 2 unusable settings or files, 130 stopped by Ctrl-C, 143 by SIGTERM.
+"""
+
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from pfpn_tf.utils import cli  # noqa: E402  (before TensorFlow)
+
+from pfpn_tf import flags  # noqa: E402
+
+FAILED = 1
+
+
+def main():
+    from pfpn_tf.training import experiments, trials
+
+    args = flags.FLAGS
+    flags.check_given(["output_dir"])
+    chosen = trials.trials(flags.config_from_flags(), args.num_trials)
+    flags.make_output_dir("output_dir")
+    try:
+        results = experiments.run_all(chosen, args.output_dir)
+    except experiments.Stopped as stopped:
+        return stopped.code
+    print(trials.write_report(results, args.output_dir))
+    return 0 if all(results.values()) else FAILED
+
+
+if __name__ == "__main__":
+    flags.define_config_flags()
+    flags.define_tool_flags("num_trials", "output_dir")
+    cli.run(main)
