@@ -111,7 +111,7 @@ class Gallery:
         }
 
     def _draw(self, photo, gt, pred):
-        scale = max(1.0, 480 / photo.shape[1])
+        scale = max(1.0, 600 / photo.shape[1])
         pictures = [
             visualize.overlay_panoptic(photo, ids, segments, self._info, scale) for ids, segments in (gt, pred)
         ]

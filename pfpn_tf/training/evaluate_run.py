@@ -1,16 +1,18 @@
-"""Evaluates the network of a run directory, or those of two: an instance and a semantic one."""
+"""Evaluates the network of a run directory, those of two (an instance and a semantic one), or one in training."""
 
+import contextlib
 import json
 import os
 from typing import Any, Dict, Mapping, NamedTuple, Optional
 
 from absl import logging
+import tensorflow as tf
 
 from pfpn_tf.config import Config
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.evaluation import evaluator
 from pfpn_tf.evaluation.inference import Network
-from pfpn_tf.evaluation.workers import Gatherer
+from pfpn_tf.evaluation.workers import Gatherer, workers_of
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.training import checkpoints, distribution, summaries
 from pfpn_tf.utils.files import atomic_write
@@ -102,6 +104,70 @@ def evaluate_two_runs(
     return _evaluate(
         [instance, semantic], config, checkpoint, output_dir, save_predictions, weights, metrics_json
     )
+
+
+class TrainingEvaluation:
+    """Evaluates a network between two steps of its training, as often as asked; traced once."""
+
+    def __init__(
+        self,
+        config: Config,
+        info: DatasetInfo,
+        run_dir: str,
+        model: tf.keras.Model,
+        strategy: tf.distribute.Strategy,
+        averages: Mapping[str, tf.Variable],
+    ):
+        """Takes the network.
+
+        Args:
+          config: settings of the run.
+          info: the dataset.
+          run_dir: results go to RUN_DIR/eval/STEP, those of the averages into the folder ema in it.
+          model: built under `strategy`.
+          strategy: of the training.
+          averages: moving averages by the paths of `checkpoints.model_variables`; may be empty.
+        """
+        self._run_dir = run_dir
+        self._model = model
+        self._averages = averages
+        self._is_chief = workers_of(strategy).is_chief
+        self._evaluator = evaluator.Evaluator(config, info, model, strategy)
+
+    def evaluate(self, step: int, log: summaries.RunLog) -> Dict[str, Any]:
+        """Evaluates the weights, and their averages if there are any.
+
+        Args:
+          step: of the weights.
+          log: gets tables and pictures; the scalars are left to the caller.
+
+        Returns:
+          See `Evaluator.evaluate`; `ema`: the same of the averages.
+        """
+        output_dir = os.path.join(self._run_dir, "eval", str(step))
+        metrics = self._evaluator.evaluate(output_dir, save_predictions=False)
+        if self._is_chief:
+            log.write_report(
+                metrics, self._evaluator.class_table(metrics), self._evaluator.pictures(), step
+            )
+        if self._averages:
+            with _in_place(self._averages, self._model):
+                metrics["ema"] = self._evaluator.evaluate(os.path.join(output_dir, "ema"), save_predictions=False)
+        return metrics
+
+
+@contextlib.contextmanager
+def _in_place(averages, model):
+    """Gives the model its averages, and then its own weights back."""
+    variables = checkpoints.model_variables(model)
+    weights = {path: tf.convert_to_tensor(variables[path]) for path in averages}
+    try:
+        for path, average in averages.items():
+            variables[path].assign(tf.convert_to_tensor(average))
+        yield
+    finally:
+        for path, weight in weights.items():
+            variables[path].assign(weight)
 
 
 def _load(run_dir, settings, branch="", flag="--run_dir"):

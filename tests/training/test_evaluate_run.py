@@ -2,13 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.model import panoptic_fpn
-from pfpn_tf.training import checkpoints, evaluate_run as evaluate_run_lib
-from pfpn_tf.training.evaluate_run import evaluate_run, evaluate_two_runs
+from pfpn_tf.training import checkpoints, evaluate_run as evaluate_run_lib, summaries
+from pfpn_tf.training.evaluate_run import TrainingEvaluation, evaluate_run, evaluate_two_runs
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def half_of(run_dir, config, info, task, **settings):
 
 
 def without_times(metrics):
-    return {k: v for k, v in metrics.items() if k not in ("seconds", "checkpoint", "ema")}
+    return {k: v for k, v in metrics.items() if k not in ("seconds", "checkpoint", "weights", "ema")}
 
 
 def events(folder):
@@ -74,7 +75,7 @@ def test_two_halves_are_the_whole_network(run_dir, config, info, tmp_path):
     assert whole["panoptic"]["All"]["n"] and whole["segm"]["AR"] >= 0
     files = {p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").rglob("*.png")}
     files |= {p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").glob("[pi]*.json")}
-    assert len(files) == 5  # two maps, the confusion, two lists
+    assert len(files) == 7  # panoptic and semantic maps of two images, the confusion, two lists
     for name in files:
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "both" / name).read_bytes()
 
@@ -87,13 +88,11 @@ def test_two_halves_are_the_whole_network(run_dir, config, info, tmp_path):
     assert mixed["semantic_branch"] == alone["semantic_branch"] != whole["semantic_branch"]
 
 
-def test_weights_and_their_averages(run_dir, tmp_path):
+def test_weights_and_their_averages(run_dir, config, info, tmp_path):
     both = evaluate_run(run_dir, metrics_json=str(tmp_path / "m.json"))
     folder = tmp_path / "panoptic/eval/7"
     assert both["weights"] == "raw" and both["ema"]["weights"] == "ema"
-    averaged = evaluate_run(run_dir, weights="ema", output_dir=str(tmp_path / "averaged"))
-    assert without_times(averaged) == without_times(both["ema"])
-    assert averaged["semantic_branch"] != both["semantic_branch"]
+    assert both["ema"]["semantic_branch"] != both["semantic_branch"]
     for path in (tmp_path / "m.json", folder / "metrics.json"):
         assert json.loads(path.read_text()) == both
     for name in ("report.html", "panoptic.json", "ema/report.html", "ema/panoptic.json"):
@@ -103,6 +102,24 @@ def test_weights_and_their_averages(run_dir, tmp_path):
     assert expected <= tags.keys()
     assert tags["eval/PQ"] == 7
     assert "eval/PQ" in events(tmp_path / "panoptic/tensorboard/eval/ema")
+
+    # The same between two steps of a training, and the weights come back.
+    model = build(config, info)
+    prefix = checkpoints.restore_for_inference(model, run_dir, averages=True)
+    averages = {name: tf.Variable(v) for name, v in checkpoints.model_variables(model).items()}
+    checkpoints.restore_for_inference(model, run_dir, prefix)
+    weights = [v.numpy() for v in model.variables]
+    log = summaries.RunLog(str(tmp_path), 0)
+    evaluation = TrainingEvaluation(config, info, str(tmp_path), model, tf.distribute.get_strategy(), averages)
+    found = evaluation.evaluate(7, log)
+    for value, expected in ((found, both), (found["ema"], both["ema"])):
+        assert without_times(value) == without_times(expected)
+    for before, after in zip(weights, model.variables):
+        np.testing.assert_array_equal(after.numpy(), before)
+    tags = events(tmp_path / "tensorboard")
+    assert {"eval/table", "eval/classes", "eval/confusion", "eval/worst/0", "eval/best/0"} <= tags.keys()
+    for name in ("metrics.json", "report.html", "confusion.png", "ema/metrics.json"):
+        assert (tmp_path / "eval/7" / name).exists()
 
 
 def test_no_averages_to_evaluate(run_dir):
