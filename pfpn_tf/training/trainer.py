@@ -137,7 +137,7 @@ class Trainer(orbit.StandardTrainer):
                 break
             self._profile(step)
             result = _StepResult(step, *self.train_step(iterator))
-            self._first_step_done(result)
+            self._first_step_done(result, num_steps)
             # Looking at a step only after the next one is on its way keeps a GPU busy. The next one
             # changes nothing if this one was bad: `_healthy` says no on the device.
             if pending is not None:
@@ -169,12 +169,13 @@ class Trainer(orbit.StandardTrainer):
             self._profiling = False
             logging.info("Recorded a profile in %s.", self.profile_dir)
 
-    def _first_step_done(self, result):
+    def _first_step_done(self, result, num_steps):
         if not self._compiled:
             self._check(result)  # waits for it
             self._compiled = True
             logging.info("First step done after %.1f s.", self.rate.seconds_per_step())
-            self.rate.restart()
+            if num_steps > 1:  # else the rate would be of no step at all
+                self.rate.restart()
 
     def _check(self, result):
         self._stop_agreed |= bool(result.stop)

@@ -5,7 +5,10 @@ user, unless they ask for it with TF_CPP_MIN_LOG_LEVEL. TensorFlow 2.15 calls pa
 real errors reach us as Python exceptions as well.
 """
 
+import contextlib
+import difflib
 import os
+import re
 import sys
 import warnings
 
@@ -14,6 +17,8 @@ for _category in (DeprecationWarning, FutureWarning):
     warnings.filterwarnings("ignore", category=_category)
 
 from absl import app, flags, logging  # noqa: E402  (the variable must be set first)
+
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -36,7 +41,43 @@ def _parse_flags(argv):
         return flags.FLAGS(argv)
     except flags.Error as error:
         message = str(error).removeprefix("ERROR:: ")  # absl's own, of a missing flagfile
-        _fail(f"{message}\nSee {os.path.basename(argv[0])} --help.")
+        _fail(f"{_explain(error, message, argv[1:])}\nSee {os.path.basename(argv[0])} --help.")
+
+
+def _explain(error, message, arguments):
+    """Adds the nearest flag to one that is unknown, and where in a flagfile the wrong one stands."""
+    name = getattr(error, "flagname", "") or message.partition("flag --")[2].partition("=")[0]
+    if isinstance(error, flags.UnrecognizedFlagError):
+        near = difflib.get_close_matches(name.removeprefix("no"), flags.FLAGS, n=1)
+        message = f"Unknown flag --{name}.{f' Did you mean --{near[0]}?' if near else ''}"
+    elif isinstance(error, flags.IllegalFlagValueError) and name in flags.FLAGS:
+        flag, value = flags.FLAGS[name], message.partition("=")[2].rpartition(": ")[0].partition(": ")[0]
+        kind = _KINDS.get(flag.flag_type())
+        if kind:
+            message = f"--{name}={value} must be {kind}. The default is {flag.default}."
+    place = _place_in_flagfiles(name, arguments) if name else ""
+    return f"{place}: {message}" if place else message
+
+
+def _place_in_flagfiles(name, arguments):
+    """PATH:LINE of the last line that sets a flag, in the flagfiles of a command or their own."""
+    place = ""
+    for i, argument in enumerate(arguments):
+        path = ""
+        if re.match(r"--?flagfile=", argument):
+            path = argument.partition("=")[2]
+        elif argument in ("-flagfile", "--flagfile"):
+            path = "".join(arguments[i + 1 : i + 2])
+        if not path:
+            continue
+        with contextlib.suppress(OSError, UnicodeDecodeError), open(path, encoding="utf-8") as f:
+            for number, line in enumerate(f, 1):
+                line = line.strip()
+                if re.match(rf"--?{re.escape(name)}(=|\s|$)", line):
+                    place = f"{path}:{number}"
+                elif re.match(r"--?flagfile[=\s]", line):
+                    place = _place_in_flagfiles(name, re.split(r"\s+", line)) or place
+    return place
 
 
 def _guarded(main, argv):

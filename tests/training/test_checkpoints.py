@@ -1,6 +1,8 @@
 """Saving, damage, resuming, initialising: on a network of a few numbers."""
 
+import contextlib
 import os
+import resource
 import subprocess
 
 import numpy as np
@@ -179,6 +181,63 @@ def test_an_unwritable_place_is_an_error_that_names_the_last_good_checkpoint(tmp
     assert checkpoints.damage(str(tmp_path / "checkpoints" / "ckpt-1")) is None
 
 
+@pytest.fixture
+def full_disk():
+    """No file can grow beyond 20 kB, as on a disk that fills up in the middle of a write."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    @contextlib.contextmanager
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    return limit
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint_and_no_rubbish(tmp_path, full_disk):
+    model = net(1, classes=4000)  # 80 kB
+    saved, step, _ = run_of(tmp_path, model)
+    saved.save(1)
+    with full_disk(), pytest.raises(OSError, match=r"Cannot write the checkpoint .*ckpt-2: .*good one is .*ckpt-1; make"):
+        saved.save(2)
+    names = sorted(os.listdir(tmp_path / "checkpoints"))
+    assert names == ["checkpoint", "ckpt-1.data-00000-of-00001", "ckpt-1.index"]
+    assert resume(run_of(tmp_path, net(0, classes=4000))[0]).endswith("ckpt-1")
+    saved.save(2)  # there is room again
+    assert steps_on_disk(tmp_path) == [2, 1]
+
+
+def test_what_a_killed_save_left_is_removed(tmp_path):
+    save_steps(tmp_path, [1])
+    folder = tmp_path / "checkpoints"
+    kept = sorted(os.listdir(folder)) + ["mine.data-00000-of-00001"]
+    (folder / "ckpt-2_temp").mkdir()
+    (folder / "ckpt-2_temp" / "part-00000-of-00001.data-00000-of-00001").touch()
+    for name in ("ckpt-3.data-00000-of-00001", "ckpt-1.index.tempstate123", "mine.data-00000-of-00001"):
+        (folder / name).touch()
+    resume(run_of(tmp_path, net(0))[0])
+    assert sorted(os.listdir(folder)) == sorted(kept)
+
+
+def test_a_worker_that_does_not_write_takes_what_the_chief_has_chosen(tmp_path):
+    save_steps(tmp_path, [1, 2])
+    before = sorted(os.listdir(tmp_path / "checkpoints"))
+    model, step = net(0), tf.Variable(0, dtype=tf.int64)
+    optimizer = tf.keras.optimizers.SGD(0.1, momentum=0.9)
+    optimizer.build(model.trainable_variables)
+    saved = checkpoints.RunCheckpoints(
+        str(tmp_path), 1, writes=False, model=model, optimizer=optimizer, global_step=step
+    )
+    saved.restore(1)
+    assert int(step) == 1
+    saved.save(3)
+    assert saved.save_best(3, 1.0) and not saved.save_best(4, 0.5)
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == before
+
+
 def test_best_is_kept_apart(tmp_path):
     save_steps(tmp_path, [1, 2])
     saved, step, _ = run_of(tmp_path, net(8))
@@ -258,6 +317,46 @@ def test_a_run_directory_of_another_config_is_refused_with_the_differences(tmp_p
     others = DatasetInfo.from_coco_categories([{"id": 1, "name": "dog", "isthing": 1}])
     with pytest.raises(ValueError, match="classes"):
         run_directory.prepare(str(tmp_path), longer, others)
+
+
+def test_classes_that_differ_are_listed(tmp_path, info):
+    run_directory.prepare(str(tmp_path), Config(), info)
+    other = DatasetInfo.from_coco_categories(
+        [{"id": 3, "name": "cat", "isthing": 0}, {"id": 9, "name": "sea", "isthing": 0}]
+    )
+    with pytest.raises(ValueError) as error:
+        run_directory.prepare(str(tmp_path), Config(), other)
+    for line in (
+        "category 3: cat (thing) there, cat (stuff) here",
+        "category 7: sky (stuff) there, missing here",
+        "category 9: missing there, sea (stuff) here",
+    ):
+        assert line in str(error.value)
+
+
+def test_a_run_directory_that_cannot_be_written_is_refused_before_the_first_step(tmp_path, info):
+    (tmp_path / "file").touch()
+    for refuse in (run_directory.prepare, run_directory.check):
+        with pytest.raises(ValueError, match="--run_dir.*file"):
+            refuse(str(tmp_path / "file" / "run"), Config(), info)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").touch()
+    with pytest.raises(ValueError, match="--run_dir: cannot write in .*run/checkpoints"):
+        run_directory.prepare(str(tmp_path / "run"), Config(), info)
+
+
+def test_a_dry_run_leaves_nothing_behind(tmp_path, info):
+    run_directory.check(str(tmp_path / "new" / "run"), Config(), info)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_worker_that_does_not_see_the_run_directory_says_so(tmp_path, info):
+    with pytest.raises(ValueError, match="a folder that all workers share"):
+        run_directory.check_shared(str(tmp_path), Config(), info)
+    run_directory.prepare(str(tmp_path), Config(), info)
+    run_directory.check_shared(str(tmp_path), Config(), info)
+    with pytest.raises(ValueError, match="--seed: 0 there, 1 here"):
+        run_directory.check_shared(str(tmp_path), Config().replace(seed=1), info)
 
 
 def test_changeable_settings_exist():

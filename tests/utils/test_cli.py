@@ -1,0 +1,45 @@
+"""What a user reads who has typed a flag wrongly."""
+
+import subprocess
+import sys
+
+import pytest
+
+CODE = """
+from pfpn_tf.utils import cli
+from pfpn_tf import flags
+flags.define_config_flags()
+cli.run(lambda: print("started"))
+"""
+
+
+def call(*arguments):
+    done = subprocess.run([sys.executable, "-c", CODE, *arguments], capture_output=True, text=True)
+    assert done.returncode == (2 if done.stderr else 0), done.stderr
+    return done.stderr or done.stdout
+
+
+@pytest.mark.parametrize(
+    "argument, message",
+    [
+        ("--lerning_rate=1", "Unknown flag --lerning_rate. Did you mean --learning_rate?"),
+        ("--nostatic_shaps", "Unknown flag --nostatic_shaps. Did you mean --static_shapes?"),
+        ("--train_steps=many", "--train_steps=many must be a whole number. The default is 90000."),
+        ("--static_shapes=perhaps", "--static_shapes=perhaps must be true or false. The default is False."),
+    ],
+)
+def test_a_wrong_flag(argument, message):
+    assert call(argument).startswith(f"Error: {message}\n")
+
+
+def test_a_wrong_flag_in_a_flagfile_is_named_with_its_line(tmp_path):
+    inner, outer, typed = (tmp_path / f"{name}.flags" for name in ("inner", "outer", "typed"))
+    inner.write_text("# sizes\n--seed=1\n  --lerning_rate=0.1\n")
+    outer.write_text(f"--flagfile={inner}\n--train_steps=5\n")
+    typed.write_text("// first half\n--train_steps=5\n--train_steps=5.5\n")
+    assert call(f"--flagfile={outer}").startswith(
+        f"Error: {inner}:3: Unknown flag --lerning_rate. Did you mean --learning_rate?\n"
+    )
+    assert call("--flagfile", str(typed)).startswith(f"Error: {typed}:3: --train_steps=5.5 must be a whole number.")
+    inner.write_text("--learning_rate=0.1\n")
+    assert call(f"--flagfile={outer}") == "started\n"
