@@ -8,7 +8,7 @@ Shapes: h, w original image size · D instances.
 import contextlib
 import json
 import os
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence
 
 import cv2
 import numpy as np
@@ -19,15 +19,15 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _RGB_COLOR_TYPES = (2, 6)  # Truecolour, without and with alpha (which is ignored).
 
 
-def decode_panoptic_png(png: bytes, name: str) -> np.ndarray:
-    """Segment ids of a panoptic PNG.
+def decode_panoptic_pixels(png: bytes, name: str) -> np.ndarray:
+    """The pixels of a panoptic PNG, whose three bytes are the segment id.
 
     Args:
       png: the file's bytes.
       name: what an error calls the file.
 
     Returns:
-      [h, w] uint32.
+      [h, w, 3] uint8 RGB.
 
     Raises:
       ValueError: not an 8-bit RGB PNG, or damaged.
@@ -40,15 +40,26 @@ def decode_panoptic_png(png: bytes, name: str) -> np.ndarray:
             f"{name}: a panoptic map must be an 8-bit RGB PNG (id = R + 256 G + 65536 B), this one has "
             f"bit depth {bit_depth} and PNG color type {color_type}; was it saved as grey or palette?"
         )
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        bgr = cv2.imdecode(np.frombuffer(png, np.uint8), flags)
+        rgb = cv2.imdecode(np.frombuffer(png, np.uint8), flags)
     except cv2.error:  # A header that claims an absurd size.
-        bgr = None
-    if bgr is None or (b"IEND" not in png[-32:] and b"IEND" not in png):
+        rgb = None
+    if rgb is None or (b"IEND" not in png[-32:] and b"IEND" not in png):
         raise ValueError(f"{name}: damaged PNG, cannot be decoded.")
+    return rgb
+
+
+def decode_panoptic_png(png: bytes, name: str) -> np.ndarray:
+    """Segment ids of a panoptic PNG.
+
+    Args, Raises: as `decode_panoptic_pixels`.
+
+    Returns:
+      [h, w] uint32.
+    """
     # Four bytes R, G, B, 255 read as one little-endian number; the mask drops the 255.
-    rgba = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGBA)
+    rgba = cv2.cvtColor(decode_panoptic_pixels(png, name), cv2.COLOR_RGB2RGBA)
     ids = rgba.view("<u4")[..., 0]  # [h, w, 4] -> [h, w]
     ids &= 0xFFFFFF
     return ids
@@ -65,8 +76,14 @@ def encode_panoptic_png(panoptic_ids: np.ndarray) -> bytes:
     return cv2.imencode(".png", bgr, [cv2.IMWRITE_PNG_COMPRESSION, 6])[1].tobytes()
 
 
-def read_panoptic_png(directory: str, file_name: str, image_id: Any, what: str) -> np.ndarray:
-    """`decode_panoptic_png` of a file; errors name the image, the file and what it is.
+def read_panoptic_png(
+    directory: str,
+    file_name: str,
+    image_id: Any,
+    what: str,
+    decode: Callable[[bytes, str], np.ndarray] = decode_panoptic_png,
+) -> np.ndarray:
+    """`decode_panoptic_png` or `decode_panoptic_pixels` of a file; errors name the image, the file and what it is.
 
     Raises:
       ValueError: the file is missing or damaged.
@@ -77,7 +94,7 @@ def read_panoptic_png(directory: str, file_name: str, image_id: Any, what: str) 
             png = f.read()
     except OSError as error:
         raise ValueError(f"Image {image_id}: {what} PNG {path} cannot be read ({error.strerror}).") from None
-    return decode_panoptic_png(png, f"Image {image_id}: {what} PNG {path}")
+    return decode(png, f"Image {image_id}: {what} PNG {path}")
 
 
 def png_folder(json_path: str) -> str:

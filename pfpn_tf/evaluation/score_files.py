@@ -1,8 +1,10 @@
 """Scores prediction files against ground-truth files; needs no model and no TensorFlow.
 
-Images are spread over processes in contiguous blocks; results do not depend on their number.
+Images are spread over processes in contiguous blocks; where there are more cores than processes, threads
+decode ahead. Results depend on neither number.
 """
 
+import collections
 import concurrent.futures
 import json
 import multiprocessing
@@ -14,11 +16,12 @@ import numpy as np
 
 from pfpn_tf.evaluation import average_precision, coco_format, file_report, report
 from pfpn_tf.evaluation.html_report import Tally
-from pfpn_tf.evaluation.panoptic_quality import ImageCounts, PanopticQuality, overlaps
+from pfpn_tf.evaluation.panoptic_quality import ImageCounts, PanopticQuality, overlaps_of_pixels
 from pfpn_tf.evaluation.semantic_iou import SemanticIoU
 
-_IMAGES_PER_JOB = 32
-_MIN_IMAGES_PER_PROCESS = 64  # Below this, starting a process costs more than it saves.
+_IMAGES_PER_JOB = 64
+_MIN_IMAGES_PER_PROCESS = 64
+_MAX_THREADS = 4  # More decode faster than one counts.
 
 
 class _Job(NamedTuple):
@@ -29,6 +32,7 @@ class _Job(NamedTuple):
     pred_dir: str
     categories: List[dict]
     semantic: bool
+    num_threads: int
 
 
 def score_panoptic(
@@ -75,13 +79,16 @@ def score_panoptic(
     page = file_report.FileReport(scored, gt_json, gt_dir, pred_dir, image_dir) if output_dir else None
 
     quality, iou = accumulators(categories, semantic or bool(output_dir))
+    # Below a number of images, starting a process costs more than it saves.
+    num_processes = min(num_processes or _num_cpus(), max(1, len(pairs) // _MIN_IMAGES_PER_PROCESS))
+    num_threads = min(_num_cpus() // num_processes, _MAX_THREADS)
     jobs = [
-        _Job(pairs[i : i + _IMAGES_PER_JOB], gt_dir, pred_dir, categories, iou is not None)
+        _Job(pairs[i : i + _IMAGES_PER_JOB], gt_dir, pred_dir, categories, iou is not None, num_threads)
         for i in range(0, len(pairs), _IMAGES_PER_JOB)
     ]
     progress = report.Progress(len(pairs)) if show_progress else None
     position = 0
-    for job, (state, confusion, tallies) in zip(jobs, _map(_score_job, jobs, len(pairs), num_processes)):
+    for job, (state, confusion, tallies) in zip(jobs, _map(_score_job, jobs, num_processes)):
         quality.add_state(state)
         if iou is not None:
             iou.add_confusion(confusion)
@@ -131,33 +138,34 @@ def accumulators(categories: List[dict], semantic: bool) -> Tuple[PanopticQualit
 
 
 def score_image(
-    gt: dict, pred: dict, gt_dir: str, pred_dir: str, quality: PanopticQuality, iou: Optional[SemanticIoU]
-) -> Tuple[ImageCounts, np.ndarray, np.ndarray]:
-    """Reads one image's two PNGs and adds them to the accumulators.
+    gt: dict,
+    pred: dict,
+    pixels: Tuple[np.ndarray, np.ndarray],
+    where: str,
+    quality: PanopticQuality,
+    iou: Optional[SemanticIoU],
+) -> ImageCounts:
+    """Adds one image to the accumulators and returns its own counts.
 
     Args:
       gt, pred: COCO panoptic annotations of the image.
-
-    Returns:
-      Its counts and the two [h, w] id maps.
+      pixels: their two PNGs, [h, w, 3] uint8 RGB.
+      where: opening of an error message: image and file.
 
     Raises:
       ValueError: names the image and file.
     """
-    image_id = gt["image_id"]
-    gt_ids = coco_format.read_panoptic_png(gt_dir, gt["file_name"], image_id, "ground-truth")
-    pred_ids = coco_format.read_panoptic_png(pred_dir, pred["file_name"], image_id, "prediction")
-    where = f"Image {image_id}: prediction {os.path.join(pred_dir, pred['file_name'])}"
-    if gt_ids.shape != pred_ids.shape:
+    gt_pixels, pred_pixels = pixels
+    if gt_pixels.shape != pred_pixels.shape:
         raise ValueError(
-            f"{where} is {pred_ids.shape[0]} x {pred_ids.shape[1]} (height x width), the ground truth "
-            f"{gt['file_name']} is {gt_ids.shape[0]} x {gt_ids.shape[1]}; predict at the original image size."
+            f"{where} is {pred_pixels.shape[0]} x {pred_pixels.shape[1]} (height x width), the ground truth "
+            f"{gt['file_name']} is {gt_pixels.shape[0]} x {gt_pixels.shape[1]}; predict at the original image size."
         )
-    found = overlaps(gt_ids, pred_ids)
+    found = overlaps_of_pixels(gt_pixels, pred_pixels)
     counts = quality.update(found, gt["segments_info"], pred["segments_info"], where)
     if iou is not None:
         iou.update(found, gt["segments_info"], pred["segments_info"])
-    return counts, gt_ids, pred_ids
+    return counts
 
 
 def notes(panoptic: Dict[str, Any]) -> List[str]:
@@ -222,24 +230,50 @@ def _renamed_category(gt_categories, pred_categories):
 
 def _score_job(job):
     quality, iou = accumulators(job.categories, job.semantic)
-    tallies = [
-        Tally.of(score_image(gt, pred, job.gt_dir, job.pred_dir, quality, iou)[0]) for gt, pred in job.pairs
-    ]
+    tallies = []
+    for (gt, pred), pixels in zip(job.pairs, _decoded(job)):
+        where = f"Image {gt['image_id']}: prediction {os.path.join(job.pred_dir, pred['file_name'])}"
+        tallies.append(Tally.of(score_image(gt, pred, pixels, where, quality, iou)))
     return quality.state(), None if iou is None else iou.confusion, tallies
 
 
-def _map(function, jobs, num_images, num_processes):
+def _decoded(job):
+    """Yields the pixels of each pair of PNGs; threads that have a core to themselves decode ahead."""
+
+    def read(directory, annotation, what):
+        decode = coco_format.decode_panoptic_pixels
+        return coco_format.read_panoptic_png(directory, annotation["file_name"], annotation["image_id"], what, decode)
+
+    def read_pair(pair):
+        gt, pred = pair
+        return read(job.gt_dir, gt, "ground-truth"), read(job.pred_dir, pred, "prediction")
+
+    if job.num_threads < 2:
+        yield from map(read_pair, job.pairs)
+        return
+    with concurrent.futures.ThreadPoolExecutor(job.num_threads - 1) as pool:
+        waiting = collections.deque()
+        for pair in job.pairs:
+            waiting.append(pool.submit(read_pair, pair))
+            if len(waiting) > 2 * job.num_threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _map(function, jobs, num_processes):
     """Results in the order of the jobs, from this process or several."""
-    most = max(1, num_images // _MIN_IMAGES_PER_PROCESS)
-    num_processes = min(num_processes or _num_cpus(), most, len(jobs))
     if num_processes <= 1:
         yield from map(function, jobs)
         return
-    # A forked process starts at once, but must not inherit TensorFlow's threads.
-    method = "spawn" if "tensorflow" in sys.modules else "fork"
-    context = multiprocessing.get_context(method)
+    context = multiprocessing.get_context(start_method())
     with concurrent.futures.ProcessPoolExecutor(num_processes, mp_context=context) as pool:
         yield from pool.map(function, jobs)
+
+
+def start_method() -> str:
+    """How to start processes: a forked one starts at once, but must not inherit TensorFlow's threads."""
+    return "spawn" if "tensorflow" in sys.modules else "fork"
 
 
 def _num_cpus():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pfpn_tf.evaluation.panoptic_quality import PanopticQuality, overlaps
+from pfpn_tf.evaluation.panoptic_quality import PanopticQuality, overlaps, overlaps_of_pixels
 from pfpn_tf.evaluation.semantic_iou import SemanticIoU
 from tests.reference import panoptic_quality as reference
 
@@ -76,6 +76,18 @@ def test_overlaps_longer_than_16_bits():
         (2**24 - 1, 65536, 50000),
         (2**24 - 1, 2**24 - 1, 50000),
     ]
+
+
+@pytest.mark.parametrize("hw", [(37, 61), (1, 1), (1, 2), (300, 500)])
+@pytest.mark.parametrize("ids", [[0, 1], [0, 1, 256, 65536], [5, 5 << 8, 5 << 16], [2**24 - 1]])
+def test_pixels_of_the_png_give_the_same_overlaps(hw, ids):
+    """Ids that differ in one byte only, maps of a single segment, runs of more than 16 bits."""
+    rng = np.random.default_rng(0)
+    maps = [np.kron(rng.choice(ids, (hw[0], 1)), np.ones((1, hw[1]))).astype(np.uint32) for _ in range(2)]
+    maps[1][:, hw[1] // 2 :] = ids[0]
+    pixels = [np.ascontiguousarray(m.astype("<u4")).view(np.uint8).reshape(*hw, 4)[..., :3].copy() for m in maps]
+    for ours, expected in zip(overlaps_of_pixels(*pixels), overlaps(*maps)):
+        np.testing.assert_array_equal(ours, expected)
 
 
 def test_sums_do_not_depend_on_order_or_split():
