@@ -93,6 +93,15 @@ def test_recipe_header_tells_how_to_run_it(path):
         assert any(word in header for word in numbers), "state the numbers to expect"
 
 
+def test_the_reproduction_table_names_every_recipe():
+    text = (ROOT / "configs" / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:coco|cityscapes|camvid)/[\w.]+)`", text))
+    recipes = {str(path.relative_to(ROOT / "configs").with_suffix("")) for path in RECIPES}
+    missing = {name for name in recipes if name.split("/")[0] in ("coco", "cityscapes", "camvid")} - named
+    assert missing <= {"camvid/ablation"}, "add a row"
+    assert not named - recipes, "there is no such recipe"
+
+
 def commands(path):
     """The calls of the project's Python tools in a text: (tool path, [flag name])."""
     text = path.read_text(encoding="utf-8")

@@ -7,17 +7,18 @@ graph, so each graph runs once, under the name of its first recipe.
 
 import dataclasses
 import gc
+import json
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from pfpn_tf import config as config_lib
-from pfpn_tf.data import pipeline
+from pfpn_tf.data import coco_panoptic, convert, pipeline, synthetic
 from pfpn_tf.evaluation.evaluator import Evaluator
 from pfpn_tf.model import layers, panoptic_fpn
 from pfpn_tf.training import distribution, trainer
-from tests.test_configs import RECIPES, parse_flagfile, relative
+from tests.test_configs import RECIPES, ROOT, parse_flagfile, relative
 from tests.training.conftest import tiny_records  # noqa: F401  (a fixture)
 
 SHRUNKEN = {
@@ -107,9 +108,33 @@ def test_the_network_of_a_recipe(model_config, monkeypatch):
 
 @pytest.mark.parametrize("config", first_of_each(shrink))
 def test_a_step_and_an_evaluation(config, tiny_records):  # noqa: F811
+    train_and_evaluate(config, tiny_records)
+
+
+def test_the_stuff_recipe_on_a_dataset_without_things(tmp_path):
+    """COCO-Stuff 2017 has 92 classes of stuff and not one of things."""
+    synthetic.make_dataset(str(tmp_path / "drawn"), num_train=2, num_val=1, seed=0, sides=(64, 96))
+    annotations = tmp_path / "drawn" / "annotations"
+    for split in ("train", "val"):
+        path = annotations / f"panoptic_{split}.json"
+        content = json.loads(path.read_text())
+        for category in content["categories"]:
+            category["isthing"] = 0
+        for annotation in content["annotations"]:
+            for segment in annotation["segments_info"]:
+                segment["iscrowd"] = 0
+        path.write_text(json.dumps(content))
+        png_dir, images = str(annotations / f"panoptic_{split}"), str(tmp_path / "drawn" / split)
+        dataset = coco_panoptic.CocoPanoptic(str(path), png_dir, images)
+        convert.convert(dataset, str(tmp_path / "records"), split, num_shards=1, num_workers=1)
+    recipe = ROOT / "configs/coco/semantic_fpn_x152_32x8d_stuff2017.flags"
+    train_and_evaluate(shrink(parse_flagfile(recipe)[1]), tmp_path / "records")
+
+
+def train_and_evaluate(config, records):
     config = config.replace(
-        train_records=str(tiny_records / "train-*.tfrecord"),
-        eval_records=str(tiny_records / "val-*.tfrecord"),
+        train_records=str(records / "train-*.tfrecord"),
+        eval_records=str(records / "val-*.tfrecord"),
     )
     info = pipeline.load_info(config)
     strategy = distribution.build_strategy("cpu")
