@@ -4,10 +4,11 @@ The area of an object decides whether it counts for APs, APm or APl. pycocotools
 of a mask result that also carries a box; here masks are always measured by their pixels.
 """
 
+import array
 import contextlib
 import io
 import math
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, NamedTuple, Sequence
 
 import numpy as np
 
@@ -175,8 +176,7 @@ class AveragePrecision:
         """
         gt = {"images": [image], "annotations": annotations, "categories": self._categories}
         evaluation = _evaluate(gt, results, self._iou_type)
-        # Positions in pycocotools' list over classes and area ranges; most are empty.
-        self._images[image["id"]] = {i: _small(e) for i, e in enumerate(evaluation.evalImgs) if e is not None}
+        self._images[image["id"]] = _Matches.of(evaluation.evalImgs)
 
     def merge(self, other: "AveragePrecision") -> None:
         """Adds the images of another accumulator with the same categories."""
@@ -192,21 +192,88 @@ class AveragePrecision:
             params.catIds = [c["id"] for c in self._categories]
             params.imgIds = sorted(self._images)
             num_lists = len(params.catIds) * len(params.areaRng)
-            evaluation.evalImgs = [self._images[i].get(n) for n in range(num_lists) for i in params.imgIds]
+            images = [self._images[i] for i in params.imgIds]
+            evaluation.evalImgs = _EvalImgs(images, num_lists, len(params.iouThrs))
             evaluation._paramsEval = params
             evaluation.accumulate()
             evaluation.summarize()
         return _summary(evaluation)
 
 
-def _small(entry):
-    """What COCOeval.accumulate reads of one image, class and area range, in few bytes."""
-    return {
-        "dtScores": np.asarray(entry["dtScores"], np.float64),
-        "dtMatches": np.asarray(entry["dtMatches"], bool),
-        "dtIgnore": np.asarray(entry["dtIgnore"], bool),
-        "gtIgnore": np.asarray(entry["gtIgnore"], np.uint8),
-    }
+class _Matches(NamedTuple):
+    """What COCOeval.accumulate reads of one image, in few kilobytes.
+
+    Entries are the pairs of class and area range with ground truth or detections; most have neither.
+
+    Attributes:
+      entry_of: number of the entry of each pair in pycocotools' order, -1 where there is none.
+      detections: bounds of each entry's part of `scores` and `flags`. objects: of `ignored`.
+      scores: of the detections, float64.
+      flags: of the detections, uint32; bit t: matched at the t-th IoU threshold, bit 16 + t: ignored there.
+      ignored: of the ground-truth objects, bool.
+    """
+
+    entry_of: array.array
+    detections: array.array
+    objects: array.array
+    scores: np.ndarray
+    flags: np.ndarray
+    ignored: np.ndarray
+
+    @classmethod
+    def of(cls, eval_imgs: Sequence[Any]) -> "_Matches":
+        """Packs the list that COCOeval.evaluate has made of one image."""
+        entry_of, detections, objects = array.array("i"), array.array("i", [0]), array.array("i", [0])
+        scores, flags, ignored = [np.zeros(0)], [np.zeros(0, np.uint32)], [np.zeros(0, bool)]
+        for entry in eval_imgs:
+            entry_of.append(-1 if entry is None else len(detections) - 1)
+            if entry is None:
+                continue
+            matched, dropped = (np.asarray(entry[k], bool) for k in ("dtMatches", "dtIgnore"))  # [T, D]
+            bits = np.arange(len(matched), dtype=np.uint32)[:, None]
+            scores.append(np.asarray(entry["dtScores"], np.float64))
+            flags.append(np.sum((matched << bits) | (dropped << (bits + 16)), 0, np.uint32))
+            ignored.append(np.asarray(entry["gtIgnore"], bool))
+            detections.append(detections[-1] + len(scores[-1]))
+            objects.append(objects[-1] + len(ignored[-1]))
+        return cls(
+            entry_of, detections, objects, np.concatenate(scores), np.concatenate(flags), np.concatenate(ignored)
+        )
+
+    def entry(self, pair: int, num_thresholds: int):
+        """The entry of a pair of class and area range, as pycocotools has it; None if there is none."""
+        i = self.entry_of[pair]
+        if i < 0:
+            return None
+        part = slice(self.detections[i], self.detections[i + 1])
+        bits = np.arange(num_thresholds, dtype=np.uint32)[:, None]
+        flags = self.flags[part]
+        return {
+            "dtScores": self.scores[part],
+            "dtMatches": (flags >> bits & 1).astype(bool),
+            "dtIgnore": (flags >> (bits + 16) & 1).astype(bool),
+            "gtIgnore": self.ignored[self.objects[i] : self.objects[i + 1]].astype(np.uint8),
+        }
+
+
+class _EvalImgs:
+    """Stands for COCOeval.evalImgs; unpacks one pair of class and area range at a time."""
+
+    def __init__(self, images, num_pairs, num_thresholds):
+        self._images = images
+        self._num_pairs = num_pairs
+        self._num_thresholds = num_thresholds
+        self._pair, self._entries = None, []
+
+    def __len__(self):
+        return self._num_pairs * len(self._images)
+
+    def __getitem__(self, index):
+        pair, image = divmod(index, len(self._images))
+        if pair != self._pair:
+            self._pair = pair
+            self._entries = [m.entry(pair, self._num_thresholds) for m in self._images]
+        return self._entries[image]
 
 
 def _evaluate(gt, results, iou_type):
