@@ -269,6 +269,8 @@ class PanopticModule(tf.Module):
             parallel_iterations=1,
         )
 
+    # As a function of its own it is in the file once, though several signatures call it.
+    @tf.function(autograph=False)
     def _fuse(self, image_outputs, hw, full_hw):
         model = self.config.model
         return fusion.fuse_image(
