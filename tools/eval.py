@@ -9,6 +9,8 @@
     python tools/eval.py --cityscapes_gt_dir=gtFine/val --pred_panoptic_json=pred.json \\
         --pred_instances_json=results.json
 
+    python tools/eval.py --run_dir=runs/r50 --split=test-dev
+
 With --run_dir the settings are those of the run; any setting can be given on top, say
 --eval_records, --max_images or --semantic_flip. Predictions, metrics.json, report.html and
 confusion.png go to RUN_DIR/eval/STEP or --output_dir, TensorBoard's events to
@@ -54,8 +56,9 @@ def main():
     if FLAGS.per_class and categories:
         print(report.class_table(metrics, categories), end="\n\n")
     print(report.table(metrics))
-    print()
-    print(report.copy_paste_line(metrics))
+    if report.flat_scalars(metrics):
+        print()
+        print(report.copy_paste_line(metrics))
 
 
 def _evaluate_runs():
@@ -68,6 +71,8 @@ def _evaluate_runs():
         "save_predictions": FLAGS.save_predictions,
         "weights": FLAGS.eval_weights,
         "metrics_json": FLAGS.metrics_json,
+        "split": FLAGS.split,
+        "cityscapes_gt_dir": FLAGS.cityscapes_gt_dir,
     }
     if FLAGS.run_dir:
         metrics = evaluate_run.evaluate_run(FLAGS.run_dir, **options)
@@ -131,6 +136,7 @@ if __name__ == "__main__":
         "semantic_run_dir",
         "checkpoint",
         "eval_weights",
+        "split",
         "output_dir",
         "save_predictions",
         "per_class",

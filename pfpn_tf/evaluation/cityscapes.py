@@ -77,6 +77,8 @@ def score_files(
     image_ids = truth.image_ids
     if only_predicted:
         image_ids = [i for i in image_ids if i in (maps.image_ids if maps else results)]
+        if not image_ids:
+            raise ValueError(f"{gt_dir}: none of its images is predicted; is it the ground truth of this split?")
     elif maps:
         truth.check_complete(maps.image_ids, maps.name)
 
@@ -94,6 +96,31 @@ def score_files(
                 write_instances(folder, image_id, results.get(image_id, []), label_of, truth.size(image_id))
             _merge(metrics, _score_instances(folder, truth, image_ids))
     return metrics
+
+
+def score_written(gt_dir: str, directory: str, categories_json: str, semantic: bool) -> Dict[str, Any]:
+    """`score_files` of the folder that a `coco_format.PredictionWriter` has filled; the files for the server go there, too.
+
+    Args:
+      gt_dir: folder of one split's city folders, e.g. gtFine/val; only the images that are predicted count.
+      directory: with panoptic.json, panoptic/, instances.json and semantic/, as far as there are such.
+      categories_json: dataset_info.json.
+      semantic: whether the semantic maps have all classes; they then count, as in the paper, instead of the panoptic maps.
+    """
+
+    def existing(name):
+        path = os.path.join(directory, name)
+        return path if os.path.exists(path) else ""
+
+    return score_files(
+        gt_dir,
+        panoptic_json=existing("panoptic.json"),
+        instances_json=existing("instances.json"),
+        semantic_dir=existing("semantic") if semantic else "",
+        categories_json=categories_json,
+        output_dir=directory,
+        only_predicted=True,
+    )
 
 
 def label_ids(categories_json: str) -> Dict[int, int]:

@@ -9,8 +9,9 @@ from absl import logging
 import tensorflow as tf
 
 from pfpn_tf.config import Config
+from pfpn_tf.data import categories
 from pfpn_tf.data.categories import DatasetInfo
-from pfpn_tf.evaluation import evaluator
+from pfpn_tf.evaluation import cityscapes, coco_submission, evaluator
 from pfpn_tf.evaluation.inference import Network
 from pfpn_tf.evaluation.workers import Gatherer, workers_of
 from pfpn_tf.model import panoptic_fpn
@@ -33,6 +34,13 @@ class _Run(NamedTuple):
     task: str
 
 
+class _Extras(NamedTuple):
+    """What is made of the predictions of an evaluation besides; see `evaluate_run`."""
+
+    split: str
+    cityscapes_gt_dir: str
+
+
 def evaluate_run(
     run_dir: str,
     checkpoint: str = "",
@@ -41,6 +49,8 @@ def evaluate_run(
     save_predictions: bool = True,
     weights: str = "auto",
     metrics_json: str = "",
+    split: str = "",
+    cityscapes_gt_dir: str = "",
 ) -> Dict[str, Any]:
     """Restores a network and evaluates it on `eval_records`.
 
@@ -54,10 +64,13 @@ def evaluate_run(
       weights: "raw"; "ema", the moving averages of --ema_decay; "both", which puts the files of the
         averages into the folder ema; "auto": both if the checkpoint has averages.
       metrics_json: where to write the result as well; empty: nowhere.
+      split: name of the records to take beside `eval_records`, unless the settings name those; of test-dev the
+        zip files for COCO's server are written.
+      cityscapes_gt_dir: ground truth of Cityscapes to score the predictions with, see `cityscapes.score_files`.
 
     Returns:
       See `Evaluator.evaluate`; `checkpoint` and `weights` are added, and with both `ema`, the metrics
-      of the averages.
+      of the averages; `cityscapes` if asked for.
 
     Raises:
       ValueError: the directory, the checkpoint, the records or a setting is not usable.
@@ -65,7 +78,9 @@ def evaluate_run(
     run = _load(run_dir, settings)
     if not run.config.data.eval_records:
         raise ValueError("The run has no evaluation records; give --eval_records.")
-    return _evaluate([run], run.config, checkpoint, output_dir, save_predictions, weights, metrics_json)
+    config = run.config.replace(eval_records=_records(run.config.data.eval_records, split, settings))
+    extras = _Extras(split, cityscapes_gt_dir)
+    return _evaluate([run], config, checkpoint, output_dir, save_predictions, weights, metrics_json, extras)
 
 
 def evaluate_two_runs(
@@ -77,6 +92,8 @@ def evaluate_two_runs(
     save_predictions: bool = True,
     weights: str = "auto",
     metrics_json: str = "",
+    split: str = "",
+    cityscapes_gt_dir: str = "",
 ) -> Dict[str, Any]:
     """Fuses the instances of one network with the stuff of another (the paper's R50-FPN x 2).
 
@@ -87,7 +104,8 @@ def evaluate_two_runs(
       instance_run_dir: run with --task=instance or panoptic.
       semantic_run_dir: run with --task=semantic or panoptic.
       output_dir: empty: INSTANCE_RUN_DIR/eval/STEP_with_NAME, with the name of the semantic run.
-      checkpoint, settings, save_predictions, weights, metrics_json: as `evaluate_run`, for both runs.
+      checkpoint, settings, save_predictions, weights, metrics_json, split, cityscapes_gt_dir: as `evaluate_run`,
+        for both runs.
 
     Raises:
       ValueError: as `evaluate_run`, or the runs do not fit each other.
@@ -98,11 +116,13 @@ def evaluate_two_runs(
     records = instance.config.data.eval_records or semantic.config.data.eval_records
     if not records:
         raise ValueError("Neither run has evaluation records; give --eval_records.")
+    records = _records(records, split, settings)
     config = instance.config.replace(
         task="panoptic", semantic_targets=semantic.config.model.semantic_targets, eval_records=records
     )
+    extras = _Extras(split, cityscapes_gt_dir)
     return _evaluate(
-        [instance, semantic], config, checkpoint, output_dir, save_predictions, weights, metrics_json
+        [instance, semantic], config, checkpoint, output_dir, save_predictions, weights, metrics_json, extras
     )
 
 
@@ -195,7 +215,16 @@ def _check_classes(instance, semantic):
     )
 
 
-def _evaluate(runs, config, checkpoint, output_dir, save_predictions, weights, metrics_json):
+def _records(records, split, settings):
+    """The records of a split, beside those of the run."""
+    if not split or (settings or {}).get("eval_records"):
+        return records
+    return os.path.join(os.path.dirname(records), f"{split}-*.tfrecord")
+
+
+def _evaluate(runs, config, checkpoint, output_dir, save_predictions, weights, metrics_json, extras):
+    if not save_predictions and (extras.cityscapes_gt_dir or extras.split in coco_submission.SPLITS):
+        raise ValueError("--cityscapes_gt_dir and --split=test-dev need the predictions: leave out --nosave_predictions.")
     if weights not in WEIGHTS:
         raise ValueError(f"--eval_weights={weights} must be one of {', '.join(WEIGHTS)}.")
     distribution.set_up_runtime(config)
@@ -206,7 +235,7 @@ def _evaluate(runs, config, checkpoint, output_dir, save_predictions, weights, m
         # The first worker's choice: another one could find a newer checkpoint.
         prefixes = gather([checkpoints.find_checkpoint(run.directory, checkpoint or None) for run in runs])[0]
         step = checkpoints.step_of(prefixes[0])
-        output_dir, events_dir = _directories(runs, step, output_dir)
+        output_dir, events_dir = _directories(runs, step, output_dir, extras.split)
         runner = evaluator.Evaluator(config, runs[0].info, networks[0].model, strategy, *networks[1:])
         metrics = {}
         for kind in _kinds(prefixes, weights):
@@ -220,6 +249,7 @@ def _evaluate(runs, config, checkpoint, output_dir, save_predictions, weights, m
             found = runner.evaluate(os.path.join(output_dir, beside), save_predictions=save_predictions)
             found = {"checkpoint": names, "weights": kind, **found}
             if gather.workers.is_chief:
+                _add_extras(found, os.path.join(output_dir, beside), runs, config, extras)
                 summaries.write_evaluation(
                     os.path.join(events_dir, beside), found, runner.class_table(found), runner.pictures(), step
                 )
@@ -234,6 +264,21 @@ def _evaluate(runs, config, checkpoint, output_dir, save_predictions, weights, m
                 f.write("\n")
     logging.info("Metrics%s are in %s.", " and predictions" if save_predictions else "", output_dir)
     return metrics
+
+
+def _add_extras(metrics, directory, runs, config, extras):
+    """Scores the predictions in `directory` with Cityscapes' own code, and packs them for COCO's server."""
+    if extras.cityscapes_gt_dir:
+        metrics["cityscapes"] = cityscapes.score_written(
+            extras.cityscapes_gt_dir,
+            directory,
+            os.path.join(runs[0].directory, categories.FILE_NAME),
+            semantic=config.model.semantic_targets == "all",
+        )
+    if extras.split in coco_submission.SPLITS:
+        name = "_".join(os.path.basename(os.path.normpath(run.directory)) for run in runs)
+        for path in coco_submission.write(directory, extras.split, name):
+            logging.info("For COCO's server: %s", path)
 
 
 def _build(run, strategy):
@@ -254,11 +299,11 @@ def _kinds(prefixes, weights):
     return ["raw", "ema"] if weights == "both" else [weights]
 
 
-def _directories(runs, step, output_dir):
+def _directories(runs, step, output_dir, split):
     """Where results and TensorBoard's events go."""
     if output_dir:
         return output_dir, os.path.join(output_dir, summaries.TENSORBOARD)
-    name, events = str(step), "eval"
+    name, events = (f"{step}_{split}", f"eval_{split}") if split else (str(step), "eval")
     if len(runs) > 1:
         other = "_with_" + os.path.basename(os.path.normpath(runs[1].directory))
         name, events = name + other, events + other
