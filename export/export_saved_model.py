@@ -4,9 +4,10 @@
     python export/export_saved_model.py --run_dir=runs/r50 --export_dir=models/panoptic/1
 
 The settings are those of the run; any can be given on top: --fusion_score_threshold,
---fusion_stuff_area_threshold_px, --eval_min_side, --max_image_pixels, ... The last part of
---export_dir is the version number for TensorFlow Serving. Exit codes: 0 done, 2 unusable settings
-or files.
+--fusion_stuff_area_threshold_px, --eval_min_side, --max_image_pixels, --allowed_batch_sizes, ...
+The last part of --export_dir is the version number for TensorFlow Serving, the one before it the
+model's name. With the model come warm-up requests and batching parameters; see export/README.md.
+Exit codes: 0 done, 2 unusable settings or files.
 """
 
 import os
@@ -33,6 +34,9 @@ def main():
     signatures = exporter.export(module, FLAGS.export_dir)
     print(f"Wrote {FLAGS.export_dir} with these signatures:")
     print(exporter.describe(signatures))
+    version = os.path.basename(os.path.abspath(FLAGS.export_dir))
+    if not version.isdigit():
+        print(f"TensorFlow Serving will want a whole number instead of {version} for a version.")
 
 
 if __name__ == "__main__":

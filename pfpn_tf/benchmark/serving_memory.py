@@ -1,7 +1,8 @@
 """Memory of a served model over many requests of different sizes.
 
 A server must not grow with what it is asked. What can make it: caches by shape, and an allocator
-that keeps what is freed in pieces. So the requests differ in size, and the process does nothing else.
+that keeps what is freed in pieces. So the requests differ in size, and the process does nothing
+else.
 """
 
 import json

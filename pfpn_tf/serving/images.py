@@ -190,7 +190,7 @@ class _Bytes:
 
 
 def _walk(step, first, condition):
-    """Runs `step(state) -> state` from `first` while `condition(state)`, at most _MAX_STEPS times."""
+    """`state = step(state)` from `first` on while `condition(state)`, at most _MAX_STEPS times."""
     _, state = tf.while_loop(
         lambda count, state: (count < _MAX_STEPS) & condition(state),
         lambda count, state: (count + 1, step(state)),

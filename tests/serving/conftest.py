@@ -40,7 +40,7 @@ def run_dir(tmp_path_factory):
         config.model, info.num_thing_classes, info.num_semantic_classes("other")
     )
     for variable in network.variables:
-        # wider heads than the initialisation's, so that scores and labels differ from place to place
+        # wider heads than the initialisation's, so that scores and labels differ by place
         if variable.name.endswith("kernel:0") and "backbone" not in variable.name:
             variable.assign(variable * 4.0)
     path = str(tmp_path_factory.mktemp("serving") / "run")

@@ -46,7 +46,8 @@ def file_bytes(array, suffix, **kwargs):
 
 
 RNG = np.random.default_rng(0)
-PHOTO = cv2.resize(RNG.integers(0, 255, (6, 9, 3), np.uint8), (45, 31), interpolation=cv2.INTER_CUBIC)
+PATCHES = RNG.integers(0, 255, (6, 9, 3), np.uint8)
+PHOTO = cv2.resize(PATCHES, (45, 31), interpolation=cv2.INTER_CUBIC)
 
 
 def test_good_and_odd_files_equal_pillow(test_data):
@@ -120,7 +121,7 @@ def test_exif_orientation_out_of_range_is_ignored(orientation):
 
 def test_size_is_refused_before_decoding():
     """A header that claims more than the limit, on a file with no pixels at all."""
-    header = b"\x89PNG\r\n\x1a\n" + b"\0\0\0\rIHDR" + (9000).to_bytes(4, "big") + (9000).to_bytes(4, "big")
+    header = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + 2 * (9000).to_bytes(4, "big")
     with pytest.raises(tf.errors.InvalidArgumentError, match="too large: 9000 x 9000"):
         decode(header + b"\x08\x02\0\0\0")
     for side in (70_000, 2**31 + 5, 0):

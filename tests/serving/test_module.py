@@ -36,7 +36,7 @@ def assert_same(actual, expected):
         if value.dtype == tf.string:
             np.testing.assert_array_equal(actual[name], value, name)
         else:
-            np.testing.assert_allclose(actual[name].numpy(), value.numpy(), atol=2e-4, rtol=1e-4, err_msg=name)
+            np.testing.assert_allclose(actual[name], value, atol=2e-4, rtol=1e-4, err_msg=name)
 
 
 SIGNATURES = ("panoptic", "instances", "semantic", "network")
@@ -83,7 +83,8 @@ def test_png_and_table_agree_with_the_pixels(loaded):
     for i in range(count):
         ys, xs = np.nonzero(ids == i + 1)
         assert int(reply["areas"][0, i]) == len(ys)
-        np.testing.assert_array_equal(reply["boxes"][0, i], [ys.min(), xs.min(), ys.max() + 1, xs.max() + 1])
+        box = [ys.min(), xs.min(), ys.max() + 1, xs.max() + 1]
+        np.testing.assert_array_equal(reply["boxes"][0, i], box)
     for name in ("segment_ids", "category_ids", "is_thing", "scores", "areas", "boxes"):
         assert reply[name].shape[1] == 40 and not np.any(reply[name][0, count:])
 
@@ -91,8 +92,10 @@ def test_png_and_table_agree_with_the_pixels(loaded):
 def test_fusion_of_the_network_signature_gives_the_panoptic_map(loaded, in_process):
     image = photo(75, 60)
     raw = loaded.signatures["network"](images=image[None])
-    labels = fusion.semantic_labels(raw["semantic_logits"][0], raw["image_hw"][0], tf.constant([75, 60]))
-    np.testing.assert_array_equal(loaded.signatures["semantic"](images=image[None])["semantic_labels"][0], labels)
+    hw = tf.constant([75, 60])
+    labels = fusion.semantic_labels(raw["semantic_logits"][0], raw["image_hw"][0], hw)
+    served = loaded.signatures["semantic"](images=image[None])
+    np.testing.assert_array_equal(served["semantic_labels"][0], labels)
 
 
 def test_rest_reply_is_the_same_under_a_name_that_rest_encodes(loaded):

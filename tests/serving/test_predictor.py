@@ -60,28 +60,35 @@ def test_tool_skips_bad_files_and_says_so(tool_run):
 
 def test_files_are_complete_coco_panoptic(tool_run):
     _, output = tool_run
-    content = coco_format.load_panoptic_json(str(output / "predictions.json"), "prediction", with_categories=True)
+    path = str(output / "predictions.json")
+    content = coco_format.load_panoptic_json(path, "prediction", with_categories=True)
     sizes = {image["file_name"]: (image["height"], image["width"]) for image in content["images"]}
     assert sizes == {
-        "000000000042.jpg": (60, 90), "turned.jpg": (70, 40), "web.webp": (30, 44), "with spaces ünï.PNG": (50, 40)
+        "000000000042.jpg": (60, 90),
+        "turned.jpg": (70, 40),
+        "web.webp": (30, 44),
+        "with spaces ünï.PNG": (50, 40),
     }
     assert [image["id"] for image in content["images"]][0] == 42
     for image, annotation in zip(content["images"], content["annotations"]):
         assert annotation["image_id"] == image["id"]
-        ids = coco_format.read_panoptic_png(str(output / "predictions"), annotation["file_name"], image["id"], "")
+        folder = str(output / "predictions")
+        ids = coco_format.read_panoptic_png(folder, annotation["file_name"], image["id"], "")
         assert ids.shape == (image["height"], image["width"])
         assert annotation["segments_info"], "the tiny network finds something everywhere"
         for segment in annotation["segments_info"]:
             ys, xs = np.nonzero(ids == segment["id"])
             assert segment["area"] == len(ys)
-            assert segment["bbox"] == [xs.min(), ys.min(), xs.max() + 1 - xs.min(), ys.max() + 1 - ys.min()]
+            x, y = xs.min(), ys.min()
+            assert segment["bbox"] == [x, y, xs.max() + 1 - x, ys.max() + 1 - y]
         assert set(np.unique(ids)) - {0} == {s["id"] for s in annotation["segments_info"]}
 
 
 def test_overlays_are_pictures_of_the_upright_image(tool_run):
     _, output = tool_run
     assert len(list((output / "pictures").iterdir())) == 4
-    picture = cv2.imdecode(np.fromfile(output / "pictures" / "turned_overlay.png", np.uint8), cv2.IMREAD_COLOR)
+    content = np.fromfile(output / "pictures" / "turned_overlay.png", np.uint8)
+    picture = cv2.imdecode(content, cv2.IMREAD_COLOR)
     assert picture.shape == (3 * 70, 3 * 40, 3)
 
 
@@ -93,7 +100,8 @@ def test_run_directory_gives_the_same_maps(run_dir, photos, tool_run, tmp_path):
         ours = json.load(f)["annotations"][0]
     with open(tool_run[1] / "predictions.json") as f:
         theirs = json.load(f)["annotations"][0]
-    assert [s["category_id"] for s in ours["segments_info"]] == [s["category_id"] for s in theirs["segments_info"]]
+    ours, theirs = ([s["category_id"] for s in a["segments_info"]] for a in (ours, theirs))
+    assert ours == theirs
     assert not (tmp_path / "pictures").exists()
 
 
@@ -252,5 +260,6 @@ def test_same_name_twice_is_numbered():
 @pytest.mark.parametrize("content", ["directory", "parent"])
 def test_directory_without_saved_model(content, saved_model, tmp_path):
     directory = str(tmp_path) if content == "directory" else os.path.dirname(saved_model)
-    with pytest.raises(ValueError, match="no saved_model.pb" + ("." if content == "directory" else ".*Is it.*1")):
+    hint = "." if content == "directory" else ".*Is it.*1"
+    with pytest.raises(ValueError, match="no saved_model.pb" + hint):
         predictor.load_saved_model(directory)

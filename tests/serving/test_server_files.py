@@ -42,7 +42,8 @@ def test_warm_up_has_a_request_for_each_batch_size_that_the_model_answers(saved_
 
 def test_requests_of_any_kind_survive_the_file(tmp_path):
     path = str(tmp_path / "new" / "requests")
-    values = {"images": np.arange(600, dtype=np.uint8).reshape(1, 10, 20, 3), "request": [b"", b"x"]}
+    images = np.arange(600).astype(np.uint8).reshape(1, 10, 20, 3)
+    values = {"images": images, "request": [b"", b"x"]}
     warmup.write(path, "a model", [warmup.Request("s" * 200, values)])
     (log,) = warmup_logs(path)
     request = log.predict_log.request
