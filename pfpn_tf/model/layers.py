@@ -139,12 +139,29 @@ def group_norm(x, gamma, beta, groups: int, relu: bool) -> tf.Tensor:
       [B, H, W, C].
     """
 
+    def any_batch(x):
+        return _group_norm(x, gamma, beta, groups, relu)
+
+    def one_image(x):
+        return _group_norm_of_one_image(x, gamma, beta, groups, relu)
+
+    gamma, beta = tf.convert_to_tensor(gamma), tf.convert_to_tensor(beta)
+    if x.dtype == tf.float64 or tf.config.list_logical_devices("GPU"):
+        return any_batch(x)
+    if x.shape[0] is None:
+        return tf.cond(tf.equal(tf.shape(x)[0], 1), lambda: one_image(x), lambda: any_batch(x))
+    images = [one_image(image) for image in tf.split(x, x.shape[0])]
+    return tf.concat(images, 0) if len(images) > 1 else images[0]
+
+
+def _group_norm(x, gamma, beta, groups, relu):
+    """`group_norm` by its definition."""
+
     @tf.custom_gradient
     def forward(x, gamma, beta):
         dtype, weight_dtype = x.dtype, gamma.dtype
         gamma, beta = as_float32_or_more(gamma), as_float32_or_more(beta)
-        channel_mean = _pixel_mean(x)
-        mean = _group_mean(channel_mean, groups)
+        mean = _group_mean(_pixel_mean(x), groups)
         centred = x - tf.cast(mean, dtype)
         rstd = tf.math.rsqrt(_group_mean(_pixel_mean(tf.square(centred)), groups) + NORM_EPSILON)
         y = centred * tf.cast(rstd * gamma, dtype) + tf.cast(beta, dtype)
@@ -171,7 +188,59 @@ def group_norm(x, gamma, beta, groups: int, relu: bool) -> tf.Tensor:
 
         return y, gradient
 
-    return forward(x, tf.convert_to_tensor(gamma), tf.convert_to_tensor(beta))
+    return forward(x, gamma, beta)
+
+
+def _group_norm_of_one_image(x, gamma, beta, groups, relu):
+    """`group_norm` of [1, H, W, C] in half the time on a CPU: batch norm's kernels do the passes.
+
+    Batch norm of one image gives the statistics of each channel, and those of a group follow. With
+    these as fixed statistics it also normalises, and its gradient sums what ours needs.
+    """
+
+    def fixed_norm(x, scale, offset, mean, variance):
+        return tf.raw_ops.FusedBatchNormV3(
+            x=x, scale=scale, offset=offset, mean=mean, variance=variance,
+            epsilon=NORM_EPSILON, is_training=False,
+        ).y  # fmt: skip
+
+    def group_mean(x):
+        return tf.reshape(_group_mean(x, groups), [-1])
+
+    @tf.custom_gradient
+    def forward(x, gamma, beta):
+        weight_dtype = gamma.dtype
+        gamma, beta = tf.cast(gamma, tf.float32), tf.cast(beta, tf.float32)
+        pixels = tf.cast(tf.shape(x)[1] * tf.shape(x)[2], tf.float32)
+        none = tf.zeros([0])
+        of_channel = tf.raw_ops.FusedBatchNormV3(
+            x=x, scale=tf.ones_like(gamma), offset=tf.zeros_like(gamma), mean=none, variance=none,
+            epsilon=NORM_EPSILON, is_training=True,
+        )  # fmt: skip
+        # The kernel adds up one pixel after the other, which a large mean does not bear.
+        mean = group_mean(_pixel_mean(x))  # [C]
+        # The kernel divides by one pixel less.
+        variance = of_channel.batch_variance * (1.0 - 1.0 / pixels)
+        variance = group_mean(variance + tf.square(of_channel.batch_mean - mean))
+        y = fixed_norm(x, gamma, beta, mean, variance)
+        y = tf.nn.relu(y) if relu else y
+
+        def gradient(dy):
+            if relu:
+                dy = tf.raw_ops.ReluGrad(gradients=dy, features=y)
+            direct, dgamma, dbeta, *_ = tf.raw_ops.FusedBatchNormGradV3(
+                y_backprop=dy, x=x, scale=gamma, reserve_space_1=mean, reserve_space_2=variance,
+                reserve_space_3=none, epsilon=NORM_EPSILON, is_training=False,
+            )  # fmt: skip
+            # What is missing for statistics that depend on x: as in `_group_norm`.
+            rstd = tf.math.rsqrt(variance + NORM_EPSILON) / pixels
+            slope, offset = rstd * group_mean(gamma * dgamma), rstd * group_mean(gamma * dbeta)
+            dx = direct - fixed_norm(x, slope, offset, mean, variance)
+            return dx, tf.cast(dgamma, weight_dtype), tf.cast(dbeta, weight_dtype)
+
+        return y, gradient
+
+    return forward(x, gamma, beta)
 
 
 def _pixel_mean(x):
