@@ -78,7 +78,9 @@ def _evaluate_runs():
         metrics = evaluate_run.evaluate_run(FLAGS.run_dir, **options)
     else:
         flags_lib.check_given(("instance_run_dir", "semantic_run_dir"))
-        metrics = evaluate_run.evaluate_two_runs(FLAGS.instance_run_dir, FLAGS.semantic_run_dir, **options)
+        metrics = evaluate_run.evaluate_two_runs(
+            FLAGS.instance_run_dir, FLAGS.semantic_run_dir, **options
+        )
     _, info = checkpoints.load_run(FLAGS.run_dir or FLAGS.instance_run_dir)
     return metrics, info.coco_categories()
 

@@ -23,7 +23,9 @@ _DISTINCT_IMAGES = 8  # drawn once, then used in turn with new ids and scores
 
 
 def benchmark_evaluator_memory(
-    num_images: Sequence[int] = (100, 1000), hw: Tuple[int, int] = (240, 320), num_detections: int = 50
+    num_images: Sequence[int] = (100, 1000),
+    hw: Tuple[int, int] = (240, 320),
+    num_detections: int = 50,
 ) -> Dict[str, Any]:
     """Peak memory after few and after many images.
 
@@ -40,7 +42,9 @@ def benchmark_evaluator_memory(
       ValueError: fewer than two lengths, or they do not rise.
     """
     if len(num_images) < 2 or list(num_images) != sorted(set(num_images)) or num_images[0] < 1:
-        raise ValueError(f"num_images={tuple(num_images)} must be two or more rising numbers, e.g. 100, 1000.")
+        raise ValueError(
+            f"num_images={tuple(num_images)} must be two or more rising numbers, e.g. 100, 1000."
+        )
     runs = [measure.in_fresh_process(count_images, n, hw, num_detections) for n in num_images]
     growth = 1024 * (runs[-1]["peak_mib"] - runs[0]["peak_mib"]) / (num_images[-1] - num_images[0])
     return {
@@ -127,11 +131,17 @@ def _draw(rng, info, hw, num_detections):
         annotations.append(annotation)
 
     index = np.arange(num_detections) % len(boxes)
-    shifted = np.array(boxes, np.float32)[index] + rng.uniform(-4, 4, (num_detections, 4)).astype(np.float32)
+    shifted = np.array(boxes, np.float32)[index] + rng.uniform(-4, 4, (num_detections, 4)).astype(
+        np.float32
+    )
     detections = Detections(
         boxes=np.clip(shifted, 0, np.tile(np.float32(hw), 2)),
         scores=np.zeros(num_detections, np.float32),
-        class_ids=np.where(index == np.arange(num_detections), np.array(class_ids)[index], rng.integers(_NUM_THINGS)),
+        class_ids=np.where(
+            index == np.arange(num_detections),
+            np.array(class_ids)[index],
+            rng.integers(_NUM_THINGS),
+        ),
         num_detections=np.int32(num_detections),
         mask_logits=np.full((num_detections, _MASK_SIZE, _MASK_SIZE), 4.0, np.float32),
     )

@@ -11,7 +11,9 @@ from PIL import Image, ImageDraw, ImageFont
 _CELLS = ((24, 34), (60, 20))  # cell size in pixels up to so many classes
 _SMALLEST_CELL = 13
 _NUMBERS_FROM = 34  # cell size that has room for a number
-_RIGHT, _WRONG = np.array([33, 102, 172]), np.array([200, 60, 20])  # colours of a whole row's pixels
+_RIGHT, _WRONG = np.array([33, 102, 172]), np.array(
+    [200, 60, 20]
+)  # colours of a whole row's pixels
 _TEXT, _GRID, _ABSENT = (25, 25, 25), (222, 222, 222), (243, 243, 243)
 _MAX_NAME = 26
 
@@ -109,7 +111,13 @@ def _write_numbers(pen, confusion, colors, left, top, cell):
     for (i, j), share in np.ndenumerate(100 * _shares(confusion)):
         if share >= 0.5:
             color = "white" if colors[i, j].sum() < 420 else _TEXT
-            pen.text((left + (j + 0.5) * cell, top + (i + 0.5) * cell), f"{share:.0f}", color, font, anchor="mm")
+            pen.text(
+                (left + (j + 0.5) * cell, top + (i + 0.5) * cell),
+                f"{share:.0f}",
+                color,
+                font,
+                anchor="mm",
+            )
 
 
 def _write_columns(picture, names, font, left, bottom, cell):

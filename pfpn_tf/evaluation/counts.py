@@ -101,7 +101,8 @@ class Counts:
             self._branch = self._branch_accumulator(model_config.semantic_targets)
         things = [c for c in self._categories if c["isthing"]]
         self._precision = {
-            kind: AveragePrecision(things, kind) for kind in (("bbox", "segm") if has_instances else ())
+            kind: AveragePrecision(things, kind)
+            for kind in (("bbox", "segm") if has_instances else ())
         }
 
     def _branch_accumulator(self, semantic_targets):
@@ -109,7 +110,9 @@ class Counts:
         things = {c.id for c in self._info.things}
         if semantic_targets == "other":
             stuff = [c.id for c in self._info.stuff]
-            self._class_of = {c.id: THINGS if c.id in things else c.id for c in self._info.categories}
+            self._class_of = {
+                c.id: THINGS if c.id in things else c.id for c in self._info.categories
+            }
             self._branch_classes = [THINGS] + stuff
             return SemanticIoU(self._branch_classes)
         self._branch_classes = [c.id for c in self._info.categories]
@@ -137,7 +140,9 @@ class Counts:
             segments = segments_info(outputs.panoptic)
             if scored:
                 found = overlaps(truth.panoptic_ids, ids)
-                image_counts = self._quality.update(found, truth.segments, segments, f"Image {truth.image_id}")
+                image_counts = self._quality.update(
+                    found, truth.segments, segments, f"Image {truth.image_id}"
+                )
                 self._maps.update(found, truth.segments, segments)
             if writer:
                 writer.add_panoptic(truth.image_id, ids, segments)
@@ -145,8 +150,13 @@ class Counts:
             writer.add_semantic(truth.image_id, outputs.labels[:height, :width])
         if self._branch and scored:
             labels = outputs.labels[:height, :width].astype(np.uint32) + 1  # 0 would be void
-            gt = [{"id": s["id"], "category_id": self._class_of[s["category_id"]]} for s in truth.segments]
-            pred = [{"id": i + 1, "category_id": name} for i, name in enumerate(self._branch_classes)]
+            gt = [
+                {"id": s["id"], "category_id": self._class_of[s["category_id"]]}
+                for s in truth.segments
+            ]
+            pred = [
+                {"id": i + 1, "category_id": name} for i, name in enumerate(self._branch_classes)
+            ]
             self._branch.update(overlaps(truth.panoptic_ids, labels), gt, pred)
         if self._precision:
             found = instances_at_original_size(outputs.detections, image_hw, truth.hw)
@@ -179,7 +189,9 @@ class Counts:
         """The metrics, as `Evaluator.evaluate` has them."""
         metrics = {"notes": []}
         if self.num_unannotated:
-            metrics["notes"].append(f"{self.num_unannotated} images have no ground truth and were only predicted.")
+            metrics["notes"].append(
+                f"{self.num_unannotated} images have no ground truth and were only predicted."
+            )
             if not self.num_scored:
                 return metrics
         if self._quality:

@@ -128,7 +128,11 @@ class Evaluator:
         for part in parts[1:]:
             self.findings.merge(part)
         seconds = self._gather(time.monotonic() - started)
-        metrics = {**self.findings.counts.result(), "num_images": num_images, "seconds": round(max(seconds), 3)}
+        metrics = {
+            **self.findings.counts.result(),
+            "num_images": num_images,
+            "seconds": round(max(seconds), 3),
+        }
         if output_dir and self._workers.is_chief:
             self._write(output_dir, metrics)
         return metrics
@@ -148,7 +152,9 @@ class Evaluator:
         return self.findings.gallery is not None and self.findings.counts.num_scored > 0
 
     def _confusion_picture(self):
-        return confusion.draw(self.findings.counts.confusion, html_report.confusion_names(self._info))
+        return confusion.draw(
+            self.findings.counts.confusion, html_report.confusion_names(self._info)
+        )
 
     def _evaluate_share(self, num_images, predictions_dir):
         """This worker's `Findings`; of several workers, one that fails returns the message for all."""
@@ -169,7 +175,10 @@ class Evaluator:
                         gt, pred = (truth.panoptic_ids, truth.segments), (ids, segments)
                         tally = html_report.Tally.of(image_counts)
                         found.gallery.add(
-                            position, f"Image {truth.image_id}", tally, lambda: (self._photo(example), gt, pred)
+                            position,
+                            f"Image {truth.image_id}",
+                            tally,
+                            lambda: (self._photo(example), gt, pred),
                         )
 
                 self._run(num_images, consume, keep_images=with_gallery)
@@ -207,16 +216,26 @@ class Evaluator:
             f.write("\n")
         if self._has_pictures:
             html_report.write(
-                output_dir, metrics, self._info, self.findings.gallery, self.findings.counts.confusion
+                output_dir,
+                metrics,
+                self._info,
+                self.findings.gallery,
+                self.findings.counts.confusion,
             )
 
     def _photo(self, example):
         """The image as the network saw it, at original size: [h, w, 3] uint8."""
         height, width = example["image_hw"]
         data = self._config.data
-        photo = example["images"][:height, :width] * np.float32(data.pixel_std) + np.float32(data.pixel_mean)
+        photo = example["images"][:height, :width] * np.float32(data.pixel_std) + np.float32(
+            data.pixel_mean
+        )
         photo = np.clip(np.rint(photo), 0, 255).astype(np.uint8)
-        return cv2.resize(photo, tuple(int(side) for side in example["original_hw"][::-1]), interpolation=cv2.INTER_AREA)
+        return cv2.resize(
+            photo,
+            tuple(int(side) for side in example["original_hw"][::-1]),
+            interpolation=cv2.INTER_AREA,
+        )
 
     def _run(self, num_images, consume, keep_images):
         """Calls consume(position, ImageOutputs, example) for each image of this worker in order."""
@@ -238,9 +257,15 @@ class Evaluator:
             while batches:
                 batch = next(iterator)
                 outputs = local(self._function(self._inputs(batch), batch["original_hw"]))
-                examples = local({k: v for k, v in batch.items() if k[:6] != "images" or keep_images})
+                examples = local(
+                    {k: v for k, v in batch.items() if k[:6] != "images" or keep_images}
+                )
                 for replica_outputs, replica_examples in zip(outputs, examples):
-                    job = (replica_outputs, replica_examples, *(batches.pop(0) if batches else (0, 0)))
+                    job = (
+                        replica_outputs,
+                        replica_examples,
+                        *(batches.pop(0) if batches else (0, 0)),
+                    )
                     waiting.append(host.submit(self._consume_batch, *job, consume, progress))
                 while len(waiting) > (_MAX_WAITING if batches else 0):
                     waiting.pop(0).result()
@@ -257,7 +282,10 @@ class Evaluator:
 
     def _inputs(self, batch):
         """The networks' inputs among the entries of a batch, or of its spec."""
-        return [Input(batch[_key("images", i)], batch[_key("image_hw", i)]) for i in range(self._num_inputs)]
+        return [
+            Input(batch[_key("images", i)], batch[_key("image_hw", i)])
+            for i in range(self._num_inputs)
+        ]
 
     @property
     def _num_inputs(self):
@@ -272,14 +300,20 @@ class Evaluator:
 
         def batches(count, context=None):
             datasets = [
-                pipeline.build_dataset(settings.replace(max_images=count), self._info, False, context)
+                pipeline.build_dataset(
+                    settings.replace(max_images=count), self._info, False, context
+                )
                 for settings in self._inference.settings
             ]
-            return tf.data.Dataset.zip(tuple(datasets)).map(lambda *parts: _fill(_joined(parts), size))
+            return tf.data.Dataset.zip(tuple(datasets)).map(
+                lambda *parts: _fill(_joined(parts), size)
+            )
 
         def make(context):
             # A worker may run out of batches, or have none, where others have one more.
-            return batches(num_images, context).concatenate(batches(min(size, num_images)).cache().repeat())
+            return batches(num_images, context).concatenate(
+                batches(min(size, num_images)).cache().repeat()
+            )
 
         # Strings have no place on a GPU: batches stay with the host until the step takes them.
         options = tf.distribute.InputOptions(experimental_fetch_to_device=False)
@@ -319,5 +353,6 @@ def _fill(batch, size):
     count = tf.shape(batch["image_hw"])[0]
     index = tf.minimum(tf.range(size), count - 1)
     return {
-        key: tf.ensure_shape(tf.gather(value, index), [size, *value.shape[1:]]) for key, value in batch.items()
+        key: tf.ensure_shape(tf.gather(value, index), [size, *value.shape[1:]])
+        for key, value in batch.items()
     }

@@ -15,7 +15,9 @@ _GREY = 205  # Stands for the photo where there is none.
 class FileReport:
     """Draws the images at either end while they are scored, then writes page and confusion picture."""
 
-    def __init__(self, gt: Dict[str, Any], gt_json: str, gt_dir: str, pred_dir: str, image_dir: str = ""):
+    def __init__(
+        self, gt: Dict[str, Any], gt_json: str, gt_dir: str, pred_dir: str, image_dir: str = ""
+    ):
         """Prepares the gallery.
 
         Args:
@@ -30,11 +32,18 @@ class FileReport:
         if image_dir and not os.path.isdir(image_dir):
             raise ValueError(f"--image_dir={image_dir}: no such folder.")
         self._info = DatasetInfo.from_coco_categories(gt["categories"], source=gt_json)
-        self._gt_json, self._gt_dir, self._pred_dir, self._image_dir = gt_json, gt_dir, pred_dir, image_dir
+        self._gt_json, self._gt_dir, self._pred_dir, self._image_dir = (
+            gt_json,
+            gt_dir,
+            pred_dir,
+            image_dir,
+        )
         self._photos = {image["id"]: image.get("file_name") for image in gt.get("images", [])}
         self._gallery = html_report.Gallery(self._info)
 
-    def add(self, position: int, gt: Dict[str, Any], pred: Dict[str, Any], tally: html_report.Tally) -> None:
+    def add(
+        self, position: int, gt: Dict[str, Any], pred: Dict[str, Any], tally: html_report.Tally
+    ) -> None:
         """Adds one scored image.
 
         Args:
@@ -48,15 +57,25 @@ class FileReport:
 
         def read():
             image_id = gt["image_id"]
-            gt_ids = coco_format.read_panoptic_png(self._gt_dir, gt["file_name"], image_id, "ground-truth")
-            pred_ids = coco_format.read_panoptic_png(self._pred_dir, pred["file_name"], image_id, "prediction")
+            gt_ids = coco_format.read_panoptic_png(
+                self._gt_dir, gt["file_name"], image_id, "ground-truth"
+            )
+            pred_ids = coco_format.read_panoptic_png(
+                self._pred_dir, pred["file_name"], image_id, "prediction"
+            )
             # Ground truth of a category that the JSON does not list counts for nothing.
             known = [s for s in gt["segments_info"] if s["category_id"] in self._info.by_id]
-            return self._photo(image_id, gt_ids.shape), (gt_ids, known), (pred_ids, pred["segments_info"])
+            return (
+                self._photo(image_id, gt_ids.shape),
+                (gt_ids, known),
+                (pred_ids, pred["segments_info"]),
+            )
 
         self._gallery.add(position, f"Image {gt['image_id']}", tally, read)
 
-    def write(self, output_dir: str, metrics: Dict[str, Any], category_ids, confusion: np.ndarray) -> None:
+    def write(
+        self, output_dir: str, metrics: Dict[str, Any], category_ids, confusion: np.ndarray
+    ) -> None:
         """Writes report.html and confusion.png.
 
         Args:
@@ -74,8 +93,18 @@ class FileReport:
             return np.full((*hw, 3), _GREY, np.uint8)
         file_name = self._photos.get(image_id)
         path = os.path.join(self._image_dir, str(file_name))
-        photo = cv2.imread(path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if file_name else None
+        photo = (
+            cv2.imread(path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+            if file_name
+            else None
+        )
         if photo is None:
-            where = f"{path} cannot be read" if file_name else f"{self._gt_json} does not name its photo"
-            raise ValueError(f"Image {image_id}: {where}; leave --image_dir out to draw maps alone.")
+            where = (
+                f"{path} cannot be read"
+                if file_name
+                else f"{self._gt_json} does not name its photo"
+            )
+            raise ValueError(
+                f"Image {image_id}: {where}; leave --image_dir out to draw maps alone."
+            )
         return cv2.resize(photo, hw[::-1], interpolation=cv2.INTER_AREA)[..., ::-1]

@@ -50,7 +50,9 @@ class Tally(NamedTuple):
     @classmethod
     def of(cls, counts: ImageCounts) -> "Tally":
         iou_sum = sum(iou for _, iou, _, _ in counts.matches)
-        return cls(len(counts.matches), len(counts.false_positives), len(counts.false_negatives), iou_sum)
+        return cls(
+            len(counts.matches), len(counts.false_positives), len(counts.false_negatives), iou_sum
+        )
 
 
 class Gallery:
@@ -80,11 +82,11 @@ class Gallery:
         if not tally.tp + tally.fp + tally.fn:
             return
         score = tally.iou_sum / (tally.tp + 0.5 * tally.fp + 0.5 * tally.fn)
-        caption = (
-            f"{name}: PQ {100 * score:.1f} ({tally.tp} matched, {tally.fp} false, {tally.fn} missed segments)"
-        )
+        caption = f"{name}: PQ {100 * score:.1f} ({tally.tp} matched, {tally.fp} false, {tally.fn} missed segments)"
         picture = _Picture(score, position, caption, b"")
-        if picture in self._worst_of([*self.worst, picture]) or picture in self._best_of([*self.best, picture]):
+        if picture in self._worst_of([*self.worst, picture]) or picture in self._best_of(
+            [*self.best, picture]
+        ):
             self._take([picture._replace(jpeg=self._draw(*read()))])
 
     def merge(self, other: "Gallery") -> None:
@@ -92,7 +94,9 @@ class Gallery:
         self._take(other.worst + other.best)
 
     def _take(self, pictures):
-        unique = {picture.position: picture for picture in pictures + self.worst + self.best}.values()
+        unique = {
+            picture.position: picture for picture in pictures + self.worst + self.best
+        }.values()
         self.worst = self._worst_of(unique)
         self.best = self._best_of(unique)
 
@@ -105,7 +109,9 @@ class Gallery:
     def pictures(self) -> Dict[str, np.ndarray]:
         """worst/0, worst/1, ..., best/0, ...: [h, w, 3] uint8."""
         return {
-            f"{end}/{i}": cv2.imdecode(np.frombuffer(picture.jpeg, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+            f"{end}/{i}": cv2.imdecode(np.frombuffer(picture.jpeg, np.uint8), cv2.IMREAD_COLOR)[
+                ..., ::-1
+            ]
             for end, pictures in (("worst", self.worst), ("best", self.best))
             for i, picture in enumerate(pictures)
         }
@@ -113,7 +119,8 @@ class Gallery:
     def _draw(self, photo, gt, pred):
         scale = max(1.0, 600 / photo.shape[1])
         pictures = [
-            visualize.overlay_panoptic(photo, ids, segments, self._info, scale) for ids, segments in (gt, pred)
+            visualize.overlay_panoptic(photo, ids, segments, self._info, scale)
+            for ids, segments in (gt, pred)
         ]
         drawn = visualize.side_by_side(pictures, ["Ground truth", "Prediction"])
         return cv2.imencode(".jpg", drawn[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])[1].tobytes()
@@ -125,7 +132,11 @@ def confusion_names(info: DatasetInfo) -> List[str]:
 
 
 def write(
-    output_dir: str, metrics: Dict[str, Any], info: DatasetInfo, gallery: Gallery, confusion: np.ndarray
+    output_dir: str,
+    metrics: Dict[str, Any],
+    info: DatasetInfo,
+    gallery: Gallery,
+    confusion: np.ndarray,
 ) -> None:
     """Writes the page, report.html, and the picture of the confusion, confusion.png.
 
@@ -136,7 +147,9 @@ def write(
       gallery: the pictures.
       confusion: [C, C + 1] pixels of the panoptic maps over the dataset's categories, void last.
     """
-    picture = cv2.imencode(".png", confusion_lib.draw(confusion, confusion_names(info))[..., ::-1])[1].tobytes()
+    picture = cv2.imencode(".png", confusion_lib.draw(confusion, confusion_names(info))[..., ::-1])[
+        1
+    ].tobytes()
     with atomic_write(os.path.join(output_dir, CONFUSION), "wb") as f:
         f.write(picture)
     parts = [
@@ -186,10 +199,20 @@ def _mistakes_table(confusion, info):
     if not mistakes:
         return "<p>No pixel is wrong.</p>"
     rows = [
-        "<tr>" + _cells([html.escape(m.truth), html.escape(m.prediction), f"{m.pixels:,}", f"{100 * m.share:.1f}"])
+        "<tr>"
+        + _cells(
+            [
+                html.escape(m.truth),
+                html.escape(m.prediction),
+                f"{m.pixels:,}",
+                f"{100 * m.share:.1f}",
+            ]
+        )
         for m in mistakes
     ]
-    head = "<tr><th>Ground truth</th><th>Predicted as</th><th>Pixels</th><th>% of the class</th></tr>"
+    head = (
+        "<tr><th>Ground truth</th><th>Predicted as</th><th>Pixels</th><th>% of the class</th></tr>"
+    )
     return f"<p>The mistakes that cost the most pixels:</p><table class='mistakes'>{head}{''.join(rows)}</table>"
 
 

@@ -131,7 +131,12 @@ class Inference:
             outputs = outputs._replace(semantic_logits=self._semantic_logits(inputs, own))
         frame = inputs[self._frame]
         return batch_outputs(
-            outputs, inputs[0].image_hw, original_hw, self._config.model, self._tables, frame.image_hw
+            outputs,
+            inputs[0].image_hw,
+            original_hw,
+            self._config.model,
+            self._tables,
+            frame.image_hw,
         )
 
     def _semantic_logits(self, inputs, known):
@@ -149,6 +154,7 @@ class Inference:
                 return logits
             probs.append(resample(tf.nn.softmax(logits), image_hw, size, frame.image_hw, view.flip))
         mean = tf.add_n(probs) / len(probs)
+        # A logarithm of 0 would turn into not-a-number where fusion weighs it with 0.
         return tf.math.log(tf.maximum(mean, 1e-30))
 
 

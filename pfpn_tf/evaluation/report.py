@@ -39,7 +39,9 @@ def flat_scalars(metrics: Dict[str, Any], prefix: str = "eval/") -> Dict[str, fl
             scalars.update({f"{name}_{key}": metrics[kind][key] for key in _AP_KEYS})
     cityscapes = metrics.get("cityscapes", {})
     scalars.update({f"cs_{name}": cityscapes.get(key) for name, key in _CITYSCAPES.items()})
-    known = {k: v for k, v in scalars.items() if v is not None and v >= 0}  # pycocotools: -1 is "no objects"
+    known = {
+        k: v for k, v in scalars.items() if v is not None and v >= 0
+    }  # pycocotools: -1 is "no objects"
     found = {prefix + key: 100.0 * value for key, value in known.items()}
     if prefix and "ema" in metrics:
         found.update(flat_scalars(metrics["ema"], prefix.replace("/", "_ema/")))
@@ -58,7 +60,11 @@ def table(metrics: Dict[str, Any]) -> str:
         rows = []
         for group, _ in _GROUPS:
             row = metrics["panoptic"][group]
-            values = [_points(row[k]) for k in ("pq", "sq", "rq")] + [str(row["n"])] if row else ["-"] * 3 + ["0"]
+            values = (
+                [_points(row[k]) for k in ("pq", "sq", "rq")] + [str(row["n"])]
+                if row
+                else ["-"] * 3 + ["0"]
+            )
             rows.append([group] + values)
         blocks.append(_aligned(["Panoptic", "PQ", "SQ", "RQ", "N"], rows))
     rows = []
@@ -67,7 +73,9 @@ def table(metrics: Dict[str, Any]) -> str:
             rows.append([name] + [_points(metrics[key][k]) for k in ("miou", "fwiou")])
             things_as_one = metrics[key].get("things_as_one")
             if things_as_one:
-                rows.append(["  things as one"] + [_points(things_as_one[k]) for k in ("miou", "fwiou")])
+                rows.append(
+                    ["  things as one"] + [_points(things_as_one[k]) for k in ("miou", "fwiou")]
+                )
     if rows:
         blocks.append(_aligned(["Semantic", "mIoU", "fwIoU"], rows))
     rows = [
@@ -104,7 +112,9 @@ def class_columns(metrics: Dict[str, Any]) -> List[str]:
     """What there is to say about a class."""
     columns = ["PQ", "SQ", "RQ", "TP", "FP", "FN"] if "panoptic" in metrics else []
     columns += ["IoU"] if _class_iou(metrics) else []
-    return columns + [name for kind, name in (("bbox", "Box AP"), ("segm", "Mask AP")) if kind in metrics]
+    return columns + [
+        name for kind, name in (("bbox", "Box AP"), ("segm", "Mask AP")) if kind in metrics
+    ]
 
 
 def class_rows(metrics: Dict[str, Any], categories: Sequence[Dict[str, Any]]) -> List[ClassRow]:
@@ -178,7 +188,8 @@ def _aligned(header: List[str], rows: List[List[str]]) -> str:
     cells = [header] + rows
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     lines = [
-        "  ".join([row[0].ljust(widths[0])] + [v.rjust(w) for v, w in zip(row[1:], widths[1:])]) for row in cells
+        "  ".join([row[0].ljust(widths[0])] + [v.rjust(w) for v, w in zip(row[1:], widths[1:])])
+        for row in cells
     ]
     lines.insert(1, "-" * len(lines[0]))
     return "\n".join(lines)
@@ -201,8 +212,12 @@ class Progress:
         now = time.monotonic()
         self._done += 1
         if self._done == 1:
-            self._first_done = now  # The first image includes the tracing; it says nothing about the rate.
-        if now - self._last_shown > (self._TERMINAL_SECONDS if self._terminal else self._LOG_SECONDS):
+            self._first_done = (
+                now  # The first image includes the tracing; it says nothing about the rate.
+            )
+        if now - self._last_shown > (
+            self._TERMINAL_SECONDS if self._terminal else self._LOG_SECONDS
+        ):
             self._last_shown = now
             self._show(now)
 

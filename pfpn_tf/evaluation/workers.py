@@ -116,7 +116,10 @@ def part_directory(output_dir: str, worker: int) -> str:
 
 
 def merge_predictions(
-    output_dir: str, writer: coco_format.PredictionWriter, owners: Iterator[int], image_ids: Sequence[Sequence[Any]]
+    output_dir: str,
+    writer: coco_format.PredictionWriter,
+    owners: Iterator[int],
+    image_ids: Sequence[Sequence[Any]],
 ) -> None:
     """Merges the workers' predictions into files that one worker alone would have written.
 
@@ -128,7 +131,9 @@ def merge_predictions(
     """
     parts = [_part(output_dir, i) for i in range(len(image_ids))]
     panoptic = [coco_format.read_entries(os.path.join(part, "panoptic.json")) for part in parts]
-    instances = [_Peekable(coco_format.read_entries(os.path.join(part, "instances.json"))) for part in parts]
+    instances = [
+        _Peekable(coco_format.read_entries(os.path.join(part, "instances.json"))) for part in parts
+    ]
     ids = [iter(i) for i in image_ids]
     for worker in owners:
         image_id = next(ids[worker])

@@ -78,9 +78,13 @@ def evaluate_run(
     run = _load(run_dir, settings)
     if not run.config.data.eval_records:
         raise ValueError("The run has no evaluation records; give --eval_records.")
-    config = run.config.replace(eval_records=_records(run.config.data.eval_records, split, settings))
+    config = run.config.replace(
+        eval_records=_records(run.config.data.eval_records, split, settings)
+    )
     extras = _Extras(split, cityscapes_gt_dir)
-    return _evaluate([run], config, checkpoint, output_dir, save_predictions, weights, metrics_json, extras)
+    return _evaluate(
+        [run], config, checkpoint, output_dir, save_predictions, weights, metrics_json, extras
+    )
 
 
 def evaluate_two_runs(
@@ -118,11 +122,20 @@ def evaluate_two_runs(
         raise ValueError("Neither run has evaluation records; give --eval_records.")
     records = _records(records, split, settings)
     config = instance.config.replace(
-        task="panoptic", semantic_targets=semantic.config.model.semantic_targets, eval_records=records
+        task="panoptic",
+        semantic_targets=semantic.config.model.semantic_targets,
+        eval_records=records,
     )
     extras = _Extras(split, cityscapes_gt_dir)
     return _evaluate(
-        [instance, semantic], config, checkpoint, output_dir, save_predictions, weights, metrics_json, extras
+        [instance, semantic],
+        config,
+        checkpoint,
+        output_dir,
+        save_predictions,
+        weights,
+        metrics_json,
+        extras,
     )
 
 
@@ -172,7 +185,9 @@ class TrainingEvaluation:
             )
         if self._averages:
             with _in_place(self._averages, self._model):
-                metrics["ema"] = self._evaluator.evaluate(os.path.join(output_dir, "ema"), save_predictions=False)
+                metrics["ema"] = self._evaluator.evaluate(
+                    os.path.join(output_dir, "ema"), save_predictions=False
+                )
         return metrics
 
 
@@ -197,7 +212,9 @@ def _load(run_dir, settings, branch="", flag="--run_dir"):
         raise ValueError(str(error).replace("--run_dir=", f"{flag}=", 1)) from None
     task = config.model.task
     if branch and task not in (branch, "panoptic"):
-        raise ValueError(f"{flag}={run_dir} is a run with --task={task}; it must be {branch} or panoptic.")
+        raise ValueError(
+            f"{flag}={run_dir} is a run with --task={task}; it must be {branch} or panoptic."
+        )
     config = config.replace(**dict(settings or {}))
     return _Run(run_dir, config, info, branch or config.model.task)
 
@@ -207,8 +224,12 @@ def _check_classes(instance, semantic):
         return
     ours, theirs = ([c[:3] for c in run.info.categories] for run in (instance, semantic))
     pairs = [pair for pair in zip(ours, theirs) if pair[0] != pair[1]]
-    words = [f"id {c[0]} {c[1]} ({'thing' if c[2] else 'stuff'})" for c in (pairs[0] if pairs else ())]
-    first = f"the first difference is {words[0]} against {words[1]}" if pairs else "the rest is alike"
+    words = [
+        f"id {c[0]} {c[1]} ({'thing' if c[2] else 'stuff'})" for c in (pairs[0] if pairs else ())
+    ]
+    first = (
+        f"the first difference is {words[0]} against {words[1]}" if pairs else "the rest is alike"
+    )
     raise ValueError(
         f"--instance_run_dir={instance.directory} and --semantic_run_dir={semantic.directory} were trained on "
         f"different classes ({len(ours)} and {len(theirs)} categories; {first}). Give two runs on the same dataset."
@@ -222,9 +243,15 @@ def _records(records, split, settings):
     return os.path.join(os.path.dirname(records), f"{split}-*.tfrecord")
 
 
-def _evaluate(runs, config, checkpoint, output_dir, save_predictions, weights, metrics_json, extras):
-    if not save_predictions and (extras.cityscapes_gt_dir or extras.split in coco_submission.SPLITS):
-        raise ValueError("--cityscapes_gt_dir and --split=test-dev need the predictions: leave out --nosave_predictions.")
+def _evaluate(
+    runs, config, checkpoint, output_dir, save_predictions, weights, metrics_json, extras
+):
+    if not save_predictions and (
+        extras.cityscapes_gt_dir or extras.split in coco_submission.SPLITS
+    ):
+        raise ValueError(
+            "--cityscapes_gt_dir and --split=test-dev need the predictions: leave out --nosave_predictions."
+        )
     if weights not in WEIGHTS:
         raise ValueError(f"--eval_weights={weights} must be one of {', '.join(WEIGHTS)}.")
     distribution.set_up_runtime(config)
@@ -233,25 +260,40 @@ def _evaluate(runs, config, checkpoint, output_dir, save_predictions, weights, m
     gather = Gatherer(strategy)
     with distribution.losing_workers(gather.workers):
         # The first worker's choice: another one could find a newer checkpoint.
-        prefixes = gather([checkpoints.find_checkpoint(run.directory, checkpoint or None) for run in runs])[0]
+        prefixes = gather(
+            [checkpoints.find_checkpoint(run.directory, checkpoint or None) for run in runs]
+        )[0]
         step = checkpoints.step_of(prefixes[0])
         output_dir, events_dir = _directories(runs, step, output_dir, extras.split)
-        runner = evaluator.Evaluator(config, runs[0].info, networks[0].model, strategy, *networks[1:])
+        runner = evaluator.Evaluator(
+            config, runs[0].info, networks[0].model, strategy, *networks[1:]
+        )
         metrics = {}
         for kind in _kinds(prefixes, weights):
             for run, network, prefix in zip(runs, networks, prefixes):
-                checkpoints.restore_for_inference(network.model, run.directory, prefix, averages=kind == "ema")
+                checkpoints.restore_for_inference(
+                    network.model, run.directory, prefix, averages=kind == "ema"
+                )
             names = " and ".join(prefixes)
             logging.info(
-                "Evaluating %s%s on %s.", "the averages in " * (kind == "ema"), names, config.data.eval_records
+                "Evaluating %s%s on %s.",
+                "the averages in " * (kind == "ema"),
+                names,
+                config.data.eval_records,
             )
             beside = "ema" if metrics else ""
-            found = runner.evaluate(os.path.join(output_dir, beside), save_predictions=save_predictions)
+            found = runner.evaluate(
+                os.path.join(output_dir, beside), save_predictions=save_predictions
+            )
             found = {"checkpoint": names, "weights": kind, **found}
             if gather.workers.is_chief:
                 _add_extras(found, os.path.join(output_dir, beside), runs, config, extras)
                 summaries.write_evaluation(
-                    os.path.join(events_dir, beside), found, runner.class_table(found), runner.pictures(), step
+                    os.path.join(events_dir, beside),
+                    found,
+                    runner.class_table(found),
+                    runner.pictures(),
+                    step,
                 )
             if beside:
                 metrics["ema"] = found
@@ -308,4 +350,6 @@ def _directories(runs, step, output_dir, split):
         other = "_with_" + os.path.basename(os.path.normpath(runs[1].directory))
         name, events = name + other, events + other
     directory = runs[0].directory
-    return os.path.join(directory, "eval", name), os.path.join(directory, summaries.TENSORBOARD, events)
+    return os.path.join(directory, "eval", name), os.path.join(
+        directory, summaries.TENSORBOARD, events
+    )

@@ -46,19 +46,25 @@ class Pictures:
                 visualize.overlay_panoptic(photo, truth.panoptic_ids, truth.segments, self._info),
                 self._overlay(photo, outputs, batch["image_hw"][0].numpy()),
             ]
-            pictures[f"panoptic/{i}"] = visualize.side_by_side(parts, ["photo", "ground truth", "prediction"])
+            pictures[f"panoptic/{i}"] = visualize.side_by_side(
+                parts, ["photo", "ground truth", "prediction"]
+            )
         return pictures
 
     def _predict(self, *arguments):
         if self._predict_function is None:
             spec = self._dataset.element_spec
             signature = [spec["images"], spec["image_hw"], spec["original_hw"]]
-            self._predict_function = tf.function(self._forward, input_signature=signature, autograph=False)
+            self._predict_function = tf.function(
+                self._forward, input_signature=signature, autograph=False
+            )
         return self._predict_function(*arguments)
 
     def _forward(self, images, image_hw, original_hw):
         outputs = self._model(images, image_hw, training=False)
-        return inference.batch_outputs(outputs, image_hw, original_hw, self._config.model, self._tables)
+        return inference.batch_outputs(
+            outputs, image_hw, original_hw, self._config.model, self._tables
+        )
 
     def _photo(self, batch, hw):
         """The image as the network got it, [h, w, 3] uint8 at the original size."""
@@ -70,7 +76,9 @@ class Pictures:
     def _overlay(self, photo, outputs, image_hw):
         if outputs.panoptic is not None:
             segments = counts.segments_info(outputs.panoptic)
-            return visualize.overlay_panoptic(photo, outputs.panoptic.panoptic_ids, segments, self._info)
+            return visualize.overlay_panoptic(
+                photo, outputs.panoptic.panoptic_ids, segments, self._info
+            )
         if outputs.labels is not None:
             colors = self._info.semantic_colors(self._config.model.semantic_targets)
             return visualize.blend(photo, visualize.color_semantic(outputs.labels, colors))
@@ -80,7 +88,10 @@ class Pictures:
         return visualize.overlay_instances(
             photo,
             found.boxes[sure],
-            [f"{self._info.thing_names[c]} {100 * s:.0f}%" for c, s in zip(class_ids, found.scores[sure])],
+            [
+                f"{self._info.thing_names[c]} {100 * s:.0f}%"
+                for c, s in zip(class_ids, found.scores[sure])
+            ],
             [tuple(int(v) for v in self._info.thing_colors[c]) for c in class_ids],
             [mask for mask, is_sure in zip(found.masks, sure) if is_sure],
         )

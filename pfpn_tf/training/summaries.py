@@ -48,7 +48,9 @@ class RunLog(orbit.utils.SummaryManagerInterface):
         with self._writer.as_default():
             for name, value in scalars.items():
                 tf.summary.scalar(name, value, step=step)
-        line = json.dumps({"step": step, **{name: _finite_or_text(v) for name, v in scalars.items()}})
+        line = json.dumps(
+            {"step": step, **{name: _finite_or_text(v) for name, v in scalars.items()}}
+        )
         with open(self._path, "a", encoding="utf-8") as f:
             f.write(line + "\n")
 
@@ -69,7 +71,11 @@ class RunLog(orbit.utils.SummaryManagerInterface):
 
 
 def write_evaluation(
-    directory: str, metrics: Dict[str, Any], class_table: str, pictures: Dict[str, np.ndarray], step: int
+    directory: str,
+    metrics: Dict[str, Any],
+    class_table: str,
+    pictures: Dict[str, np.ndarray],
+    step: int,
 ) -> None:
     """Writes an evaluation to TensorBoard: scalars, tables and pictures under eval/.
 
@@ -122,10 +128,14 @@ class Rate:
         return self._waited / max(time.monotonic() - self._start, 1e-9)
 
 
-def progress_line(scalars: Mapping[str, float], step: int, train_steps: int, seconds_per_step: float) -> str:
+def progress_line(
+    scalars: Mapping[str, float], step: int, train_steps: int, seconds_per_step: float
+) -> str:
     """One line: step, every loss, learning rate, speed, time left."""
     losses = [
-        f"{name.partition('/')[2]} {value:.4g}" for name, value in scalars.items() if name.startswith("loss/")
+        f"{name.partition('/')[2]} {value:.4g}"
+        for name, value in scalars.items()
+        if name.startswith("loss/")
     ]
     left = int((train_steps - step) * seconds_per_step)
     return (

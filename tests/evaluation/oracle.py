@@ -21,7 +21,10 @@ def make_scenes(folder):
     synthetic.make_dataset(folder, num_train=1, num_val=NUM_IMAGES, sides=(70, 120))
     annotations = folder / "annotations"
     scenes = coco_panoptic.CocoPanoptic(
-        annotations / "panoptic_val.json", annotations / "panoptic_val", folder / "val", annotations / "instances_val.json"
+        annotations / "panoptic_val.json",
+        annotations / "panoptic_val",
+        folder / "val",
+        annotations / "instances_val.json",
     )
     convert.convert(scenes, str(folder / "records"), "val", num_shards=2, num_workers=1)
 
@@ -59,7 +62,9 @@ class Oracle(tf.keras.Model):
         """What to note for the images of the split: the sums of their pixels, and rows of outputs."""
         rng = np.random.default_rng(0)
         keys, rows = [], []
-        for batch in pipeline.build_dataset(config.replace(eval_batch_size=1), info, training=False):
+        for batch in pipeline.build_dataset(
+            config.replace(eval_batch_size=1), info, training=False
+        ):
             keys.append(float(tf.reduce_sum(batch["images"])))
             rows.append(cls._noted(batch, info, rng))
         assert len(keys) == NUM_IMAGES and len(set(keys)) == NUM_IMAGES
@@ -80,10 +85,18 @@ class Oracle(tf.keras.Model):
         category_ids = batch["instance_category_ids"][0].numpy()[: len(gt)]
         class_ids[: len(gt)] = [info.category_to_class_id[int(c)] for c in category_ids]
         class_ids[len(gt)] = 0
-        scores = np.where(np.arange(MAX_DETECTIONS) < count, np.linspace(0.99, 0.3, MAX_DETECTIONS), 0)
+        scores = np.where(
+            np.arange(MAX_DETECTIONS) < count, np.linspace(0.99, 0.3, MAX_DETECTIONS), 0
+        )
         y, x = np.mgrid[:MASK_SIZE, :MASK_SIZE] / (MASK_SIZE - 1) * 2 - 1
         masks = np.broadcast_to(4 * (1.1 - y**2 - x**2), (MAX_DETECTIONS, MASK_SIZE, MASK_SIZE))
-        return boxes, scores.astype(np.float32), class_ids, np.int32(count), masks.astype(np.float32)
+        return (
+            boxes,
+            scores.astype(np.float32),
+            class_ids,
+            np.int32(count),
+            masks.astype(np.float32),
+        )
 
     def call(self, images, image_hw, training=False):
         del training
@@ -94,7 +107,8 @@ class Oracle(tf.keras.Model):
         small = tf.nn.avg_pool2d(images, 4, 4, "VALID")  # [B, H / 4, W / 4, 3]
         logits = -tf.norm(small[..., None, :] - self._colors, axis=-1)  # [B, H / 4, W / 4, S]
         return InferenceOutputs(
-            detections if self._task != "semantic" else None, logits if self._task != "instance" else None
+            detections if self._task != "semantic" else None,
+            logits if self._task != "instance" else None,
         )
 
 

@@ -30,7 +30,9 @@ def test_colours_of_cells():
 @pytest.mark.parametrize("count", [1, 3, 24, 25, 61, 133])
 def test_picture_has_room_for_everything(count):
     rng = np.random.default_rng(0)
-    picture = confusion.draw(rng.integers(0, 9, (count, count + 1)), [f"class {i}" for i in range(count)])
+    picture = confusion.draw(
+        rng.integers(0, 9, (count, count + 1)), [f"class {i}" for i in range(count)]
+    )
     assert picture.dtype == np.uint8 and picture.ndim == 3
     assert picture[:, :3].min() == 255 and picture[-3:].min() == 255  # nothing is cut off
     assert picture.shape[0] < 2200

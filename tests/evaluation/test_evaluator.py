@@ -70,7 +70,9 @@ def test_written_files_score_to_the_same(dataset, evaluated):
         str(annotations / "panoptic_val.json"), "", str(folder / "panoptic.json"), "", semantic=True
     )
     assert files["panoptic"] == metrics["panoptic"] and files["semantic"] == metrics["semantic"]
-    instances = score_instances(str(annotations / "instances_val.json"), str(folder / "instances.json"))
+    instances = score_instances(
+        str(annotations / "instances_val.json"), str(folder / "instances.json")
+    )
     assert instances == {"bbox": metrics["bbox"], "segm": metrics["segm"]}
     written = json.loads((folder / "metrics.json").read_text())
     written.pop("seconds")
@@ -130,7 +132,9 @@ def test_subset_equals_files_of_the_subset(dataset, single, tmp_path):
     assert files["panoptic"] == metrics["panoptic"]
 
 
-@pytest.mark.parametrize("task, kinds", [("semantic", {"semantic_branch"}), ("instance", {"bbox", "segm"})])
+@pytest.mark.parametrize(
+    "task, kinds", [("semantic", {"semantic_branch"}), ("instance", {"bbox", "segm"})]
+)
 def test_single_tasks(evaluator, evaluated, task, kinds):
     metrics = run(evaluator(task=task))
     assert set(metrics) == kinds | {"notes", "num_images"}
@@ -139,14 +143,29 @@ def test_single_tasks(evaluator, evaluated, task, kinds):
 
 def test_all_semantic_targets(dataset, evaluator):
     metrics = run(evaluator(semantic_targets="all"), max_images=3)
-    assert set(metrics["semantic_branch"]["iou"]) == {str(c.id) for c in info_of(dataset).categories}
+    assert set(metrics["semantic_branch"]["iou"]) == {
+        str(c.id) for c in info_of(dataset).categories
+    }
     assert metrics["semantic_branch"]["things_as_one"]["miou"] is not None
 
 
 def test_class_table(evaluated, single):
     metrics, _ = evaluated
     lines = single.class_table(metrics).splitlines()
-    assert lines[0].split() == ["Class", "PQ", "SQ", "RQ", "TP", "FP", "FN", "IoU", "Box", "AP", "Mask", "AP"]
+    assert lines[0].split() == [
+        "Class",
+        "PQ",
+        "SQ",
+        "RQ",
+        "TP",
+        "FP",
+        "FN",
+        "IoU",
+        "Box",
+        "AP",
+        "Mask",
+        "AP",
+    ]
     crate = next(line.split() for line in lines if line.split()[0] == "crate")
     category = next(c for c in single._info.categories if c.name == "crate")
     row = metrics["panoptic"]["per_class"][str(category.id)]

@@ -15,7 +15,11 @@ from tests.data import tiny
 @pytest.fixture
 def files(tmp_path):
     """Ground truth of three images; predictions without the things, but for the last image."""
-    images = [(40, 60, [(5, 0, 4, 8, 30, 40)]), (36, 50, [(20, 0, 2, 2, 20, 20)]), (30, 44, [(5, 0, 1, 1, 9, 9)])]
+    images = [
+        (40, 60, [(5, 0, 4, 8, 30, 40)]),
+        (36, 50, [(20, 0, 2, 2, 20, 20)]),
+        (30, 44, [(5, 0, 1, 1, 9, 9)]),
+    ]
     content = tiny.make(tmp_path / "gt", images)
     shutil.copytree(tmp_path / "gt/panoptic", tmp_path / "pred/panoptic")
     for annotation in content["annotations"][:2]:
@@ -23,12 +27,17 @@ def files(tmp_path):
         ids = coco_format.read_panoptic_png(str(name.parent), name.name, 0, "").astype(np.int32)
         tiny.save_ids(name, np.where(ids > 2, 1, ids))
         annotation["segments_info"] = [s for s in annotation["segments_info"] if s["id"] <= 2]
-    (tmp_path / "pred/panoptic.json").write_text(json.dumps({"annotations": content["annotations"]}))
+    (tmp_path / "pred/panoptic.json").write_text(
+        json.dumps({"annotations": content["annotations"]})
+    )
     return tmp_path
 
 
 def score(files, **options):
-    paths = [str(files / name) for name in ("gt/panoptic.json", "gt/panoptic", "pred/panoptic.json", "pred/panoptic")]
+    paths = [
+        str(files / name)
+        for name in ("gt/panoptic.json", "gt/panoptic", "pred/panoptic.json", "pred/panoptic")
+    ]
     return score_panoptic(*paths, num_processes=1, **options)
 
 

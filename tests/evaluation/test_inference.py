@@ -88,7 +88,9 @@ def test_maps_of_another_scale_keep_their_place():
     hw, large = tf.constant([[20, 36]]), tf.constant([[40, 72]])
     x = (np.arange(32) + 0.5) * 4 / 72  # share of the content's width at each cell's centre
     ramp = tf.constant(np.broadcast_to(x[None, None, :, None], [1, 16, 32, 1]))
-    found = inference.resample(ramp, large, tf.constant([8, 16]), hw, flip=False)[0, 0, :9, 0].numpy()
+    found = inference.resample(ramp, large, tf.constant([8, 16]), hw, flip=False)[
+        0, 0, :9, 0
+    ].numpy()
     np.testing.assert_allclose(found, (np.arange(9) + 0.5) * 4 / 36, rtol=1e-12)
 
 
@@ -133,7 +135,9 @@ def test_mean_of_probabilities():
 
 def test_inputs_of_scales():
     """Each scale is one input more, flipped or not; scale 1 is always there as the frame."""
-    config = SEMANTIC.replace(semantic_flip=True, semantic_scales=(0.5, 2.0), eval_min_side=64, eval_max_side=96)
+    config = SEMANTIC.replace(
+        semantic_flip=True, semantic_scales=(0.5, 2.0), eval_min_side=64, eval_max_side=96
+    )
     model = Branch()
     run = inference.Inference(config, INFO, model)
     sides = [(s.data.eval_min_side, s.data.eval_max_side) for s in run.settings]

@@ -30,7 +30,9 @@ def start_workers(count, arguments):
         environment = {**os.environ, "TF_CONFIG": json.dumps(config), "CUDA_VISIBLE_DEVICES": ""}
         command = [sys.executable, "-m", "tests.evaluation.worker", *arguments(index)]
         started.append(
-            subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            )
         )
     return started
 
@@ -39,7 +41,12 @@ def test_two_workers_give_the_same(tmp_path):
     """7 images in batches of 3: the first worker has two batches, the second one; then one image in all."""
     make_scenes(tmp_path / "scenes")
     started = start_workers(
-        2, lambda i: [str(tmp_path / "scenes"), str(tmp_path / "two"), str(tmp_path / f"metrics{i}.json")]
+        2,
+        lambda i: [
+            str(tmp_path / "scenes"),
+            str(tmp_path / "two"),
+            str(tmp_path / f"metrics{i}.json"),
+        ],
     )
     config, info = config_of(tmp_path / "scenes"), info_of(tmp_path / "scenes")
     one = Evaluator(config, info, Oracle(config, info, Oracle.notes(config, info)))
@@ -51,10 +58,14 @@ def test_two_workers_give_the_same(tmp_path):
         assert json.loads((tmp_path / f"metrics{i}.json").read_text()) == expected
 
     files = {p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*") if p.is_file()}
-    assert files == {p.relative_to(tmp_path / "two") for p in (tmp_path / "two").rglob("*") if p.is_file()}
+    assert files == {
+        p.relative_to(tmp_path / "two") for p in (tmp_path / "two").rglob("*") if p.is_file()
+    }
     assert len(files) > 7
     for name in files - {pathlib.Path("metrics.json")}:
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+        assert (tmp_path / "one" / name).read_bytes() == (
+            tmp_path / "two" / name
+        ).read_bytes(), name
 
 
 @pytest.mark.parametrize(
@@ -93,9 +104,19 @@ def test_merged_file_names_are_those_of_one_writer(tmp_path):
     write(workers.part_directory(two, 0), ["a/b", "c"])
     write(workers.part_directory(two, 1), ["a_b"])
     with coco_format.PredictionWriter(two, categories) as writer:
-        workers.merge_predictions(two, writer, workers.Workers(2, 0).owners(3, 1), [["a/b", "c"], ["a_b"]])
-    files = sorted(os.path.relpath(os.path.join(d, f), one) for d, _, names in os.walk(one) for f in names)
-    assert files == ["instances.json", "panoptic.json", "panoptic/a_b.png", "panoptic/a_b_2.png", "panoptic/c.png"]
+        workers.merge_predictions(
+            two, writer, workers.Workers(2, 0).owners(3, 1), [["a/b", "c"], ["a_b"]]
+        )
+    files = sorted(
+        os.path.relpath(os.path.join(d, f), one) for d, _, names in os.walk(one) for f in names
+    )
+    assert files == [
+        "instances.json",
+        "panoptic.json",
+        "panoptic/a_b.png",
+        "panoptic/a_b_2.png",
+        "panoptic/c.png",
+    ]
     for name in files:
         assert pathlib.Path(one, name).read_bytes() == pathlib.Path(two, name).read_bytes()
     assert sorted(os.listdir(two)) == ["instances.json", "panoptic", "panoptic.json"]

@@ -25,7 +25,9 @@ def info(tiny_records):
 
 def build(config, info):
     return panoptic_fpn.build_model(
-        config.model, info.num_thing_classes, info.num_semantic_classes(config.model.semantic_targets)
+        config.model,
+        info.num_thing_classes,
+        info.num_semantic_classes(config.model.semantic_targets),
     )
 
 
@@ -38,7 +40,9 @@ def run_dir(config, info, tmp_path):
     path = str(tmp_path / "panoptic")
     checkpoints.save_weights(model, config, info, path)
     averages = {
-        name: tf.Variable(v / 2) for name, v in checkpoints.model_variables(model).items() if v.dtype.is_floating
+        name: tf.Variable(v / 2)
+        for name, v in checkpoints.model_variables(model).items()
+        if v.dtype.is_floating
     }
     checkpoints.RunCheckpoints(path, keep=2, model=model, averages=averages).save(7)
     return path
@@ -54,7 +58,9 @@ def half_of(run_dir, config, info, task, **settings):
 
 
 def without_times(metrics):
-    return {k: v for k, v in metrics.items() if k not in ("seconds", "checkpoint", "weights", "ema")}
+    return {
+        k: v for k, v in metrics.items() if k not in ("seconds", "checkpoint", "weights", "ema")
+    }
 
 
 def events(folder):
@@ -82,7 +88,9 @@ def test_two_halves_are_the_whole_network(run_dir, config, info, tmp_path):
     # Instances still at 64 pixels, semantic labels at 96 and with another mean: each as its run says.
     own = {"eval_min_side": 96, "eval_max_side": 128, "pixel_mean": (100.0, 110.0, 120.0)}
     semantic = half_of(run_dir, config, info, "semantic", **own)
-    mixed = evaluate_two_runs(halves[0], semantic, output_dir=str(tmp_path / "mixed"), save_predictions=False)
+    mixed = evaluate_two_runs(
+        halves[0], semantic, output_dir=str(tmp_path / "mixed"), save_predictions=False
+    )
     alone = evaluate_run(semantic, output_dir=str(tmp_path / "alone"))
     assert mixed["bbox"] == whole["bbox"] and mixed["segm"] == whole["segm"]
     assert mixed["semantic_branch"] == alone["semantic_branch"] != whole["semantic_branch"]
@@ -98,7 +106,15 @@ def test_weights_and_their_averages(run_dir, config, info, tmp_path):
     for name in ("report.html", "panoptic.json", "ema/report.html", "ema/panoptic.json"):
         assert (folder / name).exists()
     tags = events(tmp_path / "panoptic/tensorboard/eval")
-    expected = {"eval/PQ", "eval/mIoU", "eval/table", "eval/classes", "eval/confusion", "eval/worst/0", "eval/best/0"}
+    expected = {
+        "eval/PQ",
+        "eval/mIoU",
+        "eval/table",
+        "eval/classes",
+        "eval/confusion",
+        "eval/worst/0",
+        "eval/best/0",
+    }
     assert expected <= tags.keys()
     assert tags["eval/PQ"] == 7
     assert "eval/PQ" in events(tmp_path / "panoptic/tensorboard/eval/ema")
@@ -110,14 +126,22 @@ def test_weights_and_their_averages(run_dir, config, info, tmp_path):
     checkpoints.restore_for_inference(model, run_dir, prefix)
     weights = [v.numpy() for v in model.variables]
     log = summaries.RunLog(str(tmp_path), 0)
-    evaluation = TrainingEvaluation(config, info, str(tmp_path), model, tf.distribute.get_strategy(), averages)
+    evaluation = TrainingEvaluation(
+        config, info, str(tmp_path), model, tf.distribute.get_strategy(), averages
+    )
     found = evaluation.evaluate(7, log)
     for value, expected in ((found, both), (found["ema"], both["ema"])):
         assert without_times(value) == without_times(expected)
     for before, after in zip(weights, model.variables):
         np.testing.assert_array_equal(after.numpy(), before)
     tags = events(tmp_path / "tensorboard")
-    assert {"eval/table", "eval/classes", "eval/confusion", "eval/worst/0", "eval/best/0"} <= tags.keys()
+    assert {
+        "eval/table",
+        "eval/classes",
+        "eval/confusion",
+        "eval/worst/0",
+        "eval/best/0",
+    } <= tags.keys()
     for name in ("metrics.json", "report.html", "confusion.png", "ema/metrics.json"):
         assert (tmp_path / "eval/7" / name).exists()
 
@@ -133,7 +157,9 @@ def test_no_averages_to_evaluate(run_dir):
 def test_runs_that_do_not_fit(run_dir, config, info, monkeypatch):
     monkeypatch.setattr(evaluate_run_lib, "_evaluate", lambda *args: pytest.fail("was evaluated"))
     instance = half_of(run_dir, config, info, "instance")
-    with pytest.raises(ValueError, match="--semantic_run_dir=.*--task=instance; it must be semantic or panoptic"):
+    with pytest.raises(
+        ValueError, match="--semantic_run_dir=.*--task=instance; it must be semantic or panoptic"
+    ):
         evaluate_two_runs(instance, instance)
     with pytest.raises(ValueError, match="--semantic_run_dir=nowhere is not a run directory"):
         evaluate_two_runs(instance, "nowhere")
