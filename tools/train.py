@@ -35,14 +35,18 @@ def main():
         print(dry_run.describe(config, run_dir))
         return 0
     try:
-        return run.train(config, run_dir)
+        code = run.train(config, run_dir)
     except trainer.NonFiniteLoss as error:
         logging.error("%s", error)
-        return NON_FINITE
+        code = NON_FINITE
     except distribution.WorkerLost as error:
         logging.error("%s", error)
+        code = WORKER_LOST
+    if code == WORKER_LOST or distribution.is_follower(config.train.distribution):
+        # TensorFlow's own way out waits for the other workers, a minute for a chief that is gone.
         logging.flush()
-        os._exit(WORKER_LOST)  # what is left of the cluster would complain, or wait, on the way out
+        os._exit(code)
+    return code
 
 
 if __name__ == "__main__":

@@ -142,6 +142,11 @@ def parse_tf_config(text: str) -> Tuple[List[str], int]:
     return addresses, jobs.index(this)
 
 
+def is_follower(distribution: str) -> bool:
+    """Whether this process is a worker, but not the chief."""
+    return distribution == "multi_worker" and parse_tf_config(os.environ["TF_CONFIG"])[1] > 0
+
+
 @contextlib.contextmanager
 def losing_workers(workers: Workers):
     """Turns the errors that TensorFlow raises when another worker is gone into `WorkerLost`."""

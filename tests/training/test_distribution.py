@@ -50,6 +50,12 @@ def test_mistakes_in_tf_config_are_named(monkeypatch, text, what):
     assert "--distribution=multi_worker" in str(error.value) and '"cluster": {"worker": [' in str(error.value)
 
 
+@pytest.mark.parametrize("name, index, expected", [("multi_worker", 0, False), ("multi_worker", 1, True), ("cpu", 1, False)])
+def test_followers(monkeypatch, name, index, expected):
+    monkeypatch.setenv("TF_CONFIG", tf_config(TWO, index=index))
+    assert distribution.is_follower(name) is expected
+
+
 @pytest.mark.parametrize("name", ["mirrored", "cpu", "one_device"])
 def test_a_cluster_is_not_ignored(monkeypatch, name):
     monkeypatch.setenv("TF_CONFIG", tf_config(TWO))

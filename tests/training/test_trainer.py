@@ -226,6 +226,24 @@ def test_mixed_precision_trains(toy, tmp_path):
         tf.keras.mixed_precision.set_global_policy("float32")
 
 
+def test_half_precision_changes_the_losses_of_the_network_little(tiny_config):
+    """bfloat16 rounds to 1 in 256; the losses are means over many such roundings."""
+    strategy, info = distribution.build_strategy("cpu"), pipeline.load_info(tiny_config)
+    batch = next(iter(pipeline.build_dataset(tiny_config, info, training=True)))
+    losses = {}
+    try:
+        for precision in ("float32", "mixed_bfloat16", "mixed_float16"):
+            built = trainer.build_trainer(tiny_config.replace(precision=precision), info, strategy)
+            assert built.model.backbone.compute_dtype == precision.removeprefix("mixed_")
+            losses[precision] = {name: float(value) for name, value in built.forward(batch)[1].items()}
+    finally:
+        tf.keras.mixed_precision.set_global_policy("float32")
+    for precision in ("mixed_bfloat16", "mixed_float16"):
+        assert losses[precision] != losses["float32"]
+        for name in ("rpn_objectness", "class", "mask", "semantic", "total"):
+            assert losses[precision][name] == pytest.approx(losses["float32"][name], rel=0.02), name
+
+
 def problems(config, replicas=1):
     with pytest.raises(ValueError) as error:
         checks.check(config, replicas)

@@ -1,0 +1,107 @@
+"""What a run does around its steps: dry run, evaluations that a kill cut short, logs that cannot be written."""
+
+import json
+
+import numpy as np
+import pytest
+
+from pfpn_tf.data import order
+from pfpn_tf.training import checkpoints, checks, dry_run, run, summaries
+from tests.training import tiny
+
+
+class FakeEvaluation:
+    """Finds PQ 10, 20, ... in its first, second, ... evaluation."""
+
+    calls = 0
+
+    def __init__(self, *args):
+        pass
+
+    def evaluate(self, step, log):
+        FakeEvaluation.calls += 1
+        return {"calls": FakeEvaluation.calls}
+
+
+@pytest.fixture
+def evaluations(monkeypatch):
+    monkeypatch.setattr(FakeEvaluation, "calls", 0)
+    monkeypatch.setattr(run, "TrainingEvaluation", FakeEvaluation)
+    monkeypatch.setattr(run.report, "flat_scalars", lambda metrics: {"eval/PQ": 10.0 * metrics["calls"]})
+    monkeypatch.setattr(run.report, "table", str)
+    return FakeEvaluation
+
+
+@pytest.mark.parametrize("train_steps", [2, 4])  # killed in the last evaluation, or in one before
+def test_an_evaluation_that_a_kill_cut_short_is_made_up_for(toy, tmp_path, monkeypatch, evaluations, train_steps):
+    config = toy.config.replace(train_steps=train_steps, eval_interval_steps=2, checkpoint_interval_steps=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluations, "evaluate", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run.train(config, str(tmp_path))
+    assert run.train(config, str(tmp_path)) == 0
+    lines = [json.loads(line) for line in (tmp_path / summaries.METRICS).read_text().splitlines()]
+    assert {line["step"]: line["eval/PQ"] for line in lines if "eval/PQ" in line} == {
+        step: 5.0 * step for step in range(2, train_steps + 1, 2)
+    }
+    (best,) = checkpoints.saved_prefixes(str(tmp_path / "checkpoints" / "best"))
+    assert checkpoints.step_of(best) == train_steps
+    assert run.train(config, str(tmp_path)) == 0
+    assert evaluations.calls == train_steps // 2  # nothing twice
+
+
+def test_a_log_that_cannot_be_written_is_reported_with_its_path(toy, tmp_path, monkeypatch):
+    def fail(self, scalars, step):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(summaries.RunLog, "write", fail)
+    with pytest.raises(OSError, match=r"Cannot write .*metrics.jsonl at step 1 \(No space left on device\)"):
+        run.train(toy.config, str(tmp_path))
+
+
+def test_a_dry_run_says_everything_and_writes_nothing(tiny_config, tmp_path):
+    config = tiny_config.replace(task="semantic", gradient_accumulation_steps=2, ema_decay=0.9, train_steps=6)
+    text = dry_run.describe(config, str(tmp_path / "run"))
+    assert not list(tmp_path.iterdir())
+    for line in ("--global_batch_size=2", "backbone", "total", "1 replica(s)", "4 thing classes", "step         4: 0.01"):
+        assert line in text, text
+    largest = text.partition("Largest batch of a replica:")[2]
+    for line in ("images          (2, 96, 96, 3) ", "gt_masks        (2, 100, 96, 96) "):
+        assert line in largest, largest
+    sizes = {name: float(number) for name, number in (line.split()[:2] for line in largest.splitlines() if "MiB" in line)}
+    assert list(sizes) == ["weights", "optimizer", "gradients", "batch", "activations"]
+    assert sizes["activations"] > 0
+    run_dir = tmp_path / "run"
+    run.run_directory.prepare(str(run_dir), config, dry_run.pipeline.load_info(config))
+    with pytest.raises(ValueError, match="--learning_rate: 0.01 there, 0.5 here"):
+        dry_run.describe(config.replace(learning_rate=0.5), str(run_dir))
+
+
+HW = np.array([[20, 30], [40, 25], [33, 33], [60, 20]], np.int32)
+
+
+@pytest.mark.parametrize(
+    "settings, expected",
+    [
+        ({}, [96, 96]),  # 96 x 32 and 48 x 72 meet in a batch of two
+        ({"global_batch_size": 1}, [64, 96]),  # the third, 64 x 64, is smaller, the last is 96 x 32
+        ({"crop_size": (40, 50)}, [64, 64]),
+        ({"random_scale": (0.5, 3.0), "crop_size": (100, 40)}, [128, 64]),
+        ({"static_shapes": True}, [96, 96]),
+    ],
+)
+def test_the_largest_batch(settings, expected):
+    config = tiny.config("").replace(**{"train_min_sides": (40, 48), "train_max_side": 96, **settings})
+    assert order.largest_padded_hw(config, HW).tolist() == expected
+    drawn = order.training_examples(config, HW).take(40).as_numpy_iterator()
+    assert max(int(example["padded_hw"].prod()) for example in drawn) <= np.prod(expected)
+
+
+def test_splits_with_other_classes(tiny_config, tmp_path):
+    other = tiny.make_records(tmp_path)
+    info = checks.pipeline.load_info(tiny_config)
+    categories = [{**c, "name": "thing X"} if c["id"] == info.categories[0].id else c for c in info.coco_categories()]
+    type(info).from_coco_categories(categories).save(other / "dataset_info.json")
+    config = tiny_config.replace(eval_records=f"{other}/val-*.tfrecord")
+    with pytest.raises(ValueError, match="--eval_records=.*holds other classes.*\n.*there, thing X"):
+        checks.check(config, 1)
