@@ -77,7 +77,7 @@ class Record(NamedTuple):
 
 
 class CocoImages:
-    """Images of a split without annotations: `len()` images by position; `read(position)` gives a `Record`.
+    """Images of a split without annotations: `len()`, and by position `read(position)`: a `Record`.
 
     It can be pickled and is not changed by reading, so worker processes can share it.
 

@@ -52,15 +52,18 @@ def score_files(
       gt_dir: folder of one split's city folders, e.g. gtFine/val.
       panoptic_json, panoptic_dir: a panoptic prediction, whose classes are scored as labels.
       instances_json: COCO instance results with masks.
-      semantic_dir: label maps of `coco_format.PredictionWriter.add_semantic`, scored instead of the panoptic prediction.
-      categories_json: a JSON with the COCO categories of the predictions, by Cityscapes' names; ids may be label ids or
-        train ids. Empty: panoptic_json.
-      output_dir: where the files for the server go, `pixel_level` and `instance_level`; empty: they are not kept.
+      semantic_dir: label maps of `coco_format.PredictionWriter.add_semantic`, scored instead of
+        the panoptic prediction.
+      categories_json: a JSON with the COCO categories of the predictions, by Cityscapes' names;
+        ids may be label ids or train ids. Empty: panoptic_json.
+      output_dir: where the files for the server go, `pixel_level` and `instance_level`; empty:
+        they are not kept.
       only_predicted: leave out images without a prediction, instead of refusing.
 
     Returns:
-      Fractions, None where a class occurs nowhere: `miou`, `iiou` over classes and `miou_categories`, `iiou_categories` over
-      Cityscapes' groups of classes; `AP`, `AP50`; `per_class` by name `iou`, `iiou`, `AP`, `AP50`; `num_images`.
+      Fractions, None where a class occurs nowhere: `miou`, `iiou` over classes and
+      `miou_categories`, `iiou_categories` over Cityscapes' groups of classes; `AP`, `AP50`;
+      `per_class` by name `iou`, `iiou`, `AP`, `AP50`; `num_images`.
 
     Raises:
       ValueError: cityscapesscripts is not installed, or a file is missing or does not fit; says which.
@@ -99,13 +102,18 @@ def score_files(
 
 
 def score_written(gt_dir: str, directory: str, categories_json: str, semantic: bool) -> Dict[str, Any]:
-    """`score_files` of the folder that a `coco_format.PredictionWriter` has filled; the files for the server go there, too.
+    """`score_files` of the folder that a `coco_format.PredictionWriter` has filled.
+
+    The files for the server go there, too.
 
     Args:
-      gt_dir: folder of one split's city folders, e.g. gtFine/val; only the images that are predicted count.
-      directory: with panoptic.json, panoptic/, instances.json and semantic/, as far as there are such.
+      gt_dir: folder of one split's city folders, e.g. gtFine/val; only the images that are
+        predicted count.
+      directory: with panoptic.json, panoptic/, instances.json and semantic/, as far as there are
+        such.
       categories_json: dataset_info.json.
-      semantic: whether the semantic maps have all classes; they then count, as in the paper, instead of the panoptic maps.
+      semantic: whether the semantic maps have all classes; they then count, as in the paper,
+        instead of the panoptic maps.
     """
 
     def existing(name):
@@ -183,7 +191,8 @@ def write_instances(
         mask, category_id = result.get("segmentation"), result.get("category_id")
         if not isinstance(mask, dict) or list(mask.get("size", ())) != list(hw):
             raise ValueError(
-                f"Image {image_id}: instance {index} needs a segmentation in RLE of the image's size {list(hw)} (height, width)."
+                f"Image {image_id}: instance {index} needs a segmentation in RLE of the image's size "
+                f"{list(hw)} (height, width)."
             )
         if category_id not in label_of:
             raise ValueError(f"Image {image_id}: instance {index} has the unknown category_id {category_id!r}.")
@@ -249,7 +258,9 @@ class _Truth:
             with Image.open(self._paths[image_id]) as image:
                 return image.size[::-1]
         except OSError:
-            raise ValueError(f"Image {image_id}: the ground truth {self._paths[image_id]} is no readable PNG.") from None
+            raise ValueError(
+                f"Image {image_id}: the ground truth {self._paths[image_id]} is no readable PNG."
+            ) from None
 
 
 class _PanopticMaps:
@@ -370,7 +381,10 @@ def _score_pixels(folder, truth, image_ids):
     label_names = {i: scripts.id2label[i].name for i in args.evalLabels}
     groups = scripts.category2labels
     iou = {name: scripts.getIouScoreForLabel(i, confusion, args) for i, name in label_names.items()}
-    iiou = {name: scripts.getInstanceIouScoreForLabel(i, confusion, instances, args) for i, name in label_names.items()}
+    iiou = {
+        name: scripts.getInstanceIouScoreForLabel(i, confusion, instances, args)
+        for i, name in label_names.items()
+    }
     group_iou = {g: scripts.getIouScoreForCategory(g, confusion, args) for g in groups}
     group_iiou = {g: scripts.getInstanceIouScoreForCategory(g, confusion, instances, args) for g in groups}
     scores = {"miou": iou, "iiou": iiou, "miou_categories": group_iou, "iiou_categories": group_iiou}
