@@ -163,5 +163,24 @@ def losing_workers(workers: Workers):
         ) from error
 
 
+@contextlib.contextmanager
+def compiling(xla: bool):
+    """With --xla, says so when XLA could not compile a part of the step.
+
+    Raises:
+      ValueError: in the place of XLA's error.
+    """
+    try:
+        yield
+    except tf.errors.OpError as error:
+        if not xla or "xla" not in str(error).lower():
+            raise
+        reason = next((line for line in str(error).splitlines() if "compile time" in line), _first_line(error))
+        raise ValueError(
+            f"--xla: XLA cannot compile a part of the training step on this device ({reason[:300]}). "
+            "Train with --noxla; the same command continues otherwise."
+        ) from error
+
+
 def _first_line(error):
     return str(error).partition("\n")[0][:300]

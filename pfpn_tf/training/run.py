@@ -46,7 +46,7 @@ def train(config: config_lib.Config, run_dir: str, strategy: Optional[tf.distrib
     """
     strategy = strategy or distribution.build_strategy(config.train.distribution)
     workers = workers_of(strategy)
-    with distribution.losing_workers(workers):
+    with distribution.losing_workers(workers), distribution.compiling(config.train.xla):
         return _train(config, run_dir, strategy, workers)
 
 

@@ -77,3 +77,18 @@ def test_only_a_lost_worker_is_called_one():
         with pytest.raises(type(other)):
             with distribution.losing_workers(Workers(2, 0)):
                 raise other
+
+
+def test_what_xla_cannot_compile():
+    error = tf.errors.InvalidArgumentError(
+        None, None, "Graph execution error:\n\nnode cluster_23_1/xla_compile\nFail to prove equality at compile time: a vs b"
+    )
+    with pytest.raises(ValueError, match=r"--xla: .*Fail to prove equality at compile time.*--noxla"):
+        with distribution.compiling(True):
+            raise error
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        with distribution.compiling(False):
+            raise error
+    with pytest.raises(tf.errors.ResourceExhaustedError):
+        with distribution.compiling(True):
+            raise tf.errors.ResourceExhaustedError(None, None, "out of memory")

@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from pfpn_tf.data import order
-from pfpn_tf.training import checkpoints, checks, dry_run, run, summaries
+from pfpn_tf.training import checkpoints, checks, dry_run, run, summaries, trainer
 from tests.training import tiny
 
 
@@ -48,6 +49,26 @@ def test_an_evaluation_that_a_kill_cut_short_is_made_up_for(toy, tmp_path, monke
     assert checkpoints.step_of(best) == train_steps
     assert run.train(config, str(tmp_path)) == 0
     assert evaluations.calls == train_steps // 2  # nothing twice
+
+
+@pytest.mark.parametrize(
+    "profile_steps, train_steps, expected",
+    [((1, 2), 6, ["start 1", "stop 3"]), ((4, 9), 6, ["start 4", "stop 6"]), ((9, 9), 6, [])],
+)
+def test_the_profiler_records_the_steps_asked_for(toy, tmp_path, monkeypatch, profile_steps, train_steps, expected):
+    calls, steps = [], []
+    real_step = trainer.Trainer.train_step
+
+    def step(self, iterator):
+        steps.append(1)
+        return real_step(self, iterator)
+
+    profiler = tf.profiler.experimental
+    monkeypatch.setattr(trainer.Trainer, "train_step", step)
+    monkeypatch.setattr(profiler, "start", lambda folder: calls.append(f"start {len(steps)}"))
+    monkeypatch.setattr(profiler, "stop", lambda: calls.append(f"stop {len(steps)}"))
+    run.train(toy.config.replace(profile_steps=profile_steps, train_steps=train_steps), str(tmp_path))
+    assert calls == expected
 
 
 def test_a_log_that_cannot_be_written_is_reported_with_its_path(toy, tmp_path, monkeypatch):
