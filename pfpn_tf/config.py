@@ -310,7 +310,9 @@ class Train:
         "file, or imagenet (Keras' ResNets, downloaded). Empty: from scratch.",
     )
     precision: str = _field(
-        "float32", "Compute precision.", choices=("float32", "mixed_bfloat16", "mixed_float16")
+        "float32",
+        "Compute precision. Of an export: float32 or bfloat16.",
+        choices=("float32", "mixed_bfloat16", "mixed_float16"),
     )
     xla: bool = _field(False, "Let XLA compile what it can of the step on GPUs.")
     distribution: str = _field(
@@ -368,6 +370,13 @@ class Export:
     )
     max_segments: int = _field(
         256, "Width of the segment table in the exported signatures.", at_least=1
+    )
+    network_batch_pixels: int = _field(
+        1_000_000,
+        "Images of one padded size go through the network together up to this many pixels, larger "
+        "ones alone. One photo keeps a CPU's cores busy, and more only wait for memory; with a GPU "
+        "raise it, e.g. to 8000000.",
+        at_least=1,
     )
     allowed_batch_sizes: Tuple[int, ...] = _field(
         (1, 2, 4),

@@ -138,7 +138,8 @@ class PanopticModule(tf.Module):
             result = fusion.map_images(one_image, outputs, hw, original_hw, signature)
             return {"panoptic_png": result.panoptic_ids, **self._table(result)}
 
-        return _by_padded_size(answer, padded_hw, self._reply_signature())
+        most_pixels = self.config.export.network_batch_pixels
+        return _by_padded_size(answer, padded_hw, most_pixels, self._reply_signature())
 
     @tf.function(input_signature=[_IMAGE_BYTES], autograph=False)
     def serving_rest(self, image_bytes):
@@ -307,8 +308,8 @@ class PanopticModule(tf.Module):
         return table
 
 
-def _by_padded_size(function, padded_hw, signature):
-    """Calls `function` once for the images of each padded size.
+def _by_padded_size(function, padded_hw, most_pixels, signature):
+    """Calls `function` for the images of each padded size, some at a time.
 
     An image is never padded further for a larger one in its batch: the padding reaches into group
     normalisation and to the borders of the content, so an answer would depend on who else asks.
@@ -316,6 +317,7 @@ def _by_padded_size(function, padded_hw, signature):
     Args:
       function: of [n] int32 places in the batch, to a structure of [n, ...] tensors.
       padded_hw: [B, 2] int32.
+      most_pixels: of the images of one call, if they are more than one.
       signature: structure of one image's `tf.TensorSpec`s.
 
     Returns:
@@ -323,9 +325,14 @@ def _by_padded_size(function, padded_hw, signature):
     """
     # A loop, not a branch for equal sizes beside one for mixed ones: the network stays in the graph
     # once.
-    codes = tf.cast(padded_hw[:, 0], tf.int64) * 2**32 + tf.cast(padded_hw[:, 1], tf.int64)
-    sizes, group = tf.unique(codes)
-    num_groups = tf.size(sizes)
+    sides = tf.cast(padded_hw, tf.int64)
+    _, size = tf.unique(sides[:, 0] * 2**32 + sides[:, 1])  # [B]
+    index = tf.range(tf.size(size))
+    earlier = (size[:, None] == size) & (index[:, None] > index)  # [B, B]
+    rank = tf.math.count_nonzero(earlier, axis=1)  # [B] among the images of its size
+    together = tf.maximum(most_pixels // (sides[:, 0] * sides[:, 1]), 1)  # [B]
+    calls, group = tf.unique(tf.cast(size, tf.int64) * 2**32 + rank // together)
+    num_groups = tf.size(calls)
     specs = tf.nest.flatten(signature)
     arrays = tuple(
         tf.TensorArray(

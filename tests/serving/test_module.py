@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from pfpn_tf.evaluation import coco_format
 from pfpn_tf.postprocess import fusion
-from pfpn_tf.serving import exporter
+from pfpn_tf.serving import exporter, module
 
 
 def photo(height, width):
@@ -64,6 +64,33 @@ def test_batch_of_bytes_equals_single_images(loaded):
         assert ids.shape == hw
         np.testing.assert_array_equal(ids, decode_ids(single["panoptic_png"][0]))
         assert_same({k: v[i] for k, v in batch.items()}, {k: v[0] for k, v in single.items()})
+
+
+@pytest.mark.parametrize(
+    "most_pixels, calls",
+    [
+        (10**9, [[0, 2, 3, 5], [1, 4]]),
+        (3 * 64 * 96, [[0, 2, 3], [1, 4], [5]]),
+        (2 * 64 * 96, [[0, 2], [1], [3, 5], [4]]),
+        (1, [[0], [1], [2], [3], [4], [5]]),
+    ],
+)
+@pytest.mark.parametrize("graph", [False, True])
+def test_images_of_one_size_run_together_up_to_a_number_of_pixels(most_pixels, calls, graph):
+    sizes = tf.constant([(64, 96), (96, 96), (64, 96), (64, 96), (96, 96), (64, 96)])
+    seen = []
+
+    def function(places):
+        if not graph:
+            seen.append(places.numpy().tolist())
+        return {"place": places, "text": tf.strings.as_string(places)}
+
+    signature = {"place": tf.TensorSpec([], tf.int32), "text": tf.TensorSpec([], tf.string)}
+    run = lambda hw: module._by_padded_size(function, hw, most_pixels, signature)  # noqa: E731
+    result = (tf.function(run) if graph else run)(sizes)
+    assert graph or seen == calls
+    assert result["place"].numpy().tolist() == [0, 1, 2, 3, 4, 5]
+    assert result["text"].numpy().tolist() == [b"0", b"1", b"2", b"3", b"4", b"5"]
 
 
 def test_an_empty_batch_is_refused(loaded):
