@@ -79,10 +79,10 @@ def panoptic_fpn_losses(
     if config.train.alternate_losses:
         weights = _alternate(weights, step)
     counts = _sum_over_replicas(counts)
-    losses = {
-        name: tf.cast(weights[name], value.dtype) * value / tf.cast(tf.maximum(counts[name], 1), value.dtype)
-        for name, value in sums.items()
-    }
+    losses = {}
+    for name, value in sums.items():
+        weight = tf.cast(weights[name], value.dtype)
+        losses[name] = weight * value / tf.cast(tf.maximum(counts[name], 1), value.dtype)
     losses["total"] = tf.add_n(list(losses.values()))
     return losses
 

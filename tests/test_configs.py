@@ -67,8 +67,8 @@ def test_overrides_come_after_the_fragments(path):
         ({"decoder": "symmetric"}, "--decoder=symmetric .* use --task=semantic"),
         ({"output_stride": 8, "task": "semantic"}, "--output_stride=8 .* use --decoder=none"),
         ({"output_stride": 4}, "--output_stride=4 must be one of 32, 16, 8"),
-        ({"decoder": "none", "task": "semantic"}, "--decoder=none does not go with --semantic_head=fpn"),
-        ({"semantic_head": "deeplabv3"}, "--decoder=fpn does not go with --semantic_head=deeplabv3"),
+        ({"decoder": "none", "task": "semantic"}, "--decoder=none .* with --semantic_head=fpn"),
+        ({"semantic_head": "deeplabv3"}, "--decoder=fpn .* with --semantic_head=deeplabv3"),
         ({"fpn_groups": 2, "task": "semantic"}, "--fpn_groups=2 .* not semantic and fpn"),
         ({"fpn_groups": 2, "fpn_channels": 255}, "--fpn_channels=255 must be divisible"),
         ({"alternate_losses": True, "task": "instance"}, "--alternate_losses .* --task=instance"),
@@ -96,9 +96,13 @@ def test_recipe_header_tells_how_to_run_it(path):
 def test_the_reproduction_table_names_every_recipe():
     text = (ROOT / "configs" / "README.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`((?:coco|cityscapes|camvid)/[\w.]+)`", text))
-    recipes = {str(path.relative_to(ROOT / "configs").with_suffix("")) for path in RECIPES}
-    missing = {name for name in recipes if name.split("/")[0] in ("coco", "cityscapes", "camvid")} - named
-    assert missing <= {"camvid/ablation"}, "add a row"
+    folders = ("coco", "cityscapes", "camvid")
+    recipes = {
+        str(path.relative_to(ROOT / "configs").with_suffix(""))
+        for path in RECIPES
+        if path.parent.name in folders
+    }
+    assert recipes - named <= {"camvid/ablation"}, "add a row"
     assert not named - recipes, "there is no such recipe"
 
 

@@ -185,13 +185,14 @@ def test_without_instance_weight_only_the_semantic_loss_remains():
 
 @pytest.mark.parametrize("step", [0, 1, 2, 41])
 def test_alternating_losses_take_turns(step):
-    """Table 3c: the losses of one branch as they are, those of the other 0, and so their gradients."""
+    """Table 3c: the losses of one branch as they are, those of the other 0, like their gradients."""
     outputs, ground_truth = example()
     combined = losses.panoptic_fpn_losses(outputs, ground_truth, CONFIG)
     config = CONFIG.replace(alternate_losses=True)
     with tf.GradientTape() as tape:
         tape.watch(predictions(outputs))
-        result = losses.panoptic_fpn_losses(outputs, ground_truth, config, tf.constant(step, tf.int64))
+        at = tf.constant(step, tf.int64)
+        result = losses.panoptic_fpn_losses(outputs, ground_truth, config, at)
     for name in combined.keys() - {"total"}:
         on = (name == "semantic") == (step % 2 == 1)
         expected = combined[name] if on else 0.0

@@ -50,7 +50,8 @@ def main():
     else:
         costs = model_cost.count(config.model, *classes, image_hw)
         print(model_cost.table(costs) + "\n")
-        rows = [model_comparison.Row(f"{config.model.task} {config.model.backbone}", [config.model])]
+        label = f"{config.model.task} {config.model.backbone}"
+        rows = [model_comparison.Row(label, [config.model])]
     results = model_comparison.compare(rows, *classes, image_hw, repeats)
     if args.compare or args.measure:
         print(model_comparison.table(results))

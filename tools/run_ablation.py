@@ -5,9 +5,10 @@
         --output_dir=runs/camvid_ablation
 
 Varied are lambda_s, lambda_i, sum against concat, and alternating against combined losses, or those
-of them that --ablations names; --steps stretches or shrinks the recipe's schedule. OUTPUT_DIR gets a
-run directory and a log for each training, and ablation.md, ablation.json and ablation.png. It needs
-nobody to watch it: the same command again skips what is done and continues what was interrupted.
+of them that --ablations names; --steps stretches or shrinks the recipe's schedule. OUTPUT_DIR gets
+a run directory and a log for each training, and ablation.md, ablation.json and ablation.png. It
+needs nobody to watch it: the same command again skips what is done and continues what was
+interrupted.
 Exit codes: 0 done, 1 a training failed, 2 unusable settings or files, 130 stopped by Ctrl-C, 143 by
 SIGTERM.
 """

@@ -53,7 +53,7 @@ def figure_4(base: config_lib.Config) -> List[Row]:
     plain = {"decoder": "none", "semantic_head": "deeplabv3"}
     pyramid = {"output_stride": 32, "semantic_head": "fpn"}
     return [
-        row(f"{base.model.backbone}", output_stride=32, **plain),
+        row(base.model.backbone, output_stride=32, **plain),
         row("dilation-16", output_stride=16, **plain),
         row("dilation-8", output_stride=8, **plain),
         row("symmetric decoder", decoder="symmetric", **pyramid),
@@ -66,7 +66,8 @@ def table_1a(base: config_lib.Config) -> List[Row]:
 
     def row(label, paper, **settings):
         settings = {"decoder": "fpn", "semantic_head": "fpn", "output_stride": 32, **settings}
-        return Row(label, [base.replace(task="semantic", fpn_groups=1, **settings).model], WHOLE, paper)
+        model = base.replace(task="semantic", fpn_groups=1, **settings).model
+        return Row(label, [model], WHOLE, paper)
 
     dilated = {"decoder": "none", "semantic_head": "deeplabv3", "output_stride": 8}
     return [
@@ -190,7 +191,7 @@ def measure_inference(
 
 
 def table(results: Sequence[Result]) -> str:
-    """A text table: figures, the paper's, and shares of the first row."""
+    """A text table: what was counted, the paper's figures beside it, and what was measured."""
     header = ["Network", "conv MACs/1e12", "paper", "conv outputs/1e9", "paper", "parameters/1e6"]
     is_measured = any(result.measured for result in results)
     if is_measured:
@@ -234,7 +235,8 @@ def draw(results: Sequence[Result], path: str, title: str) -> None:
     ]
     if all(r.measured for r in results):
         panels.append(("seconds", [r.measured["median_ms"] / 1e3 for r in results]))
-        panels.append(("peak memory / GiB", [r.measured["peak_memory_mib"] / 1024 for r in results]))
+        peaks = [r.measured["peak_memory_mib"] / 1024 for r in results]
+        panels.append(("peak memory / GiB", peaks))
     height = 1.2 + 0.45 * len(results)
     figure, axes = pyplot.subplots(
         1, len(panels), sharey=True, figsize=(2.2 + 3.2 * len(panels), height), layout="constrained"

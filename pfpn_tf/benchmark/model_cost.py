@@ -1,9 +1,9 @@
 """Multiply-adds, activations and parameters of a network, counted in its traced graph.
 
-As in the paper's Figure 4 and Table 1a: the multiply-adds are those of convolutions, the activations
-are the outputs of convolutions, both for one image. Matrix products (the box head's layers, the mask
-head's last ones) are counted on their own. Nothing is computed: the network is built and traced at
-the given size, and every convolution of the graph says its shapes.
+As in the paper's Figure 4 and Table 1a: the multiply-adds are those of convolutions, the
+activations are the outputs of convolutions, both for one image. Matrix products (the box head's
+layers, the mask head's last ones) are counted on their own. Nothing is computed: the network is
+built and traced at the given size, and every convolution of the graph says its shapes.
 """
 
 from typing import Dict, List, NamedTuple, Sequence, Tuple
@@ -130,8 +130,8 @@ def check_size(image_hw: Tuple[int, int]) -> None:
     if min(image_hw) < 32 or any(side % 32 for side in image_hw):
         nearest = "x".join(str(max(32, round(side / 32) * 32)) for side in image_hw)
         raise ValueError(
-            f"--image_size={image_hw[0]}x{image_hw[1]} must be multiples of 32, as the network pads "
-            f"its input; e.g. {nearest}."
+            f"--image_size={image_hw[0]}x{image_hw[1]} must be multiples of 32, as the network "
+            f"pads its input; e.g. {nearest}."
         )
 
 

@@ -50,7 +50,9 @@ def draw_geometry(source_hw, resize_hw, content_hw, random_flip: bool, seed) -> 
     return Geometry(source_hw, resize_hw, offset, content_hw, flip)
 
 
-def bootstrap_crop(geometry: Geometry, labels: tf.Tensor, void: int, share: float, seed) -> Geometry:
+def bootstrap_crop(
+    geometry: Geometry, labels: tf.Tensor, void: int, share: float, seed: tf.Tensor
+) -> Geometry:
     """Moves some crops to where a class is that a random crop would often miss.
 
     A class is drawn among those of the image, all equally likely, then one of its pixels; the crop

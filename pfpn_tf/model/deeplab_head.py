@@ -21,8 +21,8 @@ class DeepLabV3Head(tf.keras.layers.Layer):
 
     The views: a 1x1 convolution, three dilated 3x3 convolutions and the mean of the whole map.
 
-    Differs from DeepLabV3: group norm in place of batch norm, as everywhere in our heads; the logits
-    are brought to stride 4 here and the rest of the way by loss and fusion.
+    Differs from DeepLabV3: group norm in place of batch norm, as everywhere in our heads; the
+    logits are brought to stride 4 here and the rest of the way by loss and fusion.
 
     Args:
       num_classes: S.

@@ -68,4 +68,5 @@ def branch_pyramids(pyramid: Pyramid, groups: int) -> Tuple[Pyramid, Pyramid]:
     if groups == 1:
         return pyramid, pyramid
     halves = {level: tf.split(features, 2, axis=-1) for level, features in pyramid.items()}
-    return {k: first for k, (first, _) in halves.items()}, {k: last for k, (_, last) in halves.items()}
+    instance, semantic = ({level: half[i] for level, half in halves.items()} for i in (0, 1))
+    return instance, semantic

@@ -22,7 +22,8 @@ from pfpn_tf.evaluation import evaluator, report
 from pfpn_tf.training import checkpoints, run_directory
 from pfpn_tf.utils.files import atomic_write
 
-MAIN_METRICS = ("PQ", "PQ_th", "PQ_st", "mIoU", "fwIoU", "box_AP", "mask_AP", "mask_AP50", "mask_AP75")
+MAIN_METRICS = ("PQ", "PQ_th", "PQ_st", "mIoU", "fwIoU", "box_AP")
+MAIN_METRICS += ("mask_AP", "mask_AP50", "mask_AP75")
 """In the order of a table; an experiment has those of its task."""
 _TOOLS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(pfpn_tf.__file__))), "tools")
 
@@ -89,8 +90,8 @@ def check(experiment: Experiment, output_dir: str) -> None:
     changed = set(run_directory.differences(old, config)) - run_directory.CHANGEABLE
     if changed:
         raise ValueError(
-            f"{run_dir} holds a run with other settings ({', '.join(sorted(changed))}); use another "
-            "--output_dir, or the settings that it was started with."
+            f"{run_dir} holds a run with other settings ({', '.join(sorted(changed))}); use "
+            "another --output_dir, or the settings that it was started with."
         )
 
 
@@ -145,7 +146,8 @@ class _Children:
     def __enter__(self):
         self._process, self._stopped = None, False
         self._handlers = {
-            number: signal.signal(number, self._pass_on) for number in (signal.SIGINT, signal.SIGTERM)
+            number: signal.signal(number, self._pass_on)
+            for number in (signal.SIGINT, signal.SIGTERM)
         }
         return self
 

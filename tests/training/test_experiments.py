@@ -15,7 +15,8 @@ from pfpn_tf.training import ablation, experiments, trials
 from pfpn_tf.training.experiments import Experiment
 from tests.test_configs import ROOT, parse_flagfile
 
-CONFIG = config_lib.Config().replace(eval_records="x", train_steps=4, warmup_steps=1, lr_decay_steps=(3,))
+SCHEDULE = {"train_steps": 4, "warmup_steps": 1, "lr_decay_steps": (3,)}
+CONFIG = config_lib.Config().replace(eval_records="x", **SCHEDULE)
 CODE = """
     import json, os, sys
     flags = dict(arg[2:].split("=", 1) for arg in sys.argv[1:])
@@ -38,7 +39,7 @@ EVAL = CODE + """
 
 @pytest.fixture
 def stand_ins(tmp_path, monkeypatch):
-    """tools/train.py and tools/eval.py replaced by scripts of no weight; a folder for the output."""
+    """Scripts of no weight in place of tools/train.py and tools/eval.py; a folder for the output."""
     for name, code in (("train.py", TRAIN), ("eval.py", EVAL)):
         (tmp_path / name).write_text(textwrap.dedent(code))
     monkeypatch.setattr(experiments, "_TOOLS", str(tmp_path))
@@ -84,8 +85,11 @@ def test_a_signal_reaches_the_training_once_and_ends_all(stand_ins, number, code
         textwrap.dedent(
             """
             import os, signal, sys, time
+            def save(n, frame):
+                print("saved", flush=True)
+                sys.exit(128 + n)
             for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda n, frame: (print("saved", flush=True), sys.exit(128 + n)))
+                signal.signal(number, save)
             os.kill(os.getppid(), NUMBER)
             time.sleep(60)
             """
@@ -93,7 +97,8 @@ def test_a_signal_reaches_the_training_once_and_ends_all(stand_ins, number, code
     )
     before = signal.getsignal(number)
     with pytest.raises(experiments.Stopped) as stopped:
-        experiments.run_all([Experiment("run1", CONFIG), Experiment("run2", CONFIG)], str(stand_ins))
+        runs = [Experiment(name, CONFIG) for name in ("run1", "run2")]
+        experiments.run_all(runs, str(stand_ins))
     assert stopped.value.code == code
     assert (stand_ins / "run1.log").read_text() == "saved\n"
     assert not (stand_ins / "run2.log").exists()
@@ -147,7 +152,8 @@ def test_the_rows_of_an_ablation():
     # or three times.
     assert len(ablation.experiments_of(rows)) == 13
     assert by_label["lambda_s", 1.0] == by_label["lambda_i", 1.0]
-    assert by_label["lambda_s", 0.5] == by_label["aggregation", "sum"] == by_label["losses", "combine"]
+    recipe = by_label["lambda_s", 0.5]
+    assert recipe == by_label["aggregation", "sum"] == by_label["losses", "combine"]
     assert by_label["lambda_s", 0.0].config.model.task == "instance"
     assert by_label["lambda_i", 0.0].config.model.task == "semantic"
     half = by_label["lambda_i", 0.25].config
@@ -186,7 +192,8 @@ def test_the_report_of_an_ablation(tmp_path):
     }
     results[rows[0].experiment.name] = None  # failed
     text = ablation.write_report(rows, results, str(tmp_path), "Title")
-    assert "# Title" in text and "| 0.0 | - | - | - |" in text and "| 0.1 | 11.0 | 20.0 | 5.0 |" in text
+    for part in ("# Title", "| 0.0 | - | - | - |", "| 0.1 | 11.0 | 20.0 | 5.0 |"):
+        assert part in text
     assert "| combine |" in text and "aggregation" not in text
     content = json.loads((tmp_path / "ablation.json").read_text())
     assert [row["label"] for row in content] == [*ablation.LAMBDAS, "alternate", "combine"]
