@@ -1,4 +1,4 @@
-"""What must hold before the first step: paths, and settings against data, devices and each other."""
+"""What must hold before the first step: paths, settings against data, devices and each other."""
 
 import os
 from typing import List
@@ -32,7 +32,9 @@ def check(config: config_lib.Config, num_replicas: int) -> None:
 def _records(config) -> List[str]:
     problems = []
     if not config.data.train_records:
-        problems.append("--train_records is required, e.g. --train_records='data/coco/train-*.tfrecord'.")
+        problems.append(
+            "--train_records is required, e.g. --train_records='data/coco/train-*.tfrecord'."
+        )
     if not config.data.eval_records and config.train.eval_interval_steps:
         problems.append(
             f"--eval_interval_steps={config.train.eval_interval_steps} needs --eval_records, e.g. "
@@ -66,7 +68,10 @@ def _weights(config) -> List[str]:
     path, model = config.train.init_weights, config.model
     if weight_conversion.is_foreign(path):
         if path != weight_conversion.IMAGENET and not os.path.exists(path):
-            return [f"--init_weights={path}: no such file; give a .pkl or .pth file, a run directory, or imagenet."]
+            return [
+                f"--init_weights={path}: no such file; give a .pkl or .pth file, a run directory,"
+                " or imagenet."
+            ]
     elif path:
         try:
             checkpoints.find_init_checkpoint(path)
@@ -74,8 +79,8 @@ def _weights(config) -> List[str]:
             return [str(error)]
     elif model.freeze_stages > 0:
         return [
-            f"--freeze_stages={model.freeze_stages} would freeze random weights, as --init_weights is empty; "
-            "use --freeze_stages=0, or give trained weights with --init_weights."
+            f"--freeze_stages={model.freeze_stages} would freeze random weights, as --init_weights"
+            " is empty; use --freeze_stages=0, or give trained weights with --init_weights."
         ]
     return []
 
@@ -93,7 +98,10 @@ def _classes(config) -> List[str]:
     if not differences:
         return []
     return [
-        f"--eval_records={data.eval_records} holds other classes than --train_records={data.train_records}:",
+        (
+            f"--eval_records={data.eval_records} holds other classes than"
+            f" --train_records={data.train_records}:"
+        ),
         *(f"  {line}" for line in differences),
         "Convert both splits with the same list of categories.",
     ]

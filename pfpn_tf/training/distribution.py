@@ -61,8 +61,9 @@ def build_strategy(distribution: str) -> tf.distribute.Strategy:
         return _multi_worker_strategy(text)
     if text and len(parse_tf_config(text)[0]) > 1:
         raise ValueError(
-            f"--distribution={distribution} trains in one process alone, but TF_CONFIG names "
-            f"{len(parse_tf_config(text)[0])} workers; use --distribution=multi_worker, or unset TF_CONFIG."
+            f"--distribution={distribution} trains in one process alone, but TF_CONFIG names"
+            f" {len(parse_tf_config(text)[0])} workers; use --distribution=multi_worker, or unset"
+            " TF_CONFIG."
         )
     return local_strategy(distribution)
 
@@ -89,8 +90,8 @@ def _multi_worker_strategy(text):
         return tf.distribute.MultiWorkerMirroredStrategy()
     except tf.errors.OpError as error:
         raise ValueError(
-            f"This worker cannot start at {addresses[index]} ({_first_line(error)}): the address in TF_CONFIG must "
-            "be this machine's, with a port that is free."
+            f"This worker cannot start at {addresses[index]} ({_first_line(error)}): the address in"
+            " TF_CONFIG must be this machine's, with a port that is free."
         ) from None
 
 
@@ -105,8 +106,8 @@ def parse_tf_config(text: str) -> Tuple[List[str], int]:
 
     def wrong(what):
         return ValueError(
-            f"--distribution=multi_worker: {what} It must name every worker and say which one this is, e.g.\n"
-            f"  {_EXAMPLE}\nOn one machine use --distribution=mirrored."
+            f"--distribution=multi_worker: {what} It must name every worker and say which one this"
+            f" is, e.g.\n  {_EXAMPLE}\nOn one machine use --distribution=mirrored."
         )
 
     if not text:
@@ -124,7 +125,10 @@ def parse_tf_config(text: str) -> Tuple[List[str], int]:
         raise wrong(f'TF_CONFIG\'s cluster has "{others[0]}"; only "chief" and "worker" take part.')
     for job, listed in cluster.items():
         if not isinstance(listed, list):
-            raise wrong(f'TF_CONFIG\'s cluster has "{job}": {json.dumps(listed)}, which must be a list of HOST:PORT.')
+            raise wrong(
+                f'TF_CONFIG\'s cluster has "{job}": {json.dumps(listed)}, which must be a list of'
+                " HOST:PORT."
+            )
     jobs = [(job, i) for job in ("chief", "worker") for i in range(len(cluster.get(job, [])))]
     addresses = [cluster[job][i] for job, i in jobs]
     if not addresses:
@@ -138,7 +142,7 @@ def parse_tf_config(text: str) -> Tuple[List[str], int]:
     this = (task.get("type"), task.get("index"))
     if this not in jobs:
         known = ", ".join(f'{{"type": "{job}", "index": {i}}}' for job, i in jobs)
-        raise wrong(f'TF_CONFIG\'s task is {json.dumps(task)}, but the cluster has {known}.')
+        raise wrong(f"TF_CONFIG's task is {json.dumps(task)}, but the cluster has {known}.")
     return addresses, jobs.index(this)
 
 
@@ -154,12 +158,17 @@ def losing_workers(workers: Workers):
         yield
     except _LOST as error:
         text = str(error)
-        if workers.count == 1 or (isinstance(error, tf.errors.InternalError) and "ollective" not in text):
+        if workers.count == 1 or (
+            isinstance(error, tf.errors.InternalError) and "ollective" not in text
+        ):
             raise
-        reason = next((line for line in text.splitlines() if "aborted by" in line), text.splitlines()[0])
+        reason = next(
+            (line for line in text.splitlines() if "aborted by" in line), text.splitlines()[0]
+        )
         raise WorkerLost(
-            f"Worker {workers.index} of {workers.count} stops, as another one is gone ({reason[:300]}). That one's "
-            "log says why. Start all workers again with the same command: they continue from the last checkpoint."
+            f"Worker {workers.index} of {workers.count} stops, as another one is gone"
+            f" ({reason[:300]}). That one's log says why. Start all workers again with the same"
+            " command: they continue from the last checkpoint."
         ) from error
 
 
@@ -175,10 +184,12 @@ def compiling(xla: bool):
     except tf.errors.OpError as error:
         if not xla or "xla" not in str(error).lower():
             raise
-        reason = next((line for line in str(error).splitlines() if "compile time" in line), _first_line(error))
+        reason = next(
+            (line for line in str(error).splitlines() if "compile time" in line), _first_line(error)
+        )
         raise ValueError(
-            f"--xla: XLA cannot compile a part of the training step on this device ({reason[:300]}). "
-            "Train with --noxla; the same command continues otherwise."
+            "--xla: XLA cannot compile a part of the training step on this device"
+            f" ({reason[:300]}). Train with --noxla; the same command continues otherwise."
         ) from error
 
 

@@ -7,12 +7,21 @@ import tensorflow as tf
 
 from pfpn_tf import config as config_lib
 from pfpn_tf.data import order, pipeline, tfrecord
-from pfpn_tf.training import checks, distribution, memory, run_directory, schedule, summaries, trainer
+from pfpn_tf.training import (
+    checks,
+    distribution,
+    memory,
+    run_directory,
+    schedule,
+    summaries,
+    trainer,
+)
 
 
 def describe(config: config_lib.Config, run_dir: str = "") -> str:
-    """Checks all that `run.train` checks, builds and traces the network, reads one batch; trains and
-    writes nothing. Of several workers each can be asked, and none waits for the others.
+    """Checks all that `run.train` checks, builds and traces the network, reads one batch.
+
+    Trains and writes nothing. Of several workers each can be asked; none waits for the others.
 
     Args:
       config: all settings.
@@ -36,7 +45,9 @@ def describe(config: config_lib.Config, run_dir: str = "") -> str:
         run_directory.check(run_dir, config, info)
     built = trainer.build_trainer(config, info, strategy)
     dataset = pipeline.build_dataset(config, info, training=True)
-    largest = _largest_batch(config, dataset.element_spec, config.train.global_batch_size // replicas)
+    largest = _largest_batch(
+        config, dataset.element_spec, config.train.global_batch_size // replicas
+    )
     parts = {
         "Settings (those not named have their default)": _settings(config),
         "Devices": [
@@ -48,20 +59,24 @@ def describe(config: config_lib.Config, run_dir: str = "") -> str:
             f"{info.num_semantic_classes(config.model.semantic_targets)} semantic classes"
         ],
         "Network": summaries.parameter_counts(built.model),
-        f"First batch (of {config.train.global_batch_size} images over {replicas} replica(s))": _shapes(
-            next(iter(dataset))
+        f"First batch (of {config.train.global_batch_size} images over {replicas} replica(s))": (
+            _shapes(next(iter(dataset)))
         ),
         "Largest batch of a replica": _shapes(largest),
         "Memory of a replica for it, estimated": _memory(built, largest),
         "Learning rate": _schedule(config),
     }
-    return "\n\n".join(f"{title}:\n" + "\n".join(f"  {line}" for line in lines) for title, lines in parts.items())
+    return "\n\n".join(
+        f"{title}:\n" + "\n".join(f"  {line}" for line in lines) for title, lines in parts.items()
+    )
 
 
 def _settings(config):
     default = config_lib.Config().flat()
     lines = run_directory.recipe_text(config).splitlines()
-    return [line for line, (name, value) in zip(lines, config.flat().items()) if value != default[name]]
+    return [
+        line for line, (name, value) in zip(lines, config.flat().items()) if value != default[name]
+    ]
 
 
 def _largest_batch(config, spec, batch_size):
@@ -84,7 +99,10 @@ def _largest_batch(config, spec, batch_size):
 
 def _memory(built, batch_spec) -> List[str]:
     parts = built.config.train.gradient_accumulation_steps
-    part_spec = {n: tf.TensorSpec([s.shape[0] // parts, *s.shape[1:]], s.dtype) for n, s in batch_spec.items()}
+    part_spec = {
+        n: tf.TensorSpec([s.shape[0] // parts, *s.shape[1:]], s.dtype)
+        for n, s in batch_spec.items()
+    }
     variables = built.model.trainable_variables
     sizes = {
         "weights": memory.size_of(built.model.variables) + memory.size_of(built.averages.values()),
@@ -101,7 +119,10 @@ def _memory(built, batch_spec) -> List[str]:
 
 
 def _shapes(batch) -> List[str]:
-    return [f"{name:<16}{str(tuple(value.shape)):<24}{value.dtype.name}" for name, value in sorted(batch.items())]
+    return [
+        f"{name:<16}{str(tuple(value.shape)):<24}{value.dtype.name}"
+        for name, value in sorted(batch.items())
+    ]
 
 
 def _schedule(config) -> List[str]:

@@ -5,7 +5,13 @@ from typing import Callable, Dict, Iterable, List
 
 import tensorflow as tf
 
-_VIEWS = ("Identity", "StopGradient", "Reshape", "ExpandDims", "Squeeze")  # share their input's memory
+_VIEWS = (
+    "Identity",
+    "StopGradient",
+    "Reshape",
+    "ExpandDims",
+    "Squeeze",
+)  # share their input's memory
 _NO_ACTIVATIONS = ("Const", "Placeholder", "ReadVariableOp", "VarHandleOp")
 
 
@@ -23,7 +29,9 @@ def size_of(variables: Iterable[tf.Variable]) -> int:
     return sum(v.shape.num_elements() * v.dtype.size for v in variables)
 
 
-def kept_for_gradients(loss: Callable, variables: List[tf.Variable], batch_spec: Dict[str, tf.TensorSpec]) -> int:
+def kept_for_gradients(
+    loss: Callable, variables: List[tf.Variable], batch_spec: Dict[str, tf.TensorSpec]
+) -> int:
     """Bytes that wait between the forward and the backward pass, once the forward pass is done.
 
     Counts the tensors of the forward pass that the backward pass reads, in the graph of both. It

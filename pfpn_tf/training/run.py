@@ -1,4 +1,4 @@
-"""A run: checks, run directory, weights and data, then the outer loop with its logs and checkpoints."""
+"""A run: checks, run directory, weights, data, then the outer loop with logs and checkpoints."""
 
 import contextlib
 import io
@@ -26,7 +26,9 @@ INTERRUPTED = 130
 TERMINATED = 143
 
 
-def train(config: config_lib.Config, run_dir: str, strategy: Optional[tf.distribute.Strategy] = None) -> int:
+def train(
+    config: config_lib.Config, run_dir: str, strategy: Optional[tf.distribute.Strategy] = None
+) -> int:
     """Trains, or continues, the run in `run_dir` until `train_steps`.
 
     SIGTERM and SIGINT end it after the step at hand, with a checkpoint.
@@ -122,7 +124,9 @@ class _Run:
         except StopRequested:
             step, number = int(self._trainer.global_step), self._trainer.stop_signal
             name = signal.Signals(number).name if number else "Another worker was told to stop"
-            logging.info("%s: stopping after step %d; saved %s.", name, step, self._saved.save(step))
+            logging.info(
+                "%s: stopping after step %d; saved %s.", name, step, self._saved.save(step)
+            )
             logging.info("The same command continues.")
             return INTERRUPTED if number == signal.SIGINT else TERMINATED
         finally:
@@ -142,7 +146,7 @@ class _Run:
                 self._evaluate(step)
 
     def _steps_of_next_loop(self, step):
-        """Up to the next step at which something is due, so that all of it falls on its multiples."""
+        """Up to the next step at which something is due: all of it falls on its multiples."""
         train_config = self._config.train
         intervals = [
             train_config.steps_per_loop,
@@ -163,7 +167,9 @@ class _Run:
 
         if due(train_config.steps_per_loop):
             seconds = self._trainer.rate.seconds_per_step()
-            logging.info("%s", summaries.progress_line(scalars, step, train_config.train_steps, seconds))
+            logging.info(
+                "%s", summaries.progress_line(scalars, step, train_config.train_steps, seconds)
+            )
         if due(train_config.summary_interval_steps):
             self._write(scalars, step)
             self._trainer.reset_means()
@@ -205,9 +211,9 @@ class _Run:
             self._log.write(scalars, step)
         except OSError as error:
             raise OSError(
-                f"Cannot write {os.path.join(self._run_dir, summaries.METRICS)} at step {step} "
-                f"({error.strerror or error}). Make room and start the same command again; it continues from "
-                "the last checkpoint."
+                f"Cannot write {os.path.join(self._run_dir, summaries.METRICS)} at step {step}"
+                f" ({error.strerror or error}). Make room and start the same command again; it"
+                " continues from the last checkpoint."
             ) from error
 
 
@@ -249,9 +255,16 @@ def _quiet_orbit():
 
 
 def _log_start(config, run_dir, strategy):
-    devices = ", ".join(device.rpartition("device:")[2] for device in strategy.extended.worker_devices)
+    devices = ", ".join(
+        device.rpartition("device:")[2] for device in strategy.extended.worker_devices
+    )
     found = run_directory.versions()
-    logging.info("pfpn_tf %s, TensorFlow %s, Python %s", found["pfpn_tf"], found["tensorflow"], found["python"])
+    logging.info(
+        "pfpn_tf %s, TensorFlow %s, Python %s",
+        found["pfpn_tf"],
+        found["tensorflow"],
+        found["python"],
+    )
     logging.info("Run directory: %s (settings in config.json)", run_dir)
     count = workers_of(strategy).count
     logging.info(
@@ -262,7 +275,9 @@ def _log_start(config, run_dir, strategy):
 
 
 def _log_peak_memory():
-    places = [f"{num_bytes / 2**30:.2f} GiB of {place}" for place, num_bytes in memory.peak().items()]
+    places = [
+        f"{num_bytes / 2**30:.2f} GiB of {place}" for place, num_bytes in memory.peak().items()
+    ]
     logging.info("Peak memory: %s.", ", ".join(places))
 
 
@@ -273,7 +288,9 @@ def _is_evaluated(run_dir, step):
         return False
     with open(path, encoding="utf-8") as f:
         lines = [json.loads(line) for line in f]
-    return any(line["step"] == step and any(name.startswith("eval/") for name in line) for line in lines)
+    return any(
+        line["step"] == step and any(name.startswith("eval/") for name in line) for line in lines
+    )
 
 
 class _NoLog(orbit.utils.SummaryManagerInterface):

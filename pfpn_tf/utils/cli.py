@@ -28,7 +28,7 @@ def run(main) -> None:
     """Parses the flags, runs `main()` and exits.
 
     Exit codes: what `main` returns (None is 0); 2 for a user error (ValueError, OSError), whose
-    message is printed without a traceback; 130 for Ctrl-C. Run with --verbosity=1 for the traceback.
+    message is printed without a traceback; 130 for Ctrl-C. --verbosity=1 shows the traceback.
     """
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
@@ -45,13 +45,16 @@ def _parse_flags(argv):
 
 
 def _explain(error, message, arguments):
-    """Adds the nearest flag to one that is unknown, and where in a flagfile the wrong one stands."""
+    """Adds the nearest flag to an unknown one, and where in a flagfile the wrong one stands."""
     name = getattr(error, "flagname", "") or message.partition("flag --")[2].partition("=")[0]
     if isinstance(error, flags.UnrecognizedFlagError):
         near = difflib.get_close_matches(name.removeprefix("no"), flags.FLAGS, n=1)
         message = f"Unknown flag --{name}.{f' Did you mean --{near[0]}?' if near else ''}"
     elif isinstance(error, flags.IllegalFlagValueError) and name in flags.FLAGS:
-        flag, value = flags.FLAGS[name], message.partition("=")[2].rpartition(": ")[0].partition(": ")[0]
+        flag, value = (
+            flags.FLAGS[name],
+            message.partition("=")[2].rpartition(": ")[0].partition(": ")[0],
+        )
         kind = _KINDS.get(flag.flag_type())
         if kind:
             message = f"--{name}={value} must be {kind}. The default is {flag.default}."

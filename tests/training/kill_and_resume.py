@@ -2,9 +2,10 @@
 
     python -m tests.training.kill_and_resume --kills=20
 
-draws a dataset, trains the whole tiny network on it and kills it with SIGKILL at random moments: while
-it starts, between two lines of its log, and while it writes a checkpoint. It exits with 1 if losses,
-learning rate, weights, optimizer slots or moving averages differ from those of the run left alone.
+draws a dataset, trains the whole tiny network on it and kills it with SIGKILL at random moments:
+while it starts, between two lines of its log, and while it writes a checkpoint. It exits with 1 if
+losses, learning rate, weights, optimizer slots or moving averages differ from those of the run left
+alone.
 """
 
 import argparse
@@ -41,7 +42,9 @@ def train_with_kills(config, run_dir, log, moments, rng):
     for moment in moments:
         process = train_process.start(config, run_dir, log)
         if not _wait_for(moment, process, run_dir, rng):
-            raise AssertionError(f"the run ended with {process.returncode} before its kill; see {log}")
+            raise AssertionError(
+                f"the run ended with {process.returncode} before its kill; see {log}"
+            )
         process.send_signal(signal.SIGKILL)
         process.wait()
         left.append(_names(run_dir / "checkpoints"))
@@ -63,7 +66,9 @@ def _wait_for(moment, process, run_dir, rng):
         known = _names(run_dir / "checkpoints")
         number = rng.randint(1, 2)  # of the save
         while process.poll() is None and number:
-            new = {name for name in _names(run_dir / "checkpoints") - known if name.endswith("_temp")}
+            new = {
+                name for name in _names(run_dir / "checkpoints") - known if name.endswith("_temp")
+            }
             known |= new
             number -= bool(new)
     return process.poll() is None
@@ -90,7 +95,8 @@ def curve(run_dir):
     steps = [line["step"] for line in lines]
     assert steps == sorted(set(steps)), steps
     return {
-        line["step"]: {k: v for k, v in line.items() if not k.startswith(_OWN_TO_A_RUN)} for line in lines
+        line["step"]: {k: v for k, v in line.items() if not k.startswith(_OWN_TO_A_RUN)}
+        for line in lines
     }
 
 
@@ -99,7 +105,9 @@ def tensors(run_dir, step):
     import tensorflow as tf
 
     reader = tf.train.load_checkpoint(str(run_dir / "checkpoints" / f"ckpt-{step}"))
-    return {n: reader.get_tensor(n) for n in reader.get_variable_to_shape_map() if not n.startswith("_")}
+    return {
+        n: reader.get_tensor(n) for n in reader.get_variable_to_shape_map() if not n.startswith("_")
+    }
 
 
 def largest_difference(run_dir, other_dir, step):
@@ -136,14 +144,23 @@ def main():
         summary_interval_steps=2,
         checkpoint_interval_steps=3,
     )
-    print(f"Seed {seed}; {arguments.kills} kills: {', '.join(moments)}. Files are in {folder}.", flush=True)
+    print(
+        f"Seed {seed}; {arguments.kills} kills: {', '.join(moments)}. Files are in {folder}.",
+        flush=True,
+    )
     alone = train_process.start(config, folder / "alone", folder / "alone.log")
     left = train_with_kills(config, folder / "killed", folder / "killed.log", moments, rng)
     assert alone.wait() == 0
-    halves = sum(m == "save" and any("_temp" in n for n in names) for m, names in zip(moments, left))
-    values, states = largest_difference(folder / "alone", folder / "killed", config.train.train_steps)
+    halves = sum(
+        m == "save" and any("_temp" in n for n in names) for m, names in zip(moments, left)
+    )
+    values, states = largest_difference(
+        folder / "alone", folder / "killed", config.train.train_steps
+    )
     print(f"{halves} of {moments.count('save')} kills while saving left a half-written checkpoint.")
-    print(f"Largest differences: curve {values:.2g} (relative), checkpoint {states:.2g} (absolute).")
+    print(
+        f"Largest differences: curve {values:.2g} (relative), checkpoint {states:.2g} (absolute)."
+    )
     return int(values > 1e-6 or states > 1e-6)
 
 

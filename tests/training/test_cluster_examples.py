@@ -30,7 +30,14 @@ codes=($CODES_OF_WORKERS); exit ${codes[$SLURM_PROCID]}
 
 @pytest.mark.parametrize(
     "codes, requeued",
-    [("0 0", False), ("2 138", False), ("138 1", False), ("137 138", True), ("143 143", True), ("130 130", False)],
+    [
+        ("0 0", False),
+        ("2 138", False),
+        ("138 1", False),
+        ("137 138", True),
+        ("143 143", True),
+        ("130 130", False),
+    ],
 )
 def test_the_slurm_script(tmp_path, codes, requeued):
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("train", TRAIN)):
@@ -49,7 +56,9 @@ def test_the_slurm_script(tmp_path, codes, requeued):
     assert done.returncode == max(map(int, codes.split())), done.stderr
     lines = done.stdout.splitlines()
     configs = [line for line in lines if line.startswith("{")]
-    assert [distribution.parse_tf_config(c) for c in configs] == [(["host1:20077", "host2:20077"], i) for i in (0, 1)]
+    assert [distribution.parse_tf_config(c) for c in configs] == [
+        (["host1:20077", "host2:20077"], i) for i in (0, 1)
+    ]
     expected = "ARGUMENTS tools/train.py --distribution=multi_worker --run_dir=/with space --seed=3"
     assert [line for line in lines if line.startswith("ARGUMENTS")] == [expected] * 2
     assert f"The workers ended with {codes}." in lines
@@ -58,6 +67,10 @@ def test_the_slurm_script(tmp_path, codes, requeued):
 
 def test_the_flags_of_the_kubernetes_example_exist():
     text = (FOLDER / "tfjob.yaml").read_text()
-    flags = [line.split("--")[1].split("=")[0] for line in text.splitlines() if line.strip().startswith("- --")]
+    flags = [
+        line.split("--")[1].split("=")[0]
+        for line in text.splitlines()
+        if line.strip().startswith("- --")
+    ]
     assert len(flags) > 5 and set(flags) <= {*all_fields(), "flagfile", "run_dir"}
     assert "restartPolicy: ExitCode" in text

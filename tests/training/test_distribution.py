@@ -18,8 +18,14 @@ def tf_config(cluster, job="worker", index=0):
 def test_workers_in_order():
     assert distribution.parse_tf_config(tf_config(TWO, index=1)) == (["a:1", "b:2"], 1)
     with_chief = {"chief": ["c:3"], **TWO}
-    assert distribution.parse_tf_config(tf_config(with_chief, "chief")) == (["c:3", "a:1", "b:2"], 0)
-    assert distribution.parse_tf_config(tf_config(with_chief, index=1)) == (["c:3", "a:1", "b:2"], 2)
+    assert distribution.parse_tf_config(tf_config(with_chief, "chief")) == (
+        ["c:3", "a:1", "b:2"],
+        0,
+    )
+    assert distribution.parse_tf_config(tf_config(with_chief, index=1)) == (
+        ["c:3", "a:1", "b:2"],
+        2,
+    )
     assert distribution.parse_tf_config(tf_config({"worker": ["[::1]:5"]})) == (["[::1]:5"], 0)
 
 
@@ -36,7 +42,10 @@ def test_workers_in_order():
         (tf_config({"ps": ["p:1"], **TWO}), 'has "ps"'),
         (tf_config({"worker": ["a:1", "b"]}), "'b', which is not HOST:PORT"),
         (tf_config({"worker": ["a:1", "a:1"]}), "a:1 twice"),
-        (tf_config(TWO, index=2), '"index": 2}, but the cluster has {"type": "worker", "index": 0}, '),
+        (
+            tf_config(TWO, index=2),
+            '"index": 2}, but the cluster has {"type": "worker", "index": 0}, ',
+        ),
         (tf_config(TWO, index="0"), '"index": "0"}, but'),
         (tf_config(TWO, job="chief"), '"type": "chief"'),
         (tf_config(TWO, job="evaluator"), '"type": "evaluator"'),
@@ -47,10 +56,15 @@ def test_mistakes_in_tf_config_are_named(monkeypatch, text, what):
     with pytest.raises(ValueError) as error:
         distribution.build_strategy("multi_worker")
     assert what in str(error.value)
-    assert "--distribution=multi_worker" in str(error.value) and '"cluster": {"worker": [' in str(error.value)
+    assert "--distribution=multi_worker" in str(error.value) and '"cluster": {"worker": [' in str(
+        error.value
+    )
 
 
-@pytest.mark.parametrize("name, index, expected", [("multi_worker", 0, False), ("multi_worker", 1, True), ("cpu", 1, False)])
+@pytest.mark.parametrize(
+    "name, index, expected",
+    [("multi_worker", 0, False), ("multi_worker", 1, True), ("cpu", 1, False)],
+)
 def test_followers(monkeypatch, name, index, expected):
     monkeypatch.setenv("TF_CONFIG", tf_config(TWO, index=index))
     assert distribution.is_follower(name) is expected
@@ -59,14 +73,19 @@ def test_followers(monkeypatch, name, index, expected):
 @pytest.mark.parametrize("name", ["mirrored", "cpu", "one_device"])
 def test_a_cluster_is_not_ignored(monkeypatch, name):
     monkeypatch.setenv("TF_CONFIG", tf_config(TWO))
-    with pytest.raises(ValueError, match=f"--distribution={name} trains in one process alone, but TF_CONFIG names 2"):
+    with pytest.raises(
+        ValueError,
+        match=f"--distribution={name} trains in one process alone, but TF_CONFIG names 2",
+    ):
         distribution.build_strategy(name)
     monkeypatch.setenv("TF_CONFIG", tf_config({"worker": ["a:1"]}))
     assert distribution.build_strategy(name).num_replicas_in_sync == 1
 
 
 def test_only_a_lost_worker_is_called_one():
-    gone = tf.errors.UnavailableError(None, None, "Graph execution error:\n\nCollective ops is aborted by: Socket closed\n")
+    gone = tf.errors.UnavailableError(
+        None, None, "Graph execution error:\n\nCollective ops is aborted by: Socket closed\n"
+    )
     with pytest.raises(distribution.WorkerLost, match=r"Worker 1 of 2 stops.*Socket closed"):
         with distribution.losing_workers(Workers(2, 1)):
             raise gone
@@ -81,9 +100,14 @@ def test_only_a_lost_worker_is_called_one():
 
 def test_what_xla_cannot_compile():
     error = tf.errors.InvalidArgumentError(
-        None, None, "Graph execution error:\n\nnode cluster_23_1/xla_compile\nFail to prove equality at compile time: a vs b"
+        None,
+        None,
+        "Graph execution error:\n\nnode cluster_23_1/xla_compile\nFail to prove equality at compile"
+        " time: a vs b",
     )
-    with pytest.raises(ValueError, match=r"--xla: .*Fail to prove equality at compile time.*--noxla"):
+    with pytest.raises(
+        ValueError, match=r"--xla: .*Fail to prove equality at compile time.*--noxla"
+    ):
         with distribution.compiling(True):
             raise error
     with pytest.raises(tf.errors.InvalidArgumentError):

@@ -17,7 +17,7 @@ def test_what_is_kept_by_hand():
     def loss(batch):
         return tf.reduce_sum(tf.square(tf.nn.relu(tf.matmul(tf.reshape(batch["x"], [4, 3]), w))))
 
-    # x is the batch itself, which is counted apart; the sum's gradient reads the shape of what was summed.
+    # x is the batch itself, which is counted apart; the sum's gradient reads a shape only.
     assert memory.kept_for_gradients(loss, [w], spec) == 4 * 5 * 4
 
 
@@ -37,7 +37,9 @@ def backbone_gradients(recompute, norm="group_norm", freeze_stages=0):
             value = loss({"images": images})
         return value, tape.gradient(value, net.trainable_variables)
 
-    kept = memory.kept_for_gradients(loss, net.trainable_variables, {"images": tf.TensorSpec(images.shape, images.dtype)})
+    kept = memory.kept_for_gradients(
+        loss, net.trainable_variables, {"images": tf.TensorSpec(images.shape, images.dtype)}
+    )
     value, found = gradients(images)
     return kept, value, found
 

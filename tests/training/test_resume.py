@@ -8,7 +8,9 @@ from tests.training import kill_and_resume
 
 
 def test_a_run_killed_after_step_3_ends_like_one_that_was_not(tiny_config, tmp_path):
-    config = tiny_config.replace(train_steps=6, summary_interval_steps=2, checkpoint_interval_steps=3)
+    config = tiny_config.replace(
+        train_steps=6, summary_interval_steps=2, checkpoint_interval_steps=3
+    )
     run.train(config, str(tmp_path / "whole"))
     shutil.copytree(tmp_path / "whole", tmp_path / "parts")
     for path in (tmp_path / "parts" / "checkpoints").glob("ckpt-6.*"):
@@ -22,14 +24,20 @@ def test_a_run_killed_after_step_3_ends_like_one_that_was_not(tiny_config, tmp_p
 
 
 def test_a_run_killed_at_random_moments_ends_like_one_that_was_not(tiny_config, tmp_path):
-    """Three kills, two of them in the middle of a save; tests/training/kill_and_resume.py does more."""
+    """Three kills, two of them in the middle of a save; kill_and_resume.py does more."""
     config = tiny_config.replace(
-        task="semantic", train_steps=30, ema_decay=0.9, summary_interval_steps=2, checkpoint_interval_steps=3
+        task="semantic",
+        train_steps=30,
+        ema_decay=0.9,
+        summary_interval_steps=2,
+        checkpoint_interval_steps=3,
     )
     alone = kill_and_resume.train_process.start(config, tmp_path / "alone", tmp_path / "alone.log")
     moments = ["save", "step", "save"]
     rng = random.Random(7)
-    left = kill_and_resume.train_with_kills(config, tmp_path / "killed", tmp_path / "killed.log", moments, rng)
+    left = kill_and_resume.train_with_kills(
+        config, tmp_path / "killed", tmp_path / "killed.log", moments, rng
+    )
     assert alone.wait() == 0
     assert any(name.endswith("_temp") for name in left[0] | left[2])
     assert not list((tmp_path / "killed" / "checkpoints").glob("*_temp"))

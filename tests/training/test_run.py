@@ -1,4 +1,4 @@
-"""What a run does around its steps: dry run, evaluations that a kill cut short, logs that cannot be written."""
+"""What a run does around its steps: dry run, interrupted evaluations, logs, profiles, checks."""
 
 import json
 
@@ -28,14 +28,20 @@ class FakeEvaluation:
 def evaluations(monkeypatch):
     monkeypatch.setattr(FakeEvaluation, "calls", 0)
     monkeypatch.setattr(run, "TrainingEvaluation", FakeEvaluation)
-    monkeypatch.setattr(run.report, "flat_scalars", lambda metrics: {"eval/PQ": 10.0 * metrics["calls"]})
+    monkeypatch.setattr(
+        run.report, "flat_scalars", lambda metrics: {"eval/PQ": 10.0 * metrics["calls"]}
+    )
     monkeypatch.setattr(run.report, "table", str)
     return FakeEvaluation
 
 
 @pytest.mark.parametrize("train_steps", [2, 4])  # killed in the last evaluation, or in one before
-def test_an_evaluation_that_a_kill_cut_short_is_made_up_for(toy, tmp_path, monkeypatch, evaluations, train_steps):
-    config = toy.config.replace(train_steps=train_steps, eval_interval_steps=2, checkpoint_interval_steps=2)
+def test_an_evaluation_that_a_kill_cut_short_is_made_up_for(
+    toy, tmp_path, monkeypatch, evaluations, train_steps
+):
+    config = toy.config.replace(
+        train_steps=train_steps, eval_interval_steps=2, checkpoint_interval_steps=2
+    )
     with monkeypatch.context() as patch:
         patch.setattr(evaluations, "evaluate", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -55,7 +61,9 @@ def test_an_evaluation_that_a_kill_cut_short_is_made_up_for(toy, tmp_path, monke
     "profile_steps, train_steps, expected",
     [((1, 2), 6, ["start 1", "stop 3"]), ((4, 9), 6, ["start 4", "stop 6"]), ((9, 9), 6, [])],
 )
-def test_the_profiler_records_the_steps_asked_for(toy, tmp_path, monkeypatch, profile_steps, train_steps, expected):
+def test_the_profiler_records_the_steps_asked_for(
+    toy, tmp_path, monkeypatch, profile_steps, train_steps, expected
+):
     calls, steps = [], []
     real_step = trainer.Trainer.train_step
 
@@ -67,7 +75,9 @@ def test_the_profiler_records_the_steps_asked_for(toy, tmp_path, monkeypatch, pr
     monkeypatch.setattr(trainer.Trainer, "train_step", step)
     monkeypatch.setattr(profiler, "start", lambda folder: calls.append(f"start {len(steps)}"))
     monkeypatch.setattr(profiler, "stop", lambda: calls.append(f"stop {len(steps)}"))
-    run.train(toy.config.replace(profile_steps=profile_steps, train_steps=train_steps), str(tmp_path))
+    run.train(
+        toy.config.replace(profile_steps=profile_steps, train_steps=train_steps), str(tmp_path)
+    )
     assert calls == expected
 
 
@@ -76,20 +86,34 @@ def test_a_log_that_cannot_be_written_is_reported_with_its_path(toy, tmp_path, m
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(summaries.RunLog, "write", fail)
-    with pytest.raises(OSError, match=r"Cannot write .*metrics.jsonl at step 1 \(No space left on device\)"):
+    with pytest.raises(
+        OSError, match=r"Cannot write .*metrics.jsonl at step 1 \(No space left on device\)"
+    ):
         run.train(toy.config, str(tmp_path))
 
 
 def test_a_dry_run_says_everything_and_writes_nothing(tiny_config, tmp_path):
-    config = tiny_config.replace(task="semantic", gradient_accumulation_steps=2, ema_decay=0.9, train_steps=6)
+    config = tiny_config.replace(
+        task="semantic", gradient_accumulation_steps=2, ema_decay=0.9, train_steps=6
+    )
     text = dry_run.describe(config, str(tmp_path / "run"))
     assert not list(tmp_path.iterdir())
-    for line in ("--global_batch_size=2", "backbone", "total", "1 replica(s)", "4 thing classes", "step         4: 0.01"):
+    for line in (
+        "--global_batch_size=2",
+        "backbone",
+        "total",
+        "1 replica(s)",
+        "4 thing classes",
+        "step         4: 0.01",
+    ):
         assert line in text, text
     largest = text.partition("Largest batch of a replica:")[2]
     for line in ("images          (2, 96, 96, 3) ", "gt_masks        (2, 100, 96, 96) "):
         assert line in largest, largest
-    sizes = {name: float(number) for name, number in (line.split()[:2] for line in largest.splitlines() if "MiB" in line)}
+    sizes = {
+        name: float(number)
+        for name, number in (line.split()[:2] for line in largest.splitlines() if "MiB" in line)
+    }
     assert list(sizes) == ["weights", "optimizer", "gradients", "batch", "activations"]
     assert sizes["activations"] > 0
     run_dir = tmp_path / "run"
@@ -112,7 +136,9 @@ HW = np.array([[20, 30], [40, 25], [33, 33], [60, 20]], np.int32)
     ],
 )
 def test_the_largest_batch(settings, expected):
-    config = tiny.config("").replace(**{"train_min_sides": (40, 48), "train_max_side": 96, **settings})
+    config = tiny.config("").replace(
+        **{"train_min_sides": (40, 48), "train_max_side": 96, **settings}
+    )
     assert order.largest_padded_hw(config, HW).tolist() == expected
     drawn = order.training_examples(config, HW).take(40).as_numpy_iterator()
     assert max(int(example["padded_hw"].prod()) for example in drawn) <= np.prod(expected)
@@ -121,8 +147,13 @@ def test_the_largest_batch(settings, expected):
 def test_splits_with_other_classes(tiny_config, tmp_path):
     other = tiny.make_records(tmp_path)
     info = checks.pipeline.load_info(tiny_config)
-    categories = [{**c, "name": "thing X"} if c["id"] == info.categories[0].id else c for c in info.coco_categories()]
+    categories = [
+        {**c, "name": "thing X"} if c["id"] == info.categories[0].id else c
+        for c in info.coco_categories()
+    ]
     type(info).from_coco_categories(categories).save(other / "dataset_info.json")
     config = tiny_config.replace(eval_records=f"{other}/val-*.tfrecord")
-    with pytest.raises(ValueError, match="--eval_records=.*holds other classes.*\n.*there, thing X"):
+    with pytest.raises(
+        ValueError, match="--eval_records=.*holds other classes.*\n.*there, thing X"
+    ):
         checks.check(config, 1)

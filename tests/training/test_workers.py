@@ -1,4 +1,4 @@
-"""Two worker processes train like one process with two replicas, also when one of them is killed."""
+"""Two worker processes train like one process with two replicas, also when one is killed."""
 
 import signal
 import time

@@ -1,4 +1,4 @@
-"""tools/train.py as a process of its own that starts quickly: without graph rewriting, on one thread.
+"""tools/train.py as a process that starts quickly: without graph rewriting, on one thread.
 
 One thread adds numbers in the same order every time, so runs can be compared bit for bit.
 """
@@ -41,7 +41,9 @@ def start_workers(config, run_dir, log_dir, count=2):
             config,
             run_dir,
             log_dir / f"worker-{i}.log",
-            TF_CONFIG=json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": i}}),
+            TF_CONFIG=json.dumps(
+                {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": i}}
+            ),
         )
         for i in range(count)
     ]
@@ -55,7 +57,9 @@ def _main():
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     if TWO_REPLICAS in os.environ:
         cpu = tf.config.list_physical_devices("CPU")[0]
-        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+        tf.config.set_logical_device_configuration(
+            cpu, [tf.config.LogicalDeviceConfiguration()] * 2
+        )
         distribution.build_strategy = lambda name: tf.distribute.MirroredStrategy(
             ["CPU:0", "CPU:1"], tf.distribute.ReductionToOneDevice()
         )

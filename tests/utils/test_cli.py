@@ -25,7 +25,10 @@ def call(*arguments):
         ("--lerning_rate=1", "Unknown flag --lerning_rate. Did you mean --learning_rate?"),
         ("--nostatic_shaps", "Unknown flag --nostatic_shaps. Did you mean --static_shapes?"),
         ("--train_steps=many", "--train_steps=many must be a whole number. The default is 90000."),
-        ("--static_shapes=perhaps", "--static_shapes=perhaps must be true or false. The default is False."),
+        (
+            "--static_shapes=perhaps",
+            "--static_shapes=perhaps must be true or false. The default is False.",
+        ),
     ],
 )
 def test_a_wrong_flag(argument, message):
@@ -40,6 +43,8 @@ def test_a_wrong_flag_in_a_flagfile_is_named_with_its_line(tmp_path):
     assert call(f"--flagfile={outer}").startswith(
         f"Error: {inner}:3: Unknown flag --lerning_rate. Did you mean --learning_rate?\n"
     )
-    assert call("--flagfile", str(typed)).startswith(f"Error: {typed}:3: --train_steps=5.5 must be a whole number.")
+    assert call("--flagfile", str(typed)).startswith(
+        f"Error: {typed}:3: --train_steps=5.5 must be a whole number."
+    )
     inner.write_text("--learning_rate=0.1\n")
     assert call(f"--flagfile={outer}") == "started\n"
