@@ -139,17 +139,21 @@ def group_norm(x, gamma, beta, groups: int, relu: bool) -> tf.Tensor:
       [B, H, W, C].
     """
 
-    def any_batch(x):
+    gamma, beta = tf.convert_to_tensor(gamma), tf.convert_to_tensor(beta)
+    if x.dtype == tf.float64 or tf.config.list_logical_devices("GPU"):
         return _group_norm(x, gamma, beta, groups, relu)
 
+    # One image after the other, so that no answer depends on how many are asked for.
     def one_image(x):
         return _group_norm_of_one_image(x, gamma, beta, groups, relu)
 
-    gamma, beta = tf.convert_to_tensor(gamma), tf.convert_to_tensor(beta)
-    if x.dtype == tf.float64 or tf.config.list_logical_devices("GPU"):
-        return any_batch(x)
     if x.shape[0] is None:
-        return tf.cond(tf.equal(tf.shape(x)[0], 1), lambda: one_image(x), lambda: any_batch(x))
+
+        def each():
+            spec = tf.TensorSpec(x.shape[1:], x.dtype)
+            return tf.map_fn(lambda image: one_image(image[None])[0], x, fn_output_signature=spec)
+
+        return tf.cond(tf.equal(tf.shape(x)[0], 1), lambda: one_image(x), each)
     images = [one_image(image) for image in tf.split(x, x.shape[0])]
     return tf.concat(images, 0) if len(images) > 1 else images[0]
 
