@@ -30,7 +30,9 @@ def main():
     from pfpn_tf.serving import exporter
 
     exporter.check_target(FLAGS.export_dir)
-    module, _, _ = exporter.load_module(FLAGS.run_dir, FLAGS.checkpoint, flags_lib.given_settings())
+    settings = flags_lib.given_settings()
+    precision = settings.pop("precision", "float32")  # of the export, whatever the training's was
+    module, _, _ = exporter.load_module(FLAGS.run_dir, FLAGS.checkpoint, settings, precision)
     signatures = exporter.export(module, FLAGS.export_dir)
     print(f"Wrote {FLAGS.export_dir} with these signatures:")
     print(exporter.describe(signatures))

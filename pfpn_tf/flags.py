@@ -131,8 +131,14 @@ TOOL_FLAGS = {
     "to": ToolFlag(
         "run_dir", "run_dir: read --weights, write --run_dir; detectron2: the other way."
     ),
+    # benchmark
+    "what": ToolFlag("", "What to measure; see the top of tools/benchmark.py."),
+    "repeats": ToolFlag(7, "Timed calls, after warm-up."),
+    "num_instances": ToolFlag(10, "Instances of a drawn training image."),
+    "serving_batch_size": ToolFlag(1, "Images of a request."),
+    "output_json": ToolFlag("", "Also write the figures here."),
     # show_data
-    "num_images": ToolFlag(8, "Training examples to draw."),
+    "num_images": ToolFlag(8, "Training examples to draw; benchmark: images or requests."),
     "start_step": ToolFlag(0, "Step of the training whose batch comes first."),
     # run_trials, run_ablation
     "num_trials": ToolFlag(5, "Trainings, with the seeds from --seed on."),
@@ -223,14 +229,12 @@ def make_output_dir(name: str) -> None:
     Raises:
       ValueError: that is not possible; says why.
     """
-    path = getattr(FLAGS, name)
-    try:
-        os.makedirs(path, exist_ok=True)
-        tempfile.TemporaryFile(dir=path).close()
-    except OSError as error:
-        raise ValueError(
-            f"--{name}={path}: cannot write there ({error.strerror}); choose another folder."
-        ) from None
+    _make_writable(getattr(FLAGS, name), name)
+
+
+def make_parent(name: str) -> None:
+    """`make_output_dir` for the folder of the file that flag `name` holds."""
+    _make_writable(os.path.dirname(os.path.abspath(getattr(FLAGS, name))), name)
 
 
 def check_files(names: Iterable[str]) -> None:
@@ -244,6 +248,17 @@ def check_files(names: Iterable[str]) -> None:
             problems.append(f"--{name}={value}: no such file or directory; check the path.")
     if problems:
         raise ValueError("\n".join(problems))
+
+
+def _make_writable(folder, name):
+    try:
+        os.makedirs(folder, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(
+            f"--{name}={getattr(FLAGS, name)}: cannot write there ({error.strerror}); choose "
+            "another folder."
+        ) from None
 
 
 def _parse(name, value, field):

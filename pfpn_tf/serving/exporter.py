@@ -19,8 +19,15 @@ from pfpn_tf.training import checkpoints
 METADATA = "metadata.json"
 
 
+PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
+"""Values of --precision for an export, and the Keras policies behind them."""
+
+
 def load_module(
-    run_dir: str, checkpoint: Optional[str] = None, settings: Mapping[str, Any] = {}
+    run_dir: str,
+    checkpoint: Optional[str] = None,
+    settings: Mapping[str, Any] = {},
+    precision: str = "float32",
 ) -> Tuple[module_lib.PanopticModule, config_lib.Config, categories.DatasetInfo]:
     """The trained network of a run directory, ready to answer.
 
@@ -28,27 +35,55 @@ def load_module(
       run_dir: of a training or a weight conversion.
       checkpoint: as `checkpoints.restore_for_inference` takes it.
       settings: on top of the run's, by flag name.
+      precision: of the convolutions, a key of `PRECISIONS`; statistics, softmax, boxes and fusion
+        stay in float32.
 
     Raises:
-      ValueError: no such run or checkpoint, or settings that do not fit its weights.
+      ValueError: no such run, checkpoint or precision, or settings that do not fit its weights.
     """
     config, info = checkpoints.load_run(run_dir)
     config = config.replace(**settings)
-    network = panoptic_fpn.build_model(
-        config.model,
-        info.num_thing_classes,
-        info.num_semantic_classes(config.model.semantic_targets),
-    )
+    network = build_network(config, info, precision)
     prefix = checkpoints.restore_for_inference(network, run_dir, checkpoint or None)
     logging.info("Weights: %s", prefix)
+    return module_of(network, config, info), config, info
+
+
+def build_network(
+    config: config_lib.Config, info: categories.DatasetInfo, precision: str = "float32"
+) -> panoptic_fpn.PanopticFPN:
+    """A network that computes in `precision`, a key of `PRECISIONS`, with initial weights.
+
+    Raises:
+      ValueError: there is no such precision.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(
+            f"--precision={precision} is none of {', '.join(PRECISIONS)}, which an export can have."
+        )
+    policy = tf.keras.mixed_precision.global_policy()
+    tf.keras.mixed_precision.set_global_policy(PRECISIONS[precision])
+    try:
+        return panoptic_fpn.build_model(
+            config.model,
+            info.num_thing_classes,
+            info.num_semantic_classes(config.model.semantic_targets),
+        )
+    finally:
+        tf.keras.mixed_precision.set_global_policy(policy)
+
+
+def module_of(
+    network: panoptic_fpn.PanopticFPN, config: config_lib.Config, info: categories.DatasetInfo
+) -> module_lib.PanopticModule:
+    """The module around a network; folds the network's frozen norms for good."""
     layers.fold_frozen_norms(network)
-    module = module_lib.PanopticModule(
+    return module_lib.PanopticModule(
         lambda images, image_hw: network(images, image_hw, training=False),
         network.variables,
         config,
         info,
     )
-    return module, config, info
 
 
 def export(module: module_lib.PanopticModule, export_dir: str) -> Dict[str, Any]:

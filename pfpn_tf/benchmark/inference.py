@@ -1,0 +1,156 @@
+"""Speed, memory and start of the exported model.
+
+The model is exported, then loaded by a process of its own, as a server would do it: that process
+tells the time to load and to answer first, the time of an answer and the peak memory. Without
+trained weights the network gets random ones, with a classifier so spread that about as many
+instances come out as a crowded photo has; what the network computes takes the same time.
+
+Shapes: h, w size of the image.
+"""
+
+import os
+import tempfile
+import time
+from typing import Any, Dict, Tuple
+
+import cv2
+import numpy as np
+
+from pfpn_tf import config as config_lib
+from pfpn_tf.benchmark import measure
+from pfpn_tf.data.categories import DatasetInfo
+
+# Spreads the class logits of a random network: about half of 100 detections then survive fusion.
+_CLASS_LOGIT_SPREAD = 150.0
+
+
+def benchmark_inference(
+    config: config_lib.Config,
+    repeats: int,
+    saved_model: str = "",
+    precision: str = "float32",
+    batch_size: int = 1,
+    image_hw: Tuple[int, int] = (800, 1333),
+) -> Dict[str, Any]:
+    """Times the signatures of an export.
+
+    Args:
+      config: the network and its sizes, if there is no `saved_model`.
+      repeats: timed answers.
+      saved_model: directory of an export; empty: a network of `config` with random weights.
+      precision: of that network, "float32" or "bfloat16".
+      batch_size: equal images in a request.
+      image_hw: their size.
+
+    Returns:
+      load_ms, first_answer_ms; "panoptic" (decoded image to panoptic map) and "serving_default"
+      (JPEG to PNG) as `measure.timed`; num_segments; peak_memory_mib; nodes; image_hw, batch_size.
+
+    Raises:
+      ValueError: settings do not fit, or there is no such export.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        if not saved_model:
+            saved_model = os.path.join(folder, "random", "1")
+            measure.in_fresh_process(export_random_network, config, saved_model, precision)
+        elif not os.path.exists(os.path.join(saved_model, "saved_model.pb")):
+            raise ValueError(
+                f"--saved_model={saved_model} holds no saved_model.pb; give MODEL/VERSION."
+            )
+        result = measure.in_fresh_process(answer, saved_model, repeats, batch_size, image_hw)
+        result["nodes"] = measure.in_fresh_process(count_nodes, saved_model)
+    return {**result, "image_hw": list(image_hw), "batch_size": batch_size}
+
+
+def export_random_network(config: config_lib.Config, export_dir: str, precision: str) -> None:
+    """Exports a network of `config` with random weights and COCO's numbers of classes."""
+    import tensorflow as tf
+
+    from pfpn_tf.serving import exporter
+
+    tf.keras.utils.set_random_seed(0)
+    info = coco_like_info()
+    network = exporter.build_network(config, info, precision)
+    if network.has_instances:
+        kernel = network.box_head.classes.kernel
+        kernel.assign(kernel * _CLASS_LOGIT_SPREAD)
+    exporter.export(exporter.module_of(network, config, info), export_dir)
+
+
+def coco_like_info() -> DatasetInfo:
+    """80 thing and 53 stuff categories."""
+    return DatasetInfo.from_coco_categories(
+        [{"id": i, "name": f"category {i}", "isthing": int(i <= 80)} for i in range(1, 134)]
+    )
+
+
+def answer(
+    saved_model: str, repeats: int, batch_size: int, image_hw: Tuple[int, int]
+) -> Dict[str, Any]:
+    """Loads an export in this process and times its answers; see `benchmark_inference`."""
+    import tensorflow as tf
+
+    image = _photo(image_hw)
+    jpeg = cv2.imencode(".jpg", image)[1].tobytes()
+    start = time.perf_counter()
+    loaded = tf.saved_model.load(saved_model)
+    load_ms = 1e3 * (time.perf_counter() - start)
+    panoptic = loaded.signatures["panoptic"]
+    images = tf.constant(np.stack([image] * batch_size))
+    encoded = tf.constant([jpeg] * batch_size)
+
+    def run():
+        return panoptic(images=images)["num_segments"].numpy()
+
+    def run_bytes():
+        return loaded.signatures["serving_default"](image_bytes=encoded)["num_segments"].numpy()
+
+    first_ms = 1e3 * measure.seconds(run)
+    timed = measure.timed(run, repeats)
+    peak = measure.peak_memory_mib()  # of one signature, as a server that is asked for one
+    return {
+        "load_ms": round(load_ms, 1),
+        "first_answer_ms": round(first_ms, 1),
+        "panoptic": timed,
+        "peak_memory_mib": peak,
+        "serving_default": measure.timed(run_bytes, repeats),
+        "num_segments": int(run()[0]),
+    }
+
+
+def count_nodes(saved_model: str) -> Dict[str, int]:
+    """Nodes of the graph with its functions: "all", and "panoptic", those that signature reaches."""
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    with open(os.path.join(saved_model, "saved_model.pb"), "rb") as f:
+        (meta_graph,) = saved_model_pb2.SavedModel.FromString(f.read()).meta_graphs
+    functions = {f.signature.name: f for f in meta_graph.graph_def.library.function}
+    total = len(meta_graph.graph_def.node) + sum(len(f.node_def) for f in functions.values())
+    output = next(iter(meta_graph.signature_def["panoptic"].outputs.values())).name.split(":")[0]
+    call = next(node for node in meta_graph.graph_def.node if node.name == output)
+    reached, waiting = set(), _called(call)
+    while waiting:
+        name = waiting.pop()
+        if name in functions and name not in reached:
+            reached.add(name)
+            waiting += [n for node in functions[name].node_def for n in _called(node)]
+    return {"all": total, "panoptic": sum(len(functions[name].node_def) for name in reached)}
+
+
+def _called(node):
+    """Names of the functions that a node calls."""
+    names = []
+    for value in node.attr.values():
+        names += [value.func.name] if value.func.name else []
+        names += [function.name for function in value.list.func]
+    return names
+
+
+def _photo(hw):
+    """Something with edges at all scales: [h, w, 3] uint8."""
+    rng = np.random.default_rng(0)
+    image = np.zeros((*hw, 3), np.float32)
+    for cells in (4, 16, 64):
+        coarse = rng.uniform(0, 85, (cells, cells * 2, 3)).astype(np.float32)
+        image += cv2.resize(coarse, hw[::-1], interpolation=cv2.INTER_NEAREST)
+    return image.astype(np.uint8)

@@ -1,0 +1,208 @@
+"""Speed and memory of training: the step alone, the input alone, and both together.
+
+Whichever is slower alone is what a user waits for: with both together at the pace of the step, the
+input keeps up.
+
+Shapes: B images of a batch · M instances of an image.
+"""
+
+import os
+import tempfile
+from typing import Any, Dict
+
+import numpy as np
+
+from pfpn_tf import config as config_lib
+from pfpn_tf.benchmark import measure
+from pfpn_tf.benchmark.inference import coco_like_info
+
+_DRAWN_IMAGES = 64
+_DRAWN_SIDES = (480, 640)  # About the size of COCO's photos.
+
+
+def benchmark_step(config: config_lib.Config, repeats: int, num_instances: int) -> Dict[str, Any]:
+    """Times the training step on one batch that is in memory.
+
+    Args:
+      config: all settings; the images have --crop_size, else the largest training size.
+      repeats: timed steps.
+      num_instances: M.
+
+    Returns:
+      "step" as `measure.timed`; first_step_ms, with tracing and compiling; images_per_second;
+      peak_memory_mib; losses of the last step; image_hw; replicas; precision.
+    """
+    return measure.in_fresh_process(_steps, config, repeats, num_instances)
+
+
+def benchmark_input(config: config_lib.Config, repeats: int) -> Dict[str, Any]:
+    """Times the input pipeline with nobody computing beside it.
+
+    Args:
+      config: all settings; without --train_records scenes are drawn, of the size of COCO's photos.
+      repeats: timed batches.
+
+    Returns:
+      "batch" as `measure.timed`, images_per_second over all timed batches, peak_memory_mib.
+    """
+    with _records(config) as with_records:
+        return measure.in_fresh_process(_batches, with_records, repeats)
+
+
+def benchmark_training(
+    config: config_lib.Config, repeats: int, num_instances: int
+) -> Dict[str, Any]:
+    """The step alone, the input alone, and both together.
+
+    Returns:
+      "step" and "input" as above; "together" as `measure.timed` with images_per_second and
+      input_wait, the share of the time that steps waited for their batch; "waits_for", "input" or
+      "step".
+    """
+    result = {"step": benchmark_step(config, repeats, num_instances)}
+    with _records(config) as with_records:
+        result["input"] = measure.in_fresh_process(_batches, with_records, repeats)
+        result["together"] = measure.in_fresh_process(_steps_on_records, with_records, repeats)
+    step, batches = (result[name]["images_per_second"] for name in ("step", "input"))
+    result["waits_for"] = "input" if batches < step else "step"
+    return result
+
+
+def _steps(config, repeats, num_instances):
+    import tensorflow as tf
+
+    strategy, trainer = _trainer(config, coco_like_info())
+    hw = _image_hw(config.data)
+    batch = _batch(config.train.global_batch_size, hw, num_instances)
+    dataset = tf.data.Dataset.from_tensors(batch).repeat()
+    trainer.set_dataset(strategy.experimental_distribute_dataset(dataset))
+    batches = iter(trainer.train_dataset)
+
+    def step():
+        return trainer.train_step(batches)[1].numpy()
+
+    first = measure.seconds(step)
+    timed = measure.timed(step, repeats)
+    losses = dict(zip(trainer.scalar_names, step().tolist()))
+    return {
+        "step": timed,
+        "first_step_ms": round(1e3 * first, 1),
+        "images_per_second": _rate(config, timed),
+        "peak_memory_mib": measure.peak_memory_mib(),
+        "losses": {name: round(value, 4) for name, value in losses.items()},
+        "image_hw": list(hw),
+        "replicas": strategy.num_replicas_in_sync,
+        "precision": config.train.precision,
+    }
+
+
+def _steps_on_records(config, repeats):
+    from pfpn_tf.data import pipeline
+    from pfpn_tf.training.trainer import distributed_dataset
+
+    info = pipeline.load_info(config)
+    strategy, trainer = _trainer(config, info)
+    trainer.set_dataset(distributed_dataset(config, info, strategy, 0))
+    batches = iter(trainer.train_dataset)
+
+    def step():
+        return trainer.train_step(batches)[1].numpy()
+
+    step()
+    trainer.rate.restart()
+    timed = measure.timed(step, repeats)
+    return {
+        **timed,
+        "images_per_second": _rate(config, timed),
+        "input_wait": round(trainer.rate.wait_share(), 4),
+    }
+
+
+def _batches(config, repeats):
+    from pfpn_tf.data import pipeline
+    from pfpn_tf.training import distribution
+
+    distribution.set_up_runtime(config)
+    dataset = pipeline.build_dataset(config, pipeline.load_info(config), training=True)
+    batches = iter(dataset)
+    timed = measure.timed(lambda: next(batches), repeats, warmup=4)
+    return {
+        "batch": timed,
+        "images_per_second": _rate(config, timed),
+        "peak_memory_mib": measure.peak_memory_mib(),
+    }
+
+
+def _trainer(config, info):
+    from pfpn_tf.training import distribution, trainer
+
+    distribution.set_up_runtime(config)
+    strategy = distribution.build_strategy(config.train.distribution)
+    return strategy, trainer.build_trainer(config, info, strategy)
+
+
+def _rate(config, timed):
+    return round(1e3 * config.train.global_batch_size / timed["median_ms"], 2)
+
+
+def _image_hw(data):
+    sides = data.crop_size or (max(data.train_min_sides), data.train_max_side)
+    return tuple(-(-side // data.size_divisor) * data.size_divisor for side in sides)
+
+
+def _batch(batch_size, hw, num_instances):
+    """A drawn batch with the keys of `pipeline.build_dataset`; boxes of COCO-like sizes."""
+    from pfpn_tf.benchmark.components import random_boxes
+
+    rng = np.random.default_rng(0)
+    boxes = np.stack([random_boxes(rng, num_instances, hw) for _ in range(batch_size)])
+    masks = np.zeros((batch_size, num_instances, *hw), np.uint8)
+    for b, m in np.ndindex(batch_size, num_instances):
+        y1, x1, y2, x2 = boxes[b, m].round().astype(int)
+        masks[b, m, y1:y2, x1:x2] = 1
+    return {
+        "images": rng.normal(0.0, 50.0, (batch_size, *hw, 3)).astype(np.float32),
+        "image_hw": np.tile(np.int32(hw), (batch_size, 1)),
+        "original_hw": np.tile(np.int32(hw), (batch_size, 1)),
+        "source_id_bytes": np.zeros((batch_size, 64), np.uint8),
+        "seed": rng.integers(0, 2**31, (batch_size, 2)).astype(np.int32),
+        "gt_boxes": boxes,
+        "gt_class_ids": rng.integers(0, 80, (batch_size, num_instances)).astype(np.int32),
+        "gt_masks": masks,
+        "gt_semantic": rng.integers(0, 54, (batch_size, *hw)).astype(np.uint8),
+    }
+
+
+class _records:
+    """Context: `config` with records, those it has or drawn ones in a temporary folder."""
+
+    def __init__(self, config: config_lib.Config):
+        self._config = config
+        self._folder = None
+
+    def __enter__(self) -> config_lib.Config:
+        if self._config.data.train_records:
+            return self._config
+        self._folder = tempfile.TemporaryDirectory()
+        measure.in_fresh_process(_draw_records, self._folder.name)
+        records = os.path.join(self._folder.name, "train-*.tfrecord")
+        return self._config.replace(train_records=records)
+
+    def __exit__(self, *error):
+        if self._folder:
+            self._folder.cleanup()
+
+
+def _draw_records(folder):
+    from pfpn_tf.data import coco_panoptic, convert, synthetic
+
+    drawn = os.path.join(folder, "drawn")
+    synthetic.make_dataset(drawn, _DRAWN_IMAGES, 1, seed=0, sides=_DRAWN_SIDES)
+    annotations = os.path.join(drawn, "annotations")
+    dataset = coco_panoptic.CocoPanoptic(
+        os.path.join(annotations, "panoptic_train.json"),
+        os.path.join(annotations, "panoptic_train"),
+        os.path.join(drawn, "train"),
+        os.path.join(annotations, "instances_train.json"),
+    )
+    convert.convert(dataset, folder, "train")

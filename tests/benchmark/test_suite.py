@@ -1,0 +1,62 @@
+import pytest
+
+from pfpn_tf.benchmark import suite
+from tests.training import tiny
+
+TINY = {
+    "backbone": "resnet_tiny",
+    "backbone_norm": "group_norm",
+    "freeze_stages": 0,
+    "fpn_channels": 32,
+    "box_fc_channels": 16,
+    "mask_channels": 16,
+    "semantic_channels": 32,
+    "global_batch_size": 2,
+    "roi_samples_per_image": 8,
+    "rpn_post_nms_top_k": 20,
+    "max_detections": 10,
+    "eval_min_side": 64,
+    "eval_max_side": 96,
+    "distribution": "cpu",
+}
+
+
+def test_step_alone():
+    settings = {**TINY, "crop_size": (64, 96)}
+    report = suite.run("step", settings, suite.Options(repeats=2, num_instances=3))
+    assert report["image_hw"] == [64, 96]
+    assert report["losses"]["loss/total"] > 0
+    assert report["images_per_second"] == pytest.approx(2e3 / report["step"]["median_ms"], abs=0.01)
+    assert report["first_step_ms"] > report["step"]["median_ms"]
+
+
+def test_input_alone(tmp_path):
+    records = f"{tiny.make_records(tmp_path)}/train-*.tfrecord"
+    settings = {**TINY, "train_records": records, "train_min_sides": (64,), "train_max_side": 96}
+    report = suite.run("input", settings, suite.Options(repeats=2))
+    assert report["images_per_second"] == pytest.approx(2e3 / report["batch"]["median_ms"], rel=0.01)
+
+
+def test_inference_of_a_random_network():
+    options = suite.Options(repeats=1, serving_batch_size=2)
+    report = suite.run("inference", {**TINY, "precision": "bfloat16"}, options)
+    assert report["precision"] == "bfloat16"
+    assert report["batch_size"] == 2
+    assert 0 < report["nodes"]["panoptic"] < report["nodes"]["all"]
+    assert report["panoptic"]["median_ms"] > 0 and report["serving_default"]["median_ms"] > 0
+    assert report["load_ms"] > 0 and report["peak_memory_mib"] > 100
+
+
+@pytest.mark.parametrize(
+    "name, settings, options, message",
+    [
+        ("nothing", {}, {}, "--what=nothing must be one of inference"),
+        ("fusion", {}, {"repeats": 0}, "--repeats=0 must be at least 1"),
+        ("serving_memory", {}, {}, "--saved_model is required"),
+        ("inference", {}, {"saved_model": "no/such"}, "--saved_model=no/such holds no saved_model.pb"),
+        ("step", {"crop_size": (8, 8)}, {}, "--crop_size"),
+    ],
+)
+def test_what_cannot_be_measured(name, settings, options, message):
+    with pytest.raises(ValueError, match=message):
+        suite.run(name, settings, suite.Options(**options))

@@ -1,0 +1,73 @@
+#!/usr/bin/env python3
+"""Measures speed and memory, and prints them as JSON.
+
+    python tools/benchmark.py --what=inference
+    python tools/benchmark.py --what=train --crop_size=512,512 --global_batch_size=2
+    python tools/benchmark.py --what=pq --num_images=5000 --num_processes=2
+
+--what is one of
+
+    inference       the exported model: load, first answer, answer, memory, graph; of --saved_model,
+                    or with random weights; --precision, --serving_batch_size
+    serving_memory  memory of --saved_model over --num_images requests of random sizes
+    train           the training step, the input and both together
+    step, input     one of them
+    pq              scoring panoptic files, beside panopticapi
+    eval_memory     memory of an evaluation over its length
+    roi_align, group_norm, fusion   single operations
+
+Times are medians of --repeats calls after warm-up. Settings of model and data are flags as everywhere.
+--output_json also writes a file.
+"""
+
+import json
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from pfpn_tf.utils import cli  # noqa: E402
+
+from absl import flags, logging  # noqa: E402
+
+from pfpn_tf import flags as flags_lib  # noqa: E402
+from pfpn_tf.utils.files import atomic_write  # noqa: E402
+
+FLAGS = flags.FLAGS
+
+
+def main():
+    flags_lib.check_given(["what"])
+    if FLAGS.output_json:
+        flags_lib.make_parent("output_json")
+    from pfpn_tf.benchmark import suite
+
+    options = suite.Options(
+        repeats=FLAGS.repeats,
+        num_images=FLAGS.num_images if FLAGS["num_images"].present else 0,
+        num_processes=FLAGS.num_processes or os.cpu_count(),
+        num_instances=FLAGS.num_instances,
+        saved_model=FLAGS.saved_model,
+        serving_batch_size=FLAGS.serving_batch_size,
+    )
+    logging.info("Measuring; warming up takes longer than what is measured.")
+    text = json.dumps(suite.run(FLAGS.what, flags_lib.given_settings(), options), indent=2)
+    print(text)
+    if FLAGS.output_json:
+        with atomic_write(FLAGS.output_json) as f:
+            f.write(text + "\n")
+
+
+if __name__ == "__main__":
+    flags_lib.define_config_flags()
+    flags_lib.define_tool_flags(
+        "what",
+        "repeats",
+        "saved_model",
+        "num_images",
+        "num_processes",
+        "num_instances",
+        "serving_batch_size",
+        "output_json",
+    )
+    cli.run(main)
