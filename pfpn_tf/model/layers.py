@@ -144,18 +144,25 @@ def group_norm(x, gamma, beta, groups: int, relu: bool) -> tf.Tensor:
         return _group_norm(x, gamma, beta, groups, relu)
 
     # One image after the other, so that no answer depends on how many are asked for.
-    def one_image(x):
-        return _group_norm_of_one_image(x, gamma, beta, groups, relu)
-
+    arguments = (gamma, beta, groups, relu)
     if x.shape[0] is None:
-
-        def each():
-            spec = tf.TensorSpec(x.shape[1:], x.dtype)
-            return tf.map_fn(lambda image: one_image(image[None])[0], x, fn_output_signature=spec)
-
-        return tf.cond(tf.equal(tf.shape(x)[0], 1), lambda: one_image(x), each)
-    images = [one_image(image) for image in tf.split(x, x.shape[0])]
+        return tf.cond(
+            tf.equal(tf.shape(x)[0], 1),
+            lambda: _group_norm_of_one_image(x, *arguments),
+            lambda: _group_norm_of_each_image(x, *arguments),
+        )
+    images = [_group_norm_of_one_image(image, *arguments) for image in tf.split(x, x.shape[0])]
     return tf.concat(images, 0) if len(images) > 1 else images[0]
+
+
+@tf.function(autograph=False)  # so that a graph holds it once for all layers
+def _group_norm_of_each_image(x, gamma, beta, groups, relu):
+    """`group_norm` of any number of images."""
+    return tf.map_fn(
+        lambda image: _group_norm_of_one_image(image[None], gamma, beta, groups, relu)[0],
+        x,
+        fn_output_signature=tf.TensorSpec(x.shape[1:], x.dtype),
+    )
 
 
 def _group_norm(x, gamma, beta, groups, relu):
