@@ -1,6 +1,7 @@
 """Shared test set-up: two logical CPUs, fixed seeds, access to the reference data, shared work."""
 
 import functools
+import gc
 import os
 import pathlib
 
@@ -28,6 +29,13 @@ tf.config.set_logical_device_configuration(
 @pytest.fixture(autouse=True)
 def _seeds():
     tf.keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _free_graphs():
+    """Traced functions refer to each other in circles, and a worker runs thousands of tests."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)

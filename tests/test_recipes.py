@@ -61,6 +61,15 @@ SHRUNKEN = {
 NO_PART_OF_THE_NETWORK = ("semantic_targets", "freeze_stages", "roi_sampling_ratio", "anchor_sizes")
 
 
+@pytest.fixture(autouse=True)
+def eager():
+    """One step does not pay for a graph, and Python would hold on to the graphs of all recipes."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+    gc.collect()
+
+
 def shrink(config):
     """The recipe with everything that is a size made small; everything that is a kind stays."""
     kind = "resnext" if "resnext" in config.model.backbone else "resnet"

@@ -251,7 +251,8 @@ def _decoded(job):
     if job.num_threads < 2:
         yield from map(read_pair, job.pairs)
         return
-    with concurrent.futures.ThreadPoolExecutor(job.num_threads - 1) as pool:
+    # This thread counts, which takes a fourth of the time of decoding.
+    with concurrent.futures.ThreadPoolExecutor(job.num_threads) as pool:
         waiting = collections.deque()
         for pair in job.pairs:
             waiting.append(pool.submit(read_pair, pair))
