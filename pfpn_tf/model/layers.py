@@ -206,7 +206,7 @@ def _group_norm_of_one_image(x, gamma, beta, groups, relu):
     """`group_norm` of [1, H, W, C] in half the time on a CPU: batch norm's kernels do the passes.
 
     Batch norm of one image gives the statistics of each channel, and those of a group follow. With
-    these as fixed statistics it also normalises, and its gradient sums what ours needs.
+    these as fixed statistics it also normalises.
     """
 
     def fixed_norm(x, scale, offset, mean, variance):
@@ -239,14 +239,20 @@ def _group_norm_of_one_image(x, gamma, beta, groups, relu):
         def gradient(dy):
             if relu:
                 dy = tf.raw_ops.ReluGrad(gradients=dy, features=y)
-            direct, dgamma, dbeta, *_ = tf.raw_ops.FusedBatchNormGradV3(
-                y_backprop=dy, x=x, scale=gamma, reserve_space_1=mean, reserve_space_2=variance,
-                reserve_space_3=none, epsilon=NORM_EPSILON, is_training=False,
-            )  # fmt: skip
-            # What is missing for statistics that depend on x: as in `_group_norm`.
-            rstd = tf.math.rsqrt(variance + NORM_EPSILON) / pixels
-            slope, offset = rstd * group_mean(gamma * dgamma), rstd * group_mean(gamma * dbeta)
-            dx = direct - fixed_norm(x, slope, offset, mean, variance)
+            # Not by batch norm's gradient kernel: with fixed statistics it is not always finite.
+            rstd = tf.math.rsqrt(variance + NORM_EPSILON)
+            centred = x - tf.cast(mean, x.dtype)
+            mean_dy = _pixel_mean(dy)  # [1, 1, 1, C]
+            mean_dy_n = _pixel_mean(dy * centred) * rstd
+            slope = rstd * rstd * _group_mean(gamma * mean_dy_n, groups)
+            offset = rstd * _group_mean(gamma * mean_dy, groups)
+            dx = (
+                dy * tf.cast(rstd * gamma, x.dtype)
+                - centred * tf.cast(slope, x.dtype)
+                - tf.cast(offset, x.dtype)
+            )
+            dgamma = tf.reshape(mean_dy_n, [-1]) * pixels
+            dbeta = tf.reshape(mean_dy, [-1]) * pixels
             return dx, tf.cast(dgamma, weight_dtype), tf.cast(dbeta, weight_dtype)
 
         return y, gradient
