@@ -239,9 +239,7 @@ def _tiled_cross_entropy(logits, labels):
 
     def add_strip(row, total, gradient):
         strip = logits[:, row : row + _TILE + 2]
-        strip_labels = tf.cast(
-            labels[:, _UPSAMPLING * row : _UPSAMPLING * (row + _TILE)], tf.int32
-        )
+        strip_labels = tf.cast(labels[:, _UPSAMPLING * row : _UPSAMPLING * (row + _TILE)], tf.int32)
         labelled = strip_labels != VOID
         with tf.GradientTape() as tape:
             tape.watch(strip)
@@ -274,9 +272,7 @@ def _interpolation_matrix():
 
 def _l1_sum(deltas, targets, mask):
     deltas = as_float32_or_more(deltas)
-    return _masked_sum(
-        tf.abs(deltas - tf.cast(targets, deltas.dtype)), mask[..., tf.newaxis]
-    )
+    return _masked_sum(tf.abs(deltas - tf.cast(targets, deltas.dtype)), mask[..., tf.newaxis])
 
 
 def _masked_sum(losses, mask):

@@ -18,7 +18,9 @@ DATA_VARIABLE = "PFPN_TF_TEST_DATA"
 ONE_WORKER = ("tests/serving/", "tests/integration/test_detectron2")
 
 # pytest-xdist's workers share the cores.
-tf.config.threading.set_intra_op_parallelism_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+tf.config.threading.set_intra_op_parallelism_threads(
+    1 if "PYTEST_XDIST_WORKER" in os.environ else 2
+)
 tf.config.threading.set_inter_op_parallelism_threads(2)
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],
@@ -40,7 +42,9 @@ def _free_graphs():
 
 @pytest.fixture(autouse=True)
 def _fast_first_call(request):
-    """Without graph rewriting, as most graphs run once; the integration tests run them as users do."""
+    """Without graph rewriting, as most graphs run once; the integration tests run them as users
+    do.
+    """
     disable = "tests/integration/" not in request.node.nodeid
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": disable})
 
@@ -52,7 +56,9 @@ def pytest_xdist_make_scheduler(config, log):
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid):
-            return next((scope for scope in ONE_WORKER if nodeid.startswith(scope)), nodeid.split("::")[0])
+            return next(
+                (scope for scope in ONE_WORKER if nodeid.startswith(scope)), nodeid.split("::")[0]
+            )
 
     return Scheduling(config, log)
 
@@ -61,7 +67,8 @@ def pytest_xdist_make_scheduler(config, log):
 def test_data():
     """A function from a relative path to a file or folder of the reference data.
 
-    Without the environment variable PFPN_TF_TEST_DATA the test is skipped; with it, a missing path is an error.
+    Without the environment variable PFPN_TF_TEST_DATA the test is skipped; with it, a missing path
+    is an error.
     """
 
     def find(relative_path) -> pathlib.Path:

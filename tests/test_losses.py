@@ -185,7 +185,9 @@ def test_without_instance_weight_only_the_semantic_loss_remains():
 
 @pytest.mark.parametrize("step", [0, 1, 2, 41])
 def test_alternating_losses_take_turns(step):
-    """Table 3c: the losses of one branch as they are, those of the other 0, like their gradients."""
+    """Table 3c: the losses of one branch as they are, those of the other 0, like their
+    gradients.
+    """
     outputs, ground_truth = example()
     combined = losses.panoptic_fpn_losses(outputs, ground_truth, CONFIG)
     config = CONFIG.replace(alternate_losses=True)

@@ -40,7 +40,9 @@ def requirements():
 
 def pins(path):
     lines = (ROOT / path).read_text().splitlines()
-    found = [re.fullmatch(r"([\w.-]+)==([\w.]+)", line) for line in lines if not line.startswith("#")]
+    found = [
+        re.fullmatch(r"([\w.-]+)==([\w.]+)", line) for line in lines if not line.startswith("#")
+    ]
     assert all(found), f"{path}: only lines of the form name==version, no addresses"
     assert len({canonicalize_name(f[1]) for f in found}) == len(found), f"{path}: a package twice"
     return {canonicalize_name(f[1]): f[2] for f in found}
@@ -71,14 +73,18 @@ def test_imports_are_declared():
     declared = {canonicalize_name(requirement.name) for requirement in requirements()}
     # On Python 3.11 the installed stack may be either; tf_keras is imported as tf.keras.
     distributions = importlib.metadata.packages_distributions()
-    sources = [p for folder in ("pfpn_tf", "tools", "export") for p in (ROOT / folder).rglob("*.py")]
+    sources = [
+        p for folder in ("pfpn_tf", "tools", "export") for p in (ROOT / folder).rglob("*.py")
+    ]
     for path in sources:
         for name in top_level_imports(path):
             own = name in ("pfpn_tf", "tests")  # tests: the benchmark's stand-in for panopticapi
             if name in sys.stdlib_module_names or own or (ROOT / "export" / f"{name}.py").exists():
                 continue
             providers = {canonicalize_name(d) for d in distributions.get(name, [name])}
-            assert providers & declared, f"{path.relative_to(ROOT)} imports {name}: add it to setup.cfg"
+            assert (
+                providers & declared
+            ), f"{path.relative_to(ROOT)} imports {name}: add it to setup.cfg"
 
 
 def top_level_imports(path):

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pfpn_tf import config as config_lib
 from pfpn_tf.data import coco_panoptic, convert, pipeline, synthetic
 from pfpn_tf.evaluation.evaluator import Evaluator
 from pfpn_tf.model import layers, panoptic_fpn

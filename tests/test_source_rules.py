@@ -90,7 +90,9 @@ def test_no_import_cycles_inside_a_part():
     done, path = set(), []
 
     def visit(module):
-        assert module not in path, f"import cycle: {' -> '.join([*path[path.index(module):], module])}"
+        assert (
+            module not in path
+        ), f"import cycle: {' -> '.join([*path[path.index(module):], module])}"
         if module in done:
             return
         path.append(module)
@@ -125,7 +127,8 @@ def test_flags_are_defined_in_one_place(path):
     calls = [
         ast.unparse(node.func)
         for node in ast.walk(parse(path))
-        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1].startswith("DEFINE_")
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func).split(".")[-1].startswith("DEFINE_")
     ]
     assert not calls, "add a row to TOOL_FLAGS or a field to Config instead"
 
@@ -145,7 +148,9 @@ def test_modules_say_what_they_are(path):
     assert ast.get_docstring(parse(path)), "start the file with a docstring"
 
 
-@pytest.mark.parametrize("module", ["pfpn_tf", "pfpn_tf.config", "pfpn_tf.flags", "pfpn_tf.utils.cli"])
+@pytest.mark.parametrize(
+    "module", ["pfpn_tf", "pfpn_tf.config", "pfpn_tf.flags", "pfpn_tf.utils.cli"]
+)
 def test_light_imports(module):
     """Settings, flags and error messages do not wait for TensorFlow."""
     heavy = "'tensorflow', 'numpy', 'cv2', 'keras'"

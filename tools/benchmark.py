@@ -16,8 +16,8 @@
     eval_memory     memory of an evaluation over its length
     roi_align, group_norm, fusion   single operations
 
-Times are medians of --repeats calls after warm-up. Settings of model and data are flags as everywhere.
---output_json also writes a file.
+Times are medians of --repeats calls after warm-up. Settings of model and data are flags as
+everywhere. --output_json also writes a file.
 """
 
 import json

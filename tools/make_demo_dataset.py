@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Draws a dataset in COCO panoptic format: train/, val/ and annotations/.
 
-    python tools/make_demo_dataset.py --output_dir=demo/dataset
+python tools/make_demo_dataset.py --output_dir=demo/dataset
 """
 
 import os

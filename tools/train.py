@@ -20,7 +20,9 @@ from absl import flags, logging  # noqa: E402
 from pfpn_tf import flags as flags_lib  # noqa: E402
 
 NON_FINITE = 1
-WORKER_LOST = 138  # Kubernetes' TFJob restarts after codes from 128 on, and leaves this one to users
+WORKER_LOST = (
+    138  # Kubernetes' TFJob restarts after codes from 128 on, and leaves this one to users
+)
 
 
 def main():

@@ -1,7 +1,7 @@
 """How much memory an evaluation needs, and how fast it counts.
 
-What is counted is drawn: segments of many classes and detections around them, of the number and kind
-that a network gives on COCO. No network runs; each length is measured in a process of its own.
+What is counted is drawn: segments of many classes and detections around them, of the number and
+kind that a network gives on COCO. No network runs; each length is measured in a process of its own.
 
 Shapes: h, w image size · D detections · P mask size.
 """
@@ -97,7 +97,9 @@ def _info():
 
 
 def _draw(rng, info, hw, num_detections):
-    """(`ImageTruth`, `ImageOutputs`) of one image: blocks of stuff, boxes of things, detections near them."""
+    """(`ImageTruth`, `ImageOutputs`) of one image: blocks of stuff, boxes of things, detections
+    near them.
+    """
     from pycocotools import mask as mask_utils
 
     from pfpn_tf.evaluation.counts import ImageTruth

@@ -1,7 +1,7 @@
 """Time and memory of a call, and of a whole process.
 
-Times are medians of repeats after warm-up: the first calls trace, compile and fill caches. Memory is
-the peak of a fresh process (`in_fresh_process`), since allocators keep what they once had: a
+Times are medians of repeats after warm-up: the first calls trace, compile and fill caches. Memory
+is the peak of a fresh process (`in_fresh_process`), since allocators keep what they once had: a
 difference taken inside one process reads 0.
 """
 

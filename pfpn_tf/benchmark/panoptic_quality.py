@@ -1,9 +1,9 @@
 """How fast prediction files are scored, beside panopticapi.
 
-Where panopticapi cannot be imported, `tests/reference/panoptic_quality.py` stands in for it: the same
-steps with the same cost, decoding with Pillow and sorting all pixels with `numpy.unique`, twice. Both
-sides get the same files and the same number of processes; reading and decoding count, so do JSON files
-and the start of processes.
+Where panopticapi cannot be imported, `tests/reference/panoptic_quality.py` stands in for it: the
+same steps with the same cost, decoding with Pillow and sorting all pixels with `numpy.unique`,
+twice. Both sides get the same files and the same number of processes; reading and decoding count,
+so do JSON files and the start of processes.
 """
 
 import concurrent.futures
@@ -40,8 +40,10 @@ def benchmark_panoptic_quality(
       directory: with gt.json, gt/, pred.json and pred/ to score; None: scenes are drawn.
 
     Returns:
-      `ours` and `other`: milliseconds an image, median and extremes; `other_name`; `speedup`, of the medians;
-      `equal`: whether both gave the same PQ to 1e-12; `num_images`, `processes`, `cores`, `images`: what they are.
+      `ours` and `other`: milliseconds an image, median and extremes; `other_name`; `speedup`, of
+        the medians;
+      `equal`: whether both gave the same PQ to 1e-12; `num_images`, `processes`, `cores`, `images`:
+        what they are.
 
     Raises:
       ValueError: a number is too small, or the directory lacks a file.
@@ -59,7 +61,9 @@ def benchmark_panoptic_quality(
         other_name, other = _other(paths, processes)
 
         def ours():
-            return score_files.score_panoptic(*paths, num_processes=processes)["panoptic"]["All"]["pq"]
+            return score_files.score_panoptic(*paths, num_processes=processes)["panoptic"]["All"][
+                "pq"
+            ]
 
         equal = bool(abs(ours() - other()) <= 1e-12)  # And both are warm.
         times = {"ours": [], "other": []}
@@ -84,7 +88,9 @@ def _other(paths, processes):
     if importlib.util.find_spec("panopticapi"):
         return "panopticapi", lambda: _panopticapi(paths, processes)
     if not importlib.util.find_spec("tests.reference.panoptic_quality"):
-        raise ValueError("Install panopticapi, or run from the repository, whose tests have a stand-in for it.")
+        raise ValueError(
+            "Install panopticapi, or run from the repository, whose tests have a stand-in for it."
+        )
     return "numpy.unique, as panopticapi", lambda: _reference(paths, processes)
 
 
@@ -131,7 +137,9 @@ def _reference_part(number, pairs, gt_dir, pred_dir, categories):
 
 
 def _spread(function: Callable, pairs, processes, *args):
-    """Results of `function`(number, part of the pairs, *args) for equal parts, one for each process."""
+    """Results of `function`(number, part of the pairs, *args) for equal parts, one for each
+    process.
+    """
     parts = [pairs[i::processes] for i in range(processes)]
     if processes == 1:
         yield function(0, parts[0], *args)
@@ -149,7 +157,9 @@ def _spread(function: Callable, pairs, processes, *args):
 def _copy(directory, folder):
     for name in ("gt", "pred"):
         if not os.path.isdir(os.path.join(directory, name)):
-            raise ValueError(f"{directory}: has no folder {name}; it should hold gt.json, gt/, pred.json and pred/.")
+            raise ValueError(
+                f"{directory}: has no folder {name}; it should hold gt.json, gt/, pred.json and pred/."
+            )
         shutil.copytree(os.path.join(directory, name), os.path.join(folder, name))
         with contextlib.suppress(FileNotFoundError):
             shutil.copy(os.path.join(directory, f"{name}.json"), folder)
@@ -166,13 +176,17 @@ def _repeat(folder, num_images):
     pairs = [(a, predictions[a["image_id"]]) for a in truths]
     for index, name in enumerate(("gt", "pred")):
         content = contents[name]
-        content["annotations"] = [{**pairs[i % len(pairs)][index], "image_id": i} for i in range(num_images)]
+        content["annotations"] = [
+            {**pairs[i % len(pairs)][index], "image_id": i} for i in range(num_images)
+        ]
         with open(os.path.join(folder, f"{name}.json"), "w", encoding="utf-8") as f:
             json.dump(content, f)
 
 
 def _draw(folder):
-    """Scenes of COCO's size and number of segments, as COCO's PNGs are: row filters chosen row by row."""
+    """Scenes of COCO's size and number of segments, as COCO's PNGs are: row filters chosen row by
+    row.
+    """
     rng = np.random.default_rng(0)
     for name in ("gt", "pred"):
         os.makedirs(os.path.join(folder, name))
@@ -180,16 +194,24 @@ def _draw(folder):
     for i in range(_NUM_DRAWN):
         state = rng.bit_generator.state
         for name, wobble in (("gt", 0.0), ("pred", 0.04)):
-            rng.bit_generator.state = state  # The same scene twice, the second time with other outlines.
+            rng.bit_generator.state = (
+                state  # The same scene twice, the second time with other outlines.
+            )
             ids, categories = _scene(rng, wobble)
             file_name = f"{i}.png"
             rgb = np.stack([ids & 255, ids >> 8 & 255, ids >> 16], -1).astype(np.uint8)
-            Image.fromarray(rgb).save(os.path.join(folder, name, file_name))  # Pillow chooses filters by row.
+            Image.fromarray(rgb).save(
+                os.path.join(folder, name, file_name)
+            )  # Pillow chooses filters by row.
             areas = dict(zip(*(a.tolist() for a in np.unique(ids, return_counts=True))))
             segments = [
-                {"id": k, "category_id": c, "area": areas[k], "iscrowd": 0} for k, c in categories.items() if k in areas
+                {"id": k, "category_id": c, "area": areas[k], "iscrowd": 0}
+                for k, c in categories.items()
+                if k in areas
             ]
-            contents[name]["annotations"].append({"image_id": i, "file_name": file_name, "segments_info": segments})
+            contents[name]["annotations"].append(
+                {"image_id": i, "file_name": file_name, "segments_info": segments}
+            )
     for name, content in contents.items():
         with open(os.path.join(folder, f"{name}.json"), "w", encoding="utf-8") as f:
             json.dump(content, f)
@@ -207,11 +229,17 @@ def _scene(rng, wobble):
         categories[segment_id] = category_id
 
     for i in range(4):
-        level = height * i / 4 + 25 * np.sin(x / rng.uniform(20, 90) + rng.uniform(0, 6) + 20 * wobble)
+        level = height * i / 4 + 25 * np.sin(
+            x / rng.uniform(20, 90) + rng.uniform(0, 6) + 20 * wobble
+        )
         add(y >= level, int(rng.integers(81, 134)))
     for _ in range(11):
         cy, cx, size = rng.uniform(0, height), rng.uniform(0, width), rng.uniform(15, 130)
         angle = np.arctan2(y - cy, x - cx)
-        outline = 1 + 0.25 * np.sin(angle * rng.integers(2, 7) + rng.uniform(0, 6)) + wobble * np.sin(angle * 23)
+        outline = (
+            1
+            + 0.25 * np.sin(angle * rng.integers(2, 7) + rng.uniform(0, 6))
+            + wobble * np.sin(angle * 23)
+        )
         add(np.hypot(y - cy, x - cx) < size * outline, int(rng.integers(1, 81)))
     return ids, categories

@@ -109,7 +109,9 @@ def transform_image(image: tf.Tensor, geometry: Geometry) -> tf.Tensor:
     return tf.cond(geometry.flip, lambda: tf.reverse(image, [1]), lambda: image)
 
 
-def transform_labels(labels: tf.Tensor, geometry: Geometry, padded_hw: tf.Tensor, void: int) -> tf.Tensor:
+def transform_labels(
+    labels: tf.Tensor, geometry: Geometry, padded_hw: tf.Tensor, void: int
+) -> tf.Tensor:
     """Nearest neighbour, crop, flip and padding in one look-up per axis.
 
     Args:
@@ -128,11 +130,15 @@ def transform_labels(labels: tf.Tensor, geometry: Geometry, padded_hw: tf.Tensor
     columns = tf.cond(geometry.flip, lambda: tf.reverse(columns, [0]), lambda: columns)
     # the source's added last row and column are void: padding looks there
     rows = tf.pad(rows, [[0, padded_hw[0] - tf.size(rows)]], constant_values=geometry.source_hw[0])
-    columns = tf.pad(columns, [[0, padded_hw[1] - tf.size(columns)]], constant_values=geometry.source_hw[1])
+    columns = tf.pad(
+        columns, [[0, padded_hw[1] - tf.size(columns)]], constant_values=geometry.source_hw[1]
+    )
     shape = tf.shape(labels)
     # Columns are gathered as rows of the transpose, which copies runs instead of single bytes.
     labels = tf.gather(tf.transpose(tf.reshape(labels, [-1, shape[-1]])), columns)  # [w, ...*H]
-    labels = tf.reshape(tf.transpose(labels), tf.concat([shape[:-1], [padded_hw[1]]], 0))  # [..., H, w]
+    labels = tf.reshape(
+        tf.transpose(labels), tf.concat([shape[:-1], [padded_hw[1]]], 0)
+    )  # [..., H, w]
     return tf.ensure_shape(tf.gather(labels, rows, axis=-2), [None] * rank)
 
 
@@ -168,7 +174,9 @@ def crop_boxes(boxes: tf.Tensor, masks: tf.Tensor, content_hw: tf.Tensor) -> tf.
 
 
 def tight_boxes(masks: tf.Tensor) -> tf.Tensor:
-    """The boxes that enclose masks [M, H, W]: [M, 4] float32 yxyx pixels; zeros for an empty mask."""
+    """The boxes that enclose masks [M, H, W]: [M, 4] float32 yxyx pixels; zeros for an empty
+    mask.
+    """
     bounds = []
     for axis in (2, 1):  # rows, columns
         used = tf.cast(tf.reduce_max(masks, axis=axis), tf.int32)  # [M, H] or [M, W]
@@ -193,7 +201,9 @@ def jitter_color(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """
     ranges = tf.constant([(-MAX_HUE_RADIANS, MAX_HUE_RADIANS), SATURATION, VALUE, CONTRAST])
     draws = tf.random.stateless_uniform([4], seed)
-    hue, saturation, value, contrast = tf.unstack(ranges[:, 0] + draws * (ranges[:, 1] - ranges[:, 0]))
+    hue, saturation, value, contrast = tf.unstack(
+        ranges[:, 0] + draws * (ranges[:, 1] - ranges[:, 0])
+    )
     image = compat.adjust_hsv(tf.cast(image, tf.float32) / 255.0, hue, saturation, value)
     image = tf.image.adjust_contrast(image, contrast)
     return tf.clip_by_value(image * 255.0, 0.0, 255.0)

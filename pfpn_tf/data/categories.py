@@ -59,7 +59,8 @@ class DatasetInfo:
           source: the file named in errors.
 
         Raises:
-          ValueError: an entry is incomplete or malformed, an id occurs twice, or there are too many.
+          ValueError: an entry is incomplete or malformed, an id occurs twice, or there are too
+            many.
         """
         if not isinstance(categories, (list, tuple)) or not categories:
             raise ValueError(f"{source}: expected a list of at least one category.")
@@ -71,11 +72,15 @@ class DatasetInfo:
         entries.sort(key=lambda c: c["id"])
         for a, b in zip(entries, entries[1:]):
             if a["id"] == b["id"]:
-                raise ValueError(f"{source}: category id {a['id']} occurs twice ({a['name']}, {b['name']}).")
+                raise ValueError(
+                    f"{source}: category id {a['id']} occurs twice ({a['name']}, {b['name']})."
+                )
         palette = distinct_colors(len(entries))
         return cls(
             tuple(
-                Category(c["id"], c["name"], bool(c["isthing"]), tuple(c.get("color") or palette[i]))
+                Category(
+                    c["id"], c["name"], bool(c["isthing"]), tuple(c.get("color") or palette[i])
+                )
                 for i, c in enumerate(entries)
             )
         )
@@ -234,7 +239,9 @@ def distinct_colors(count: int) -> List[Tuple[int, int, int]]:
         hue = (i * 0.618033988749895) % 1.0  # golden ratio: successive hues never bunch
         saturation = (0.85, 0.6, 0.95)[i % 3]
         value = (0.95, 0.75, 0.55, 0.85)[i % 4]
-        colors.append(tuple(int(round(255 * v)) for v in colorsys.hsv_to_rgb(hue, saturation, value)))
+        colors.append(
+            tuple(int(round(255 * v)) for v in colorsys.hsv_to_rgb(hue, saturation, value))
+        )
     return colors
 
 
@@ -244,13 +251,21 @@ def _checked_entry(entry, position, source):
         raise ValueError(f"{where} must be an object, not {entry!r}.")
     missing = [key for key in ("id", "name", "isthing") if key not in entry]
     if missing:
-        hint = " A COCO instances JSON has no isthing; give the panoptic one." if missing == ["isthing"] else ""
+        hint = (
+            " A COCO instances JSON has no isthing; give the panoptic one."
+            if missing == ["isthing"]
+            else ""
+        )
         raise ValueError(f"{where} ({entry.get('name', '?')}) lacks {', '.join(missing)}.{hint}")
     if not isinstance(entry["id"], int) or isinstance(entry["id"], bool) or entry["id"] < 0:
-        raise ValueError(f"{where} ({entry['name']}): id {entry['id']!r} must be a whole number from 0.")
+        raise ValueError(
+            f"{where} ({entry['name']}): id {entry['id']!r} must be a whole number from 0."
+        )
     if entry["isthing"] not in (0, 1):
         raise ValueError(f"{where} ({entry['name']}): isthing {entry['isthing']!r} must be 0 or 1.")
     color = entry.get("color")
     if color and (len(color) != 3 or not all(isinstance(v, int) and 0 <= v <= 255 for v in color)):
-        raise ValueError(f"{where} ({entry['name']}): color {color!r} must be three whole numbers 0..255.")
+        raise ValueError(
+            f"{where} ({entry['name']}): color {color!r} must be three whole numbers 0..255."
+        )
     return entry

@@ -283,8 +283,7 @@ class CocoPanoptic(CocoImages):
         annotation = self._annotations.get(image["id"])
         if annotation is None:
             raise DataError(
-                f"{self.source}: image {image['id']} ({image['file_name']}) has no "
-                "annotation."
+                f"{self.source}: image {image['id']} ({image['file_name']}) has no " "annotation."
             )
         path = os.path.join(self.panoptic_dir, annotation["file_name"])
         try:

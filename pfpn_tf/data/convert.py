@@ -145,7 +145,9 @@ def _run(tasks, dataset, num_workers, skip_bad, description):
                     for future in finished:
                         future.result()
         except concurrent.futures.process.BrokenProcessPool:
-            raise ValueError("A worker process was killed, perhaps for lack of memory; try fewer --num_workers.") from None
+            raise ValueError(
+                "A worker process was killed, perhaps for lack of memory; try fewer --num_workers."
+            ) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
         return [future.result() for future in futures]
@@ -196,7 +198,9 @@ def _summary(results, dataset, num_shards):
         "skipped": sum(len(r.skipped) for r in results),
         "shards": num_shards,
         "string_ids": dataset.has_string_ids,
-        "segments_by_category": {str(c.id): total["category", c.id] for c in dataset.info.categories},
+        "segments_by_category": {
+            str(c.id): total["category", c.id] for c in dataset.info.categories
+        },
     }
 
 
@@ -211,7 +215,10 @@ def _log_skipped(results):
 def _remove_former_shards(prefix, keep):
     """Shards of an earlier run with another number of shards would be read beside the new ones."""
     for path in glob.glob(f"{glob.escape(prefix)}-*-of-*.tfrecord"):
-        if re.fullmatch(re.escape(prefix) + r"-\d{5}-of-\d{5}\.tfrecord", path) and path not in keep:
+        if (
+            re.fullmatch(re.escape(prefix) + r"-\d{5}-of-\d{5}\.tfrecord", path)
+            and path not in keep
+        ):
             logging.info("Removing %s of an earlier conversion.", path)
             os.unlink(path)
 

@@ -58,7 +58,9 @@ def make_buckets(hw: np.ndarray, config: Config) -> Buckets:
         shapes = None
         if data.static_shapes:
             if not data.crop_size:
-                raise ValueError("--static_shapes with --random_scale needs --crop_size, e.g. 512,1024.")
+                raise ValueError(
+                    "--static_shapes with --random_scale needs --crop_size, e.g. 512,1024."
+                )
             shapes = _padded(np.array(data.crop_size), data)[np.newaxis, np.newaxis]
         return Buckets([np.arange(len(hw))], one_group, [sides], shapes)
 
@@ -73,7 +75,10 @@ def make_buckets(hw: np.ndarray, config: Config) -> Buckets:
     members = _members(group)
     classes = [sides[i : i + SIDES_PER_CLASS] for i in range(0, len(sides), SIDES_PER_CLASS)]
     shapes = [
-        [np.max([_resized(np.unique(hw[m], axis=0), side, data).max(0) for side in c], 0) for c in classes]
+        [
+            np.max([_resized(np.unique(hw[m], axis=0), side, data).max(0) for side in c], 0)
+            for c in classes
+        ]
         for m in members
     ]
     return Buckets(members, group, classes, _padded(np.array(shapes), data))
@@ -97,7 +102,11 @@ def largest_padded_hw(config: Config, hw: np.ndarray) -> np.ndarray:
         if data.crop_size:
             sizes = np.minimum(sizes, data.crop_size)
         # The highest and the widest image of a group may meet in one batch.
-        groups = buckets.members if config.train.global_batch_size > 1 else np.arange(len(hw))[:, np.newaxis]
+        groups = (
+            buckets.members
+            if config.train.global_batch_size > 1
+            else np.arange(len(hw))[:, np.newaxis]
+        )
         candidates = _padded(np.array([sizes[members].max(0) for members in groups]), data)
     return candidates[candidates.prod(-1).argmax()]
 
@@ -128,7 +137,9 @@ def training_examples(
         return tf.data.Dataset.from_tensor_slices(batches)
 
     def examples_of_batch(step, positions):
-        sizes = _batch_sizes(config, buckets, tf.gather(hw, positions), positions, _key(config, SIZES, step))
+        sizes = _batch_sizes(
+            config, buckets, tf.gather(hw, positions), positions, _key(config, SIZES, step)
+        )
         counter = tf.cast(step, tf.int32) * size + tf.range(size)
         seeds = tf.map_fn(lambda i: _key(config, EXAMPLES, i), counter)
         examples = {"position": positions, "seed": seeds, **sizes}
@@ -179,14 +190,18 @@ def _shuffled_batches(members, size, key):
     batches = []
     for i, positions in enumerate(members):
         count = -(-len(positions) // size) * size
-        shuffled = tf.random.experimental.stateless_shuffle(tf.constant(positions, tf.int32), seed=keys[i])
+        shuffled = tf.random.experimental.stateless_shuffle(
+            tf.constant(positions, tf.int32), seed=keys[i]
+        )
         filled = tf.tile(shuffled, [-(-count // len(positions))])[:count]
         batches.append(tf.reshape(filled, [-1, size]))
     return tf.random.experimental.stateless_shuffle(tf.concat(batches, 0), seed=keys[-1])
 
 
 def _batch_sizes(config, buckets, hw, positions, key) -> Dict[str, tf.Tensor]:
-    """Draws the scale of each image of a batch; gives resize_hw, content_hw, padded_hw, [B, 2] each."""
+    """Draws the scale of each image of a batch; gives resize_hw, content_hw, padded_hw, [B, 2]
+    each.
+    """
     data = config.data
     class_key, image_key = tf.unstack(tf.random.split(key, 2))
     draws = tf.random.stateless_uniform(tf.shape(positions), image_key)
@@ -210,7 +225,9 @@ def _batch_sizes(config, buckets, hw, positions, key) -> Dict[str, tf.Tensor]:
     if buckets.shapes is None:
         padded = preprocess.padded_hw(tf.reduce_max(content_hw, 0), data.size_divisor)
     else:
-        padded = tf.gather(tf.gather(buckets.shapes, tf.gather(buckets.group, positions[0])), side_class)
+        padded = tf.gather(
+            tf.gather(buckets.shapes, tf.gather(buckets.group, positions[0])), side_class
+        )
     return {
         "resize_hw": resize_hw,
         "content_hw": content_hw,
@@ -233,7 +250,8 @@ def _padded(hw, data):
 def _aspect_groups(hw, side, data, fewest):
     """[n] int32: the split by aspect ratio into at most MAX_SHAPE_GROUPS that pads least.
 
-    Exact, by dynamic programming over the distinct resized sizes in the order of their aspect ratio.
+    Exact, by dynamic programming over the distinct resized sizes in the order of their aspect
+    ratio.
     """
     resized = _resized(hw, side, data)
     aspect = np.log(resized[:, 1] / resized[:, 0]).round(2)

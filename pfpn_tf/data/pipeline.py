@@ -2,14 +2,17 @@
 
 Batches are dicts (B images · H, W padded size · M instances · S segments · N annotations):
 
-- always: images [B, H, W, 3] float32 normalised RGB, zero in the padding; image_hw [B, 2] int32 content
+- always: images [B, H, W, 3] float32 normalised RGB, zero in the padding; image_hw [B, 2] int32
+  content
   size; original_hw [B, 2] int32; source_id_bytes [B, 64] uint8, see `source_ids`.
-- training: seed [B, 2] int32; gt_boxes [B, M, 4] float32 yxyx; gt_class_ids [B, M] int32, -1 in padding;
+- training: seed [B, 2] int32; gt_boxes [B, M, 4] float32 yxyx; gt_class_ids [B, M] int32, -1 in
+  padding;
   gt_masks [B, M, H, W] uint8; gt_semantic [B, H, W] uint8, 255 void.
 - evaluation: source_id [B] string; panoptic_png [B] string; segment_ids, segment_category_ids,
-  segment_areas, segment_iscrowd [B, S] int64 (id 0 in padding); the instance annotations instance_ids,
-  instance_category_ids, instance_iscrowd [B, N] int64, instance_areas [B, N] float32, instance_boxes
-  [B, N, 4] float32 yxyx pixels of the stored image, instance_mask_png [B, N] string (empty in padding).
+  segment_areas, segment_iscrowd [B, S] int64 (id 0 in padding); the instance annotations
+  instance_ids, instance_category_ids, instance_iscrowd [B, N] int64, instance_areas [B, N] float32,
+  instance_boxes [B, N, 4] float32 yxyx pixels of the stored image, instance_mask_png [B, N] string
+  (empty in padding).
 """
 
 import os
@@ -43,8 +46,9 @@ def build_dataset(
       config: the settings.
       info: the dataset's categories.
       training: which of --train_records and --eval_records, and which keys.
-      input_context: of tf.distribute: this worker's contiguous share of each global batch, in batches
-        for one replica. None: global batches. Evaluation batches always have eval_batch_size images.
+      input_context: of tf.distribute: this worker's contiguous share of each global batch, in
+        batches for one replica. None: global batches. Evaluation batches always have
+        eval_batch_size images.
       start_step: the training step to continue at.
 
     Raises:
@@ -71,7 +75,9 @@ def build_dataset(
     dataset = dataset.padded_batch(
         batch_size,
         padded_shapes=_padded_shapes(dataset.element_spec, data),
-        padding_values={k: _padding_value(s, padding.get(k)) for k, s in dataset.element_spec.items()},
+        padding_values={
+            k: _padding_value(s, padding.get(k)) for k, s in dataset.element_spec.items()
+        },
         drop_remainder=training,
     )
     options = tf.data.Options()
@@ -96,7 +102,9 @@ def load_info(config: Config) -> DatasetInfo:
 
 def source_ids(source_id_bytes: np.ndarray) -> List[str]:
     """The image ids in a batch's source_id_bytes ([B, 64] uint8)."""
-    return [row.tobytes().rstrip(b"\0").decode(errors="replace") for row in np.asarray(source_id_bytes)]
+    return [
+        row.tobytes().rstrip(b"\0").decode(errors="replace") for row in np.asarray(source_id_bytes)
+    ]
 
 
 # -- one example ------------------------------------------------------------------------------
@@ -111,13 +119,21 @@ def _training_loader(config, info):
         image = preprocess.decode_image(record["image/encoded"])
         padded_hw = example["padded_hw"]
         geometry = augment.draw_geometry(
-            tf.shape(image)[:2], example["resize_hw"], example["content_hw"], data.random_flip, geometry_seed
+            tf.shape(image)[:2],
+            example["resize_hw"],
+            example["content_hw"],
+            data.random_flip,
+            geometry_seed,
         )
-        categories = tf.io.decode_png(record["image/segmentation/class/encoded"], channels=1)[..., 0]
+        categories = tf.io.decode_png(record["image/segmentation/class/encoded"], channels=1)[
+            ..., 0
+        ]
         semantic = tf.gather(to_semantic, tf.cast(categories, tf.int32))  # [H, W]
         if data.crop_bootstrap:
             bootstrap_seed = tf.random.fold_in(geometry_seed, 1)
-            geometry = augment.bootstrap_crop(geometry, semantic, VOID, data.crop_bootstrap, bootstrap_seed)
+            geometry = augment.bootstrap_crop(
+                geometry, semantic, VOID, data.crop_bootstrap, bootstrap_seed
+            )
 
         image = augment.transform_image(image, geometry)
         if data.color_jitter:
@@ -133,7 +149,9 @@ def _training_loader(config, info):
             boxes = augment.crop_boxes(boxes, masks, geometry.content_hw)
         boxes = tf.clip_by_value(boxes, 0.0, tf.tile(tf.cast(geometry.content_hw, tf.float32), [2]))
         visible = tf.reduce_min(boxes[:, 2:] - boxes[:, :2], -1) >= data.min_box_size_px
-        visible &= tf.reduce_max(tf.reduce_max(masks, 2), 1) > 0  # crop or shrinking may leave no pixel
+        visible &= (
+            tf.reduce_max(tf.reduce_max(masks, 2), 1) > 0
+        )  # crop or shrinking may leave no pixel
         visible = tf.where(visible)[:, 0]
 
         return {
@@ -160,7 +178,9 @@ def _evaluation_loader(config):
         image = preprocess.resize_image(image, example["resize_hw"])
         image = preprocess.normalize(image, data.pixel_mean, data.pixel_std)
         return {
-            "images": tf.ensure_shape(preprocess.pad_to(image, example["padded_hw"]), [None, None, 3]),
+            "images": tf.ensure_shape(
+                preprocess.pad_to(image, example["padded_hw"]), [None, None, 3]
+            ),
             "image_hw": example["resize_hw"],
             "original_hw": original_hw,
             "source_id": record["image/source_id"],
@@ -182,7 +202,9 @@ def _evaluation_loader(config):
 
 
 def _instances(record, info, max_instances):
-    """Boxes [M, 4], class ids [M] and masks [M, H, W] of a record: no crowds, the largest if too many."""
+    """Boxes [M, 4], class ids [M] and masks [M, H, W] of a record: no crowds, the largest if too
+    many.
+    """
     kept = tf.cast(tf.where(record["image/object/is_crowd"] == 0)[:, 0], tf.int32)
     areas = tf.gather(record["image/object/area"], kept)
     _, largest = tf.math.top_k(areas, tf.minimum(tf.size(areas), max_instances))
@@ -200,7 +222,11 @@ def _instances(record, info, max_instances):
         ),
         lambda: tf.zeros(tf.concat([[0], hw], 0), tf.uint8),
     )
-    return tf.gather(record["image/object/bbox_px"], kept), class_ids, tf.ensure_shape(masks, [None] * 3)
+    return (
+        tf.gather(record["image/object/bbox_px"], kept),
+        class_ids,
+        tf.ensure_shape(masks, [None] * 3),
+    )
 
 
 def _fixed_bytes(text):

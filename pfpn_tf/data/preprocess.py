@@ -14,7 +14,8 @@ FIXED_POINT = 2.0**22  # Pillow rounds its filter weights to this many steps
 def decode_image(image_bytes: tf.Tensor) -> tf.Tensor:
     """Decodes JPEG, PNG or BMP as stored: grey becomes RGB, alpha is dropped, EXIF is not applied.
 
-    The accurate JPEG transform gives the very pixels of Pillow and OpenCV; the default one does not.
+    The accurate JPEG transform gives the very pixels of Pillow and OpenCV; the default one does
+    not.
 
     Args:
       image_bytes: [] string.
@@ -25,13 +26,16 @@ def decode_image(image_bytes: tf.Tensor) -> tf.Tensor:
     image = tf.cond(
         tf.strings.substr(image_bytes, 0, 2) == b"BM",
         lambda: tf.io.decode_image(image_bytes, channels=3, expand_animations=False),
-        lambda: tf.io.decode_jpeg(image_bytes, channels=3, dct_method="INTEGER_ACCURATE"),  # PNG, too
+        lambda: tf.io.decode_jpeg(
+            image_bytes, channels=3, dct_method="INTEGER_ACCURATE"
+        ),  # PNG, too
     )
     return tf.ensure_shape(image, [None, None, 3])
 
 
 def resized_hw(hw: tf.Tensor, min_side: tf.Tensor, max_side: tf.Tensor) -> tf.Tensor:
-    """The size at which the shorter side is `min_side`, or less to keep the longer within `max_side`.
+    """The size at which the shorter side is `min_side`, or less to keep the longer within
+    `max_side`.
 
     Args:
       hw: [..., 2] int sizes, or a pair of ints.
@@ -68,7 +72,9 @@ def resize_image(image: tf.Tensor, hw: tf.Tensor) -> tf.Tensor:
     Returns:
       [h, w, 3] uint8.
     """
-    with tf.device("/CPU:0"):  # a GPU may multiply in TF32, which has too few bits for exact grey levels
+    with tf.device(
+        "/CPU:0"
+    ):  # a GPU may multiply in TF32, which has too few bits for exact grey levels
         h, w = tf.unstack(tf.cast(hw, tf.int32))
         in_h, in_w = tf.unstack(tf.shape(image)[:2])
         columns = tf.reshape(tf.transpose(image, [1, 0, 2]), [in_w, in_h * 3])
@@ -87,31 +93,42 @@ def _resize_rows(x, n_out):
     ratio = tf.cast(n, tf.float64) / tf.cast(n_out, tf.float64)
     support = tf.maximum(ratio, 1.0)  # of the triangle filter; grows when shrinking
     blocks = (n_out + BLOCK - 1) // BLOCK
-    centres = (tf.cast(tf.reshape(tf.range(blocks * BLOCK), [blocks, BLOCK]), tf.float64) + 0.5) * ratio
+    centres = (
+        tf.cast(tf.reshape(tf.range(blocks * BLOCK), [blocks, BLOCK]), tf.float64) + 0.5
+    ) * ratio
     first = tf.cast(tf.floor(centres[:, 0] - support), tf.int32)  # [blocks]
     window = tf.cast(tf.math.ceil(BLOCK * ratio + 2 * support), tf.int32) + 1
     source = first[:, tf.newaxis] + tf.range(window)  # [blocks, window]
     inside = tf.cast((source >= 0) & (source < n), tf.float64)
     distance = tf.abs(tf.cast(source, tf.float64)[:, tf.newaxis] + 0.5 - centres[:, :, tf.newaxis])
-    weights = tf.maximum(1.0 - distance / support, 0.0) * inside[:, tf.newaxis]  # [blocks, BLOCK, window]
+    weights = (
+        tf.maximum(1.0 - distance / support, 0.0) * inside[:, tf.newaxis]
+    )  # [blocks, BLOCK, window]
     weights = tf.math.divide_no_nan(weights, tf.reduce_sum(weights, -1, keepdims=True))
     weights = tf.floor(weights * FIXED_POINT + 0.5) / FIXED_POINT
-    # Fixed-point weights times grey levels have up to 30 bits: float64 adds them up without rounding,
-    # as Pillow's integers do. One grey level more or less can change what a network detects.
-    values = tf.cast(tf.gather(x, tf.clip_by_value(source, 0, n - 1)), tf.float64)  # [blocks, window, k]
+    # Fixed-point weights times grey levels have up to 30 bits: float64 adds them up without
+    # rounding, as Pillow's integers do. One grey level more or less can change what a network
+    # detects.
+    values = tf.cast(
+        tf.gather(x, tf.clip_by_value(source, 0, n - 1)), tf.float64
+    )  # [blocks, window, k]
     out = tf.cast(tf.matmul(weights, values) + 0.5, tf.uint8)  # round half up, as Pillow does
     return tf.reshape(out, [blocks * BLOCK, -1])[:n_out]  # [blocks, BLOCK, k] -> [n_out, k]
 
 
 def nearest_indices(n_in: tf.Tensor, n_out: tf.Tensor) -> tf.Tensor:
-    """[n_out] int32, floor((i + 0.5) * n_in / n_out) in whole numbers: which source index to take."""
+    """[n_out] int32, floor((i + 0.5) * n_in / n_out) in whole numbers: which source index to
+    take.
+    """
     n_in, n_out = tf.cast(n_in, tf.int64), tf.cast(n_out, tf.int64)
     return tf.cast((2 * tf.range(n_out) + 1) * n_in // (2 * n_out), tf.int32)
 
 
 def normalize(image: tf.Tensor, mean: Sequence[float], std: Sequence[float]) -> tf.Tensor:
     """(image - mean) / std per channel, float32."""
-    return (tf.cast(image, tf.float32) - tf.constant(mean, tf.float32)) / tf.constant(std, tf.float32)
+    return (tf.cast(image, tf.float32) - tf.constant(mean, tf.float32)) / tf.constant(
+        std, tf.float32
+    )
 
 
 def pad_to(x: tf.Tensor, hw: tf.Tensor, value=0, axis: int = 0) -> tf.Tensor:

@@ -84,13 +84,17 @@ def make_dataset(
     folders = ("train", "val", "annotations")
     for name in folders:
         if os.path.exists(os.path.join(directory, name)):
-            raise ValueError(f"{directory} already holds {name}/; remove it or choose another directory.")
+            raise ValueError(
+                f"{directory} already holds {name}/; remove it or choose another directory."
+            )
     os.makedirs(directory, exist_ok=True)
     partial = tempfile.mkdtemp(dir=directory, prefix=".partial-")
     try:
         os.makedirs(os.path.join(partial, "annotations"))
         _write_split(partial, "train", num_train, (seed, 0), sides, first_id=1, progress=progress)
-        _write_split(partial, "val", num_val, (seed, 1), sides, first_id=num_train + 1, progress=progress)
+        _write_split(
+            partial, "val", num_val, (seed, 1), sides, first_id=num_train + 1, progress=progress
+        )
         for name in folders:
             os.rename(os.path.join(partial, name), os.path.join(directory, name))
     finally:
@@ -135,7 +139,11 @@ def _draw_stuff(rng, hw):
     top = rng.choice(["sky", "sky", "brick"])
     grounds = list(rng.permutation(["water", "grass", "sand"]))
     names = [top] + (["brick"] if top == "sky" and rng.random() < 0.4 else [])
-    borders = [rng.uniform(0.25, 0.4)] if len(names) == 1 else [rng.uniform(0.15, 0.25), rng.uniform(0.4, 0.5)]
+    borders = (
+        [rng.uniform(0.25, 0.4)]
+        if len(names) == 1
+        else [rng.uniform(0.15, 0.25), rng.uniform(0.4, 0.5)]
+    )
     y, x = np.mgrid[: hw[0], : hw[1]].astype(np.float64)
 
     region = np.zeros(hw, np.int64)  # [h, w] index into `names`
@@ -152,7 +160,9 @@ def _draw_stuff(rng, hw):
     for index, name in enumerate(names):
         image[region == index] = _TEXTURES[name](rng, y, x)[region == index]
     category_ids = np.array([_BY_NAME[name]["id"] for name in names])[region]
-    lowest, highest = (f(region.astype(np.uint8), np.ones((3, 3), np.uint8)) for f in (cv2.erode, cv2.dilate))
+    lowest, highest = (
+        f(region.astype(np.uint8), np.ones((3, 3), np.uint8)) for f in (cv2.erode, cv2.dilate)
+    )
     category_ids[lowest != highest] = 0  # as between COCO's segments
     return image, category_ids
 
@@ -161,7 +171,10 @@ def _winding(rng, along, hw):
     """A smooth offset in pixels along a border."""
     size = max(hw)
     waves = [(0.035 * size, 1.3), (0.012 * size, 4.0)]
-    return sum(a * rng.uniform(0.4, 1) * np.sin(2 * np.pi * (f * along / size + rng.random())) for a, f in waves)
+    return sum(
+        a * rng.uniform(0.4, 1) * np.sin(2 * np.pi * (f * along / size + rng.random()))
+        for a, f in waves
+    )
 
 
 def _smooth_noise(rng, hw, cells_yx):
@@ -184,12 +197,18 @@ def _sky(rng, y, x):
 def _water(rng, y, x):
     bend = 4 * _smooth_noise(rng, y.shape, (5, 9))
     stripes = 0.5 + 0.5 * np.sin(2 * np.pi * (y / rng.uniform(7, 11) + bend / 4))
-    return _mix((15, 60, 130), (70, 140, 190), stripes * (0.5 + 0.5 * _smooth_noise(rng, y.shape, (30, 12))))
+    return _mix(
+        (15, 60, 130), (70, 140, 190), stripes * (0.5 + 0.5 * _smooth_noise(rng, y.shape, (30, 12)))
+    )
 
 
 def _grass(rng, y, x):
     blades = _smooth_noise(rng, y.shape, (y.shape[0] // 7, y.shape[1] // 2))
-    return _mix((25, 80, 25), (130, 190, 60), 0.75 * blades + 0.35 * _smooth_noise(rng, y.shape, (4, 4)) - 0.05)
+    return _mix(
+        (25, 80, 25),
+        (130, 190, 60),
+        0.75 * blades + 0.35 * _smooth_noise(rng, y.shape, (4, 4)) - 0.05,
+    )
 
 
 def _brick(rng, y, x):
@@ -286,7 +305,9 @@ def _paint(rng, image, name, centre, radius):
     view, centre = image[window], centre - low
     outline = centre + radius * _OUTLINES[name] @ rotation.T  # [P, 2] yx
     cover = _cover(outline, view.shape[:2])
-    shadow = cv2.GaussianBlur(_cover(outline + 0.12 * radius, view.shape[:2]), (0, 0), max(1.0, 0.08 * radius))
+    shadow = cv2.GaussianBlur(
+        _cover(outline + 0.12 * radius, view.shape[:2]), (0, 0), max(1.0, 0.08 * radius)
+    )
     view *= 1 - 0.35 * shadow[..., None]
     y, x = np.mgrid[: view.shape[0], : view.shape[1]] + 0.5
     v, u = np.tensordot(rotation.T, np.stack([y - centre[0], x - centre[1]]) / radius, 1)
@@ -321,7 +342,9 @@ def _draw_crowd(rng, image, owners, number):
     name = THING_NAMES[rng.integers(len(THING_NAMES))]
     middle = np.array([rng.uniform(0.3, 0.8) * hw[0], rng.uniform(0.2, 0.8) * hw[1]])
     for _ in range(rng.integers(14, 26)):
-        centre = np.clip(middle + rng.normal(0, 1, 2) * np.array([0.05, 0.1]) * min(hw), 0, np.subtract(hw, 1))
+        centre = np.clip(
+            middle + rng.normal(0, 1, 2) * np.array([0.05, 0.1]) * min(hw), 0, np.subtract(hw, 1)
+        )
         owners[_paint(rng, image, name, centre, min(hw) * rng.uniform(0.03, 0.045))] = number
     return name
 
@@ -334,8 +357,13 @@ def _label(rng, category_ids, owners, things):
     panoptic_ids = np.zeros(owners.shape, np.int64)
     segments_info = []
     used = {0}
-    stuff = [(category_id, 0, (category_ids == category_id) & (owners == 0)) for category_id in np.unique(category_ids)]
-    instances = [(_BY_NAME[name]["id"], iscrowd, owners == k) for k, (name, iscrowd) in enumerate(things, 1)]
+    stuff = [
+        (category_id, 0, (category_ids == category_id) & (owners == 0))
+        for category_id in np.unique(category_ids)
+    ]
+    instances = [
+        (_BY_NAME[name]["id"], iscrowd, owners == k) for k, (name, iscrowd) in enumerate(things, 1)
+    ]
     for category_id, iscrowd, mask in stuff + instances:
         if category_id == 0 or not mask.any():
             continue
@@ -377,10 +405,14 @@ def _write_split(directory, split, num_images, seed, sides, first_id, progress):
         stem = f"{image_id:012d}"
         _write_image(os.path.join(images_dir, stem + ".jpg"), scene.image)
         ids = scene.panoptic_ids
-        colors = np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8)  # [h, w, 3]
+        colors = np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(
+            np.uint8
+        )  # [h, w, 3]
         _write_image(os.path.join(png_dir, stem + ".png"), colors)
         height, width = ids.shape
-        images.append({"id": image_id, "file_name": stem + ".jpg", "height": height, "width": width})
+        images.append(
+            {"id": image_id, "file_name": stem + ".jpg", "height": height, "width": width}
+        )
         annotations.append(
             {"image_id": image_id, "file_name": stem + ".png", "segments_info": scene.segments_info}
         )

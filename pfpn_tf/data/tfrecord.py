@@ -30,8 +30,8 @@ FEATURES = {
     "image/key/sha256": ([], tf.string),
     "image/format": ([], tf.string),
     "image/encoded": ([], tf.string),
-    # Instances. Boxes in 0..1 as elsewhere; bbox_px holds the same as y1, x1, y2, x2 in pixels, free
-    # of the rounding that a division brings. Masks are PNGs of the image's size, 0 and 1.
+    # Instances. Boxes in 0..1 as elsewhere; bbox_px holds the same as y1, x1, y2, x2 in pixels,
+    # free of the rounding that a division brings. Masks are PNGs of the image's size, 0 and 1.
     "image/object/bbox/xmin": (None, tf.float32),
     "image/object/bbox/xmax": (None, tf.float32),
     "image/object/bbox/ymin": (None, tf.float32),
@@ -97,9 +97,12 @@ def encode_example(record: Record, info: DatasetInfo) -> bytes:
         "image/panoptic/segment/iscrowd": [int(s.iscrowd) for s in segments],
     }
     assert values.keys() == FEATURES.keys()
-    # A protobuf map has no order of its own, but messages may be concatenated: the head comes first.
+    # A protobuf map has no order of its own, but messages may be concatenated: the head comes
+    # first.
     body = b"".join(
-        tf.train.Features(feature={k: _feature(k, values[k]) for k in keys}).SerializeToString(deterministic=True)
+        tf.train.Features(feature={k: _feature(k, values[k]) for k in keys}).SerializeToString(
+            deterministic=True
+        )
         for keys in (_HEAD, [k for k in FEATURES if k not in _HEAD])
     )
     return b"\x0a" + _varint(len(body)) + body  # tf.train.Example, field 1
@@ -118,9 +121,11 @@ def decode_example(serialized: tf.Tensor) -> Dict[str, tf.Tensor]:
     parsed = tf.io.parse_single_example(
         serialized,
         {
-            key: tf.io.FixedLenFeature([], dtype)
-            if shape == []
-            else tf.io.FixedLenSequenceFeature([], dtype, allow_missing=True)
+            key: (
+                tf.io.FixedLenFeature([], dtype)
+                if shape == []
+                else tf.io.FixedLenSequenceFeature([], dtype, allow_missing=True)
+            )
             for key, (shape, dtype) in FEATURES.items()
         },
     )
@@ -167,7 +172,12 @@ def read_index(pattern: str, flag: str = "train_records") -> RecordIndex:
             sizes.append(hw)
     if not offsets:
         raise ValueError(f"--{flag}={pattern}: the files hold no record.")
-    return RecordIndex(files, np.array(file_index, np.int32), np.array(offsets, np.int64), np.array(sizes, np.int32))
+    return RecordIndex(
+        files,
+        np.array(file_index, np.int32),
+        np.array(offsets, np.int64),
+        np.array(sizes, np.int32),
+    )
 
 
 def read_record(index: RecordIndex, position: tf.Tensor) -> tf.Tensor:
@@ -199,7 +209,9 @@ def matching_files(pattern: str, flag: str) -> List[str]:
             raise ValueError(f"--{flag}={pattern}: no file matches {part}.")
         files += found
     if not files:
-        raise ValueError(f"--{flag} is empty; give a glob of TFRecords, e.g. data/coco/train-*.tfrecord.")
+        raise ValueError(
+            f"--{flag} is empty; give a glob of TFRecords, e.g. data/coco/train-*.tfrecord."
+        )
     sets = {}
     for path in files:
         match = re.fullmatch(r"(.*)-(\d+)-of-(\d+)(\..*)?", path)
@@ -226,7 +238,9 @@ def _scan(path):
             length = struct.unpack("<Q", start[:8])[0] if len(start) >= 12 else size
             end = offset + 12 + length + 4  # length and its checksum, the record, its checksum
             if end > size:
-                raise ValueError(f"{path}: no TFRecord, or cut off at byte {size}: the record at {offset} ends at {end}.")
+                raise ValueError(
+                    f"{path}: no TFRecord, or cut off at byte {size}: the record at {offset} ends at {end}."
+                )
             hw = _head_hw(start[12:])
             if hw is None:  # written by another tool: parse it all
                 f.seek(offset + 12)
@@ -240,7 +254,9 @@ def _head_hw(head):
     values = []
     for key in _HEAD:
         # key, then Feature { int64_list { value: packed varint } }, all lengths in one byte
-        match = re.search(re.escape(key.encode()) + rb"\x12.\x1a.\x0a.([\x80-\xff]*[\x00-\x7f])", head, re.DOTALL)
+        match = re.search(
+            re.escape(key.encode()) + rb"\x12.\x1a.\x0a.([\x80-\xff]*[\x00-\x7f])", head, re.DOTALL
+        )
         if match is None:
             return None
         values.append(sum((byte & 127) << (7 * i) for i, byte in enumerate(match[1])))

@@ -16,7 +16,9 @@ _STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "AR
 
 
 def kinds_of(results: Sequence[Dict[str, Any]]) -> List[str]:
-    """Which of pycocotools' "bbox" and "segm" the results can be scored for: every entry has to carry it."""
+    """Which of pycocotools' "bbox" and "segm" the results can be scored for: every entry has to
+    carry it.
+    """
     kinds = []
     if all(_has_box(r) for r in results):
         kinds.append("bbox")
@@ -26,7 +28,8 @@ def kinds_of(results: Sequence[Dict[str, Any]]) -> List[str]:
 
 
 def check_ground_truth(gt: Any, name: str) -> None:
-    """Checks the lists of a COCO instances JSON; what a kind of AP needs of annotations is checked with it.
+    """Checks the lists of a COCO instances JSON; what a kind of AP needs of annotations is checked
+    with it.
 
     Args:
       gt: content of the JSON.
@@ -35,13 +38,19 @@ def check_ground_truth(gt: Any, name: str) -> None:
     Raises:
       ValueError: names the list and entry.
     """
-    keys = {"images": ("id",), "annotations": ("id", "image_id", "category_id"), "categories": ("id",)}
+    keys = {
+        "images": ("id",),
+        "annotations": ("id", "image_id", "category_id"),
+        "categories": ("id",),
+    }
     for key, needed in keys.items():
         if not isinstance(gt, dict) or not isinstance(gt.get(key), list):
             raise ValueError(f'{name} has no list "{key}".')
         for index, entry in enumerate(gt[key]):
             for field in needed:
-                if not isinstance(entry, dict) or not isinstance(entry.get(field), (int, float, str)):
+                if not isinstance(entry, dict) or not isinstance(
+                    entry.get(field), (int, float, str)
+                ):
                     raise ValueError(f'{name}: {key}[{index}] has no usable "{field}".')
 
 
@@ -57,7 +66,11 @@ def check_results(results: Any, gt: Dict[str, Any], name: str) -> None:
       ValueError: names the entry, its image and what is wrong.
     """
     if not isinstance(results, list):
-        hint = " It is an object: is it a panoptic or annotation file?" if isinstance(results, dict) else ""
+        hint = (
+            " It is an object: is it a panoptic or annotation file?"
+            if isinstance(results, dict)
+            else ""
+        )
         raise ValueError(f"{name} must be a list of results.{hint}")
     sizes = {image["id"]: (image.get("height"), image.get("width")) for image in gt["images"]}
     for index, result in enumerate(results):
@@ -102,16 +115,20 @@ def _check_mask(mask, size, where):
     if not isinstance(height_width, list) or len(height_width) != 2:
         raise ValueError(f'{where}: the segmentation has no "size", height and width.')
     if None not in size and height_width != list(size):
-        raise ValueError(f"{where}: the mask has size {height_width}, the image {list(size)} (height, width).")
+        raise ValueError(
+            f"{where}: the mask has size {height_width}, the image {list(size)} (height, width)."
+        )
     if _num_pixels(mask["counts"]) != height_width[0] * height_width[1]:
-        raise ValueError(f"{where}: the segmentation's counts do not add up to its size {height_width}.")
+        raise ValueError(
+            f"{where}: the segmentation's counts do not add up to its size {height_width}."
+        )
 
 
 def _num_pixels(counts: str) -> int:
     """Pixels that compressed RLE covers, zeros included; -1 if it is malformed.
 
-    A number is a little-endian row of 5-bit digits, each in a character from "0" on; 32 marks that more
-    follow, 16 in the last one a negative number. From the third on a run is stored as its
+    A number is a little-endian row of 5-bit digits, each in a character from "0" on; 32 marks that
+    more follow, 16 in the last one a negative number. From the third on a run is stored as its
     difference from the one two before.
     """
     digits = np.frombuffer(counts.encode(), np.uint8).astype(np.int64) - 48
@@ -135,7 +152,9 @@ def _is_number(value):
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def average_precision(gt: Dict[str, Any], results: List[Dict[str, Any]], iou_type: str) -> Dict[str, Any]:
+def average_precision(
+    gt: Dict[str, Any], results: List[Dict[str, Any]], iou_type: str
+) -> Dict[str, Any]:
     """COCO's twelve numbers and the AP of each class.
 
     Args:
@@ -144,8 +163,9 @@ def average_precision(gt: Dict[str, Any], results: List[Dict[str, Any]], iou_typ
       iou_type: "bbox" or "segm".
 
     Returns:
-      AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl and AR (= AR100) as fractions, -1 where there is no
-      ground truth, as pycocotools has it; `per_class`: by category id AP, AP50, AP75, None without ground truth.
+      AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl and AR (= AR100) as fractions,
+      -1 where there is no ground truth, as pycocotools has it; `per_class`: by category id AP,
+      AP50, AP75, None without ground truth.
 
     Raises:
       ValueError: the ground truth lacks what this type needs.
@@ -158,7 +178,9 @@ def average_precision(gt: Dict[str, Any], results: List[Dict[str, Any]], iou_typ
 
 
 class AveragePrecision:
-    """The same numbers image by image: of each image only scores and match flags are kept, no masks."""
+    """The same numbers image by image: of each image only scores and match flags are kept, no
+    masks.
+    """
 
     def __init__(self, categories: Sequence[Dict[str, Any]], iou_type: str):
         """Args: categories: COCO categories of the things. iou_type: "bbox" or "segm"."""
@@ -203,13 +225,15 @@ class AveragePrecision:
 class _Matches(NamedTuple):
     """What COCOeval.accumulate reads of one image, in few kilobytes.
 
-    Entries are the pairs of class and area range with ground truth or detections; most have neither.
+    Entries are the pairs of class and area range with ground truth or detections; most have
+    neither.
 
     Attributes:
       entry_of: number of the entry of each pair in pycocotools' order, -1 where there is none.
       detections: bounds of each entry's part of `scores` and `flags`. objects: of `ignored`.
       scores: of the detections, float64.
-      flags: of the detections, uint32; bit t: matched at the t-th IoU threshold, bit 16 + t: ignored there.
+      flags: of the detections, uint32; bit t: matched at the t-th IoU threshold, bit 16 + t:
+        ignored there.
       ignored: of the ground-truth objects, bool.
     """
 
@@ -223,13 +247,19 @@ class _Matches(NamedTuple):
     @classmethod
     def of(cls, eval_imgs: Sequence[Any]) -> "_Matches":
         """Packs the list that COCOeval.evaluate has made of one image."""
-        entry_of, detections, objects = array.array("i"), array.array("i", [0]), array.array("i", [0])
+        entry_of, detections, objects = (
+            array.array("i"),
+            array.array("i", [0]),
+            array.array("i", [0]),
+        )
         scores, flags, ignored = [np.zeros(0)], [np.zeros(0, np.uint32)], [np.zeros(0, bool)]
         for entry in eval_imgs:
             entry_of.append(-1 if entry is None else len(detections) - 1)
             if entry is None:
                 continue
-            matched, dropped = (np.asarray(entry[k], bool) for k in ("dtMatches", "dtIgnore"))  # [T, D]
+            matched, dropped = (
+                np.asarray(entry[k], bool) for k in ("dtMatches", "dtIgnore")
+            )  # [T, D]
             bits = np.arange(len(matched), dtype=np.uint32)[:, None]
             scores.append(np.asarray(entry["dtScores"], np.float64))
             flags.append(np.sum((matched << bits) | (dropped << (bits + 16)), 0, np.uint32))
@@ -237,11 +267,18 @@ class _Matches(NamedTuple):
             detections.append(detections[-1] + len(scores[-1]))
             objects.append(objects[-1] + len(ignored[-1]))
         return cls(
-            entry_of, detections, objects, np.concatenate(scores), np.concatenate(flags), np.concatenate(ignored)
+            entry_of,
+            detections,
+            objects,
+            np.concatenate(scores),
+            np.concatenate(flags),
+            np.concatenate(ignored),
         )
 
     def entry(self, pair: int, num_thresholds: int):
-        """The entry of a pair of class and area range, as pycocotools has it; None if there is none."""
+        """The entry of a pair of class and area range, as pycocotools has it; None if there is
+        none.
+        """
         i = self.entry_of[pair]
         if i < 0:
             return None
@@ -283,7 +320,12 @@ def _evaluate(gt, results, iou_type):
     with contextlib.redirect_stdout(io.StringIO()):
         gt_index = _index(_complete(gt, iou_type))
         # Other keys might make pycocotools take the results for captions or keypoints.
-        keys = ("image_id", "category_id", "score", "bbox" if iou_type == "bbox" else "segmentation")
+        keys = (
+            "image_id",
+            "category_id",
+            "score",
+            "bbox" if iou_type == "bbox" else "segmentation",
+        )
         results = [{key: r[key] for key in keys} for r in results]
         if results:
             pred_index = gt_index.loadRes(results)
@@ -296,7 +338,9 @@ def _evaluate(gt, results, iou_type):
 
 def _summary(evaluation):
     stats = dict(zip(_STATS, (float(v) for v in evaluation.stats)))
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # [IoU, recall, class]: all areas, 100 detections
+    precision = evaluation.eval["precision"][
+        :, :, :, 0, -1
+    ]  # [IoU, recall, class]: all areas, 100 detections
     per_class = {
         str(category_id): {
             "AP": _mean(precision[:, :, k]),
@@ -324,7 +368,13 @@ def _index(dataset):
 
 def _complete(gt, iou_type):
     """A copy that pycocotools can take: it writes into annotations and needs `iscrowd`."""
-    needed = ("id", "image_id", "category_id", "area", "bbox" if iou_type == "bbox" else "segmentation")
+    needed = (
+        "id",
+        "image_id",
+        "category_id",
+        "area",
+        "bbox" if iou_type == "bbox" else "segmentation",
+    )
     annotations = []
     for annotation in gt["annotations"]:
         for key in needed:

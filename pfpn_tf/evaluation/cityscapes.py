@@ -1,12 +1,12 @@
 """Cityscapes' own metrics, computed by cityscapesscripts, and the files its server takes.
 
-IoU and iIoU score a label for each pixel, AP scores instance masks. Both are written in the format of
-the benchmark and read back by cityscapesscripts' functions, so that the numbers are those of
+IoU and iIoU score a label for each pixel, AP scores instance masks. Both are written in the format
+of the benchmark and read back by cityscapesscripts' functions, so that the numbers are those of
 csEvalPixelLevelSemanticLabeling and csEvalInstanceLevelSemanticLabeling on the same files.
 
-cityscapesscripts keeps settings in global objects, stops the process at an error and leaves caches in
-the working directory and beside itself; here it gets copies, its exits become errors, and nothing
-is left behind.
+cityscapesscripts keeps settings in global objects, stops the process at an error and leaves caches
+in the working directory and beside itself; here it gets copies, its exits become errors, and
+nothing is left behind.
 
 Shapes: h, w original image size.
 """
@@ -66,7 +66,8 @@ def score_files(
       `per_class` by name `iou`, `iiou`, `AP`, `AP50`; `num_images`.
 
     Raises:
-      ValueError: cityscapesscripts is not installed, or a file is missing or does not fit; says which.
+      ValueError: cityscapesscripts is not installed, or a file is missing or does not fit; says
+        which.
     """
     truth = _Truth(gt_dir)
     label_of = label_ids(categories_json or panoptic_json)
@@ -81,7 +82,9 @@ def score_files(
     if only_predicted:
         image_ids = [i for i in image_ids if i in (maps.image_ids if maps else results)]
         if not image_ids:
-            raise ValueError(f"{gt_dir}: none of its images is predicted; is it the ground truth of this split?")
+            raise ValueError(
+                f"{gt_dir}: none of its images is predicted; is it the ground truth of this split?"
+            )
     elif maps:
         truth.check_complete(maps.image_ids, maps.name)
 
@@ -96,12 +99,16 @@ def score_files(
         if results is not None:
             folder = os.path.join(output_dir, INSTANCE_LEVEL)
             for image_id in image_ids:  # An image in which nothing was found is in no entry.
-                write_instances(folder, image_id, results.get(image_id, []), label_of, truth.size(image_id))
+                write_instances(
+                    folder, image_id, results.get(image_id, []), label_of, truth.size(image_id)
+                )
             _merge(metrics, _score_instances(folder, truth, image_ids))
     return metrics
 
 
-def score_written(gt_dir: str, directory: str, categories_json: str, semantic: bool) -> Dict[str, Any]:
+def score_written(
+    gt_dir: str, directory: str, categories_json: str, semantic: bool
+) -> Dict[str, Any]:
     """`score_files` of the folder that a `coco_format.PredictionWriter` has filled.
 
     The files for the server go there, too.
@@ -141,7 +148,11 @@ def label_ids(categories_json: str) -> Dict[int, int]:
       ValueError: there are no categories, or one is no class of Cityscapes.
     """
     known = _scripts("helpers.labels").name2label
-    content = coco_format.load_json(categories_json, "The JSON of the categories") if categories_json else {}
+    content = (
+        coco_format.load_json(categories_json, "The JSON of the categories")
+        if categories_json
+        else {}
+    )
     categories = content.get("categories") if isinstance(content, dict) else None
     if not categories:
         raise ValueError(
@@ -170,7 +181,11 @@ def write_labels(folder: str, image_id: str, labels: np.ndarray) -> None:
 
 
 def write_instances(
-    folder: str, image_id: str, results: Sequence[Mapping[str, Any]], label_of: Mapping[int, int], hw: Sequence[int]
+    folder: str,
+    image_id: str,
+    results: Sequence[Mapping[str, Any]],
+    label_of: Mapping[int, int],
+    hw: Sequence[int],
 ) -> None:
     """Writes one image for the instance-level benchmark: `folder`/IMAGE_ID.txt and its masks.
 
@@ -195,7 +210,9 @@ def write_instances(
                 f"{list(hw)} (height, width)."
             )
         if category_id not in label_of:
-            raise ValueError(f"Image {image_id}: instance {index} has the unknown category_id {category_id!r}.")
+            raise ValueError(
+                f"Image {image_id}: instance {index} has the unknown category_id {category_id!r}."
+            )
         name = f"masks/{image_id}_{index:03d}.png"
         with atomic_write(os.path.join(folder, name), "wb") as f:
             f.write(_png(mask_utils.decode(mask) * 255))
@@ -241,7 +258,9 @@ class _Truth:
         missing = [i for i in self._paths if i not in predicted]
         if missing:
             more = f" and {len(missing) - 1} more images" if len(missing) > 1 else ""
-            raise ValueError(f"Image {missing[0]}{more}: not in {name}, but in the ground truth {self._directory}.")
+            raise ValueError(
+                f"Image {missing[0]}{more}: not in {name}, but in the ground truth {self._directory}."
+            )
 
     def labels(self, image_id) -> str:
         return self._paths[image_id]
@@ -277,7 +296,9 @@ class _PanopticMaps:
     def read(self, image_id, hw):
         annotation = self.image_ids[image_id]
         coco_format.check_annotation(annotation, self._json_path, "prediction")
-        ids = coco_format.read_panoptic_png(self._directory, annotation["file_name"], image_id, "prediction")
+        ids = coco_format.read_panoptic_png(
+            self._directory, annotation["file_name"], image_id, "prediction"
+        )
         _check_size(ids, hw, image_id, annotation["file_name"])
         labels = np.full(ids.shape, _UNLABELED, np.uint8)
         for segment in annotation["segments_info"]:
@@ -297,7 +318,9 @@ class _SemanticMaps:
         self.name = f"the folder of semantic maps {directory}"
         if not os.path.isdir(directory):
             raise ValueError(f"{directory}: no such folder; it should hold the semantic maps.")
-        self.image_ids = {os.path.splitext(n)[0] for n in os.listdir(directory) if n.endswith(".png")}
+        self.image_ids = {
+            os.path.splitext(n)[0] for n in os.listdir(directory) if n.endswith(".png")
+        }
         self._directory = directory
         self._table = np.full(256, _UNLABELED, np.uint8)
         for category_id, label in label_of.items():
@@ -332,7 +355,9 @@ def _results_by_image(path):
                 '"frankfurt_000000_000294".'
             )
         if not isinstance(result.get("score"), (int, float)) or not math.isfinite(result["score"]):
-            raise ValueError(f"The instance results JSON {path}: entry {index} has no finite score.")
+            raise ValueError(
+                f"The instance results JSON {path}: entry {index} has no finite score."
+            )
         by_image.setdefault(result["image_id"], []).append(result)
     return by_image
 
@@ -360,7 +385,9 @@ def _exits_as_errors():
             yield
     except SystemExit:
         message = printed.getvalue().strip().splitlines()[-1:] or ["no reason given"]
-        raise ValueError(f"cityscapesscripts stopped: {message[0].removeprefix('ERROR: ')}") from None
+        raise ValueError(
+            f"cityscapesscripts stopped: {message[0].removeprefix('ERROR: ')}"
+        ) from None
 
 
 def _score_pixels(folder, truth, image_ids):
@@ -374,7 +401,14 @@ def _score_pixels(folder, truth, image_ids):
     for image_id in image_ids:
         truth.instances(image_id)  # Which the call reads by name.
         with _exits_as_errors():
-            scripts.evaluatePair(_label_path(folder, image_id), truth.labels(image_id), confusion, instances, {}, args)
+            scripts.evaluatePair(
+                _label_path(folder, image_id),
+                truth.labels(image_id),
+                confusion,
+                instances,
+                {},
+                args,
+            )
         progress.advance()
     progress.close()
 
@@ -386,12 +420,21 @@ def _score_pixels(folder, truth, image_ids):
         for i, name in label_names.items()
     }
     group_iou = {g: scripts.getIouScoreForCategory(g, confusion, args) for g in groups}
-    group_iiou = {g: scripts.getInstanceIouScoreForCategory(g, confusion, instances, args) for g in groups}
-    scores = {"miou": iou, "iiou": iiou, "miou_categories": group_iou, "iiou_categories": group_iiou}
+    group_iiou = {
+        g: scripts.getInstanceIouScoreForCategory(g, confusion, instances, args) for g in groups
+    }
+    scores = {
+        "miou": iou,
+        "iiou": iiou,
+        "miou_categories": group_iou,
+        "iiou_categories": group_iiou,
+    }
     evaluated = [name for i, name in label_names.items() if not scripts.id2label[i].ignoreInEval]
     return {
         **{key: _or_none(scripts.getScoreAverage(values, args)) for key, values in scores.items()},
-        "per_class": {name: {"iou": _or_none(iou[name]), "iiou": _or_none(iiou[name])} for name in evaluated},
+        "per_class": {
+            name: {"iou": _or_none(iou[name]), "iiou": _or_none(iiou[name])} for name in evaluated
+        },
     }
 
 
@@ -407,7 +450,9 @@ def _score_instances(folder, truth, image_ids):
         path = truth.instances(image_id)
         with _exits_as_errors():
             instances = scripts.instances2dict([path])
-            matches.update(scripts.matchGtWithPreds([_list_path(folder, image_id)], [path], instances, args))
+            matches.update(
+                scripts.matchGtWithPreds([_list_path(folder, image_id)], [path], instances, args)
+            )
         progress.advance()
     progress.close()
     with _exits_as_errors():

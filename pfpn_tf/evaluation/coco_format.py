@@ -83,7 +83,8 @@ def read_panoptic_png(
     what: str,
     decode: Callable[[bytes, str], np.ndarray] = decode_panoptic_png,
 ) -> np.ndarray:
-    """`decode_panoptic_png` or `decode_panoptic_pixels` of a file; errors name the image, the file and what it is.
+    """`decode_panoptic_png` or `decode_panoptic_pixels` of a file; errors name the image, the file
+    and what it is.
 
     Raises:
       ValueError: the file is missing or damaged.
@@ -93,7 +94,9 @@ def read_panoptic_png(
         with open(path, "rb") as f:
             png = f.read()
     except OSError as error:
-        raise ValueError(f"Image {image_id}: {what} PNG {path} cannot be read ({error.strerror}).") from None
+        raise ValueError(
+            f"Image {image_id}: {what} PNG {path} cannot be read ({error.strerror})."
+        ) from None
     return decode(png, f"Image {image_id}: {what} PNG {path}")
 
 
@@ -135,7 +138,9 @@ def load_panoptic_json(path: str, what: str, with_categories: bool) -> Dict[str,
         hint = ""
         if isinstance(content, list):
             hint = " It is a list: is it a file of instance results?"
-        raise ValueError(f'The {what} JSON {path} must be an object with a list "annotations".{hint}')
+        raise ValueError(
+            f'The {what} JSON {path} must be an object with a list "annotations".{hint}'
+        )
     if with_categories:
         _check_categories(content, path, what)
     for index, annotation in enumerate(content["annotations"]):
@@ -160,7 +165,9 @@ def _check_categories(content, path, what):
                 f"have them: {json.dumps(category)[:200]}. Is it an instances JSON?"
             )
         if not isinstance(category["id"], (int, str)):
-            raise ValueError(f"The {what} JSON {path}: category id {json.dumps(category['id'])} must be a number.")
+            raise ValueError(
+                f"The {what} JSON {path}: category id {json.dumps(category['id'])} must be a number."
+            )
 
 
 def check_annotation(annotation: Dict[str, Any], path: str, what: str, areas: bool = False) -> None:
@@ -181,9 +188,13 @@ def check_annotation(annotation: Dict[str, Any], path: str, what: str, areas: bo
         raise ValueError(f'{where} the annotation has no list "segments_info".')
     for segment in annotation["segments_info"]:
         if not isinstance(segment, dict) or "id" not in segment:
-            raise ValueError(f'{where} an entry of segments_info has no "id": {json.dumps(segment)[:200]}.')
+            raise ValueError(
+                f'{where} an entry of segments_info has no "id": {json.dumps(segment)[:200]}.'
+            )
         if not _is_whole(segment["id"]):
-            raise ValueError(f"{where} segment id {json.dumps(segment['id'])} is not a whole number.")
+            raise ValueError(
+                f"{where} segment id {json.dumps(segment['id'])} is not a whole number."
+            )
         if "category_id" not in segment or isinstance(segment["category_id"], (list, dict)):
             raise ValueError(f'{where} segment {segment["id"]} has no usable "category_id".')
         if areas and "area" in segment and not isinstance(segment["area"], (int, float)):
@@ -227,7 +238,10 @@ def instance_results(
                 "category_id": int(category_id),
                 "bbox": [x1, y1, x2 - x1, y2 - y1],
                 "score": float(score),
-                "segmentation": {"size": [int(v) for v in rle["size"]], "counts": rle["counts"].decode()},
+                "segmentation": {
+                    "size": [int(v) for v in rle["size"]],
+                    "counts": rle["counts"].decode(),
+                },
             }
         )
     return results
@@ -256,8 +270,8 @@ class PredictionWriter:
           directory: made if need be.
           categories: COCO categories, written into the panoptic JSON.
           panoptic, instances: which kinds to write.
-          semantic_category_ids: [S] category id of each semantic class, None for a class that has none; None: no
-            semantic PNGs.
+          semantic_category_ids: [S] category id of each semantic class, None for a class that has
+            none; None: no semantic PNGs.
         """
         self.panoptic_json = os.path.join(directory, "panoptic.json") if panoptic else None
         self.panoptic_dir = os.path.join(directory, "panoptic") if panoptic else None
@@ -273,9 +287,13 @@ class PredictionWriter:
         self._files = contextlib.ExitStack()
         if self.panoptic_json:
             os.makedirs(self.panoptic_dir, exist_ok=True)
-            self._panoptic = _JsonList(self._files.enter_context(atomic_write(self.panoptic_json)), '{"annotations": [')
+            self._panoptic = _JsonList(
+                self._files.enter_context(atomic_write(self.panoptic_json)), '{"annotations": ['
+            )
         if self.instances_json:
-            self._instances = _JsonList(self._files.enter_context(atomic_write(self.instances_json)), "[")
+            self._instances = _JsonList(
+                self._files.enter_context(atomic_write(self.instances_json)), "["
+            )
         return self
 
     def __exit__(self, kind, value, traceback):
@@ -285,12 +303,16 @@ class PredictionWriter:
             self._instances.close("]")
         return self._files.__exit__(kind, value, traceback)
 
-    def add_panoptic(self, image_id: Any, panoptic_ids: np.ndarray, segments_info: List[dict]) -> None:
+    def add_panoptic(
+        self, image_id: Any, panoptic_ids: np.ndarray, segments_info: List[dict]
+    ) -> None:
         """Writes one panoptic map, named after the image id."""
         file_name = self._file_name(image_id)
         with atomic_write(os.path.join(self.panoptic_dir, file_name), "wb") as f:
             f.write(encode_panoptic_png(panoptic_ids))
-        self._panoptic.add({"image_id": image_id, "file_name": file_name, "segments_info": segments_info})
+        self._panoptic.add(
+            {"image_id": image_id, "file_name": file_name, "segments_info": segments_info}
+        )
 
     def add_instances(self, results: List[Dict[str, Any]]) -> None:
         """Writes the results of `instance_results`."""
@@ -305,7 +327,10 @@ class PredictionWriter:
           directory: where its PNG is; it is moved.
         """
         file_name = self._file_name(annotation["image_id"])
-        os.replace(os.path.join(directory, annotation["file_name"]), os.path.join(self.panoptic_dir, file_name))
+        os.replace(
+            os.path.join(directory, annotation["file_name"]),
+            os.path.join(self.panoptic_dir, file_name),
+        )
         self._panoptic.add({**annotation, "file_name": file_name})
 
     def add_semantic(self, image_id: Any, labels: np.ndarray) -> None:
@@ -315,12 +340,18 @@ class PredictionWriter:
           image_id: the dataset's image id.
           labels: [h, w] semantic class, S where undefined.
         """
-        png = cv2.imencode(".png", self._category_of_class[labels], [cv2.IMWRITE_PNG_COMPRESSION, 1])[1]
-        with atomic_write(os.path.join(self.semantic_dir, f"{_plain_name(image_id)}.png"), "wb") as f:
+        png = cv2.imencode(
+            ".png", self._category_of_class[labels], [cv2.IMWRITE_PNG_COMPRESSION, 1]
+        )[1]
+        with atomic_write(
+            os.path.join(self.semantic_dir, f"{_plain_name(image_id)}.png"), "wb"
+        ) as f:
             f.write(png.tobytes())
 
     def move_semantic(self, directory: str) -> None:
-        """Takes over the semantic maps that another writer has left in `directory`, if it had any image."""
+        """Takes over the semantic maps that another writer has left in `directory`, if it had any
+        image.
+        """
         os.makedirs(self.semantic_dir, exist_ok=True)
         for name in os.listdir(directory) if os.path.isdir(directory) else ():
             os.replace(os.path.join(directory, name), os.path.join(self.semantic_dir, name))
@@ -344,7 +375,9 @@ def _plain_name(image_id):
 
 def _semantic_table(category_ids):
     """[S + 1] value in a semantic PNG of each class, and of what is undefined."""
-    dtype = np.uint8 if max((i for i in category_ids if i is not None), default=0) < 255 else np.uint16
+    dtype = (
+        np.uint8 if max((i for i in category_ids if i is not None), default=0) < 255 else np.uint16
+    )
     void = np.iinfo(dtype).max
     return np.array([void if i is None else i for i in category_ids] + [void], dtype)
 
@@ -367,7 +400,9 @@ class _JsonList:
 
 
 def read_entries(path: str) -> Iterator[Dict[str, Any]]:
-    """The entries of a list that `PredictionWriter` wrote, one by one: each is on a line of its own."""
+    """The entries of a list that `PredictionWriter` wrote, one by one: each is on a line of its
+    own.
+    """
     with open(path, encoding="utf-8") as f:
         for line in f:
             if line.startswith('{"image_id"'):

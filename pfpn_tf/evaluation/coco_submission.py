@@ -1,8 +1,9 @@
-"""The zip files that COCO's evaluation servers take for test images, which have no public ground truth.
+"""The zip files that COCO's evaluation servers take for test images, which have no public ground
+truth.
 
-The servers tell submissions by name: TASK_SPLIT2017_ALGORITHM_results.zip. That of the panoptic task
-holds the JSON and the folder of PNGs under the same name, that of detection (boxes and masks) the
-JSON of results.
+The servers tell submissions by name: TASK_SPLIT2017_ALGORITHM_results.zip. That of the panoptic
+task holds the JSON and the folder of PNGs under the same name, that of detection (boxes and masks)
+the JSON of results.
 """
 
 import os
@@ -21,7 +22,8 @@ def write(predictions_dir: str, split: str, algorithm: str) -> List[str]:
     """Packs the files of a `coco_format.PredictionWriter`.
 
     Args:
-      predictions_dir: holds panoptic.json and panoptic/, or instances.json, or both; the zip files go there.
+      predictions_dir: holds panoptic.json and panoptic/, or instances.json, or both; the zip files
+        go there.
       split: one of `SPLITS`.
       algorithm: a name for the network; what is not a letter, digit, "-" or "_" is dropped from it.
 
@@ -35,10 +37,14 @@ def write(predictions_dir: str, split: str, algorithm: str) -> List[str]:
     written = []
     panoptic_json = os.path.join(predictions_dir, "panoptic.json")
     if os.path.exists(panoptic_json):
-        written.append(_pack(predictions_dir, f"panoptic_{split}{_YEAR}_{algorithm}_results", panoptic_json))
+        written.append(
+            _pack(predictions_dir, f"panoptic_{split}{_YEAR}_{algorithm}_results", panoptic_json)
+        )
     instances_json = os.path.join(predictions_dir, "instances.json")
     if os.path.exists(instances_json):
-        written.append(_pack(predictions_dir, f"detections_{split}{_YEAR}_{algorithm}_results", instances_json))
+        written.append(
+            _pack(predictions_dir, f"detections_{split}{_YEAR}_{algorithm}_results", instances_json)
+        )
     if not written:
         raise ValueError(f"{predictions_dir}: holds no panoptic.json or instances.json to submit.")
     return written
@@ -53,6 +59,8 @@ def _pack(directory, name, json_path):
         for annotation in content["annotations"] if isinstance(content, dict) else ():
             png = os.path.join(coco_format.png_folder(json_path), annotation["file_name"])
             if not os.path.exists(png):
-                raise ValueError(f"Image {annotation['image_id']}: {png}, which {json_path} names, does not exist.")
+                raise ValueError(
+                    f"Image {annotation['image_id']}: {png}, which {json_path} names, does not exist."
+                )
             archive.write(png, f"{name}/{annotation['file_name']}")  # PNGs are compressed already.
     return path

@@ -54,8 +54,8 @@ def largest_mistakes(confusion: np.ndarray, names: Sequence[str], count: int = 1
 def draw(confusion: np.ndarray, names: Sequence[str]) -> np.ndarray:
     """The matrix as a picture: blue where a row's pixels are right, red where they went instead.
 
-    Colours follow the square root of the share, so that one pixel in a hundred can still be seen. Rows
-    of classes that do not occur are grey.
+    Colours follow the square root of the share, so that one pixel in a hundred can still be seen.
+    Rows of classes that do not occur are grey.
 
     Args:
       confusion: [C, C + 1] pixels.

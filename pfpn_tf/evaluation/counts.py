@@ -128,7 +128,8 @@ class Counts:
         """Adds one image, and writes its predictions if there is a writer.
 
         Returns:
-          (`ImageCounts`, predicted segments_info); None for either without panoptic maps, for the counts without ground truth.
+          (`ImageCounts`, predicted segments_info); None for either without panoptic maps, for the
+          counts without ground truth.
         """
         height, width = truth.hw
         scored = truth.panoptic_ids is not None

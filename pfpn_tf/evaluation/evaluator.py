@@ -1,7 +1,7 @@
 """Evaluates a network on a split of TFRecords, image by image.
 
-Inference and fusion run in graph on all replicas; what follows is counted on the host while the next
-batch is computed. Kept of an image are its counts and the scores and match flags of its
+Inference and fusion run in graph on all replicas; what follows is counted on the host while the
+next batch is computed. Kept of an image are its counts and the scores and match flags of its
 detections, so memory does not depend on the size of the split.
 
 Results do not depend on the number of replicas and workers: each replica gets batches of
@@ -101,15 +101,17 @@ class Evaluator:
         """Evaluates the split.
 
         Args:
-          output_dir: where metrics.json, the predictions and, of a panoptic network, report.html and
-            confusion.png go; None: nothing is written.
+          output_dir: where metrics.json, the predictions and, of a panoptic network, report.html
+            and confusion.png go; None: nothing is written.
           max_images: only the first images; 0: `--max_images`, or all.
           save_predictions: whether `output_dir` also gets the predictions in COCO format.
 
         Returns:
-          Fractions at full precision: `panoptic` (see `PanopticQuality.result`), `semantic` (IoU of the panoptic maps) and
-          `semantic_branch` (of the branch's own argmax, the paper's mIoU; see `SemanticIoU.result`), `bbox` and `segm` (see
-          `average_precision`), as far as the network has them; `num_images`, `seconds`, `notes`.
+          Fractions at full precision: `panoptic` (see `PanopticQuality.result`), `semantic` (IoU of
+            the panoptic maps) and
+          `semantic_branch` (of the branch's own argmax, the paper's mIoU; see
+          `SemanticIoU.result`), `bbox` and `segm` (see `average_precision`), as far as the network
+          has them; `num_images`, `seconds`, `notes`.
 
         Raises:
           ValueError: records and network do not fit.
@@ -142,7 +144,9 @@ class Evaluator:
         return report.class_table(metrics, self._info.coco_categories())
 
     def pictures(self) -> Dict[str, np.ndarray]:
-        """Of the last evaluation: confusion, worst/0, ..., best/0, ..., [h, w, 3] uint8; none without panoptic maps."""
+        """Of the last evaluation: confusion, worst/0, ..., best/0, ..., [h, w, 3] uint8; none
+        without panoptic maps.
+        """
         if not self._has_pictures:
             return {}
         return {"confusion": self._confusion_picture(), **self.findings.gallery.pictures()}
@@ -157,7 +161,9 @@ class Evaluator:
         )
 
     def _evaluate_share(self, num_images, predictions_dir):
-        """This worker's `Findings`; of several workers, one that fails returns the message for all."""
+        """This worker's `Findings`; of several workers, one that fails returns the message for
+        all.
+        """
         with_gallery = self._config.model.task == "panoptic"
         counts = Counts(self._config.model, self._info)
         found = Findings(counts, html_report.Gallery(self._info) if with_gallery else None, [])
@@ -292,7 +298,8 @@ class Evaluator:
         return len(self._inference.settings)
 
     def _distributed_dataset(self, num_images):
-        """Batches of `eval_batch_size` images for each replica in turn; endless, filled up at the end.
+        """Batches of `eval_batch_size` images for each replica in turn; endless, filled up at the
+        end.
 
         What the networks get to see at other sizes comes as images_1, image_hw_1, images_2, ...
         """
@@ -331,7 +338,9 @@ def evaluate(
     output_dir: Optional[str] = None,
     max_images: int = 0,
 ) -> Dict[str, Any]:
-    """`Evaluator(...).evaluate(...)` once. To evaluate repeatedly, keep the `Evaluator`: it traces only once."""
+    """`Evaluator(...).evaluate(...)` once. To evaluate repeatedly, keep the `Evaluator`: it traces
+    only once.
+    """
     return Evaluator(config, info, model, strategy).evaluate(output_dir, max_images)
 
 

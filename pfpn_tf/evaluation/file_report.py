@@ -1,4 +1,6 @@
-"""The report page about prediction files: best and worst images, drawn from the files themselves."""
+"""The report page about prediction files: best and worst images, drawn from the files
+themselves.
+"""
 
 import os
 from typing import Any, Dict
@@ -13,7 +15,9 @@ _GREY = 205  # Stands for the photo where there is none.
 
 
 class FileReport:
-    """Draws the images at either end while they are scored, then writes page and confusion picture."""
+    """Draws the images at either end while they are scored, then writes page and confusion
+    picture.
+    """
 
     def __init__(
         self, gt: Dict[str, Any], gt_json: str, gt_dir: str, pred_dir: str, image_dir: str = ""

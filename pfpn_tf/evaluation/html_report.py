@@ -1,13 +1,14 @@
 """One self-contained HTML page about an evaluation.
 
-It holds the main table, every class, the confusion of the semantic maps, and the best and worst images with
-ground truth beside prediction. Pictures are inside the page, so it can be moved and mailed.
+It holds the main table, every class, the confusion of the semantic maps, and the best and worst
+images with ground truth beside prediction. Pictures are inside the page, so it can be moved and
+mailed.
 """
 
 import base64
 import html
 import os
-from typing import Any, Callable, Dict, List, NamedTuple, Sequence
+from typing import Any, Callable, Dict, List, NamedTuple
 
 import cv2
 import numpy as np
@@ -76,8 +77,8 @@ class Gallery:
           position: of the image in the split.
           name: for the caption.
           tally: of this image.
-          read: gives photo, ground truth and prediction; called only to draw. The photo is [h, w, 3] uint8, the others
-            ([h, w] ids, segments_info).
+          read: gives photo, ground truth and prediction; called only to draw. The photo is [h, w,
+            3] uint8, the others ([h, w] ids, segments_info).
         """
         if not tally.tp + tally.fp + tally.fn:
             return

@@ -140,7 +140,9 @@ class Inference:
         )
 
     def _semantic_logits(self, inputs, known):
-        """[B, H4, W4, S] in the frame of scale 1; `known` are those of its plain view, if computed."""
+        """[B, H4, W4, S] in the frame of scale 1; `known` are those of its plain view, if
+        computed.
+        """
         frame = inputs[self._frame]
         size = tf.shape(frame.images)[1:3] // fusion.SEMANTIC_STRIDE
         probs = []

@@ -10,8 +10,8 @@ panopticapi, the COCO evaluator, to the letter:
 - Of several entries with one id, the last counts.
 
 Speed: an image is a few thousand runs of equal (ground truth, prediction) pixels, and only the runs
-are sorted, not the pixels. Sums are exact, so results depend neither on the order of the images nor on
-how they are split over processes or replicas.
+are sorted, not the pixels. Sums are exact, so results depend neither on the order of the images nor
+on how they are split over processes or replicas.
 
 Shapes: h, w image size · P pairs of overlapping segments.
 """
@@ -24,8 +24,8 @@ import numpy as np
 VOID = 0
 _NUM_IDS = 1 << 24
 _MAX_RUN = 1 << 16  # No run may be longer than 16 bits can say.
-# An IoU that counts is above 0.5, hence a whole multiple of 2**-53 in double precision: sums of these
-# multiples are exact in Python's integers.
+# An IoU that counts is above 0.5, hence a whole multiple of 2**-53 in double precision: sums of
+# these multiples are exact in Python's integers.
 _IOU_UNIT = 1 << 53
 
 
@@ -120,7 +120,9 @@ class ImageCounts(NamedTuple):
     false_positives: list
 
 
-def check_prediction(found: Overlaps, pred_segments: Sequence[dict], categories, where: str) -> Dict[int, int]:
+def check_prediction(
+    found: Overlaps, pred_segments: Sequence[dict], categories, where: str
+) -> Dict[int, int]:
     """Compares a predicted map with its segments_info.
 
     Args:
@@ -143,7 +145,9 @@ def check_prediction(found: Overlaps, pred_segments: Sequence[dict], categories,
         if pred_id not in listed:
             if pred_id == VOID:
                 continue
-            raise ValueError(f"{where}: segment {pred_id} is in the PNG but not in segments_info of the JSON.")
+            raise ValueError(
+                f"{where}: segment {pred_id} is in the PNG but not in segments_info of the JSON."
+            )
         if listed[pred_id] not in categories:
             raise ValueError(
                 f"{where}: segment {pred_id} has category_id {listed[pred_id]!r}, which is not among the "
@@ -152,7 +156,11 @@ def check_prediction(found: Overlaps, pred_segments: Sequence[dict], categories,
     missing = [i for i in listed if i not in areas]
     if missing:
         many = "segments" if len(missing) > 1 else "segment"
-        hint = f" Ids in a PNG stay below {_NUM_IDS}." if any(i >= _NUM_IDS or i < 0 for i in missing) else ""
+        hint = (
+            f" Ids in a PNG stay below {_NUM_IDS}."
+            if any(i >= _NUM_IDS or i < 0 for i in missing)
+            else ""
+        )
         raise ValueError(
             f"{where}: {many} {', '.join(map(str, missing[:10]))} {'are' if len(missing) > 1 else 'is'} in "
             f"segments_info of the JSON but not in the PNG.{hint}"
@@ -195,7 +203,9 @@ def match_image(
                 f"{where}: the ground-truth segment {gt_id}, which segment {pred_id} overlaps, has no "
                 '"area" in the ground-truth JSON.'
             )
-        union = pred_areas[pred_id] + segment["area"] - intersection - pixels.get((VOID, pred_id), 0)
+        union = (
+            pred_areas[pred_id] + segment["area"] - intersection - pixels.get((VOID, pred_id), 0)
+        )
         # A union of 0 takes a wrong area in the JSON; such a pair cannot be told to match.
         iou = intersection / union if union else 0.0
         if iou > 0.5:
@@ -236,7 +246,11 @@ class PanopticQuality:
         self._iou = dict.fromkeys(self._is_thing, 0)  # In units of 2**-53.
 
     def update(
-        self, found: Overlaps, gt_segments: Sequence[dict], pred_segments: Sequence[dict], where: str = "Prediction"
+        self,
+        found: Overlaps,
+        gt_segments: Sequence[dict],
+        pred_segments: Sequence[dict],
+        where: str = "Prediction",
     ) -> ImageCounts:
         """Adds one image.
 
@@ -285,9 +299,10 @@ class PanopticQuality:
         """Fractions at full precision.
 
         Returns:
-          `All`, `Things`, `Stuff`: pq, sq, rq, n, or None where no class of the group occurs in ground truth or
-          prediction (n would be 0); `per_class`: by category id as a string pq, sq, rq, tp, fp, fn, iou_sum (zeros for a
-          class that does not occur).
+          `All`, `Things`, `Stuff`: pq, sq, rq, n, or None where no class of the group occurs in
+            ground truth or
+          prediction (n would be 0); `per_class`: by category id as a string pq, sq, rq, tp, fp, fn,
+          iou_sum (zeros for a class that does not occur).
         """
         per_class = {str(c): self._class_result(c) for c in self._is_thing}
         return {
@@ -322,4 +337,7 @@ class PanopticQuality:
         ]
         if not rows:
             return None
-        return {**{k: sum(row[k] for row in rows) / len(rows) for k in ("pq", "sq", "rq")}, "n": len(rows)}
+        return {
+            **{k: sum(row[k] for row in rows) / len(rows) for k in ("pq", "sq", "rq")},
+            "n": len(rows),
+        }

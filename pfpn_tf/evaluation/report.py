@@ -22,8 +22,9 @@ _AP_KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR")
 def flat_scalars(metrics: Dict[str, Any], prefix: str = "eval/") -> Dict[str, float]:
     """The main numbers in points by TensorBoard tag; what does not exist is left out.
 
-    Tags: PQ SQ RQ with suffixes _th and _st, mIoU fwIoU (of the semantic branch where there is one, otherwise of the
-    panoptic maps), box_AP box_AP50 ... mask_AP mask_AP50 ... Those of averaged weights (`ema`) begin with eval_ema/.
+    Tags: PQ SQ RQ with suffixes _th and _st, mIoU fwIoU (of the semantic branch where there is one,
+    otherwise of the panoptic maps), box_AP box_AP50 ... mask_AP mask_AP50 ... Those of averaged
+    weights (`ema`) begin with eval_ema/.
     """
     scalars = {}
     for group, suffix in _GROUPS:
@@ -118,7 +119,8 @@ def class_columns(metrics: Dict[str, Any]) -> List[str]:
 
 
 def class_rows(metrics: Dict[str, Any], categories: Sequence[Dict[str, Any]]) -> List[ClassRow]:
-    """What the metrics say about each class, things first; IoU is that of the panoptic maps if there are any.
+    """What the metrics say about each class, things first; IoU is that of the panoptic maps if
+    there are any.
 
     Args:
       metrics: of `Evaluator.evaluate` or `score_files`.
@@ -196,7 +198,9 @@ def _aligned(header: List[str], rows: List[List[str]]) -> str:
 
 
 class Progress:
-    """Rate and time left: a line that renews itself on a terminal, a log line every half minute elsewhere."""
+    """Rate and time left: a line that renews itself on a terminal, a log line every half minute
+    elsewhere.
+    """
 
     _LOG_SECONDS = 30.0
     _TERMINAL_SECONDS = 0.5

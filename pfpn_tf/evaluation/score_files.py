@@ -1,7 +1,7 @@
 """Scores prediction files against ground-truth files; needs no model and no TensorFlow.
 
-Images are spread over processes in contiguous blocks; where there are more cores than processes, threads
-decode ahead. Results depend on neither number.
+Images are spread over processes in contiguous blocks; where there are more cores than processes,
+threads decode ahead. Results depend on neither number.
 """
 
 import collections
@@ -25,7 +25,9 @@ _MAX_THREADS = 4  # More decode faster than one counts.
 
 
 class _Job(NamedTuple):
-    """A block of images: pairs of ground-truth and predicted annotations, and where their PNGs are."""
+    """A block of images: pairs of ground-truth and predicted annotations, and where their PNGs
+    are.
+    """
 
     pairs: List[Tuple[dict, dict]]
     gt_dir: str
@@ -60,7 +62,8 @@ def score_panoptic(
       image_dir: folder of the photos, for the report; empty: it shows the maps alone.
 
     Returns:
-      `panoptic`: see `PanopticQuality.result`; `semantic` if asked for: see `SemanticIoU.result`; `notes`: what to know
+      `panoptic`: see `PanopticQuality.result`; `semantic` if asked for: see `SemanticIoU.result`;
+        `notes`: what to know
       about the numbers.
 
     Raises:
@@ -74,16 +77,29 @@ def score_panoptic(
         if not os.path.isdir(directory):
             raise ValueError(f"The folder of the {what} PNGs {directory} does not exist.")
     categories = list({c["id"]: c for c in gt["categories"]}.values())
-    scored = {**gt, "annotations": gt["annotations"][: max_images or None], "categories": categories}
+    scored = {
+        **gt,
+        "annotations": gt["annotations"][: max_images or None],
+        "categories": categories,
+    }
     pairs = _pair(scored, pred, gt_json, pred_json)
-    page = file_report.FileReport(scored, gt_json, gt_dir, pred_dir, image_dir) if output_dir else None
+    page = (
+        file_report.FileReport(scored, gt_json, gt_dir, pred_dir, image_dir) if output_dir else None
+    )
 
     quality, iou = accumulators(categories, semantic or bool(output_dir))
     # Below a number of images, starting a process costs more than it saves.
     num_processes = min(num_processes or _num_cpus(), max(1, len(pairs) // _MIN_IMAGES_PER_PROCESS))
     num_threads = min(_num_cpus() // num_processes, _MAX_THREADS)
     jobs = [
-        _Job(pairs[i : i + _IMAGES_PER_JOB], gt_dir, pred_dir, categories, iou is not None, num_threads)
+        _Job(
+            pairs[i : i + _IMAGES_PER_JOB],
+            gt_dir,
+            pred_dir,
+            categories,
+            iou is not None,
+            num_threads,
+        )
         for i in range(0, len(pairs), _IMAGES_PER_JOB)
     ]
     progress = report.Progress(len(pairs)) if show_progress else None
@@ -128,7 +144,9 @@ def score_instances(gt_json: str, pred_json: str) -> Dict[str, Any]:
     return {kind: average_precision.average_precision(gt, results, kind) for kind in kinds}
 
 
-def accumulators(categories: List[dict], semantic: bool) -> Tuple[PanopticQuality, Optional[SemanticIoU]]:
+def accumulators(
+    categories: List[dict], semantic: bool
+) -> Tuple[PanopticQuality, Optional[SemanticIoU]]:
     """Empty accumulators for COCO categories."""
     things = [c["id"] for c in categories if c["isthing"] == 1]
     return (
@@ -179,7 +197,9 @@ def notes(panoptic: Dict[str, Any]) -> List[str]:
 
 
 def _pair(gt, pred, gt_json, pred_json):
-    """Ground-truth annotations with their predictions, checked, by image id; the last prediction counts."""
+    """Ground-truth annotations with their predictions, checked, by image id; the last prediction
+    counts.
+    """
     by_image = {a["image_id"]: a for a in pred["annotations"]}
     missing = [a["image_id"] for a in gt["annotations"] if a["image_id"] not in by_image]
     if missing:
@@ -204,10 +224,14 @@ def _notes_on_files(gt, pred):
     predicted = [a["image_id"] for a in pred["annotations"]]
     unused = len(set(predicted) - {a["image_id"] for a in gt["annotations"]})
     if unused:
-        messages.append(f"{unused} predicted images are not in the ground truth and were not scored.")
+        messages.append(
+            f"{unused} predicted images are not in the ground truth and were not scored."
+        )
     repeated = len(predicted) - len(set(predicted))
     if repeated:
-        messages.append(f"{repeated} predictions are for an image listed before; the last of an image counts.")
+        messages.append(
+            f"{repeated} predictions are for an image listed before; the last of an image counts."
+        )
     renamed = _renamed_category(gt["categories"], pred.get("categories"))
     if renamed:
         messages.append(
@@ -218,7 +242,9 @@ def _notes_on_files(gt, pred):
 
 
 def _renamed_category(gt_categories, pred_categories):
-    """(id, name in the prediction, name in the ground truth) of the first category that differs, or None."""
+    """(id, name in the prediction, name in the ground truth) of the first category that differs, or
+    None.
+    """
     names = {c["id"]: c.get("name") for c in gt_categories}
     for category in pred_categories if isinstance(pred_categories, list) else ():
         if isinstance(category, dict) and isinstance(category.get("id"), (int, str)):
@@ -232,17 +258,23 @@ def _score_job(job):
     quality, iou = accumulators(job.categories, job.semantic)
     tallies = []
     for (gt, pred), pixels in zip(job.pairs, _decoded(job)):
-        where = f"Image {gt['image_id']}: prediction {os.path.join(job.pred_dir, pred['file_name'])}"
+        where = (
+            f"Image {gt['image_id']}: prediction {os.path.join(job.pred_dir, pred['file_name'])}"
+        )
         tallies.append(Tally.of(score_image(gt, pred, pixels, where, quality, iou)))
     return quality.state(), None if iou is None else iou.confusion, tallies
 
 
 def _decoded(job):
-    """Yields the pixels of each pair of PNGs; threads that have a core to themselves decode ahead."""
+    """Yields the pixels of each pair of PNGs; threads that have a core to themselves decode
+    ahead.
+    """
 
     def read(directory, annotation, what):
         decode = coco_format.decode_panoptic_pixels
-        return coco_format.read_panoptic_png(directory, annotation["file_name"], annotation["image_id"], what, decode)
+        return coco_format.read_panoptic_png(
+            directory, annotation["file_name"], annotation["image_id"], what, decode
+        )
 
     def read_pair(pair):
         gt, pred = pair
@@ -273,7 +305,9 @@ def _map(function, jobs, num_processes):
 
 
 def start_method() -> str:
-    """How to start processes: a forked one starts at once, but must not inherit TensorFlow's threads."""
+    """How to start processes: a forked one starts at once, but must not inherit TensorFlow's
+    threads.
+    """
     return "spawn" if "tensorflow" in sys.modules else "fork"
 
 

@@ -64,7 +64,8 @@ class SemanticIoU:
           miou_over_classes_in_gt_or_pred: a class only predicted counts as 0.
           fwiou: IoU weighted by ground-truth pixels. pixel_accuracy, mean_class_accuracy.
           iou: by class, None where the class occurs in neither.
-          things_as_one: the same with all things as the one class "things"; only if things were named.
+          things_as_one: the same with all things as the one class "things"; only if things were
+            named.
         """
         result = _summary(self._confusion, self._classes)
         if self._things:

@@ -86,7 +86,9 @@ class Gatherer:
         self(None)
 
     def _all(self, words):
-        """The [n] int64 of all workers, one after the other; only the first replica of each speaks."""
+        """The [n] int64 of all workers, one after the other; only the first replica of each
+        speaks.
+        """
 
         def value(context):
             is_first = context.replica_id_in_sync_group % self._replicas == 0
@@ -102,7 +104,8 @@ class Gatherer:
 
     def _gather(self, values):
         def replica_gather(value):
-            # tf.identity: a collective wants to know the device of its operand, which arguments lack.
+            # tf.identity: a collective wants to know the device of its operand, which arguments
+            # lack.
             return tf.distribute.get_replica_context().all_gather(tf.identity(value), axis=0)
 
         return self._strategy.run(replica_gather, args=(values,))

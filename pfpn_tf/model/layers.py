@@ -271,7 +271,9 @@ def _group_mean(x, groups):
     """Means over the channels of each group, repeated for them. [B, 1, 1, C] -> [B, 1, 1, C]"""
     channels = x.shape[-1]
     x = tf.reshape(x, [-1, groups, channels // groups])
-    x = tf.tile(tf.reduce_mean(x, axis=-1, keepdims=True), [1, 1, channels // groups])  # not tf.repeat: 33 nodes
+    x = tf.tile(
+        tf.reduce_mean(x, axis=-1, keepdims=True), [1, 1, channels // groups]
+    )  # not tf.repeat: 33 nodes
     return tf.reshape(x, [-1, 1, 1, channels])
 
 
@@ -368,8 +370,8 @@ class Conv(tf.keras.layers.Layer):
 
     def _convolve(self, x, kernel, training):
         kernel = tf.cast(kernel, x.dtype)
-        # At stride 1 SAME is this very padding. Explicit padding as an argument of conv2d would keep
-        # oneDNN out of the gradient, which then takes ten times as long on a CPU.
+        # At stride 1 SAME is this very padding. Explicit padding as an argument of conv2d would
+        # keep oneDNN out of the gradient, which then takes ten times as long on a CPU.
         pad = self.kernel_size // 2
         if pad and self.strides > 1:
             x = tf.pad(x, [[0, 0], [pad, pad], [pad, pad], [0, 0]])

@@ -68,7 +68,9 @@ class PanopticFPN(tf.keras.Model):
             if self.has_instances:
                 channels = instance_pyramid["p6"].shape[-1]
                 self.rpn_head({"p6": instance_pyramid["p6"]})
-                self.box_head(tf.zeros([1, 1, box_head.POOLED_SIZE, box_head.POOLED_SIZE, channels]))
+                self.box_head(
+                    tf.zeros([1, 1, box_head.POOLED_SIZE, box_head.POOLED_SIZE, channels])
+                )
                 self.mask_head(
                     tf.zeros([1, 1, mask_head.POOLED_SIZE, mask_head.POOLED_SIZE, channels]),
                     tf.zeros([1, 1], tf.int32),
@@ -110,9 +112,7 @@ class PanopticFPN(tf.keras.Model):
 
         if not training:
             class_logits, box_deltas = self.box_head(self._pool(pyramid, proposals.boxes, box_head))
-            found = detections.detect(
-                proposals, class_logits, box_deltas, image_hw, self.config
-            )
+            found = detections.detect(proposals, class_logits, box_deltas, image_hw, self.config)
             rois = self._pool(pyramid, found.boxes, mask_head)
             found = found._replace(mask_logits=self.mask_head(rois, found.class_ids))
             return InferenceOutputs(found, semantic_logits)

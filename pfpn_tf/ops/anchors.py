@@ -2,7 +2,8 @@
 
 Shapes: A anchors per cell (one per aspect ratio) · Hl, Wl size of a level.
 
-As in Detectron2 the anchors of cell (i, j) are centred at (i * stride, j * stride), without the half stride.
+As in Detectron2 the anchors of cell (i, j) are centred at (i * stride, j * stride), without the
+half stride.
 """
 
 from typing import Sequence
@@ -51,4 +52,6 @@ def level_anchors(
     x = tf.cast(tf.range(level_hw[1]) * stride, dtype)
     y, x = tf.meshgrid(y, x, indexing="ij")  # 2 x [Hl, Wl]
     centres = tf.stack([y, x, y, x], axis=-1)  # [Hl, Wl, 4]
-    return tf.reshape(centres[:, :, tf.newaxis, :] + cells, [-1, 4])  # [Hl, Wl, A, 4] -> [Hl*Wl*A, 4]
+    return tf.reshape(
+        centres[:, :, tf.newaxis, :] + cells, [-1, 4]
+    )  # [Hl, Wl, A, 4] -> [Hl*Wl*A, 4]

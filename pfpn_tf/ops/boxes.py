@@ -2,8 +2,8 @@
 
 Shapes: ... any leading dimensions · N, M boxes.
 
-Boxes are [..., 4] yxyx in absolute pixels with continuous coordinates: y2 and x2 are exclusive and the
-height is y2 - y1. Deltas are (dy, dx, dh, dw).
+Boxes are [..., 4] yxyx in absolute pixels with continuous coordinates: y2 and x2 are exclusive and
+the height is y2 - y1. Deltas are (dy, dx, dh, dw).
 """
 
 import math
@@ -31,8 +31,9 @@ def area(boxes: tf.Tensor) -> tf.Tensor:
 def iou_matrix(boxes_a: tf.Tensor, boxes_b: tf.Tensor) -> tf.Tensor:
     """Intersection over union of every box of one set with every box of another.
 
-    The order of the float operations, inter / ((area_a + area_b) - inter), is part of the contract: with
-    ground truth as `boxes_a` it gives the very bits that decide Detectron2's low-quality anchor matches.
+    The order of the float operations, inter / ((area_a + area_b) - inter), is part of the contract:
+    with ground truth as `boxes_a` it gives the very bits that decide Detectron2's low-quality
+    anchor matches.
 
     Args:
       boxes_a: [..., N, 4] yxyx.
@@ -60,7 +61,9 @@ def clip(boxes: tf.Tensor, hw: tf.Tensor) -> tf.Tensor:
     Returns:
       [..., N, 4] with 0 <= y <= h and 0 <= x <= w.
     """
-    limits = tf.tile(tf.cast(hw, boxes.dtype), _ones_then_two(hw))[..., tf.newaxis, :]  # [..., 1, 4]
+    limits = tf.tile(tf.cast(hw, boxes.dtype), _ones_then_two(hw))[
+        ..., tf.newaxis, :
+    ]  # [..., 1, 4]
     return tf.minimum(tf.maximum(boxes, tf.zeros([], boxes.dtype)), limits)
 
 

@@ -1,7 +1,7 @@
 """Ground-truth masks cropped to RoIs.
 
-Shapes: B images · H, W padded size · M padded ground-truth instances · F RoIs · P side of the mask targets · T taps
-of an output cell per axis (see `roi_align`).
+Shapes: B images · H, W padded size · M padded ground-truth instances · F RoIs · P side of the mask
+targets · T taps of an output cell per axis (see `roi_align`).
 """
 
 import tensorflow as tf
@@ -18,17 +18,17 @@ def mask_targets(
 ) -> tf.Tensor:
     """The part of its ground-truth mask that each RoI sees, as 0 and 1.
 
-    RoIAlign of the mask at its own scale with one sample per pixel or more (ratio 0), then >= 0.5. Sums of samples
-    are compared with half their number, so that sums which are exact stay so.
+    RoIAlign of the mask at its own scale with one sample per pixel or more (ratio 0), then >= 0.5.
+    Sums of samples are compared with half their number, so that sums which are exact stay so.
 
     Args:
       gt_masks: [B, M, H, W] uint8, 0 or 1; M may be 0.
       boxes: [B, F, 4] yxyx pixels.
-      gt_index: [B, F] int32 mask of each RoI. An index outside 0..M-1 (an image without masks) counts as an empty
-        mask.
+      gt_index: [B, F] int32 mask of each RoI. An index outside 0..M-1 (an image without masks)
+        counts as an empty mask.
       size: P.
-      method: "sparse": sparse matrix products, the fastest outside XLA; "gather": a loop over the samples, which
-        XLA can compile.
+      method: "sparse": sparse matrix products, the fastest outside XLA; "gather": a loop over the
+        samples, which XLA can compile.
 
     Returns:
       [B, F, P, P] in the boxes' type.
@@ -66,7 +66,10 @@ def _image_targets(masks, boxes, gt_index, size):
         tf.stack(
             [
                 used[:, 0] * size + used[:, 1],
-                tf.cast(tf.gather(gt_index, used[:, 0]) * height + tf.gather_nd(rows.pixel, used), tf.int64),
+                tf.cast(
+                    tf.gather(gt_index, used[:, 0]) * height + tf.gather_nd(rows.pixel, used),
+                    tf.int64,
+                ),
             ],
             axis=1,
         ),
@@ -78,7 +81,9 @@ def _image_targets(masks, boxes, gt_index, size):
 
     # Along the rows: the weights are spread over the width for a dense product.
     line = tf.range(tf.shape(boxes)[0] * size)[:, tf.newaxis]  # [F*P, 1]
-    position = line * width + tf.reshape(columns.pixel, [-1, tf.shape(columns.pixel)[2]])  # [F*P, T]
+    position = line * width + tf.reshape(
+        columns.pixel, [-1, tf.shape(columns.pixel)[2]]
+    )  # [F*P, T]
     column_weights = tf.math.unsorted_segment_sum(
         tf.reshape(columns.weight, tf.shape(position)), position, tf.size(line) * width
     )
@@ -103,7 +108,9 @@ def _gather_targets(gt_masks, boxes, gt_index, size):
     zeros = tf.zeros([batch * rois, size, width], boxes.dtype)
 
     def for_all_samples(axis, limit, add):
-        """Adds add(pixel [B*F, P], weight [B*F, P, 1]) for both neighbours of all samples, and the samples' number."""
+        """Adds add(pixel [B*F, P], weight [B*F, P, 1]) for both neighbours of all samples, and the
+        samples' number.
+        """
         start, end = boxes[:, axis], boxes[:, axis + 2]
         samples = roi_align.adaptive_samples(start, end, size)
 
@@ -125,7 +132,9 @@ def _gather_targets(gt_masks, boxes, gt_index, size):
         return tf.cast(tf.gather(mask_rows, row), boxes.dtype) * weight  # [B*F, P, W]
 
     def spread(pixel, weight):
-        return tf.cast(tf.range(width) == pixel[..., tf.newaxis], boxes.dtype) * weight  # [B*F, P, W]
+        return (
+            tf.cast(tf.range(width) == pixel[..., tf.newaxis], boxes.dtype) * weight
+        )  # [B*F, P, W]
 
     lines, row_samples = for_all_samples(0, height, mask_line)
     column_weights, column_samples = for_all_samples(1, width, spread)

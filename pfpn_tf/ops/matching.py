@@ -28,13 +28,13 @@ def match_anchors(
       anchors: [A, 4], or [B, A, 4] if they differ between the images (proposals).
       positive_iou: anchors with at least this IoU are positive.
       negative_iou: anchors below this IoU are negative; those between the two are ignored.
-      allow_low_quality: every anchor whose IoU equals the best one of a ground-truth box exactly is positive,
-        too. As in Detectron2 it stays matched to its own best box, and a box that meets no anchor at all makes
-        those that miss it positive.
+      allow_low_quality: every anchor whose IoU equals the best one of a ground-truth box exactly is
+        positive, too. As in Detectron2 it stays matched to its own best box, and a box that meets
+        no anchor at all makes those that miss it positive.
 
     Returns:
-      labels [A] or [B, A] int32, gt_index int32 of the best box (the first of equals; 0 without any box) and
-      max_iou (0 without any box).
+      labels [A] or [B, A] int32, gt_index int32 of the best box (the first of equals; 0 without any
+      box) and max_iou (0 without any box).
     """
 
     def match(gt_boxes, gt_valid, anchors):
@@ -64,7 +64,9 @@ def match_anchors(
     )
     if anchors.shape.rank == 2:
         return tf.map_fn(
-            lambda image: match(*image, anchors), (gt_boxes, gt_valid), fn_output_signature=signature
+            lambda image: match(*image, anchors),
+            (gt_boxes, gt_valid),
+            fn_output_signature=signature,
         )
     return tf.map_fn(
         lambda image: match(*image), (gt_boxes, gt_valid, anchors), fn_output_signature=signature
@@ -76,8 +78,8 @@ def sample(
 ) -> tf.Tensor:
     """Keeps a random balanced sample of the labels of each image.
 
-    At most `positive_fraction` of the sample is positive, the rest negative; fewer positives make room for
-    more negatives. The sample of an image depends on its labels and its seed alone.
+    At most `positive_fraction` of the sample is positive, the rest negative; fewer positives make
+    room for more negatives. The sample of an image depends on its labels and its seed alone.
 
     Args:
       labels: [B, A] int32.
@@ -97,8 +99,12 @@ def sample(
         order = tf.random.stateless_uniform([count], seed, alg="philox")  # in [0, 1)
 
         def pick(label, at_most, room):
-            """The first `room` of at most `at_most` labels in random order: indices and whether in use."""
-            score, index = tf.math.top_k(tf.where(labels == label, order, -1.0), k=tf.minimum(at_most, count))
+            """The first `room` of at most `at_most` labels in random order: indices and whether in
+            use.
+            """
+            score, index = tf.math.top_k(
+                tf.where(labels == label, order, -1.0), k=tf.minimum(at_most, count)
+            )
             return index, (score >= 0.0) & (tf.range(tf.size(index)) < room)
 
         positive, use_positive = pick(1, most_positives, most_positives)

@@ -1,12 +1,12 @@
 """Non-maximum suppression with static output widths.
 
-Shapes: B images · L pyramid levels · k candidates per level · N proposals · R RoIs · K thing classes ·
-D detections.
+Shapes: B images · L pyramid levels · k candidates per level · N proposals · R RoIs · K thing
+classes · D detections.
 
-The kernel is given every candidate's place in the order of falling scores (ties: lower index first) in the form
-of a score that falls with the place. It then has no ties to break in its own way, any range of
-logits is safe, and the places say which candidates survived: boxes and scores are gathered from the
-caller's tensors in their own precision, only the suppression itself computes in float32.
+The kernel is given every candidate's place in the order of falling scores (ties: lower index first)
+in the form of a score that falls with the place. It then has no ties to break in its own way, any
+range of logits is safe, and the places say which candidates survived: boxes and scores are gathered
+from the caller's tensors in their own precision, only the suppression itself computes in float32.
 """
 
 from typing import Tuple
@@ -28,14 +28,15 @@ def rpn_nms(
     Args:
       boxes: [B, L, k, 4] yxyx, already clipped.
       logits: [B, L, k]; -inf marks padding.
-      iou_threshold: a box is dropped when its IoU with a better kept box of its level is above this.
+      iou_threshold: a box is dropped when its IoU with a better kept box of its level is above
+        this.
       max_outputs: N.
-      method: "kernel": TensorFlow's greedy kernel, on the CPU; "matrix": the same result from [k, k] IoU
-        matrices, on any device and under XLA.
+      method: "kernel": TensorFlow's greedy kernel, on the CPU; "matrix": the same result from [k,
+        k] IoU matrices, on any device and under XLA.
 
     Returns:
-      boxes [B, N, 4], logits [B, N] and valid [B, N] bool, by falling logit. Empty boxes and padding never come
-      out; rows without a box are zeros at the end.
+      boxes [B, N, 4], logits [B, N] and valid [B, N] bool, by falling logit. Empty boxes and
+      padding never come out; rows without a box are zeros at the end.
     """
     if method not in ("kernel", "matrix"):
         raise ValueError(f"NMS method must be 'kernel' or 'matrix', got {method!r}.")
@@ -78,8 +79,8 @@ def _choose_by_kernel(boxes, logits, usable, iou_threshold, max_outputs):
 def _choose_by_matrix(boxes, logits, usable, iou_threshold, max_outputs):
     """As `_choose_by_kernel`, by matrices.
 
-    Greedy suppression is the one fixed point of "kept, unless a better kept box overlaps": after n rounds it is
-    right for the n best boxes, and in practice for all after a few.
+    Greedy suppression is the one fixed point of "kept, unless a better kept box overlaps": after n
+    rounds it is right for the n best boxes, and in practice for all after a few.
     """
     candidates = logits.shape[2] or tf.shape(logits)[2]
     order = tf.math.top_k(_masked(logits, usable), k=candidates).indices  # [B, L, k]
@@ -117,20 +118,21 @@ def class_nms(
 ) -> Tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
     """Suppression within each class, then the best detections of all classes together.
 
-    Every RoI can be detected as several classes. All candidates above the score threshold take part; no
-    coordinate is shifted to keep classes apart, so nothing is lost to rounding.
+    Every RoI can be detected as several classes. All candidates above the score threshold take
+    part; no coordinate is shifted to keep classes apart, so nothing is lost to rounding.
 
     Args:
       boxes: [B, R, K, 4] yxyx, a box of each RoI per class.
       scores: [B, R, K] without the background; 0 or less in padded RoIs.
       score_threshold: candidates have a higher score.
-      iou_threshold: a box is dropped when its IoU with a better kept box of its class is above this.
+      iou_threshold: a box is dropped when its IoU with a better kept box of its class is above
+        this.
       max_detections: D.
 
     Returns:
-      boxes [B, D, 4], scores [B, D], class_ids [B, D] int32, num_detections [B] int32 and roi_index [B, D]
-      int32, by falling score. Padded rows are zeros, with class_id -1. Candidates with a NaN or infinite box or
-      score never come out.
+      boxes [B, D, 4], scores [B, D], class_ids [B, D] int32, num_detections [B] int32 and roi_index
+      [B, D] int32, by falling score. Padded rows are zeros, with class_id -1. Candidates with a NaN
+      or infinite box or score never come out.
     """
     batch, rois, classes = tf.unstack(tf.shape(scores))
     flat_boxes = tf.reshape(boxes, [batch, rois * classes, 4])  # [B, R, K, 4] -> [B, R*K, 4]
@@ -138,7 +140,9 @@ def class_nms(
     finite = tf.math.is_finite(tf.reduce_sum(flat_boxes, axis=-1)) & tf.math.is_finite(flat_scores)
     candidates = tf.where(finite & (flat_scores > score_threshold))  # [n, 2] of the whole batch
     # Only the candidates are sorted: a few hundred among 80,000 scores.
-    by_score = tf.argsort(tf.gather_nd(flat_scores, candidates), direction="DESCENDING", stable=True)
+    by_score = tf.argsort(
+        tf.gather_nd(flat_scores, candidates), direction="DESCENDING", stable=True
+    )
     candidates = tf.gather(candidates, by_score)  # [n, 2]
     place = tf.tensor_scatter_nd_update(
         tf.fill([batch, rois * classes], -1), candidates, tf.range(tf.shape(candidates)[0])
@@ -163,12 +167,15 @@ def _suppress(boxes, place, iou_threshold, max_outputs):
 
     Args:
       boxes: [B, n, columns, 4].
-      place: [B, n, columns] int32 place of each candidate, unique in its image, 0 the best; -1 no candidate.
+      place: [B, n, columns] int32 place of each candidate, unique in its image, 0 the best; -1 no
+        candidate.
 
     Returns:
-      places [B, max_outputs] int32 of the kept candidates, rising, 0 as padding; their number [B] int32.
+      places [B, max_outputs] int32 of the kept candidates, rising, 0 as padding; their number [B]
+      int32.
     """
-    # Positive scores, since the kernel fills unused places with -1 and counts them. Exact below 2**24.
+    # Positive scores, since the kernel fills unused places with -1 and counts them. Exact below
+    # 2**24.
     best = 2.0**24
     score = tf.where(place >= 0, best - tf.cast(place, tf.float32), 0.0)
     # CombinedNonMaxSuppression exists for the CPU alone; saying so spares a GPU placement attempt.

@@ -1,11 +1,11 @@
 """RoIAlign on one feature map or a feature pyramid (Detectron2's ROIAlignV2: half-pixel aligned).
 
-Shapes: B images · Hl, Wl size of a level · C channels · R RoIs per image · n = B * R · P output size ·
-T taps of an output cell per axis · S rows of a table of feature vectors.
+Shapes: B images · Hl, Wl size of a level · C channels · R RoIs per image · n = B * R · P output
+size · T taps of an output cell per axis · S rows of a table of feature vectors.
 
-Bilinear sampling and averaging are both linear and separable, so an output cell is a weighted sum of at
-most T x T feature vectors whose weights are products of a row weight and a column weight. Both are computed
-per axis, and a level is pooled by one sparse matrix product.
+Bilinear sampling and averaging are both linear and separable, so an output cell is a weighted sum
+of at most T x T feature vectors whose weights are products of a row weight and a column weight.
+Both are computed per axis, and a level is pooled by one sparse matrix product.
 """
 
 import math
@@ -21,7 +21,8 @@ CANONICAL_LEVEL = 4
 
 
 class AxisTaps(NamedTuple):
-    """Weights of one axis: the samples in output cell p of RoI i sum to sum_t weight[i, p, t] * line[pixel[i, p, t]].
+    """Weights of one axis: the samples in output cell p of RoI i sum to sum_t weight[i, p, t] *
+    line[pixel[i, p, t]].
 
     Attributes:
       pixel: [n, P, T] int32.
@@ -61,12 +62,14 @@ def multilevel_roi_align(
     """Pools each RoI from the pyramid level of its size.
 
     Args:
-      pyramid: "p2".."p5", level l with stride 2**l: [B, Hl, Wl, C]. Other levels ("p6") are ignored.
+      pyramid: "p2".."p5", level l with stride 2**l: [B, Hl, Wl, C]. Other levels ("p6") are
+        ignored.
       boxes: [B, R, 4] yxyx pixels of the network input; zeros in padded rows.
       output_size: P.
-      sampling_ratio: samples per output cell and axis; 0: ceil(RoI side / P), for each RoI and axis.
-      method: "sparse": a sparse matrix product per level, the fastest outside XLA; "gather": sums of gathered
-        rows, which XLA can compile if `sampling_ratio` is not 0.
+      sampling_ratio: samples per output cell and axis; 0: ceil(RoI side / P), for each RoI and
+        axis.
+      method: "sparse": a sparse matrix product per level, the fastest outside XLA; "gather": sums
+        of gathered rows, which XLA can compile if `sampling_ratio` is not 0.
 
     Returns:
       [B, R, P, P, C] in the features' type. Differentiable in the features alone.
@@ -147,7 +150,9 @@ def _pool_levels_gather(levels, strides, level_index, image, boxes, output_size,
     table = tf.cast(tf.reshape(table, [-1, channels]), dtype)  # [B, sum of Hl*Wl, C] -> [S, C]
     level_hw = tf.stack([tf.shape(level)[1:3] for level in levels])  # [levels, 2]
     cells = tf.math.reduce_prod(level_hw, axis=1)  # [levels]
-    first_cell = image * tf.reduce_sum(cells) + tf.gather(tf.cumsum(cells, exclusive=True), level_index)
+    first_cell = image * tf.reduce_sum(cells) + tf.gather(
+        tf.cumsum(cells, exclusive=True), level_index
+    )
     roi_strides = tf.gather(tf.constant(strides, boxes.dtype), level_index)  # [n]
     rows, columns = _taps(
         boxes / roi_strides[:, tf.newaxis],
@@ -170,13 +175,15 @@ def _taps(boxes, hw, first_cell, output_size, sampling_ratio, dtype):
       dtype: of the weights.
 
     Returns:
-      `AxisTaps` of the rows, whose `pixel` is the table row of the line's first cell, and of the columns. The
-      weights of an output cell sum to 1.
+      `AxisTaps` of the rows, whose `pixel` is the table row of the line's first cell, and of the
+      columns. The weights of an output cell sum to 1.
     """
     boxes = boxes - 0.5
     axes = []
     for axis in (0, 1):
-        taps = axis_taps(boxes[:, axis], boxes[:, axis + 2], hw[:, axis], output_size, sampling_ratio)
+        taps = axis_taps(
+            boxes[:, axis], boxes[:, axis + 2], hw[:, axis], output_size, sampling_ratio
+        )
         mean = taps.weight / tf.cast(taps.samples, boxes.dtype)[:, tf.newaxis, tf.newaxis]
         axes.append(taps._replace(weight=tf.cast(mean, dtype)))
     rows, columns = axes
@@ -200,7 +207,9 @@ def axis_taps(
     adaptive = sampling_ratio == 0
     if adaptive:
         samples = adaptive_samples(start, end, output_size)  # [n]
-        most_samples = tf.maximum(tf.reduce_max(samples), 1)  # of an empty tensor it is the lowest int
+        most_samples = tf.maximum(
+            tf.reduce_max(samples), 1
+        )  # of an empty tensor it is the lowest int
     else:
         samples = tf.fill(tf.shape(start), sampling_ratio)
         most_samples = sampling_ratio
@@ -209,16 +218,23 @@ def axis_taps(
         flat = [tf.shape(start)[0], output_size, 2 * sampling_ratio]
         return AxisTaps(tf.reshape(pixel, flat), tf.reshape(weight, flat), samples, None)
 
-    # Adaptive samples lie at most one pixel apart: g of them touch at most g + 1 neighbouring pixels. Their
-    # weights are added up per pixel. (A sample that rounding moves past the last of these has a weight of
-    # rounding size there.)
+    # Adaptive samples lie at most one pixel apart: g of them touch at most g + 1 neighbouring
+    # pixels. Their weights are added up per pixel. (A sample that rounding moves past the last of
+    # these has a weight of rounding size there.)
     first = pixel[:, :, 0, 0]  # [n, P]
-    tap = tf.minimum(pixel - first[..., tf.newaxis, tf.newaxis], samples[:, tf.newaxis, tf.newaxis, tf.newaxis])
+    tap = tf.minimum(
+        pixel - first[..., tf.newaxis, tf.newaxis], samples[:, tf.newaxis, tf.newaxis, tf.newaxis]
+    )
     num_cells, most_taps = tf.size(first), most_samples + 1
-    segment = tf.reshape(tf.range(num_cells), tf.shape(first))[..., tf.newaxis, tf.newaxis] * most_taps + tap
+    segment = (
+        tf.reshape(tf.range(num_cells), tf.shape(first))[..., tf.newaxis, tf.newaxis] * most_taps
+        + tap
+    )
     weight = tf.math.unsorted_segment_sum(weight, segment, num_cells * most_taps)  # [n*P*T]
     weight = tf.reshape(weight, [-1, output_size, most_taps])
-    pixel = tf.minimum(first[..., tf.newaxis] + tf.range(most_taps), limit[:, tf.newaxis, tf.newaxis] - 1)
+    pixel = tf.minimum(
+        first[..., tf.newaxis] + tf.range(most_taps), limit[:, tf.newaxis, tf.newaxis] - 1
+    )
     return AxisTaps(pixel, weight, samples, samples + 1)
 
 
@@ -248,7 +264,9 @@ def interpolate(
     cell = ((end - start) / output_size)[:, tf.newaxis]  # [n, 1]
     cell_start = start[:, tf.newaxis] + tf.range(output_size, dtype=start.dtype) * cell  # [n, P]
     samples = samples[:, tf.newaxis, tf.newaxis]  # [n, 1, 1]
-    offset = (tf.cast(chosen, start.dtype) + 0.5) * cell[..., tf.newaxis] / tf.cast(samples, start.dtype)
+    offset = (
+        (tf.cast(chosen, start.dtype) + 0.5) * cell[..., tf.newaxis] / tf.cast(samples, start.dtype)
+    )
     position = cell_start[..., tf.newaxis] + offset  # [n, P, c]
     last = tf.cast(limit - 1, start.dtype)[:, tf.newaxis, tf.newaxis]
     # A sample counts up to one pixel outside the map; there it takes the border's value.
@@ -289,7 +307,10 @@ def _all_taps(rows, columns):
     pixel = (
         rows.pixel[:, :, tf.newaxis, :, tf.newaxis] + columns.pixel[:, tf.newaxis, :, tf.newaxis, :]
     )  # [n, P, P, T, T]
-    value = rows.weight[:, :, tf.newaxis, :, tf.newaxis] * columns.weight[:, tf.newaxis, :, tf.newaxis, :]
+    value = (
+        rows.weight[:, :, tf.newaxis, :, tf.newaxis]
+        * columns.weight[:, tf.newaxis, :, tf.newaxis, :]
+    )
     output = tf.repeat(tf.range(n * size * size), taps * taps)
     return output, tf.reshape(pixel, [-1]), tf.reshape(value, [-1])
 
@@ -305,7 +326,9 @@ def _used_taps(rows, columns):
     shift = tf.gather(column_tap.first_of_roi, row_tap.roi) - tf.cumsum(meets, exclusive=True)
     column_index = tf.range(total) + tf.gather(shift, row_index)  # [total]
     size = tf.shape(columns.pixel)[1]
-    output = tf.gather(row_tap.cell * size, row_index) + tf.gather(column_tap.cell % size, column_index)
+    output = tf.gather(row_tap.cell * size, row_index) + tf.gather(
+        column_tap.cell % size, column_index
+    )
     pixel = tf.gather(row_tap.pixel, row_index) + tf.gather(column_tap.pixel, column_index)
     value = tf.gather(row_tap.weight, row_index) * tf.gather(column_tap.weight, column_index)
     return output, pixel, value

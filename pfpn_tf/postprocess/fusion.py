@@ -78,10 +78,18 @@ def panoptic_fusion(
 
     def fuse_one(image_outputs, hw, full_hw):
         result = fuse_image(
-            image_outputs, hw, full_hw, tables, score_threshold, overlap_threshold, stuff_area_threshold_px
+            image_outputs,
+            hw,
+            full_hw,
+            tables,
+            score_threshold,
+            overlap_threshold,
+            stuff_area_threshold_px,
         )
         rest = padded_hw - full_hw
-        return result._replace(panoptic_ids=tf.pad(result.panoptic_ids, [[0, rest[0]], [0, rest[1]]]))
+        return result._replace(
+            panoptic_ids=tf.pad(result.panoptic_ids, [[0, rest[0]], [0, rest[1]]])
+        )
 
     return map_images(fuse_one, outputs, image_hw, original_hw, result_signature(outputs))
 
@@ -133,7 +141,9 @@ def result_signature(outputs: structures.InferenceOutputs) -> structures.Panopti
 def table_width(outputs: structures.InferenceOutputs) -> int:
     """N, the static number of rows of the segment table: every detection and every class."""
     detections = outputs.detections.scores.shape[-1] if outputs.detections is not None else 0
-    return detections + (outputs.semantic_logits.shape[-1] if outputs.semantic_logits is not None else 0)
+    return detections + (
+        outputs.semantic_logits.shape[-1] if outputs.semantic_logits is not None else 0
+    )
 
 
 def fuse_image(
@@ -163,7 +173,9 @@ def fuse_image(
     if detections is None:
         canvas = tf.zeros(original_hw, tf.uint8)
     else:
-        canvas = instance_canvas(detections, image_hw, original_hw, score_threshold, overlap_threshold)
+        canvas = instance_canvas(
+            detections, image_hw, original_hw, score_threshold, overlap_threshold
+        )
     if labels is None and outputs.semantic_logits is not None:
         labels = semantic_labels(outputs.semantic_logits, image_hw, original_hw)
     codes = tf.cast(canvas, tf.int32)  # [h, w]: 0 free, 1..D detections
@@ -171,7 +183,9 @@ def fuse_image(
     if labels is not None:
         stuff_category_ids = tables.stuff_category_ids
         codes = tf.where(codes > 0, codes, width + 1 + tf.cast(labels, tf.int32))  # D + 1 + class
-    return _segment_table(codes, detections, tables.thing_category_ids, stuff_category_ids, stuff_area_threshold_px)
+    return _segment_table(
+        codes, detections, tables.thing_category_ids, stuff_category_ids, stuff_area_threshold_px
+    )
 
 
 def instance_canvas(
@@ -244,7 +258,9 @@ def _count(mask):
     return tf.reduce_sum(tf.cast(tf.reduce_sum(tf.cast(mask, tf.float32), 1), tf.float64))
 
 
-def _segment_table(codes, detections, thing_category_ids, stuff_category_ids, stuff_area_threshold_px):
+def _segment_table(
+    codes, detections, thing_category_ids, stuff_category_ids, stuff_area_threshold_px
+):
     """Final ids and the table.
 
     Args:
@@ -263,9 +279,13 @@ def _segment_table(codes, detections, thing_category_ids, stuff_category_ids, st
     areas = tf.reduce_sum(by_row, 0)[kept]  # [N]
     categories = tf.concat(
         [
-            tf.gather(tf.constant(thing_category_ids, tf.int32), tf.maximum(detections.class_ids, 0))
-            if things
-            else tf.zeros([0], tf.int32),
+            (
+                tf.gather(
+                    tf.constant(thing_category_ids, tf.int32), tf.maximum(detections.class_ids, 0)
+                )
+                if things
+                else tf.zeros([0], tf.int32)
+            ),
             tf.constant(stuff_category_ids, tf.int32),
         ],
         0,
@@ -338,7 +358,8 @@ def semantic_labels(logits: tf.Tensor, image_hw: tf.Tensor, original_hw: tf.Tens
     rows = _Taps(height, image_hw[0], size[0])
     columns = _Taps(width, image_hw[1], size[1])
     possible = _possible_classes(logits)  # [h4, w4, S]
-    # In this layout the gather below copies whole lines, and both products are plain matrix products.
+    # In this layout the gather below copies whole lines, and both products are plain matrix
+    # products.
     logits = tf.transpose(logits, [1, 2, 0])  # [w4, S, h4]
     falling = tf.range(num_classes, 0, -1, dtype=logits.dtype)
 
@@ -430,6 +451,8 @@ def _loop(size, step, function, dtype):
     count = (size + step - 1) // step
     parts = tf.TensorArray(dtype, count, element_shape=[None, None], infer_shape=False)
     _, parts = tf.while_loop(
-        lambda i, _: i < count, lambda i, parts: (i + 1, parts.write(i, function(i * step))), (0, parts)
+        lambda i, _: i < count,
+        lambda i, parts: (i + 1, parts.write(i, function(i * step))),
+        (0, parts),
     )
     return parts.concat()

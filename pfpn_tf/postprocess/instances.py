@@ -71,7 +71,9 @@ def paste_window(probs: tf.Tensor, box: tf.Tensor, window: tf.Tensor) -> tf.Tens
 
 
 def _hat_weights(pixels, start, end, size):
-    """Bilinear weights of the `size` mask cells at pixel centres, zero outside: [n] -> [n, size]."""
+    """Bilinear weights of the `size` mask cells at pixel centres, zero outside: [n] -> [n,
+    size].
+    """
     centre = tf.cast(pixels, tf.float64) + 0.5
     position = (centre - start) / (end - start) * size - 0.5  # [n], in mask cells
     distance = tf.abs(position[:, None] - tf.range(size, dtype=tf.float64))  # [n, size]

@@ -140,7 +140,9 @@ def export(module: module_lib.PanopticModule, export_dir: str) -> Dict[str, Any]
 
 @contextlib.contextmanager
 def errors_only():
-    """Silences TensorFlow where it tells of names, temporary files and gradients of a SavedModel."""
+    """Silences TensorFlow where it tells of names, temporary files and gradients of a
+    SavedModel.
+    """
     absl_level, tf_level = logging.get_verbosity(), tf.get_logger().level
     logging.set_verbosity(logging.ERROR)
     tf.get_logger().setLevel("ERROR")

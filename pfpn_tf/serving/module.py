@@ -335,9 +335,7 @@ def _by_padded_size(function, padded_hw, most_pixels, signature):
     num_groups = tf.size(calls)
     specs = tf.nest.flatten(signature)
     arrays = tuple(
-        tf.TensorArray(
-            spec.dtype, num_groups, infer_shape=False, element_shape=[None, *spec.shape]
-        )
+        tf.TensorArray(spec.dtype, num_groups, infer_shape=False, element_shape=[None, *spec.shape])
         for spec in specs
     )
 

@@ -253,4 +253,3 @@ class _Film:
             os.replace(self._temporary, self._path)
         else:
             os.unlink(self._temporary)
-

@@ -58,7 +58,9 @@ def load_run(run_dir: str) -> Tuple[config_lib.Config, categories.DatasetInfo]:
     return config, categories.DatasetInfo.load(os.path.join(run_dir, DATASET_INFO))
 
 
-def save_weights(model: tf.keras.Model, config: config_lib.Config, info: categories.DatasetInfo, run_dir: str) -> str:
+def save_weights(
+    model: tf.keras.Model, config: config_lib.Config, info: categories.DatasetInfo, run_dir: str
+) -> str:
     """Writes a run directory with the model's weights alone (no optimizer): `ckpt-0`.
 
     Evaluation, export and `--init_weights` take it like that of a training.
@@ -78,7 +80,9 @@ def saved_prefixes(directory: str) -> List[str]:
         return []
     steps = {
         int(match.group(1))
-        for match in (re.fullmatch(rf"{_NAME}-(\d+)\.index", name) for name in os.listdir(directory))
+        for match in (
+            re.fullmatch(rf"{_NAME}-(\d+)\.index", name) for name in os.listdir(directory)
+        )
         if match
     }
     return [os.path.join(directory, f"{_NAME}-{step}") for step in sorted(steps, reverse=True)]
@@ -180,7 +184,9 @@ class RunCheckpoints:
             for damaged in saved_prefixes(self.directory):
                 if step_of(damaged) > step:
                     for path in _files_of(damaged):
-                        os.replace(path, os.path.join(self.directory, "damaged-" + os.path.basename(path)))
+                        os.replace(
+                            path, os.path.join(self.directory, "damaged-" + os.path.basename(path))
+                        )
         self._good = prefix
         return prefix
 
@@ -229,7 +235,11 @@ class RunCheckpoints:
                 _remove_leftovers(directory)
             raise OSError(
                 f"Cannot write the checkpoint {prefix}: {str(error).splitlines()[0][:300]}. "
-                + (f"The last good one is {self._good}; " if self._good else "There is none before it; ")
+                + (
+                    f"The last good one is {self._good}; "
+                    if self._good
+                    else "There is none before it; "
+                )
                 + "make room and start the same command again."
             ) from error
         prefixes = saved_prefixes(directory)
@@ -257,13 +267,19 @@ def _is_read_by_all(model):
 
 
 def _remove_leftovers(directory):
-    """Removes what killed or failed saves left: temporary files, and data that no index mentions."""
+    """Removes what killed or failed saves left: temporary files, and data that no index
+    mentions.
+    """
     if not os.path.isdir(directory):
         return
     whole = {os.path.basename(prefix) for prefix in saved_prefixes(directory)}
     for name in os.listdir(directory):
-        match = re.fullmatch(rf"({_NAME}-\d+)(_temp|\.data-\d+-of-\d+|\.index)?(\.tempstate\d+)?", name)
-        if not match or (match.group(1) in whole and match.group(2) != "_temp" and not match.group(3)):
+        match = re.fullmatch(
+            rf"({_NAME}-\d+)(_temp|\.data-\d+-of-\d+|\.index)?(\.tempstate\d+)?", name
+        )
+        if not match or (
+            match.group(1) in whole and match.group(2) != "_temp" and not match.group(3)
+        ):
             continue
         path = os.path.join(directory, name)
         shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
@@ -345,10 +361,16 @@ def find_checkpoint(run_dir: str, checkpoint: Optional[str] = None) -> str:
                 f"--run_dir={run_dir} has no readable {'best ' if checkpoint else ''}checkpoint in {directory}."
             )
         return prefix
-    prefix = os.path.join(directory, f"{_NAME}-{checkpoint}") if str(checkpoint).isdigit() else checkpoint
+    prefix = (
+        os.path.join(directory, f"{_NAME}-{checkpoint}")
+        if str(checkpoint).isdigit()
+        else checkpoint
+    )
     if not os.path.exists(prefix + ".index"):
         steps = ", ".join(str(step_of(p)) for p in saved_prefixes(directory))
-        raise ValueError(f"No checkpoint {prefix}. {run_dir} has those of steps: {steps or 'none'}.")
+        raise ValueError(
+            f"No checkpoint {prefix}. {run_dir} has those of steps: {steps or 'none'}."
+        )
     return prefix
 
 
@@ -464,7 +486,9 @@ def model_variables(model: tf.keras.Model) -> Dict[str, tf.Variable]:
 def _log_initialised(prefix, total, result):
     logging.info("Initialised %d of %d variables from %s.", len(result.restored), total, prefix)
     for path, wanted, found in result.other_shape:
-        logging.info("  Not restored, starts at random: %s is %s here and %s there.", path, wanted, found)
+        logging.info(
+            "  Not restored, starts at random: %s is %s here and %s there.", path, wanted, found
+        )
     if result.missing:
         logging.info("  Not in the checkpoint, start at random: %s", ", ".join(result.missing))
     if result.unused:

@@ -1,10 +1,12 @@
 """Reads and writes Detectron2 checkpoints, and ImageNet backbones of several origins.
 
-Three steps: `read_tensors` opens a file without running anything in it, `to_detectron2_names` gives its tensors
-Detectron2's names, `load` puts them into a model. `to_detectron2` and `write` are the way back.
+Three steps: `read_tensors` opens a file without running anything in it, `to_detectron2_names` gives
+its tensors Detectron2's names, `load` puts them into a model. `to_detectron2` and `write` are the
+way back.
 
-Layouts: Detectron2's convolutions are [out, in, kh, kw], transposed ones [in, out, kh, kw], fully connected
-layers [out, in]; images are BGR and boxes and deltas x before y, where this project has RGB and y before x.
+Layouts: Detectron2's convolutions are [out, in, kh, kw], transposed ones [in, out, kh, kw], fully
+connected layers [out, in]; images are BGR and boxes and deltas x before y, where this project has
+RGB and y before x.
 """
 
 import collections
@@ -163,8 +165,8 @@ def _semantic_head(head):
 def load(model: tf.keras.Model, tensors: Tensors, backbone_only: bool = False) -> None:
     """Gives a built model the values of a Detectron2 checkpoint.
 
-    A tensor whose name is the end of a Detectron2 name, such as res2.0.conv1.weight, is taken for it; the
-    longest such name wins.
+    A tensor whose name is the end of a Detectron2 name, such as res2.0.conv1.weight, is taken for
+    it; the longest such name wins.
 
     Args:
       model: a built `PanopticFPN`.
@@ -172,7 +174,8 @@ def load(model: tf.keras.Model, tensors: Tensors, backbone_only: bool = False) -
       backbone_only: take the backbone's tensors and leave the rest of the model as it is.
 
     Raises:
-      ValueError: all tensors that are missing, surplus or of another shape. The model is then unchanged.
+      ValueError: all tensors that are missing, surplus or of another shape. The model is then
+        unchanged.
     """
     wanted = parameters(model)
     if backbone_only:
@@ -180,7 +183,9 @@ def load(model: tf.keras.Model, tensors: Tensors, backbone_only: bool = False) -
     names = {p.name: _matching_name(p.name, tensors) for p in wanted}
     problems = [f"missing: {name}" for name, match in names.items() if match is None]
     uses = collections.Counter(match for match in names.values() if match)
-    problems += [f"surplus: {name} {list(tensors[name].shape)}" for name in tensors if not uses[name]]
+    problems += [
+        f"surplus: {name} {list(tensors[name].shape)}" for name in tensors if not uses[name]
+    ]
     problems += [f"ambiguous: {name} is the end of {n} names" for name, n in uses.items() if n > 1]
     for p in wanted:
         match = names[p.name]
@@ -206,7 +211,9 @@ def _matching_name(wanted, tensors):
 
 
 def to_detectron2(model: tf.keras.Model) -> Tensors:
-    """The values of a built model by Detectron2 name, in its layouts: the exact inverse of `load`."""
+    """The values of a built model by Detectron2 name, in its layouts: the exact inverse of
+    `load`.
+    """
     return {p.name: p.detectron2_value() for p in parameters(model)}
 
 
@@ -220,12 +227,12 @@ def to_detectron2_names(tensors: Tensors) -> Tuple[Tensors, bool]:
     """Recognises where the tensors come from and renames them.
 
     Args:
-      tensors: as `read_tensors` returns them: from Detectron2, or an ImageNet backbone with Caffe2's or
-        torchvision's names.
+      tensors: as `read_tensors` returns them: from Detectron2, or an ImageNet backbone with
+        Caffe2's or torchvision's names.
 
     Returns:
-      Detectron2 names to values, without what is no parameter of the network; and whether they are those of a
-      backbone alone.
+      Detectron2 names to values, without what is no parameter of the network; and whether they are
+      those of a backbone alone.
     """
     tensors = {
         name[len("module.") :] if name.startswith("module.") else name: value
@@ -288,10 +295,11 @@ def _with_prefix(tensors):
 
 
 def from_keras_application(application: tf.keras.Model) -> Tensors:
-    """The backbone of a `tf.keras.applications` ResNet50, 101 or 152 (the first version) by Detectron2 name.
+    """The backbone of a `tf.keras.applications` ResNet50, 101 or 152 (the first version) by
+    Detectron2 name.
 
-    Its stride is in the 1x1 convolution. Its convolutions have a bias, which goes into the mean of the batch norm
-    behind them, as does the difference of the epsilons into the variance.
+    Its stride is in the 1x1 convolution. Its convolutions have a bias, which goes into the mean of
+    the batch norm behind them, as does the difference of the epsilons into the variance.
     """
     names = {"0": "shortcut", "1": "conv1", "2": "conv2", "3": "conv3"}
     tensors = {}
@@ -328,7 +336,8 @@ def read_tensors(path: str) -> Tensors:
     """The tensors of a `.pkl` or PyTorch file by name. Nothing in the file is executed.
 
     Args:
-      path: a pickle of {"model": {name: array}} or {name: array}, or what torch.save wrote of such a dict.
+      path: a pickle of {"model": {name: array}} or {name: array}, or what torch.save wrote of such
+        a dict.
 
     Raises:
       ValueError: the file is no checkpoint, or holds something that is not data; names it.
@@ -343,9 +352,13 @@ def read_tensors(path: str) -> Tensors:
             "Such files can run any code when they are opened, so it is not read."
         ) from None
     except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, LookupError, TypeError) as error:
-        raise ValueError(f"{path} is damaged or no checkpoint ({type(error).__name__}: {error}).") from None
+        raise ValueError(
+            f"{path} is damaged or no checkpoint ({type(error).__name__}: {error})."
+        ) from None
     except (ValueError, AttributeError, struct.error, OverflowError, MemoryError) as error:
-        raise ValueError(f"{path} is damaged or no checkpoint ({type(error).__name__}: {error}).") from None
+        raise ValueError(
+            f"{path} is damaged or no checkpoint ({type(error).__name__}: {error})."
+        ) from None
     for key in ("model", "state_dict", "model_state", "blobs"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -485,7 +498,9 @@ for _core in ("numpy.core", "numpy._core"):
     _ADMITTED[f"{_core}.numeric", "_frombuffer"] = _as_array
 for _builtins in ("builtins", "__builtin__"):
     _ADMITTED[_builtins, "set"] = set
-    _ADMITTED[_builtins, "bytes"] = lambda: b""  # protocols below 3 write no bytes like this, others by encode
+    _ADMITTED[_builtins, "bytes"] = (
+        lambda: b""
+    )  # protocols below 3 write no bytes like this, others by encode
 
 
 class _Unpickler(pickle.Unpickler):
@@ -514,7 +529,10 @@ def _read_torch_zip(path):
         if len(pickles) != 1:
             raise ValueError("a zip file without one data.pkl")
         root = pickles[0][: -len("data.pkl")]
-        if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
+        if (
+            f"{root}byteorder" in archive.namelist()
+            and archive.read(f"{root}byteorder") != b"little"
+        ):
             raise ValueError("big-endian tensors")
         unpickler = _Unpickler(io.BytesIO(archive.read(pickles[0])))
         content = unpickler.load()

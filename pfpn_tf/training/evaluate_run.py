@@ -1,4 +1,6 @@
-"""Evaluates the network of a run directory, those of two (an instance and a semantic one), or one in training."""
+"""Evaluates the network of a run directory, those of two (an instance and a semantic one), or one
+in training.
+"""
 
 import contextlib
 import json
@@ -58,19 +60,20 @@ def evaluate_run(
       run_dir: directory of a training run, or of converted weights.
       checkpoint: empty for the newest intact one, "best", a step, or a checkpoint prefix.
       settings: settings that replace those of the run, by flag name.
-      output_dir: where metrics.json, report and predictions go, and TensorBoard's events in the folder
-        tensorboard; empty: RUN_DIR/eval/STEP and RUN_DIR/tensorboard/eval.
+      output_dir: where metrics.json, report and predictions go, and TensorBoard's events in the
+        folder tensorboard; empty: RUN_DIR/eval/STEP and RUN_DIR/tensorboard/eval.
       save_predictions: whether to write predictions in COCO format.
       weights: "raw"; "ema", the moving averages of --ema_decay; "both", which puts the files of the
         averages into the folder ema; "auto": both if the checkpoint has averages.
       metrics_json: where to write the result as well; empty: nowhere.
-      split: name of the records to take beside `eval_records`, unless the settings name those; of test-dev the
-        zip files for COCO's server are written.
-      cityscapes_gt_dir: ground truth of Cityscapes to score the predictions with, see `cityscapes.score_files`.
+      split: name of the records to take beside `eval_records`, unless the settings name those; of
+        test-dev the zip files for COCO's server are written.
+      cityscapes_gt_dir: ground truth of Cityscapes to score the predictions with, see
+        `cityscapes.score_files`.
 
     Returns:
-      See `Evaluator.evaluate`; `checkpoint` and `weights` are added, and with both `ema`, the metrics
-      of the averages; `cityscapes` if asked for.
+      See `Evaluator.evaluate`; `checkpoint` and `weights` are added, and with both `ema`, the
+      metrics of the averages; `cityscapes` if asked for.
 
     Raises:
       ValueError: the directory, the checkpoint, the records or a setting is not usable.
@@ -101,15 +104,15 @@ def evaluate_two_runs(
 ) -> Dict[str, Any]:
     """Fuses the instances of one network with the stuff of another (the paper's R50-FPN x 2).
 
-    Each network gets the images as its own run prepares them; of a panoptic run only one branch counts.
-    What concerns the whole (fusion, batch size, devices) is taken from the instance run.
+    Each network gets the images as its own run prepares them; of a panoptic run only one branch
+    counts. What concerns the whole (fusion, batch size, devices) is taken from the instance run.
 
     Args:
       instance_run_dir: run with --task=instance or panoptic.
       semantic_run_dir: run with --task=semantic or panoptic.
       output_dir: empty: INSTANCE_RUN_DIR/eval/STEP_with_NAME, with the name of the semantic run.
-      checkpoint, settings, save_predictions, weights, metrics_json, split, cityscapes_gt_dir: as `evaluate_run`,
-        for both runs.
+      checkpoint, settings, save_predictions, weights, metrics_json, split, cityscapes_gt_dir: as
+        `evaluate_run`, for both runs.
 
     Raises:
       ValueError: as `evaluate_run`, or the runs do not fit each other.
@@ -309,7 +312,9 @@ def _evaluate(
 
 
 def _add_extras(metrics, directory, runs, config, extras):
-    """Scores the predictions in `directory` with Cityscapes' own code, and packs them for COCO's server."""
+    """Scores the predictions in `directory` with Cityscapes' own code, and packs them for COCO's
+    server.
+    """
     if extras.cityscapes_gt_dir:
         metrics["cityscapes"] = cityscapes.score_written(
             extras.cityscapes_gt_dir,

@@ -1,4 +1,6 @@
-"""Pictures for TensorBoard: what the network says beside the ground truth, always of the same images."""
+"""Pictures for TensorBoard: what the network says beside the ground truth, always of the same
+images.
+"""
 
 from typing import Dict
 

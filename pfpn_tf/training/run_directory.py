@@ -1,4 +1,6 @@
-"""Opens the directory of a training run: writes what describes it, or checks that it is the same run."""
+"""Opens the directory of a training run: writes what describes it, or checks that it is the same
+run.
+"""
 
 import json
 import os
@@ -29,7 +31,12 @@ CHANGEABLE = frozenset(
     # Inference only.
     + ["eval_min_side", "eval_max_side", "eval_batch_size", "max_images", "rpn_pre_nms_top_k_eval"]
     + ["score_threshold", "nms_threshold", "max_detections", "fusion_score_threshold"]
-    + ["fusion_overlap_threshold", "fusion_stuff_area_threshold_px", "max_image_pixels", "max_segments"]
+    + [
+        "fusion_overlap_threshold",
+        "fusion_stuff_area_threshold_px",
+        "max_image_pixels",
+        "max_segments",
+    ]
 )
 """Settings that may differ when a run is continued: they do not touch what the next step computes."""
 
@@ -136,7 +143,9 @@ def _check_same_run(run_dir, config, info):
     old_config, old_info = checkpoints.load_run(run_dir)
     changed = differences(old_config, config)
     old, new = old_config.flat(), config.flat()
-    clashes = [f"  --{n}: {old[n]!r} there, {new[n]!r} here" for n in changed if n not in CHANGEABLE]
+    clashes = [
+        f"  --{n}: {old[n]!r} there, {new[n]!r} here" for n in changed if n not in CHANGEABLE
+    ]
     clashes += [f"  {line}" for line in class_differences(info, old_info)]
     if clashes:
         raise ValueError(
@@ -176,6 +185,8 @@ def _commit():
         ).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+        return git("rev-parse", "HEAD") + (
+            "+" if git("status", "--porcelain", "--untracked-files=no") else ""
+        )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -76,8 +76,8 @@ class Trainer(orbit.StandardTrainer):
         self._profiling = False
         self.scalar_names = [f"loss/{name}" for name in LOSSES[config.model.task]]
         self.scalar_names += ["gradient_norm", "positive_anchors", "foreground_rois"]
-        # Means since the scalars were last written. In the checkpoint, so that a run stopped between
-        # two lines of metrics.jsonl writes the same next line.
+        # Means since the scalars were last written. In the checkpoint, so that a run stopped
+        # between two lines of metrics.jsonl writes the same next line.
         self._sums = tf.Variable(tf.zeros([len(self.scalar_names)], tf.float64), trainable=False)
         self.num_summed = tf.Variable(0, dtype=tf.int64, trainable=False)
         self._healthy = tf.Variable(True, trainable=False)
@@ -90,7 +90,9 @@ class Trainer(orbit.StandardTrainer):
             optimizer.build(self._variables)
             self._averaged = checkpoints.model_variables(model) if config.train.ema_decay else {}
             self.averages = {
-                path: tf.Variable(v, trainable=False) for path, v in self._averaged.items() if v.dtype.is_floating
+                path: tf.Variable(v, trainable=False)
+                for path, v in self._averaged.items()
+                if v.dtype.is_floating
             }
         self._step_function = None
         self._compiled = False
@@ -113,7 +115,8 @@ class Trainer(orbit.StandardTrainer):
         """Gives the distributed dataset, which must start at `global_step`."""
         self.train_dataset = dataset
         # One trace for all image sizes: the signature is that of the dataset, not of a batch.
-        # Without AutoGraph: nothing here needs it, and rewriting all of Keras doubles the time to compile.
+        # Without AutoGraph: nothing here needs it, and rewriting all of Keras doubles the time to
+        # compile.
         self._step_function = tf.function(
             self._distributed_step,
             input_signature=[dataset.element_spec, tf.TensorSpec([], tf.bool)],
@@ -149,7 +152,9 @@ class Trainer(orbit.StandardTrainer):
             raise StopRequested()
 
     def _must_stop(self):
-        """Several workers stop after the same step, when the signal of one has reached all of them."""
+        """Several workers stop after the same step, when the signal of one has reached all of
+        them.
+        """
         return self._stop_agreed or (self.stop_signal is not None and self.workers.count == 1)
 
     def _profile(self, step):
@@ -186,7 +191,11 @@ class Trainer(orbit.StandardTrainer):
         ids = pipeline.source_ids(result.source_ids.numpy())
         raise NonFiniteLoss(
             f"The {wrong} is not finite at step {result.step}: "
-            + ", ".join(f"{n.partition('/')[2] or n} {v:.6g}" for n, v in values.items() if n[:3] in ("los", "gra"))
+            + ", ".join(
+                f"{n.partition('/')[2] or n} {v:.6g}"
+                for n, v in values.items()
+                if n[:3] in ("los", "gra")
+            )
             + f". Images of the batch: {', '.join(ids)}. The weights before this step are unharmed. Usual reasons: "
             "--learning_rate is too high, --warmup_steps too low, or --gradient_clip_norm is 0 without trained weights."
         )
@@ -261,7 +270,9 @@ class Trainer(orbit.StandardTrainer):
         self.global_step.assign_add(counted)
         self.num_summed.assign_add(counted)
         self._sums.assign_add(tf.where(healthy, scalars, tf.zeros_like(scalars)))
-        source_ids = tf.concat(self.strategy.experimental_local_results(batch["source_id_bytes"]), axis=0)
+        source_ids = tf.concat(
+            self.strategy.experimental_local_results(batch["source_id_bytes"]), axis=0
+        )
         return healthy, scalars, source_ids, stops > 0
 
     def _replica_gradients(self, batch, stop):
@@ -301,7 +312,9 @@ class Trainer(orbit.StandardTrainer):
         with tf.GradientTape() as tape:
             outputs, losses = self.forward(batch)
             scaled = losses["total"] * tf.cast(self._loss_scale, losses["total"].dtype)
-        gradients = tape.gradient(scaled, self._variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        gradients = tape.gradient(
+            scaled, self._variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
         shares = [losses[name] for name in LOSSES[self.config.model.task]]
         shares += [tf.zeros([]), *self._counts_per_image(outputs)]
         scalars = tf.stack([tf.cast(value, tf.float64) for value in shares])
@@ -325,7 +338,9 @@ class Trainer(orbit.StandardTrainer):
         """Positive anchors and foreground RoIs, over the global batch size."""
         if outputs.rpn_targets is None:
             return tf.zeros([]), tf.zeros([])
-        batch_size = self.config.train.global_batch_size // self.config.train.gradient_accumulation_steps
+        batch_size = (
+            self.config.train.global_batch_size // self.config.train.gradient_accumulation_steps
+        )
         positive = tf.math.count_nonzero(outputs.rpn_targets.labels == 1) / batch_size
         foreground = tf.math.count_nonzero(outputs.roi_targets.mask_class_ids >= 0) / batch_size
         return positive, foreground
@@ -334,8 +349,12 @@ class Trainer(orbit.StandardTrainer):
         """Clips and applies. All replicas hold the same summed gradients, so they clip alike."""
         if self.config.train.gradient_clip_norm > 0:
             norm = tf.cast(norm, gradients[0].dtype)
-            gradients, _ = tf.clip_by_global_norm(gradients, self.config.train.gradient_clip_norm, use_norm=norm)
-        self.optimizer.apply_gradients(zip(gradients, self._variables), skip_gradients_aggregation=True)
+            gradients, _ = tf.clip_by_global_norm(
+                gradients, self.config.train.gradient_clip_norm, use_norm=norm
+            )
+        self.optimizer.apply_gradients(
+            zip(gradients, self._variables), skip_gradients_aggregation=True
+        )
 
     def _update_average(self):
         """average = decay average + (1 - decay) weight, with a smaller decay in the first steps."""

@@ -26,7 +26,9 @@ def trials(config: config_lib.Config, num_trials: int) -> List[Experiment]:
 
 
 def statistics_of(results: Mapping[str, Optional[Dict[str, float]]]) -> Dict[str, Dict[str, Any]]:
-    """Metric name to median, min, max, spread (max - min) and num_trials, of those that finished."""
+    """Metric name to median, min, max, spread (max - min) and num_trials, of those that
+    finished.
+    """
     finished = [metrics for metrics in results.values() if metrics]
     found = {}
     for name in experiments.metric_names(finished):

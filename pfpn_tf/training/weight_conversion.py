@@ -21,8 +21,8 @@ def to_run_dir(weights: str, config: config_lib.Config, run_dir: str) -> str:
     A file with a backbone alone gives the backbone; the heads keep their random start.
 
     Args:
-      weights: path of a Detectron2 checkpoint or of an ImageNet backbone, or "imagenet": the ResNet of that size
-        of Keras applications, which is downloaded.
+      weights: path of a Detectron2 checkpoint or of an ImageNet backbone, or "imagenet": the ResNet
+        of that size of Keras applications, which is downloaded.
       config: settings; the network must be that of the weights.
       run_dir: the directory to write.
 

@@ -50,7 +50,9 @@ def overlay_panoptic(
     things = [bool(info.by_id[int(s["category_id"])].is_thing) for s in segments]
     # The last row answers for index -1.
     fill = np.array(list(colors) + [(0, 0, 0)], np.float32)[order]
-    opacity = np.array([THING_OPACITY if t else STUFF_OPACITY for t in things] + [0.0], np.float32)[order]
+    opacity = np.array([THING_OPACITY if t else STUFF_OPACITY for t in things] + [0.0], np.float32)[
+        order
+    ]
     canvas = image + (fill - image) * opacity[..., None]
     canvas = np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
 
@@ -88,13 +90,19 @@ def overlay_instances(
     text_px = _text_height(canvas.shape)
     line = max(1, round(text_px / 7))
     for i in range(len(boxes) if masks is not None else 0):
-        mask = cv2.resize(np.asarray(masks[i], np.uint8), canvas.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+        mask = cv2.resize(
+            np.asarray(masks[i], np.uint8), canvas.shape[1::-1], interpolation=cv2.INTER_NEAREST
+        )
         part = _Part.of(mask.astype(np.int32) - 1, 0)
         if part is None:
             continue
-        window = canvas[part.top : part.top + part.mask.shape[0], part.left : part.left + part.mask.shape[1]]
+        window = canvas[
+            part.top : part.top + part.mask.shape[0], part.left : part.left + part.mask.shape[1]
+        ]
         inside = part.mask > 0
-        window[inside] = window[inside] * (1 - THING_OPACITY) + np.float32(colors[i]) * THING_OPACITY
+        window[inside] = (
+            window[inside] * (1 - THING_OPACITY) + np.float32(colors[i]) * THING_OPACITY
+        )
         _draw_outline(canvas, part, _lighter(colors[i], 0.45), line)
     placed = _Placed(canvas.shape)
     for box, color in zip(boxes, colors):
@@ -103,14 +111,22 @@ def overlay_instances(
     for box, caption, color in zip(boxes, captions, colors):
         y0, x0 = (int(round(float(c) * scale)) for c in box[:2])
         width, height = _tag_size(caption, text_px)
-        spots = [(y0 - height, x0), (y0, x0), (y0 + height, x0), (y0 - 2 * height, x0), (y0 + 2 * height, x0)]
+        spots = [
+            (y0 - height, x0),
+            (y0, x0),
+            (y0 + height, x0),
+            (y0 - 2 * height, x0),
+            (y0 + 2 * height, x0),
+        ]
         spot = placed.first_free(spots, width, height)
         if caption and spot is not None:
             _draw_tag(canvas, caption, spot, color, text_px)
     return canvas
 
 
-def color_semantic(labels: np.ndarray, colors: np.ndarray, void_color: Color = (0, 0, 0)) -> np.ndarray:
+def color_semantic(
+    labels: np.ndarray, colors: np.ndarray, void_color: Color = (0, 0, 0)
+) -> np.ndarray:
     """A semantic map in colours.
 
     Args:
@@ -127,7 +143,9 @@ def blend(image: np.ndarray, colored: np.ndarray, opacity: float = 0.6) -> np.nd
     return cv2.addWeighted(image, 1 - opacity, colored, opacity, 0)
 
 
-def side_by_side(images: Sequence[np.ndarray], titles: Sequence[str] = (), gap_px: int = 8) -> np.ndarray:
+def side_by_side(
+    images: Sequence[np.ndarray], titles: Sequence[str] = (), gap_px: int = 8
+) -> np.ndarray:
     """Images in a row at the height of the tallest, each under its title, on white."""
     height = max(image.shape[0] for image in images)
     columns = []
@@ -162,7 +180,11 @@ def stack(images: Sequence[np.ndarray], gap_px: int = 8) -> np.ndarray:
 def legend(entries: Sequence[Tuple[str, Color]], width: int, text_px: int = 14) -> np.ndarray:
     """Colour swatches with names, in as many columns as the width has room for."""
     pad = text_px // 2
-    cell = max([_text_size(_plain(name), text_px)[0] for name, _ in entries] or [1]) + 2 * text_px + 2 * pad
+    cell = (
+        max([_text_size(_plain(name), text_px)[0] for name, _ in entries] or [1])
+        + 2 * text_px
+        + 2 * pad
+    )
     columns = max(1, width // cell)
     line = text_px + 2 * pad
     rows = -(-len(entries) // columns)
@@ -199,7 +221,9 @@ def _shade(color, n):
     step = n * 0.618034  # golden ratio: spreads any number of instances evenly
     hue = (hue + 0.26 * (step % 1.0) - 0.13) % 1.0
     lightness = 0.32 + 0.42 * ((lightness + 2.3 * step) % 1.0)
-    return tuple(int(round(255 * c)) for c in colorsys.hls_to_rgb(hue, lightness, max(saturation, 0.45)))
+    return tuple(
+        int(round(255 * c)) for c in colorsys.hls_to_rgb(hue, lightness, max(saturation, 0.45))
+    )
 
 
 def _lighter(color, share):
@@ -244,7 +268,9 @@ class _Part:
 
     def centres(self):
         """Points deep inside, (distance to the border, y, x), deepest first; one per region."""
-        depth = cv2.distanceTransform(cv2.copyMakeBorder(self.mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT), cv2.DIST_L2, 3)
+        depth = cv2.distanceTransform(
+            cv2.copyMakeBorder(self.mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT), cv2.DIST_L2, 3
+        )
         points = []
         for _ in range(3):
             _, deepest, _, (x, y) = cv2.minMaxLoc(depth)
@@ -256,7 +282,9 @@ class _Part:
 
 
 def _draw_outline(canvas, part, color, line):
-    contours, _ = cv2.findContours(part.mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE, offset=(part.left, part.top))
+    contours, _ = cv2.findContours(
+        part.mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE, offset=(part.left, part.top)
+    )
     cv2.drawContours(canvas, contours, -1, color, line, cv2.LINE_AA)
 
 
@@ -264,7 +292,10 @@ def _draw_labels(canvas, parts, captions, colors, things, text_px):
     """A tag per segment, larger segments first, where there is room that no other tag has."""
     placed = _Placed(canvas.shape)
     smallest = 0.5 * text_px**2
-    order = sorted((i for i, p in enumerate(parts) if p is not None), key=lambda i: (not things[i], -parts[i].area))
+    order = sorted(
+        (i for i, p in enumerate(parts) if p is not None),
+        key=lambda i: (not things[i], -parts[i].area),
+    )
     for i in order:
         if parts[i].area < (smallest if things[i] else 4 * smallest):
             continue
@@ -322,7 +353,16 @@ def _text_size(text, text_px):
 
 
 def _put_text(canvas, text, base, color, text_px):
-    cv2.putText(canvas, text, (base[1], base[0]), _FONT, text_px / _CAP_HEIGHT, color, _thickness(text_px), cv2.LINE_AA)
+    cv2.putText(
+        canvas,
+        text,
+        (base[1], base[0]),
+        _FONT,
+        text_px / _CAP_HEIGHT,
+        color,
+        _thickness(text_px),
+        cv2.LINE_AA,
+    )
 
 
 def _tag_size(caption, text_px):
@@ -339,7 +379,13 @@ def _draw_tag(canvas, caption, spot, color, text_px):
     plate[:] = plate * 0.25 + np.float32([14, 14, 18]) * 0.75
     plate[:, : max(2, text_px // 4)] = color
     pad = max(2, text_px // 3)
-    _put_text(canvas, _plain(caption), (top + pad + text_px, left + pad + max(1, text_px // 6)), (255, 255, 255), text_px)
+    _put_text(
+        canvas,
+        _plain(caption),
+        (top + pad + text_px, left + pad + max(1, text_px // 6)),
+        (255, 255, 255),
+        text_px,
+    )
 
 
 def _title_bar(title, width, picture_height):

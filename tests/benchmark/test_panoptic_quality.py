@@ -11,9 +11,13 @@ from tests.evaluation.test_coco_format import write_dataset
 def test_drawn_scenes(monkeypatch):
     monkeypatch.setattr("pfpn_tf.benchmark.panoptic_quality._NUM_DRAWN", 2)
     result = benchmark_panoptic_quality(3, processes=1, repeats=1)
-    assert result["equal"] and result["num_images"] == 3 and result["images"] == "2 drawn, 640 x 480"
+    assert (
+        result["equal"] and result["num_images"] == 3 and result["images"] == "2 drawn, 640 x 480"
+    )
     assert 0 < result["ours"]["median_ms"] < result["other"]["median_ms"]
-    assert result["speedup"] == pytest.approx(result["other"]["median_ms"] / result["ours"]["median_ms"], rel=0.02)
+    assert result["speedup"] == pytest.approx(
+        result["other"]["median_ms"] / result["ours"]["median_ms"], rel=0.02
+    )
     json.dumps(result)
 
 

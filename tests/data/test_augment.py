@@ -12,7 +12,9 @@ def geometry(source, resized, offset, content, flip):
 
 
 @pytest.mark.parametrize("flip", [False, True])
-@pytest.mark.parametrize("resized, offset, content", [((18, 33), (0, 0), (18, 33)), ((9, 16), (3, 4), (5, 11))])
+@pytest.mark.parametrize(
+    "resized, offset, content", [((18, 33), (0, 0), (18, 33)), ((9, 16), (3, 4), (5, 11))]
+)
 def test_image_labels_and_boxes_move_alike(flip, resized, offset, content, maybe_graph):
     """A single bright block: its labels, its pixels and its box stay in one place."""
     source = (12, 22)
@@ -23,11 +25,15 @@ def test_image_labels_and_boxes_move_alike(flip, resized, offset, content, maybe
     expected = expected[offset[0] : offset[0] + content[0], offset[1] : offset[1] + content[1]]
     expected = expected[:, ::-1] if flip else expected
 
-    labels = maybe_graph(augment.transform_labels)(tf.constant(mask[None]), g, tf.constant([32, 64]), 255).numpy()[0]
+    labels = maybe_graph(augment.transform_labels)(
+        tf.constant(mask[None]), g, tf.constant([32, 64]), 255
+    ).numpy()[0]
     np.testing.assert_array_equal(labels[: content[0], : content[1]], expected)
     assert (labels[content[0] :] == 255).all() and (labels[:, content[1] :] == 255).all()
 
-    image = maybe_graph(augment.transform_image)(tf.constant(np.repeat(mask[..., None] * 255, 3, -1)), g).numpy()
+    image = maybe_graph(augment.transform_image)(
+        tf.constant(np.repeat(mask[..., None] * 255, 3, -1)), g
+    ).numpy()
     assert image.shape == (*content, 3)
     assert ((image[..., 0] > 127) != expected).mean() < 0.05
 
@@ -65,15 +71,26 @@ def test_tight_boxes_of_one_pixel_and_of_none():
 
 def test_draws_depend_on_the_seed_alone_and_cover_the_range():
     drawn = [
-        augment.draw_geometry(tf.constant([20, 30]), tf.constant([10, 15]), tf.constant([8, 15]), True, (7, i))
+        augment.draw_geometry(
+            tf.constant([20, 30]), tf.constant([10, 15]), tf.constant([8, 15]), True, (7, i)
+        )
         for i in range(60)
     ]
-    assert {int(g.offset[0]) for g in drawn} == {0, 1, 2} and {int(g.offset[1]) for g in drawn} == {0}
+    assert {int(g.offset[0]) for g in drawn} == {0, 1, 2} and {int(g.offset[1]) for g in drawn} == {
+        0
+    }
     assert 15 < sum(bool(g.flip) for g in drawn) < 45
-    again = augment.draw_geometry(tf.constant([20, 30]), tf.constant([10, 15]), tf.constant([8, 15]), True, (7, 3))
-    assert bool(again.flip) == bool(drawn[3].flip) and again.offset.numpy().tolist() == drawn[3].offset.numpy().tolist()
+    again = augment.draw_geometry(
+        tf.constant([20, 30]), tf.constant([10, 15]), tf.constant([8, 15]), True, (7, 3)
+    )
+    assert (
+        bool(again.flip) == bool(drawn[3].flip)
+        and again.offset.numpy().tolist() == drawn[3].offset.numpy().tolist()
+    )
     never = [
-        augment.draw_geometry(tf.constant([9, 9]), tf.constant([9, 9]), tf.constant([9, 9]), False, (7, i)).flip
+        augment.draw_geometry(
+            tf.constant([9, 9]), tf.constant([9, 9]), tf.constant([9, 9]), False, (7, i)
+        ).flip
         for i in range(20)
     ]
     assert not any(map(bool, never))

@@ -5,7 +5,8 @@ import pytest
 
 from pfpn_tf.data.categories import DatasetInfo, distinct_colors
 
-# Deliberately unsorted, with gaps, things and stuff mixed: sky 3 (stuff), cat 5, grass 7 (stuff), car 20.
+# Deliberately unsorted, with gaps, things and stuff mixed: sky 3 (stuff), cat 5, grass 7 (stuff),
+# car 20.
 COCO = [
     {"id": 20, "name": "car", "isthing": 1},
     {"id": 3, "name": "sky", "isthing": 0, "color": [1, 2, 3]},

@@ -34,7 +34,12 @@ def test_reads_a_record(folder):
     dataset = open_dataset(folder)
     assert len(dataset) == 2 and not dataset.has_string_ids
     record = dataset.read(0)
-    assert (record.image_id, record.file_name, record.image_format, record.hw) == (10, "0.png", "png", (20, 30))
+    assert (record.image_id, record.file_name, record.image_format, record.hw) == (
+        10,
+        "0.png",
+        "png",
+        (20, 30),
+    )
     expected = np.zeros((20, 30), np.uint8)  # category indices: sky 0, cat 1, grass 2, car 3
     expected[10:] = 2
     expected[19] = 255
@@ -52,10 +57,28 @@ def test_reads_a_record(folder):
 
 def test_instances_json_gives_overlaps_polygons_and_rle(folder):
     polygon = [[3, 2, 12, 2, 12, 9, 3, 9]]  # the same pixels as the cat
-    column = {"size": [20, 30], "counts": [20 * 5, 20 * 2, 20 * 23]}  # columns 5 and 6, over the cat
+    column = {
+        "size": [20, 30],
+        "counts": [20 * 5, 20 * 2, 20 * 23],
+    }  # columns 5 and 6, over the cat
     annotations = [
-        {"id": 1, "image_id": 10, "category_id": 5, "bbox": [3, 2, 9, 7], "area": 63.5, "iscrowd": 0, "segmentation": polygon},
-        {"id": 2, "image_id": 10, "category_id": 20, "bbox": [5, 0, 2, 20], "iscrowd": 1, "segmentation": column},
+        {
+            "id": 1,
+            "image_id": 10,
+            "category_id": 5,
+            "bbox": [3, 2, 9, 7],
+            "area": 63.5,
+            "iscrowd": 0,
+            "segmentation": polygon,
+        },
+        {
+            "id": 2,
+            "image_id": 10,
+            "category_id": 20,
+            "bbox": [5, 0, 2, 20],
+            "iscrowd": 1,
+            "segmentation": column,
+        },
     ]
     content = {
         "images": json.loads((folder / "panoptic.json").read_text())["images"],
@@ -79,8 +102,12 @@ def test_instances_json_gives_overlaps_polygons_and_rle(folder):
             open_dataset(folder, instances_json=folder / "instances.json").read(0)
         (folder / "instances.json").write_text(json.dumps(content))
 
-    broken(lambda c: c["annotations"][1]["segmentation"].update(size=[30, 20]), "annotation 2: mask of")
-    broken(lambda c: c["annotations"][0].update(segmentation=[[1, 2, 3]]), "annotation 1: a polygon")
+    broken(
+        lambda c: c["annotations"][1]["segmentation"].update(size=[30, 20]), "annotation 2: mask of"
+    )
+    broken(
+        lambda c: c["annotations"][0].update(segmentation=[[1, 2, 3]]), "annotation 1: a polygon"
+    )
     broken(lambda c: c["annotations"][0].update(bbox=[1, 2]), "annotation 1 must have four numbers")
     broken(lambda c: c["annotations"][0].update(category_id=3), "annotation 1 has category 3")
     broken(lambda c: c["images"].pop(0) and c["annotations"].clear(), "does not list image 10")
@@ -96,7 +123,10 @@ def drop_segment(content):
 BROKEN = {
     "missing png": (lambda f: (f / "panoptic/0.png").unlink(), ["panoptic/0.png", "image 10"]),
     "missing photo": (lambda f: (f / "images/0.png").unlink(), ["images/0.png", "image 10"]),
-    "unreadable photo": (lambda f: (f / "images/0.png").write_bytes(b"<html>"), ["images/0.png", "not a readable image"]),
+    "unreadable photo": (
+        lambda f: (f / "images/0.png").write_bytes(b"<html>"),
+        ["images/0.png", "not a readable image"],
+    ),
     "empty photo": (lambda f: (f / "images/0.png").write_bytes(b""), ["images/0.png", "0 bytes"]),
     "photo of another size": (
         lambda f: cv2.imwrite(str(f / "images/0.png"), np.zeros((30, 20, 3), np.uint8)),
@@ -114,14 +144,19 @@ BROKEN = {
         lambda f: tiny.save_ids(f / "panoptic/0.png", tiny.id_map(20, 30, [])),
         ["panoptic/0.png", "image 10", "segment 1300"],
     ),
-    "id not in the json": (lambda f: edit(f, drop_segment), ["panoptic/0.png", "segment 1 ", "image 10"]),
+    "id not in the json": (
+        lambda f: edit(f, drop_segment),
+        ["panoptic/0.png", "segment 1 ", "image 10"],
+    ),
     "unknown category": (
         lambda f: edit(f, lambda c: c["annotations"][0]["segments_info"][0].update(category_id=99)),
         ["image 10", "segment 1 ", "unknown category 99"],
     ),
     **{
         f"segment with {name}": (
-            lambda f, new=new: edit(f, lambda c: c["annotations"][0]["segments_info"][0].update(new)),
+            lambda f, new=new: edit(
+                f, lambda c: c["annotations"][0]["segments_info"][0].update(new)
+            ),
             ["image 10", "segments_info[0]", *new],
         )
         for name, new in {
@@ -146,7 +181,10 @@ BROKEN = {
         lambda f: edit(f, lambda c: c["annotations"][0]["segments_info"][1].update(id=0)),
         ["image 10", "segment 0 ", "void"],
     ),
-    "no annotation": (lambda f: edit(f, lambda c: c["annotations"].pop(0)), ["image 10", "no annotation"]),
+    "no annotation": (
+        lambda f: edit(f, lambda c: c["annotations"].pop(0)),
+        ["image 10", "no annotation"],
+    ),
 }
 
 
@@ -202,7 +240,13 @@ def test_odd_photos(test_data):
         kept, image_format = coco_panoptic._checked_image(name, data, hw)
         assert image_format == kind
         assert (kept == data) == (name.split(".")[1] not in ("bmp", "webp"))
-    for name in ("truncated.jpg", "corrupt.png", "claims_60000x60000.png", "header_only.jpg", "animated.gif"):
+    for name in (
+        "truncated.jpg",
+        "corrupt.png",
+        "claims_60000x60000.png",
+        "header_only.jpg",
+        "animated.gif",
+    ):
         with pytest.raises(DataError, match=name):
             coco_panoptic._checked_image(name, (photos / name).read_bytes(), (427, 640))
     with pytest.raises(DataError, match="EXIF"):
@@ -212,7 +256,9 @@ def test_odd_photos(test_data):
 
 def test_images_without_annotations(folder):
     content = json.loads((folder / "panoptic.json").read_text())
-    (folder / "info.json").write_text(json.dumps({"images": content["images"], "categories": [{"id": 1, "name": "x"}]}))
+    (folder / "info.json").write_text(
+        json.dumps({"images": content["images"], "categories": [{"id": 1, "name": "x"}]})
+    )
     info = open_dataset(folder).info
     dataset = coco_panoptic.CocoImages(folder / "info.json", folder / "images", info)
     assert len(dataset) == 2 and dataset.info is info
@@ -234,8 +280,15 @@ def test_cityscapes_photos_are_found_from_every_folder(test_data):
     root = test_data("data/cityscapes_like")
     base = root / "gtFine/cityscapes_panoptic_train"
     for folder in (root / "leftImg8bit/train", root / "leftImg8bit"):
-        assert CocoPanoptic(base.with_suffix(".json"), base, folder).read(0).file_name.endswith("_leftImg8bit.png")
-    with pytest.raises(DataError, match="gtFine_leftImg8bit.png: no such image .nor .*cambridgero/cambridgero_000006"):
+        assert (
+            CocoPanoptic(base.with_suffix(".json"), base, folder)
+            .read(0)
+            .file_name.endswith("_leftImg8bit.png")
+        )
+    with pytest.raises(
+        DataError,
+        match="gtFine_leftImg8bit.png: no such image .nor .*cambridgero/cambridgero_000006",
+    ):
         CocoPanoptic(base.with_suffix(".json"), base, root / "gtFine").read(0)
 
 
@@ -260,7 +313,9 @@ def test_coco_photos_with_instances(test_data):
         root / "annotations/instances_val2017.json",
     )
     records = [dataset.read(i) for i in range(3)]
-    assert sum(len(r.instances) for r in records) == 49 and sum(len(r.segments) for r in records) == 56
+    assert (
+        sum(len(r.instances) for r in records) == 49 and sum(len(r.segments) for r in records) == 56
+    )
     for record in records:
         for instance in record.instances:
             assert instance.mask.sum() == pytest.approx(instance.area, rel=0.1, abs=20)

@@ -15,7 +15,9 @@ def config(**settings):
 
 def take(c, count, hw=HW, **kwargs):
     size = c.train.global_batch_size // kwargs.get("num_workers", 1)
-    rows = list(order.training_examples(c, hw, **kwargs).batch(size).take(count).as_numpy_iterator())
+    rows = list(
+        order.training_examples(c, hw, **kwargs).batch(size).take(count).as_numpy_iterator()
+    )
     return {key: np.stack([r[key] for r in rows]) for key in rows[0]}
 
 
@@ -61,7 +63,9 @@ def test_workers_share_each_global_batch():
 def test_sizes_are_drawn_from_the_list_and_padded_to_the_largest():
     drawn = take(config(), 40)
     sides = set()
-    for positions, resized, content, padded in zip(*(drawn[k] for k in ("position", "resize_hw", "content_hw", "padded_hw"))):
+    for positions, resized, content, padded in zip(
+        *(drawn[k] for k in ("position", "resize_hw", "content_hw", "padded_hw"))
+    ):
         for position, hw in zip(positions, resized):
             allowed = {reference.resized_hw(HW[position], side, 96): side for side in (32, 40, 48)}
             assert tuple(hw) in allowed
@@ -89,8 +93,26 @@ def test_landscape_and_portrait_do_not_mix_where_there_are_enough():
 
 def coco_like_sizes():
     """The commonest sizes of COCO's photos with their rough shares."""
-    shares = {(480, 640): 33, (640, 480): 10, (427, 640): 17, (640, 427): 6, (426, 640): 7, (640, 425): 4, (640, 640): 3}
-    shares.update({(500, 375): 3, (375, 500): 8, (333, 500): 5, (500, 333): 2, (360, 640): 3, (640, 360): 1, (612, 612): 3})
+    shares = {
+        (480, 640): 33,
+        (640, 480): 10,
+        (427, 640): 17,
+        (640, 427): 6,
+        (426, 640): 7,
+        (640, 425): 4,
+        (640, 640): 3,
+    }
+    shares.update(
+        {
+            (500, 375): 3,
+            (375, 500): 8,
+            (333, 500): 5,
+            (500, 333): 2,
+            (360, 640): 3,
+            (640, 360): 1,
+            (612, 612): 3,
+        }
+    )
     return np.array([hw for hw, n in shares.items() for _ in range(n * 4)], np.int32)
 
 
@@ -118,7 +140,9 @@ def test_static_shapes_waste_little_on_coco(test_data):
     for split in ("train2017", "val2017"):
         path = test_data(f"data/coco_samples/instances/annotations/instances_{split}.json")
         hw += [(i["height"], i["width"]) for i in json.loads(path.read_text())["images"]]
-    share, shapes = waste(Config().replace(static_shapes=True, global_batch_size=2), np.array(hw, np.int32))
+    share, shapes = waste(
+        Config().replace(static_shapes=True, global_batch_size=2), np.array(hw, np.int32)
+    )
     print(f"padding {100 * share:.1f} % in {shapes} shapes")
     assert shapes <= 9 and share < 0.15
 
@@ -144,7 +168,9 @@ def test_evaluation_is_one_pass_in_order(workers):
     rows = [row for unit in sorted(units) for row in units[unit]]
     assert [r["position"] for r in rows] == list(range(7))
     for row in rows:
-        assert tuple(row["resize_hw"]) == tuple(preprocess.resized_hw(HW[row["position"]], 32, 64).numpy())
+        assert tuple(row["resize_hw"]) == tuple(
+            preprocess.resized_hw(HW[row["position"]], 32, 64).numpy()
+        )
     for unit in units.values():
         largest = np.max([r["resize_hw"] for r in unit], 0)
         assert all((r["padded_hw"] == -(-largest // 32) * 32).all() for r in unit)
@@ -152,4 +178,8 @@ def test_evaluation_is_one_pass_in_order(workers):
 
 def test_evaluation_of_a_subset():
     c = Config().replace(eval_batch_size=2, max_images=3)
-    assert [r["position"] for r in order.evaluation_examples(c, HW).as_numpy_iterator()] == [0, 1, 2]
+    assert [r["position"] for r in order.evaluation_examples(c, HW).as_numpy_iterator()] == [
+        0,
+        1,
+        2,
+    ]

@@ -14,7 +14,14 @@ IMAGES = [
     (24, 40, [CAT, CAR]),
     (24, 40, []),  # no instance
     (24, 40, [CROWD]),  # crowd only
-    (30, 25, [(5, 0, 1 + i // 5 * 4, 1 + i % 5 * 4, 3 + i // 5 * 4, 3 + i % 5 * 4 + i // 5) for i in range(10)]),
+    (
+        30,
+        25,
+        [
+            (5, 0, 1 + i // 5 * 4, 1 + i % 5 * 4, 3 + i // 5 * 4, 3 + i % 5 * 4 + i // 5)
+            for i in range(10)
+        ],
+    ),
     (25, 31, [CAR]),
 ]
 
@@ -69,16 +76,20 @@ def test_training_batch_against_plain_numpy(folder):
         assert not batch["images"][row, h:].any() and not batch["images"][row, :, w:].any()
         semantic = lookup[reference.resize_labels(record.category_map, hw)]
         np.testing.assert_array_equal(batch["gt_semantic"][row, :h, :w], semantic)
-        assert (batch["gt_semantic"][row, h:] == 255).all() and (batch["gt_semantic"][row, :, w:] == 255).all()
+        assert (batch["gt_semantic"][row, h:] == 255).all() and (
+            batch["gt_semantic"][row, :, w:] == 255
+        ).all()
         expected = [i for i in record.instances if not i.iscrowd]
         count = len(expected)
-        assert batch["gt_class_ids"][row].tolist() == [{5: 0, 20: 1}[i.category_id] for i in expected] + [-1] * (
-            batch["gt_class_ids"].shape[1] - count
-        )
+        assert batch["gt_class_ids"][row].tolist() == [
+            {5: 0, 20: 1}[i.category_id] for i in expected
+        ] + [-1] * (batch["gt_class_ids"].shape[1] - count)
         scale = np.array([h / record.hw[0], w / record.hw[1]] * 2)
         for k, instance in enumerate(expected):
             x, y, bw, bh = instance.bbox_xywh
-            np.testing.assert_allclose(batch["gt_boxes"][row, k], np.array([y, x, y + bh, x + bw]) * scale, rtol=1e-6)
+            np.testing.assert_allclose(
+                batch["gt_boxes"][row, k], np.array([y, x, y + bh, x + bw]) * scale, rtol=1e-6
+            )
             mask = reference.resize_labels(instance.mask, hw)
             np.testing.assert_array_equal(batch["gt_masks"][row, k, :h, :w], mask)
             assert batch["gt_masks"][row, k].sum() == mask.sum()
@@ -107,7 +118,9 @@ def test_more_than_max_instances_keeps_the_largest(folder):
 
 def test_no_instance_in_the_whole_batch(folder, tmp_path):
     tiny.make(tmp_path / "d", [(24, 40, []), (24, 40, [CROWD])])
-    dataset = CocoPanoptic(tmp_path / "d/panoptic.json", tmp_path / "d/panoptic", tmp_path / "d/images")
+    dataset = CocoPanoptic(
+        tmp_path / "d/panoptic.json", tmp_path / "d/panoptic", tmp_path / "d/images"
+    )
     convert.convert(dataset, str(tmp_path), "train", num_workers=1)
     (batch,) = batches(config(tmp_path, global_batch_size=2, crop_size=(32, 32)), 1)
     assert batch["gt_boxes"].shape == (2, 0, 4) and batch["gt_masks"].shape == (2, 0, 32, 32)
@@ -115,16 +128,23 @@ def test_no_instance_in_the_whole_batch(folder, tmp_path):
 
 
 def test_the_same_seed_and_step_give_the_same_batch_also_after_resuming(folder):
-    c = config(folder, global_batch_size=2, color_jitter=True, random_scale=(0.5, 2.0), crop_size=(32, 32))
+    c = config(
+        folder, global_batch_size=2, color_jitter=True, random_scale=(0.5, 2.0), crop_size=(32, 32)
+    )
     whole = batches(c, 4)
     assert_equal(whole[:2], batches(c, 2))
     assert_equal(whole[3:], batches(c, 1, start_step=3))
     other = batches(c.replace(seed=1), 2)
-    assert any(a["images"].shape != b["images"].shape or (a["images"] != b["images"]).any() for a, b in zip(whole, other))
+    assert any(
+        a["images"].shape != b["images"].shape or (a["images"] != b["images"]).any()
+        for a, b in zip(whole, other)
+    )
 
 
 def test_replicas_and_workers_share_each_batch(folder):
-    """Two workers with two replicas each: their four batches in a row are the global batch, padding included."""
+    """Two workers with two replicas each: their four batches in a row are the global batch, padding
+    included.
+    """
     c = config(folder, global_batch_size=4)
     whole = batches(c, 3)
     contexts = [tf.distribute.InputContext(2, worker, 4) for worker in (0, 1)]
@@ -155,7 +175,9 @@ def test_flip_and_crop_keep_masks_boxes_and_pixels_together(folder):
 
 
 def test_static_shapes(folder):
-    c = config(folder, static_shapes=True, max_instances=7, global_batch_size=1, train_min_sides=(24,))
+    c = config(
+        folder, static_shapes=True, max_instances=7, global_batch_size=1, train_min_sides=(24,)
+    )
     shapes = {b["images"].shape for b in batches(c, 8)}
     assert len(shapes) <= 3
     (batch,) = batches(c, 1)
@@ -175,7 +197,9 @@ def test_evaluation_is_one_pass_with_everything_needed(folder):
         ids = tf.io.decode_png(batch["panoptic_png"][k]).numpy().astype(int) @ [1, 256, 65536]
         assert set(np.unique(ids)) - {0} == set(batch["segment_ids"][k]) - {0}
     first = rows[0]
-    assert first["instance_category_ids"][0].tolist() == [5, 20] and first["instance_iscrowd"][0].tolist() == [0, 0]
+    assert first["instance_category_ids"][0].tolist() == [5, 20] and first["instance_iscrowd"][
+        0
+    ].tolist() == [0, 0]
     assert first["instance_boxes"][0].tolist() == [[2, 3, 9, 12], [10, 15, 15, 22]]
     mask = cv2.imdecode(np.frombuffer(first["instance_mask_png"][0][0], np.uint8), 0)
     assert mask.shape == (24, 40) and mask.sum() == 63
@@ -184,7 +208,9 @@ def test_evaluation_is_one_pass_with_everything_needed(folder):
 
 def test_info_beside_the_records_or_named(folder, tmp_path):
     c = config(folder)
-    assert pipeline.load_info(c) == pipeline.load_info(c.replace(dataset_info=f"{folder}/dataset_info.json"))
+    assert pipeline.load_info(c) == pipeline.load_info(
+        c.replace(dataset_info=f"{folder}/dataset_info.json")
+    )
     assert pipeline.load_info(c.replace(train_records="")).num_thing_classes == 2
     with pytest.raises(ValueError, match="--train_records=.*no file matches"):
         pipeline.load_info(c.replace(train_records=f"{tmp_path}/x-*"))

@@ -8,7 +8,9 @@ from tests.data import tiny
 
 def test_draws_the_batches_of_the_run(tmp_path):
     tiny.make(tmp_path / "d", [(40, 60, [(5, 0, 4, 6, 30, 40)]), (40, 60, [])])
-    dataset = CocoPanoptic(tmp_path / "d/panoptic.json", tmp_path / "d/panoptic", tmp_path / "d/images")
+    dataset = CocoPanoptic(
+        tmp_path / "d/panoptic.json", tmp_path / "d/panoptic", tmp_path / "d/images"
+    )
     convert.convert(dataset, str(tmp_path), "train", num_workers=1)
     settings = dict(global_batch_size=2, train_min_sides=(64,), train_max_side=96)
     config = Config().replace(train_records=f"{tmp_path}/train-*", **settings)

@@ -55,7 +55,9 @@ def test_instances_are_the_visible_things(dataset):
     for instance in instances["annotations"]:
         mask = coco_mask.decode(instance["segmentation"]).astype(bool)
         assert mask.sum() == instance["area"]
-        masks.setdefault(instance["image_id"], []).append((instance["category_id"], instance["iscrowd"], mask))
+        masks.setdefault(instance["image_id"], []).append(
+            (instance["category_id"], instance["iscrowd"], mask)
+        )
     for annotation in panoptic["annotations"]:
         ids = read_ids(dataset / "annotations" / "panoptic_train" / annotation["file_name"])
         segments = [s for s in annotation["segments_info"] if s["category_id"] in things]
@@ -76,7 +78,10 @@ def test_same_seed_same_scene_other_seed_other_scene():
 
 def test_splits_share_no_scene(dataset):
     train, val = (
-        {(dataset / split / image["file_name"]).read_bytes() for image in read(dataset, "panoptic", split)["images"]}
+        {
+            (dataset / split / image["file_name"]).read_bytes()
+            for image in read(dataset, "panoptic", split)["images"]
+        }
         for split in ("train", "val")
     )
     assert len(train) == NUM_TRAIN and len(val) == NUM_VAL
@@ -92,7 +97,10 @@ def test_scenes_cover_the_cases_that_code_forgets():
     assert any(s["iscrowd"] for s in segments)
     assert any(all(s["category_id"] not in things for s in scene.segments_info) for scene in scenes)
     assert all((scene.panoptic_ids == 0).any() for scene in scenes)  # the borders
-    assert any((cv2.erode((scene.panoptic_ids == 0).astype(np.uint8), np.ones((4, 4)))).any() for scene in scenes)
+    assert any(
+        (cv2.erode((scene.panoptic_ids == 0).astype(np.uint8), np.ones((4, 4)))).any()
+        for scene in scenes
+    )
     orientation = {int(np.sign(np.subtract(*scene.panoptic_ids.shape))) for scene in scenes}
     assert orientation == {-1, 0, 1}
 

@@ -34,7 +34,9 @@ def names(folder):
 def test_round_trip(folder, tmp_path):
     dataset = open_dataset(folder)
     counts = convert.convert(dataset, str(tmp_path / "out"), "train", num_shards=3, num_workers=1)
-    assert names(tmp_path / "out") == ["dataset_info.json"] + [f"train-0000{i}-of-00003.tfrecord" for i in range(3)]
+    assert names(tmp_path / "out") == ["dataset_info.json"] + [
+        f"train-0000{i}-of-00003.tfrecord" for i in range(3)
+    ]
     index = tfrecord.read_index(f"{tmp_path}/out/train-*.tfrecord")
     assert index.hw.tolist() == [[20 + i, 30 - i] for i in range(7)]  # in the order of the JSON
     for position in (6, 0, 3):
@@ -48,22 +50,30 @@ def test_round_trip(folder, tmp_path):
         assert parsed["image/object/class/text"].tolist() == [b"cat", b"car"]
         assert parsed["image/object/is_crowd"].tolist() == [0, position % 2]
         assert parsed["image/object/bbox_px"].tolist() == [[2, 3, 9, 12], [10, 15, 15, 22]]
-        np.testing.assert_allclose(parsed["image/object/bbox/xmax"] * (30 - position), [12, 22], rtol=1e-6)
-        np.testing.assert_allclose(parsed["image/object/bbox/ymin"] * (20 + position), [2, 10], rtol=1e-6)
+        np.testing.assert_allclose(
+            parsed["image/object/bbox/xmax"] * (30 - position), [12, 22], rtol=1e-6
+        )
+        np.testing.assert_allclose(
+            parsed["image/object/bbox/ymin"] * (20 + position), [2, 10], rtol=1e-6
+        )
         for png, instance in zip(parsed["image/object/mask"], record.instances):
             np.testing.assert_array_equal(tf.io.decode_png(png)[..., 0], instance.mask)
         labels = tf.io.decode_png(parsed["image/segmentation/class/encoded"])[..., 0]
         np.testing.assert_array_equal(labels, record.category_map)
         assert parsed["image/panoptic/segment/id"].tolist() == [1, 2, 1300, 2300]
         assert parsed["image/panoptic/segment/category_id"].tolist() == [3, 7, 5, 20]
-        assert parsed["image/panoptic/encoded"] == (folder / f"panoptic/{position}.png").read_bytes()
+        assert (
+            parsed["image/panoptic/encoded"] == (folder / f"panoptic/{position}.png").read_bytes()
+        )
     assert counts["images"] == 7 and counts["instances"] == 11 and counts["crowds"] == 3
     assert counts["segments"] == 28 and counts["max_instances"] == 2
     assert counts["segments_by_category"] == {"3": 7, "5": 7, "7": 7, "20": 7}
 
 
 def test_other_readers_understand_the_records(folder, tmp_path):
-    """The hand-made head is a plain tf.train.Example to protobuf, and its absence costs only time."""
+    """The hand-made head is a plain tf.train.Example to protobuf, and its absence costs only
+    time.
+    """
     convert.convert(open_dataset(folder), str(tmp_path), "a", num_shards=1, num_workers=1)
     shard = str(tmp_path / "a-00000-of-00001.tfrecord")
     serialized = [x.numpy() for x in tf.data.TFRecordDataset(shard)]
@@ -74,15 +84,23 @@ def test_other_readers_understand_the_records(folder, tmp_path):
         for example in examples:
             feature = {k: v for k, v in example.features.feature.items() if k != "image/filename"}
             feature["a"] = tf.train.Feature(bytes_list=tf.train.BytesList(value=[b"x" * 300]))
-            writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString(deterministic=True))
-    assert tfrecord.read_index(str(tmp_path / "other.tfrecord")).hw.tolist() == tfrecord.read_index(shard).hw.tolist()
+            writer.write(
+                tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString(
+                    deterministic=True
+                )
+            )
+    assert (
+        tfrecord.read_index(str(tmp_path / "other.tfrecord")).hw.tolist()
+        == tfrecord.read_index(shard).hw.tolist()
+    )
 
 
 def test_large_sizes_in_the_head():
     for h, w in ((1, 1), (127, 128), (1024, 2048), (60000, 16384)):
         feature = {"image/height": h, "image/width": w}
         head = b"".join(
-            tf.train.Features(feature={k: tfrecord._feature(k, v)}).SerializeToString() for k, v in feature.items()
+            tf.train.Features(feature={k: tfrecord._feature(k, v)}).SerializeToString()
+            for k, v in feature.items()
         )
         assert tfrecord._head_hw(head) == (h, w)
 
@@ -118,7 +136,9 @@ def test_tool_stops_at_broken_input_and_leaves_nothing(folder, tmp_path):
 
 def test_bad_images_can_be_skipped_and_are_counted(folder, tmp_path):
     (folder / "panoptic/5.png").unlink()
-    counts = convert.convert(open_dataset(folder), str(tmp_path), "train", 2, num_workers=1, skip_bad=True)
+    counts = convert.convert(
+        open_dataset(folder), str(tmp_path), "train", 2, num_workers=1, skip_bad=True
+    )
     assert (counts["images"], counts["skipped"]) == (6, 1)
     assert len(tfrecord.read_index(f"{tmp_path}/train-*")) == 6
 
@@ -138,7 +158,9 @@ def test_splits_share_the_info_and_old_shards_go(folder, tmp_path):
     dataset = open_dataset(folder)
     for split, shards in (("train", 3), ("val", 1), ("train", 2)):
         convert.convert(dataset, str(out), split, num_shards=shards, num_workers=1)
-    assert [n for n in names(out) if n.startswith("train")] == [f"train-0000{i}-of-00002.tfrecord" for i in range(2)]
+    assert [n for n in names(out) if n.startswith("train")] == [
+        f"train-0000{i}-of-00002.tfrecord" for i in range(2)
+    ]
     info = DatasetInfo.load(out / "dataset_info.json")
     assert info.splits.keys() == {"train", "val"} and info.splits["train"]["shards"] == 2
     edited = json.loads((folder / "panoptic.json").read_text())
@@ -152,12 +174,16 @@ def test_nothing_usable(folder, tmp_path):
     for path in (folder / "panoptic").iterdir():
         cv2.imwrite(str(path), np.zeros((3, 3, 3), np.uint8))
     with pytest.raises(ValueError, match="none of its 7 images"):
-        convert.convert(open_dataset(folder), str(tmp_path / "out"), "train", num_workers=1, skip_bad=True)
+        convert.convert(
+            open_dataset(folder), str(tmp_path / "out"), "train", num_workers=1, skip_bad=True
+        )
     assert names(tmp_path / "out") == []
 
 
 def test_index_names_what_is_missing(folder, tmp_path):
-    convert.convert(open_dataset(folder), str(tmp_path / "out"), "train", num_shards=3, num_workers=1)
+    convert.convert(
+        open_dataset(folder), str(tmp_path / "out"), "train", num_shards=3, num_workers=1
+    )
     pattern = f"{tmp_path}/out/train-*"
     shard = tmp_path / "out/train-00001-of-00003.tfrecord"
     whole = shard.read_bytes()
@@ -174,7 +200,9 @@ def test_index_names_what_is_missing(folder, tmp_path):
 
 
 def test_tool_reads_cityscapes(test_data, tmp_path):
-    """Real layout, by label ids and by train ids: string ids, photos that the JSON names wrongly."""
+    """Real layout, by label ids and by train ids: string ids, photos that the JSON names
+    wrongly.
+    """
     root = test_data("data/cityscapes_like")
     for split, suffix, road in (("train", "", 7), ("val", "_trainId", 0)):
         call_tool(
@@ -185,9 +213,16 @@ def test_tool_reads_cityscapes(test_data, tmp_path):
             "--num_workers=1",
         )
         info = DatasetInfo.load(tmp_path / split / "dataset_info.json")
-        assert len(info.categories) == 19 and info.num_thing_classes == 8 and info.by_id[road].name == "road"
+        assert (
+            len(info.categories) == 19
+            and info.num_thing_classes == 8
+            and info.by_id[road].name == "road"
+        )
         assert info.splits[split]["string_ids"] and info.num_semantic_classes("all") == 19
-        photos = {p.name[: -len("_leftImg8bit.png")]: p for p in (root / "leftImg8bit" / split).rglob("*.png")}
+        photos = {
+            p.name[: -len("_leftImg8bit.png")]: p
+            for p in (root / "leftImg8bit" / split).rglob("*.png")
+        }
         index = tfrecord.read_index(f"{tmp_path}/{split}/{split}-*")
         assert len(index) == len(photos) == {"train": 6, "val": 5}[split]
         for position in range(len(index)):
@@ -202,14 +237,19 @@ def test_tool_adds_images_without_annotations(folder, tmp_path):
     arguments = ["--split=test-dev", f"--output_dir={tmp_path}/out", "--num_workers=1"]
     arguments += [f"--image_info_json={folder}/image_info.json", f"--image_dir={folder}/images"]
     done = call_tool(*arguments, expect=2)
-    assert "dataset_info.json does not exist" in done.stderr and "with annotations first" in done.stderr
+    assert (
+        "dataset_info.json does not exist" in done.stderr
+        and "with annotations first" in done.stderr
+    )
     convert.convert(open_dataset(folder), str(tmp_path / "out"), "val", num_workers=1)
     call_tool(*arguments)
     info = DatasetInfo.load(tmp_path / "out/dataset_info.json")
     assert info.splits["test-dev"]["images"] == 7 and info.splits["test-dev"]["segments"] == 0
     index = tfrecord.read_index(f"{tmp_path}/out/test-dev-*")
     parsed = tfrecord.decode_example(tfrecord.read_record(index, tf.constant(4)))
-    assert parsed["image/panoptic/encoded"].numpy() == b"" and parsed["image/object/mask"].shape == [0]
+    assert parsed["image/panoptic/encoded"].numpy() == b"" and parsed[
+        "image/object/mask"
+    ].shape == [0]
     assert parsed["image/encoded"].numpy() == (folder / "images/4.png").read_bytes()
     assert tf.reduce_min(tf.io.decode_png(parsed["image/segmentation/class/encoded"])) == 255
     done = call_tool(*arguments, f"--panoptic_json={folder}/panoptic.json", expect=2)

@@ -16,7 +16,9 @@ CATEGORIES = [
 
 
 def id_map(h, w, things):
-    """Sky (id 1) above, grass (id 2) below, the last row void; `things` are (id, y1, x1, y2, x2)."""
+    """Sky (id 1) above, grass (id 2) below, the last row void; `things` are (id, y1, x1, y2,
+    x2).
+    """
     ids = np.ones((h, w), np.int32)
     ids[h // 2 :] = 2
     ids[-1] = 0
@@ -41,7 +43,10 @@ def make(folder, images):
     content = {"images": [], "annotations": [], "categories": CATEGORIES}
     for i, (h, w, things) in enumerate(images):
         ids = id_map(h, w, [(1000 * k + 300, *box) for k, (_, _, *box) in enumerate(things, 1)])
-        segments = [{"id": 1, "category_id": 3, "iscrowd": 0}, {"id": 2, "category_id": 7, "iscrowd": 0}]
+        segments = [
+            {"id": 1, "category_id": 3, "iscrowd": 0},
+            {"id": 2, "category_id": 7, "iscrowd": 0},
+        ]
         for k, (category_id, crowd, *_) in enumerate(things, 1):
             segments.append({"id": 1000 * k + 300, "category_id": category_id, "iscrowd": crowd})
         segments = [s for s in segments if (ids == s["id"]).any()]
@@ -51,7 +56,9 @@ def make(folder, images):
         cv2.imwrite(str(folder / f"images/{i}.png"), photo)
         save_ids(folder / f"panoptic/{i}.png", ids)
         content["images"].append({"id": 10 + i, "file_name": f"{i}.png", "height": h, "width": w})
-        content["annotations"].append({"image_id": 10 + i, "file_name": f"{i}.png", "segments_info": segments})
+        content["annotations"].append(
+            {"image_id": 10 + i, "file_name": f"{i}.png", "segments_info": segments}
+        )
     (folder / "panoptic.json").write_text(json.dumps(content))
     return content
 

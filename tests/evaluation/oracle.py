@@ -59,7 +59,9 @@ class Oracle(tf.keras.Model):
 
     @classmethod
     def notes(cls, config, info):
-        """What to note for the images of the split: the sums of their pixels, and rows of outputs."""
+        """What to note for the images of the split: the sums of their pixels, and rows of
+        outputs.
+        """
         rng = np.random.default_rng(0)
         keys, rows = [], []
         for batch in pipeline.build_dataset(

@@ -8,7 +8,12 @@ from pycocotools import mask as mask_utils
 
 from pfpn_tf.evaluation import average_precision as ap
 
-CASES = ["01_coco", "02_coco_ties_few_images", "04_coco_over_100_per_image", "06_camvid_class_without_gt"]
+CASES = [
+    "01_coco",
+    "02_coco_ties_few_images",
+    "04_coco_over_100_per_image",
+    "06_camvid_class_without_gt",
+]
 
 
 def by_image(gt, results, kind, parts=1):
@@ -48,7 +53,13 @@ def toy():
         ],
         "categories": [{"id": 4}, {"id": 9}],
     }
-    result = {"image_id": 1, "category_id": 4, "bbox": [3, 2, 20, 10], "segmentation": rle, "score": 0.9}
+    result = {
+        "image_id": 1,
+        "category_id": 4,
+        "bbox": [3, 2, 20, 10],
+        "segmentation": rle,
+        "score": 0.9,
+    }
     return gt, result
 
 

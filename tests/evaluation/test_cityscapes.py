@@ -1,4 +1,6 @@
-"""Cityscapes' metrics: the numbers of cityscapesscripts, run as its command line runs it, on the same files."""
+"""Cityscapes' metrics: the numbers of cityscapesscripts, run as its command line runs it, on the
+same files.
+"""
 
 import copy
 import json
@@ -23,7 +25,9 @@ HW = (60, 90)
 
 
 def scene(i):
-    """[h, w] instance ids: road, sky, two cars, a person, a group of cars, something ignored, void."""
+    """[h, w] instance ids: road, sky, two cars, a person, a group of cars, something ignored,
+    void.
+    """
     ids = np.full(HW, 7, np.uint16)
     ids[: 20 + i] = 23
     ids[25:45, 5 : 25 + i] = 26000
@@ -44,7 +48,8 @@ def truth(tmp_path):
         path.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(path / f"{image_id}_gtFine_instanceIds.png"), ids)
         cv2.imwrite(
-            str(path / f"{image_id}_gtFine_labelIds.png"), np.where(ids < 1000, ids, ids // 1000).astype(np.uint8)
+            str(path / f"{image_id}_gtFine_labelIds.png"),
+            np.where(ids < 1000, ids, ids // 1000).astype(np.uint8),
         )
     return folder
 
@@ -53,7 +58,8 @@ def write_predictions(folder, train_ids=False):
     """The scenes a little off, a car too many and one that is only half found."""
     category_of = {label.id: label.trainId if train_ids else label.id for label in EVALUATED}
     categories = [
-        {"id": category_of[label.id], "name": label.name, "isthing": int(label.hasInstances)} for label in EVALUATED
+        {"id": category_of[label.id], "name": label.name, "isthing": int(label.hasInstances)}
+        for label in EVALUATED
     ]
     classes = list(category_of.values())
     rng = np.random.default_rng(0)
@@ -75,7 +81,11 @@ def write_predictions(folder, train_ids=False):
             scores = rng.random(len(things)).round(1)
             if i != 2:  # Nothing is found in the last image.
                 category_ids = [s["category_id"] for s in things]
-                writer.add_instances(instance_results(image_id, np.zeros((len(things), 4)), scores, category_ids, masks))
+                writer.add_instances(
+                    instance_results(
+                        image_id, np.zeros((len(things), 4)), scores, category_ids, masks
+                    )
+                )
     return folder
 
 
@@ -89,14 +99,21 @@ def run_cityscapesscripts(truth, results, monkeypatch, tmp_path):
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     found = []
-    for module, kind, level in ((pixels, "labelIds", cityscapes.PIXEL_LEVEL), (instances, "instanceIds", cityscapes.INSTANCE_LEVEL)):
+    for module, kind, level in (
+        (pixels, "labelIds", cityscapes.PIXEL_LEVEL),
+        (instances, "instanceIds", cityscapes.INSTANCE_LEVEL),
+    ):
         args = copy.copy(module.args)
         args.predictionPath, args.predictionWalk = str(results / level), None
         args.JSONOutput, args.quiet = False, True
         args.gtInstancesFile = str(tmp_path / "work/gtInstances.json")
         truths = sorted(str(p) for p in truth.glob(f"*/*_gtFine_{kind}.png"))
         order = (lambda gt: (args, gt)) if module is pixels else (lambda gt: (gt, args))
-        found.append(module.evaluateImgLists([module.getPrediction(*order(gt)) for gt in truths], truths, args))
+        found.append(
+            module.evaluateImgLists(
+                [module.getPrediction(*order(gt)) for gt in truths], truths, args
+            )
+        )
     return found
 
 
@@ -183,18 +200,42 @@ def unknown_label(folder, truth):
 @pytest.mark.parametrize(
     "damage, words",
     [
-        (lambda folder, truth: rename(folder, '"sky"', '"heaven"'), ["panoptic.json", "'heaven' is no class"]),
-        (lambda folder, truth: rename(folder, '"categories"', '"classes"'), ["panoptic.json", "no categories"]),
+        (
+            lambda folder, truth: rename(folder, '"sky"', '"heaven"'),
+            ["panoptic.json", "'heaven' is no class"],
+        ),
+        (
+            lambda folder, truth: rename(folder, '"categories"', '"classes"'),
+            ["panoptic.json", "no categories"],
+        ),
         (lambda folder, truth: smaller_png(folder), [IMAGE_IDS[0], "59 x 90", "60 x 90"]),
-        (lambda folder, truth: os.unlink(folder / f"panoptic/{IMAGE_IDS[0]}.png"), [IMAGE_IDS[0], "No such file"]),
-        (lambda folder, truth: rename(folder, '"category_id": 23', '"category_id": 99'), [IMAGE_IDS[0], "99"]),
+        (
+            lambda folder, truth: os.unlink(folder / f"panoptic/{IMAGE_IDS[0]}.png"),
+            [IMAGE_IDS[0], "No such file"],
+        ),
+        (
+            lambda folder, truth: rename(folder, '"category_id": 23', '"category_id": 99'),
+            [IMAGE_IDS[0], "99"],
+        ),
         (change_instance(lambda r: r.pop("segmentation")), [IMAGE_IDS[0], "instance 0", "RLE"]),
-        (change_instance(lambda r: r["segmentation"].update(size=[90, 60])), [IMAGE_IDS[0], "[60, 90]"]),
+        (
+            change_instance(lambda r: r["segmentation"].update(size=[90, 60])),
+            [IMAGE_IDS[0], "[60, 90]"],
+        ),
         (change_instance(lambda r: r.update(category_id=7000)), [IMAGE_IDS[0], "7000"]),
-        (change_instance(lambda r: r.update(image_id=5)), ["instances.json", "entry 0", "image_id"]),
+        (
+            change_instance(lambda r: r.update(image_id=5)),
+            ["instances.json", "entry 0", "image_id"],
+        ),
         (change_instance(lambda r: r.pop("score")), ["instances.json", "entry 0", "score"]),
-        (lambda folder, truth: os.unlink(next(truth.glob("aachen/*_instanceIds.png"))), ["instanceIds.png does not exist"]),
-        (lambda folder, truth: next(truth.glob("aachen/*_labelIds.png")).write_bytes(b""), ["labelIds.png", "no readable"]),
+        (
+            lambda folder, truth: os.unlink(next(truth.glob("aachen/*_instanceIds.png"))),
+            ["instanceIds.png does not exist"],
+        ),
+        (
+            lambda folder, truth: next(truth.glob("aachen/*_labelIds.png")).write_bytes(b""),
+            ["labelIds.png", "no readable"],
+        ),
         (unknown_label, ["cityscapesscripts stopped: Unknown label with id 200"]),
     ],
 )
@@ -213,7 +254,9 @@ def test_wrong_folder_is_named(truth, tmp_path):
 
 
 def test_tool_scores_ground_truth_of_the_real_layout(test_data, tmp_path):
-    """The panoptic files of createPanopticImgs as prediction: every pixel right but what they leave out."""
+    """The panoptic files of createPanopticImgs as prediction: every pixel right but what they leave
+    out.
+    """
     root = test_data("data/cityscapes_like/gtFine")
     tool = pathlib.Path(__file__).parents[2] / "tools/eval.py"
     command = [sys.executable, str(tool), f"--cityscapes_gt_dir={root}/val"]

@@ -19,9 +19,13 @@ def test_png_round_trip():
 
 
 def test_alpha_is_ignored():
-    bgr = cv2.imdecode(np.frombuffer(coco_format.encode_panoptic_png(IDS), np.uint8), cv2.IMREAD_COLOR)
+    bgr = cv2.imdecode(
+        np.frombuffer(coco_format.encode_panoptic_png(IDS), np.uint8), cv2.IMREAD_COLOR
+    )
     bgra = np.dstack([bgr, np.full(IDS.shape, 9, np.uint8)])
-    np.testing.assert_array_equal(coco_format.decode_panoptic_png(cv2.imencode(".png", bgra)[1].tobytes(), "x"), IDS)
+    np.testing.assert_array_equal(
+        coco_format.decode_panoptic_png(cv2.imencode(".png", bgra)[1].tobytes(), "x"), IDS
+    )
 
 
 @pytest.mark.parametrize(
@@ -29,8 +33,14 @@ def test_alpha_is_ignored():
     [
         (lambda png: b"", "x.png: not a PNG"),
         (lambda png: cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8))[1].tobytes(), "not a PNG"),
-        (lambda png: cv2.imencode(".png", np.zeros((8, 8), np.uint8))[1].tobytes(), "must be an 8-bit RGB PNG"),
-        (lambda png: cv2.imencode(".png", np.zeros((8, 8, 3), np.uint16))[1].tobytes(), "bit depth 16"),
+        (
+            lambda png: cv2.imencode(".png", np.zeros((8, 8), np.uint8))[1].tobytes(),
+            "must be an 8-bit RGB PNG",
+        ),
+        (
+            lambda png: cv2.imencode(".png", np.zeros((8, 8, 3), np.uint16))[1].tobytes(),
+            "bit depth 16",
+        ),
         (lambda png: png[: len(png) // 2], "damaged PNG"),
     ],
     ids=["empty", "jpeg", "grey", "16 bit", "cut off"],
@@ -51,7 +61,8 @@ def write_dataset(directory, num_images=3):
 
 def segments_of(ids):
     return [
-        {"id": i, "category_id": c, "area": int((ids == i).sum()), "iscrowd": 0} for i, c in ((5, 3), (6, 9))
+        {"id": i, "category_id": c, "area": int((ids == i).sum()), "iscrowd": 0}
+        for i, c in ((5, 3), (6, 9))
     ]
 
 
@@ -91,4 +102,7 @@ def test_empty_writer_writes_valid_json(tmp_path):
     with coco_format.PredictionWriter(tmp_path, CATEGORIES):
         pass
     assert json.loads((tmp_path / "instances.json").read_text()) == []
-    assert json.loads((tmp_path / "panoptic.json").read_text()) == {"annotations": [], "categories": CATEGORIES}
+    assert json.loads((tmp_path / "panoptic.json").read_text()) == {
+        "annotations": [],
+        "categories": CATEGORIES,
+    }

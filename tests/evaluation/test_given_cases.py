@@ -28,14 +28,20 @@ INSTANCES = """01_coco 02_coco_ties_few_images 03_coco_perfect 04_coco_over_100_
 
 def score(folder, **kwargs):
     return score_panoptic(
-        str(folder / "gt.json"), str(folder / "gt"), str(folder / "pred.json"), str(folder / "pred"), **kwargs
+        str(folder / "gt.json"),
+        str(folder / "gt"),
+        str(folder / "pred.json"),
+        str(folder / "pred"),
+        **kwargs,
     )
 
 
 def test_every_case_is_listed(test_data):
     folders = {p.name for p in test_data(ROOT + "/panoptic").iterdir() if p.is_dir()}
     assert folders == set(PANOPTIC) | set(BAD)
-    assert {p.name for p in test_data(ROOT + "/instances").iterdir() if p.is_dir()} == set(INSTANCES)
+    assert {p.name for p in test_data(ROOT + "/instances").iterdir() if p.is_dir()} == set(
+        INSTANCES
+    )
 
 
 @pytest.mark.parametrize("case", PANOPTIC)
@@ -68,7 +74,8 @@ def test_instances(test_data, case, kind):
     expected = json.loads((folder / "expected.json").read_text())[kind]
     metrics = score_instances(str(folder / "gt.json"), str(folder / f"detections_{kind}.json"))
     assert set(metrics) == {kind}
-    # The last digit of a mean depends on the NumPy version; the expected numbers come from another one.
+    # The last digit of a mean depends on the NumPy version; the expected numbers come from another
+    # one.
     assert_close(metrics[kind], expected["stats"], 1e-14)
     assert_close(metrics[kind]["per_class"], expected["per_class"], 1e-14)
     assert metrics[kind]["AR"] == metrics[kind]["AR100"]
@@ -83,7 +90,11 @@ def assert_semantic(ours, theirs):
         ("mean_class_accuracy", "mean_class_accuracy"),
     ):
         assert_close(ours[mine], theirs[its], 1e-9)
-    assert_close({k: v for k, v in ours["iou"].items() if v is not None or k in theirs["iou"]}, theirs["iou"], 1e-9)
+    assert_close(
+        {k: v for k, v in ours["iou"].items() if v is not None or k in theirs["iou"]},
+        theirs["iou"],
+        1e-9,
+    )
 
 
 def assert_close(ours, theirs, tolerance):

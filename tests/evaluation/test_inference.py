@@ -76,7 +76,9 @@ def test_mirrored_maps_come_back_exactly():
 
 
 def test_mirrored_maps_of_a_width_between_cells():
-    """At 34 pixels the centre of cell j is 34 - 4 (j + 0.5) in the mirror: halfway between two cells."""
+    """At 34 pixels the centre of cell j is 34 - 4 (j + 0.5) in the mirror: halfway between two
+    cells.
+    """
     ramp = tf.constant(np.broadcast_to(np.arange(16.0)[None, None, :, None], [1, 8, 16, 1]))
     hw = tf.constant([[20, 34]])
     turned = inference.resample(ramp, hw, tf.constant([8, 16]), hw, flip=True)[0, 0, :, 0].numpy()
@@ -118,7 +120,9 @@ def test_scale_1_alone_changes_nothing():
 
 
 def test_mean_of_probabilities():
-    """The mean of two views by hand: probabilities of each, not logits, which may differ in range."""
+    """The mean of two views by hand: probabilities of each, not logits, which may differ in
+    range.
+    """
     images, hw = photo(32, 64), [32, 64]
     run = inference.Inference(SEMANTIC.replace(semantic_flip=True), INFO, Branch(power=3.0))
     inputs = [inference.Input(images, tf.constant([hw]))]

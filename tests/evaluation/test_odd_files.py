@@ -1,4 +1,6 @@
-"""Odd and broken prediction files: the reference's numbers where it gives any, else one clear error."""
+"""Odd and broken prediction files: the reference's numbers where it gives any, else one clear
+error.
+"""
 
 import json
 import pathlib
@@ -39,12 +41,21 @@ def folder(tmp_path):
             ids[12 + shift :, width - 8 :] = 1
             categories = {70000: 9, 300: 3, 2**24 - 1: 3 if shift else 5, 1: 5}
             segments = [
-                {"id": k, "category_id": c, "area": int((ids == k).sum()), "iscrowd": int(k == 1 and i == 2 and not shift)}
+                {
+                    "id": k,
+                    "category_id": c,
+                    "area": int((ids == k).sum()),
+                    "iscrowd": int(k == 1 and i == 2 and not shift),
+                }
                 for k, c in categories.items()
             ]
             (tmp_path / name / f"{i}.png").write_bytes(encode_panoptic_png(ids))
-            content["images"].append({"id": i, "height": height, "width": width, "file_name": f"{i}.jpg"})
-            content["annotations"].append({"image_id": i, "file_name": f"{i}.png", "segments_info": segments})
+            content["images"].append(
+                {"id": i, "height": height, "width": width, "file_name": f"{i}.jpg"}
+            )
+            content["annotations"].append(
+                {"image_id": i, "file_name": f"{i}.png", "segments_info": segments}
+            )
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     return tmp_path
 
@@ -110,13 +121,17 @@ def rewrite(change, name=PRED_PNG):
 
 
 def same_number_of_other_type(folder):
-    edit("pred", lambda c: [a.update(image_id=float(a["image_id"])) for a in c["annotations"]])(folder)
+    edit("pred", lambda c: [a.update(image_id=float(a["image_id"])) for a in c["annotations"]])(
+        folder
+    )
     segment(id=70000.0, category_id=9.0)(folder)
 
 
 def all_string_ids(folder):
     for name in ("gt", "pred"):
-        edit(name, lambda c: [a.update(image_id=f"city_{a['image_id']}") for a in c["annotations"]])(folder)
+        edit(
+            name, lambda c: [a.update(image_id=f"city_{a['image_id']}") for a in c["annotations"]]
+        )(folder)
 
 
 def void_listed_as_segment(folder):
@@ -134,8 +149,12 @@ NUMBERS = {
     "as it is": lambda folder: None,
     "RGBA": save("RGBA"),
     "interlaced and trailing bytes": rewrite(lambda png: png + b"\0" * 100),
-    "only id and category": pred(lambda a: [[s.pop("area"), s.pop("iscrowd")] for s in a["segments_info"]]),
-    "predicted areas are nonsense": pred(lambda a: [s.update(area="many") for s in a["segments_info"]]),
+    "only id and category": pred(
+        lambda a: [[s.pop("area"), s.pop("iscrowd")] for s in a["segments_info"]]
+    ),
+    "predicted areas are nonsense": pred(
+        lambda a: [s.update(area="many") for s in a["segments_info"]]
+    ),
     "predicted crowd": segment(iscrowd=1),
     "segment listed twice, last counts": pred(
         lambda a: a["segments_info"].append({**a["segments_info"][0], "category_id": 5})
@@ -148,27 +167,44 @@ NUMBERS = {
     "file name with a folder": move("sub/1.png"),
     "PNG by another extension": move("1.panoptic"),
     "void listed as a segment": void_listed_as_segment,
-    "prediction's categories differ": edit("pred", lambda c: c.update(categories=[{"id": 3, "name": "sand", "isthing": 0}])),
+    "prediction's categories differ": edit(
+        "pred", lambda c: c.update(categories=[{"id": 3, "name": "sand", "isthing": 0}])
+    ),
     "no categories in the prediction": edit("pred", lambda c: c.pop("categories")),
     "empty image": lambda folder: (
         (folder / PRED_PNG).write_bytes(encode_panoptic_png(np.zeros(SIZES[1]))),
         pred(lambda a: a.update(segments_info=[]))(folder),
     ),
     "ground-truth area missing where nothing overlaps": edit(
-        "gt", lambda c: [without(s, "area") for a in c["annotations"] for s in a["segments_info"] if s["iscrowd"]]
+        "gt",
+        lambda c: [
+            without(s, "area") for a in c["annotations"] for s in a["segments_info"] if s["iscrowd"]
+        ],
     ),
-    "ground-truth category unknown": edit("gt", lambda c: c["annotations"][1]["segments_info"][0].update(category_id=8)),
-    "ground-truth id over 24 bits": edit("gt", lambda c: c["annotations"][1]["segments_info"][0].update(id=2**24 + 5)),
+    "ground-truth category unknown": edit(
+        "gt", lambda c: c["annotations"][1]["segments_info"][0].update(category_id=8)
+    ),
+    "ground-truth id over 24 bits": edit(
+        "gt", lambda c: c["annotations"][1]["segments_info"][0].update(id=2**24 + 5)
+    ),
     "ground-truth areas twice as large": edit(
-        "gt", lambda c: [s.update(area=2.0 * s["area"]) for a in c["annotations"] for s in a["segments_info"]]
+        "gt",
+        lambda c: [
+            s.update(area=2.0 * s["area"]) for a in c["annotations"] for s in a["segments_info"]
+        ],
     ),
-    "categories twice, last counts": edit("gt", lambda c: c["categories"].append({"id": 5, "name": "boat", "isthing": 0})),
+    "categories twice, last counts": edit(
+        "gt", lambda c: c["categories"].append({"id": 5, "name": "boat", "isthing": 0})
+    ),
     "no things": edit("gt", lambda c: [x.update(isthing=0) for x in c["categories"]]),
     "no images": edit("gt", lambda c: c.update(annotations=[])),
 }
 # What is wrong, and what its message has to name.
 ERRORS = {
-    "PNG missing": (lambda folder: (folder / PRED_PNG).unlink(), ["Image 1", PRED_PNG, "No such file"]),
+    "PNG missing": (
+        lambda folder: (folder / PRED_PNG).unlink(),
+        ["Image 1", PRED_PNG, "No such file"],
+    ),
     "PNG is a folder": (
         lambda folder: ((folder / PRED_PNG).unlink(), (folder / PRED_PNG).mkdir()),
         ["Image 1", PRED_PNG, "directory"],
@@ -192,10 +228,22 @@ ERRORS = {
     "grey with alpha": (save("LA"), ["Image 1", PRED_PNG, "8-bit RGB"]),
     "palette": (save("P"), ["Image 1", PRED_PNG, "8-bit RGB", "palette"]),
     "one bit": (save("1"), ["Image 1", PRED_PNG, "8-bit RGB"]),
-    "wrong extension": (pred(lambda a: a.update(file_name="1.jpg")), ["Image 1", "pred/1.jpg", "No such file"]),
-    "file name is a number": (pred(lambda a: a.update(file_name=1)), ["Image 1", "pred.json", "file_name"]),
-    "no file name": (pred(lambda a: without(a, "file_name")), ["Image 1", "pred.json", "file_name"]),
-    "pixel not listed": (set_pixel(4711), ["Image 1", PRED_PNG, "segment 4711", "not in segments_info"]),
+    "wrong extension": (
+        pred(lambda a: a.update(file_name="1.jpg")),
+        ["Image 1", "pred/1.jpg", "No such file"],
+    ),
+    "file name is a number": (
+        pred(lambda a: a.update(file_name=1)),
+        ["Image 1", "pred.json", "file_name"],
+    ),
+    "no file name": (
+        pred(lambda a: without(a, "file_name")),
+        ["Image 1", "pred.json", "file_name"],
+    ),
+    "pixel not listed": (
+        set_pixel(4711),
+        ["Image 1", PRED_PNG, "segment 4711", "not in segments_info"],
+    ),
     "listed without a pixel": (
         pred(lambda a: a["segments_info"].append({"id": 8, "category_id": 3})),
         ["Image 1", PRED_PNG, "segment 8 is in segments_info"],
@@ -205,36 +253,78 @@ ERRORS = {
         pred(lambda a: a["segments_info"].append({"id": 2**24, "category_id": 3})),
         ["Image 1", PRED_PNG, "segment 16777216", "below 16777216"],
     ),
-    "negative id": (pred(lambda a: a["segments_info"].append({"id": -1, "category_id": 3})), ["Image 1", "segment -1"]),
+    "negative id": (
+        pred(lambda a: a["segments_info"].append({"id": -1, "category_id": 3})),
+        ["Image 1", "segment -1"],
+    ),
     "text as id": (segment(id="70000"), ["Image 1", "pred.json", '"70000"', "whole number"]),
     "half an id": (segment(id=0.5), ["Image 1", "pred.json", "0.5", "whole number"]),
-    "no id": (pred(lambda a: without(a["segments_info"][0], "id")), ["Image 1", "pred.json", '"id"']),
-    "unknown category": (segment(category_id=4), ["Image 1", PRED_PNG, "segment 70000", "category_id 4"]),
-    "text as category": (segment(category_id="9"), ["Image 1", PRED_PNG, "segment 70000", "category_id '9'"]),
+    "no id": (
+        pred(lambda a: without(a["segments_info"][0], "id")),
+        ["Image 1", "pred.json", '"id"'],
+    ),
+    "unknown category": (
+        segment(category_id=4),
+        ["Image 1", PRED_PNG, "segment 70000", "category_id 4"],
+    ),
+    "text as category": (
+        segment(category_id="9"),
+        ["Image 1", PRED_PNG, "segment 70000", "category_id '9'"],
+    ),
     "no category": (
         pred(lambda a: without(a["segments_info"][0], "category_id")),
         ["Image 1", "pred.json", "segment 70000", "category_id"],
     ),
     "category is a list": (segment(category_id=[9]), ["Image 1", "segment 70000", "category_id"]),
-    "no segments_info": (pred(lambda a: without(a, "segments_info")), ["Image 1", "pred.json", "segments_info"]),
-    "segments_info is null": (pred(lambda a: a.update(segments_info=None)), ["Image 1", "pred.json", "segments_info"]),
-    "segment is a number": (pred(lambda a: a["segments_info"].append(5)), ["Image 1", "pred.json", "segments_info"]),
+    "no segments_info": (
+        pred(lambda a: without(a, "segments_info")),
+        ["Image 1", "pred.json", "segments_info"],
+    ),
+    "segments_info is null": (
+        pred(lambda a: a.update(segments_info=None)),
+        ["Image 1", "pred.json", "segments_info"],
+    ),
+    "segment is a number": (
+        pred(lambda a: a["segments_info"].append(5)),
+        ["Image 1", "pred.json", "segments_info"],
+    ),
     "image missing": (edit("pred", lambda c: c["annotations"].pop(1)), ["Image 1", "pred.json"]),
-    "no predictions": (edit("pred", lambda c: c.update(annotations=[])), ["Image 0 and 2 more", "pred.json"]),
+    "no predictions": (
+        edit("pred", lambda c: c.update(annotations=[])),
+        ["Image 0 and 2 more", "pred.json"],
+    ),
     "ids as strings": (
         edit("pred", lambda c: [a.update(image_id=str(a["image_id"])) for a in c["annotations"]]),
         ["Image 0", "pred.json", "one is a string"],
     ),
-    "annotation without image": (edit("pred", lambda c: without(c["annotations"][1], "image_id")), ["pred.json", "number 1"]),
-    "image id is a list": (pred(lambda a: a.update(image_id=[1])), ["pred.json", "number 1", "image id"]),
-    "annotation is a string": (edit("pred", lambda c: c["annotations"].append("x")), ["pred.json", "number 3"]),
-    "no annotations": (edit("pred", lambda c: without(c, "annotations")), ["pred.json", '"annotations"']),
+    "annotation without image": (
+        edit("pred", lambda c: without(c["annotations"][1], "image_id")),
+        ["pred.json", "number 1"],
+    ),
+    "image id is a list": (
+        pred(lambda a: a.update(image_id=[1])),
+        ["pred.json", "number 1", "image id"],
+    ),
+    "annotation is a string": (
+        edit("pred", lambda c: c["annotations"].append("x")),
+        ["pred.json", "number 3"],
+    ),
+    "no annotations": (
+        edit("pred", lambda c: without(c, "annotations")),
+        ["pred.json", '"annotations"'],
+    ),
     "JSON is a list": (rewrite(lambda _: b"[]", "pred.json"), ["pred.json", "It is a list"]),
     "JSON cut off": (rewrite(lambda text: text[:-9], "pred.json"), ["pred.json", "not valid JSON"]),
-    "JSON is no text": (rewrite(lambda text: b"\xff\xfe\0" + text, "pred.json"), ["pred.json", "not valid JSON"]),
+    "JSON is no text": (
+        rewrite(lambda text: b"\xff\xfe\0" + text, "pred.json"),
+        ["pred.json", "not valid JSON"],
+    ),
     "JSON missing": (lambda folder: (folder / "pred.json").unlink(), ["pred.json", "No such file"]),
     "ground truth without areas": (
-        edit("gt", lambda c: [without(s, "area") for a in c["annotations"] for s in a["segments_info"]]),
+        edit(
+            "gt",
+            lambda c: [without(s, "area") for a in c["annotations"] for s in a["segments_info"]],
+        ),
         ["Image 0", "pred/0.png", "ground-truth segment 1,", "area"],
     ),
     "ground-truth area is null": (
@@ -242,8 +332,14 @@ ERRORS = {
         ["Image 1", "gt.json", "segment 70000", "area"],
     ),
     "no categories": (edit("gt", lambda c: without(c, "categories")), ["gt.json", "categories"]),
-    "no isthing": (edit("gt", lambda c: without(c["categories"][1], "isthing")), ["gt.json", "isthing", "boat"]),
-    "ground-truth PNG missing": (lambda folder: (folder / "gt/1.png").unlink(), ["Image 1", "gt/1.png", "ground-truth"]),
+    "no isthing": (
+        edit("gt", lambda c: without(c["categories"][1], "isthing")),
+        ["gt.json", "isthing", "boat"],
+    ),
+    "ground-truth PNG missing": (
+        lambda folder: (folder / "gt/1.png").unlink(),
+        ["Image 1", "gt/1.png", "ground-truth"],
+    ),
 }
 # Files that panopticapi would score, from the high bytes of the pixels or whatever decodes.
 REFUSED_BY_US_ALONE = {"16 bits", "PNG with a flipped bit"}
@@ -253,7 +349,9 @@ def assert_equal(ours, theirs):
     if theirs is None:
         assert ours is None
     else:
-        assert [ours[k] for k in ("pq", "sq", "rq")] == pytest.approx(theirs[:3], abs=1e-12) and ours["n"] == theirs[3]
+        assert [ours[k] for k in ("pq", "sq", "rq")] == pytest.approx(
+            theirs[:3], abs=1e-12
+        ) and ours["n"] == theirs[3]
 
 
 @pytest.mark.parametrize("case", NUMBERS)
@@ -294,7 +392,9 @@ def test_notes(folder, case, words):
 
 
 def test_random_damage_gives_the_reference_s_answer(folder):
-    """Pixels, ids, categories, crowds and areas changed at random: the same number, or both refuse."""
+    """Pixels, ids, categories, crowds and areas changed at random: the same number, or both
+    refuse.
+    """
     rng = np.random.default_rng(0)
     original = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("gt", "pred")}
     scored = refused = 0
@@ -308,7 +408,9 @@ def test_random_damage_gives_the_reference_s_answer(folder):
                 annotation["file_name"] = f"random_{annotation['file_name']}"
                 (folder / name / annotation["file_name"]).write_bytes(encode_panoptic_png(ids))
                 visible = np.unique(ids)
-                annotation["segments_info"] = [s for s in annotation["segments_info"] if s["id"] in visible]
+                annotation["segments_info"] = [
+                    s for s in annotation["segments_info"] if s["id"] in visible
+                ]
                 for entry in annotation["segments_info"]:
                     kind = rng.random()
                     if kind < 0.2:
@@ -341,9 +443,15 @@ def test_tool_writes_nothing_after_an_error(folder):
     tool = pathlib.Path(__file__).parents[2] / "tools/eval.py"
     before = sorted(folder.rglob("*"))
     command = [sys.executable, str(tool), *(f"--{n}={p}" for n, p in zip(names, files(folder)))]
-    done = subprocess.run([*command, f"--metrics_json={folder}/m.json"], capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, f"--metrics_json={folder}/m.json"], capture_output=True, text=True
+    )
     assert done.returncode == 2
-    assert done.stderr.startswith("Error: Image 1") and "Traceback" not in done.stderr and done.stderr.count("\n") == 1
+    assert (
+        done.stderr.startswith("Error: Image 1")
+        and "Traceback" not in done.stderr
+        and done.stderr.count("\n") == 1
+    )
     assert sorted(folder.rglob("*")) == before
 
 
@@ -361,12 +469,23 @@ def instances(tmp_path):
     gt = {
         "images": [{"id": i, "height": 20, "width": 30} for i in (1, 2)],
         "annotations": [
-            {"id": i, "image_id": i, "category_id": 3, "area": 200, "bbox": box, "segmentation": rle, "iscrowd": 0}
+            {
+                "id": i,
+                "image_id": i,
+                "category_id": 3,
+                "area": 200,
+                "bbox": box,
+                "segmentation": rle,
+                "iscrowd": 0,
+            }
             for i in (1, 2)
         ],
         "categories": [{"id": 3, "name": "ball"}],
     }
-    results = [{"image_id": i, "category_id": 3, "bbox": box, "segmentation": rle, "score": 0.5} for i in (1, 2)]
+    results = [
+        {"image_id": i, "category_id": 3, "bbox": box, "segmentation": rle, "score": 0.5}
+        for i in (1, 2)
+    ]
     (tmp_path / "gt.json").write_text(json.dumps(gt))
     (tmp_path / "pred.json").write_text(json.dumps(results))
     return str(tmp_path / "gt.json"), str(tmp_path / "pred.json")
@@ -391,7 +510,11 @@ def uncompressed(results):
         (lambda r: [x.update(bbox=[]) for x in r] and None, {"segm"}, 1.0),
         (lambda r: without(r[0], "bbox"), {"segm"}, 1.0),
         (lambda r: without(r[0], "segmentation"), {"bbox"}, 1.0),
-        (lambda r: [x.update(caption="a ball", keypoints=[]) for x in r] and None, {"bbox", "segm"}, 1.0),
+        (
+            lambda r: [x.update(caption="a ball", keypoints=[]) for x in r] and None,
+            {"bbox", "segm"},
+            1.0,
+        ),
         (lambda r: r[1].update(category_id=77), {"bbox", "segm"}, 51 / 101),
         (lambda r: r[1].update(score=-3, extra=None), {"bbox", "segm"}, 1.0),
         (lambda r: r.append({**r[1], "bbox": [0, 0, 0, 0], "score": 0.1}), {"bbox", "segm"}, 1.0),
@@ -428,14 +551,29 @@ def test_odd_results(instances, change, kinds, expected):
         (lambda r: r[1].update(score=float("nan")), ["entry 1 (image 2)", "finite"]),
         (lambda r: without(r[1], "category_id"), ["entry 1", '"category_id"']),
         (lambda r: r[1].update(category_id=[3]), ["entry 1 (image 2)", "category_id"]),
-        (lambda r: [without(r[1], "bbox"), without(r[1], "segmentation")] and None, ["entry 1 (image 2)", "neither"]),
-        (lambda r: [without(r[0], "bbox"), without(r[1], "segmentation")] and None, ["every entry"]),
+        (
+            lambda r: [without(r[1], "bbox"), without(r[1], "segmentation")] and None,
+            ["entry 1 (image 2)", "neither"],
+        ),
+        (
+            lambda r: [without(r[0], "bbox"), without(r[1], "segmentation")] and None,
+            ["every entry"],
+        ),
         (lambda r: r[1].update(bbox=[1, 2, 3, None]), ["entry 1 (image 2)", "four finite numbers"]),
         (uncompressed, ["entry 1 (image 2)", "compressed RLE"]),
-        (lambda r: r[1].update(segmentation=[[3, 2, 23, 2, 23, 12]]), ["entry 1 (image 2)", "polygons"]),
-        (lambda r: r[1]["segmentation"].update(size=[30, 20]), ["entry 1 (image 2)", "[30, 20]", "[20, 30]"]),
+        (
+            lambda r: r[1].update(segmentation=[[3, 2, 23, 2, 23, 12]]),
+            ["entry 1 (image 2)", "polygons"],
+        ),
+        (
+            lambda r: r[1]["segmentation"].update(size=[30, 20]),
+            ["entry 1 (image 2)", "[30, 20]", "[20, 30]"],
+        ),
         (lambda r: r[1]["segmentation"].update(counts="n1:"), ["entry 1 (image 2)", "add up"]),
-        (lambda r: r[1]["segmentation"].update(counts="~~~~~~~~~~~~~~"), ["entry 1 (image 2)", "add up"]),
+        (
+            lambda r: r[1]["segmentation"].update(counts="~~~~~~~~~~~~~~"),
+            ["entry 1 (image 2)", "add up"],
+        ),
         (lambda r: without(r[1]["segmentation"], "size"), ["entry 1 (image 2)", '"size"']),
     ],
 )
@@ -451,7 +589,13 @@ def test_masks_of_any_shape_add_up(instances):
     """The sum of runs is right for long and for negative differences."""
     rng = np.random.default_rng(0)
     content = json.loads(pathlib.Path(instances[0]).read_text())
-    for height, width, pixels in ((1, 1, 1), (400, 700, 3), (400, 700, 100000), (37, 11, 200), (2000, 3000, 40)):
+    for height, width, pixels in (
+        (1, 1, 1),
+        (400, 700, 3),
+        (400, 700, 100000),
+        (37, 11, 200),
+        (2000, 3000, 40),
+    ):
         mask = np.zeros(height * width, np.uint8)
         mask[rng.integers(0, mask.size, pixels)] = 1
         rle = mask_utils.encode(np.asfortranarray(mask.reshape(height, width)))

@@ -1,4 +1,6 @@
-"""PQ against the plain reference, on random maps and on small ones that can be worked out by hand."""
+"""PQ against the plain reference, on random maps and on small ones that can be worked out by
+hand.
+"""
 
 import numpy as np
 import pytest
@@ -11,7 +13,9 @@ CATEGORIES = [{"id": i, "isthing": int(i < 40)} for i in (1, 7, 30, 90, 200)]
 
 
 def random_scene(rng, hw, num_ids, crowds=True):
-    """A blocky id map with its segments_info; some ids are unlisted, some listed ones have no pixel."""
+    """A blocky id map with its segments_info; some ids are unlisted, some listed ones have no
+    pixel.
+    """
     ids = np.append(0, np.unique(rng.integers(1, 2**24, num_ids))).astype(np.uint32)
     coarse = rng.integers(0, len(ids), (hw[0] // 4 + 1, hw[1] // 5 + 1))
     id_map = ids[np.kron(coarse, np.ones((4, 5), int))][: hw[0], : hw[1]]
@@ -37,7 +41,11 @@ def distort(rng, gt_ids, gt_segments):
     for i, n in new_ids.items():
         if i == 0 or rng.random() < 0.1:
             continue
-        category = listed[i] if rng.random() < 0.8 else CATEGORIES[int(rng.integers(len(CATEGORIES)))]["id"]
+        category = (
+            listed[i]
+            if rng.random() < 0.8
+            else CATEGORIES[int(rng.integers(len(CATEGORIES)))]["id"]
+        )
         segments.append({"id": n, "category_id": category})
         out[pred == i] = n
     return out, segments
@@ -57,7 +65,10 @@ def test_random_maps_equal_reference(hw):
             expected[category_id] = [a + b for a, b in zip(expected[category_id], row)]
         quality.update(overlaps(gt_ids, pred_ids), gt, pred)
     result = quality.result()["per_class"]
-    assert sum(row[0] for row in expected.values()) > 10 and sum(row[1] for row in expected.values()) > 10
+    assert (
+        sum(row[0] for row in expected.values()) > 10
+        and sum(row[1] for row in expected.values()) > 10
+    )
     for category_id, (tp, fp, fn, iou) in expected.items():
         row = result[str(category_id)]
         assert (row["tp"], row["fp"], row["fn"]) == (tp, fp, fn)
@@ -83,9 +94,15 @@ def test_overlaps_longer_than_16_bits():
 def test_pixels_of_the_png_give_the_same_overlaps(hw, ids):
     """Ids that differ in one byte only, maps of a single segment, runs of more than 16 bits."""
     rng = np.random.default_rng(0)
-    maps = [np.kron(rng.choice(ids, (hw[0], 1)), np.ones((1, hw[1]))).astype(np.uint32) for _ in range(2)]
+    maps = [
+        np.kron(rng.choice(ids, (hw[0], 1)), np.ones((1, hw[1]))).astype(np.uint32)
+        for _ in range(2)
+    ]
     maps[1][:, hw[1] // 2 :] = ids[0]
-    pixels = [np.ascontiguousarray(m.astype("<u4")).view(np.uint8).reshape(*hw, 4)[..., :3].copy() for m in maps]
+    pixels = [
+        np.ascontiguousarray(m.astype("<u4")).view(np.uint8).reshape(*hw, 4)[..., :3].copy()
+        for m in maps
+    ]
     for ours, expected in zip(overlaps_of_pixels(*pixels), overlaps(*maps)):
         np.testing.assert_array_equal(ours, expected)
 
@@ -112,9 +129,11 @@ def test_sums_do_not_depend_on_order_or_split():
 
 
 def test_perfect_crowd_void_by_hand():
-    """Ground truth, 1 row: a a a a c c c c 0 0; prediction: p p p q q q q r r r (a, p: 1; the rest of class 7).
+    """Ground truth, 1 row: a a a a c c c c 0 0; prediction: p p p q q q q r r r (a, p: 1; the rest
+    of class 7).
 
-    p hits a with IoU 3/4; q has 3 of 4 pixels in the crowd c and r 1 of 3 in c, 2 in void: both excused.
+    p hits a with IoU 3/4; q has 3 of 4 pixels in the crowd c and r 1 of 3 in c, 2 in void: both
+    excused.
     """
     gt = np.array([[1, 1, 1, 1, 2, 2, 2, 2, 0, 0]], np.uint32)
     pred = np.array([[5, 5, 5, 6, 6, 6, 6, 7, 7, 7]], np.uint32)
@@ -122,7 +141,11 @@ def test_perfect_crowd_void_by_hand():
         {"id": 1, "category_id": 1, "area": 4, "iscrowd": 0},
         {"id": 2, "category_id": 7, "area": 4, "iscrowd": 1},
     ]
-    pred_segments = [{"id": 5, "category_id": 1}, {"id": 6, "category_id": 7}, {"id": 7, "category_id": 7}]
+    pred_segments = [
+        {"id": 5, "category_id": 1},
+        {"id": 6, "category_id": 7},
+        {"id": 7, "category_id": 7},
+    ]
     quality = PanopticQuality(CATEGORIES)
     quality.update(overlaps(gt, pred), gt_segments, pred_segments)
     result = quality.result()

@@ -1,4 +1,6 @@
-"""Images without ground truth are predicted like any other; and the semantic maps that are written are the branch's own."""
+"""Images without ground truth are predicted like any other; and the semantic maps that are written
+are the branch's own.
+"""
 
 import json
 
@@ -24,7 +26,9 @@ def dataset(tmp_path_factory):
     oracle.make_scenes(folder)
     images = json.loads((folder / "annotations/panoptic_val.json").read_text())["images"]
     (folder / "image_info.json").write_text(json.dumps({"images": images[:NUM_IMAGES]}))
-    unannotated = coco_panoptic.CocoImages(folder / "image_info.json", folder / "val", oracle.info_of(folder))
+    unannotated = coco_panoptic.CocoImages(
+        folder / "image_info.json", folder / "val", oracle.info_of(folder)
+    )
     convert.convert(unannotated, str(folder / "records"), "test-dev", num_workers=1)
     return folder
 
@@ -43,7 +47,9 @@ def test_predictions_do_not_depend_on_ground_truth(dataset, tmp_path):
     assert metrics["notes"] == ["3 images have no ground truth and were only predicted."]
     assert "only predicted" in report.table(metrics) and report.flat_scalars(metrics) == {}
     assert scored["notes"] == [] and "panoptic" in scored
-    files = {p.relative_to(tmp_path / "test") for p in (tmp_path / "test").rglob("*") if p.is_file()}
+    files = {
+        p.relative_to(tmp_path / "test") for p in (tmp_path / "test").rglob("*") if p.is_file()
+    }
     assert len([p for p in files if p.suffix == ".png"]) == 2 * NUM_IMAGES
     for path in files - {p for p in files if p.name == "metrics.json"}:
         assert (tmp_path / "test" / path).read_bytes() == (tmp_path / "val" / path).read_bytes()
@@ -65,13 +71,17 @@ def test_semantic_maps_are_the_branch_s(dataset, tmp_path):
     for annotation in annotations[:NUM_IMAGES]:
         gt_ids = read_ids(dataset / "annotations/panoptic_val" / annotation["file_name"])
         found = overlaps(gt_ids, read_semantic(tmp_path, annotation["image_id"]))
-        iou.update(found, annotation["segments_info"], [{"id": i, "category_id": i} for i in category_ids])
+        iou.update(
+            found, annotation["segments_info"], [{"id": i, "category_id": i} for i in category_ids]
+        )
     assert iou.result()["iou"] == metrics["semantic_branch"]["iou"]
 
 
 def test_things_as_one_class_have_no_category(dataset, tmp_path):
     evaluate(dataset, tmp_path)
-    image_ids = [a["image_id"] for a in json.loads((tmp_path / "panoptic.json").read_text())["annotations"]]
+    image_ids = [
+        a["image_id"] for a in json.loads((tmp_path / "panoptic.json").read_text())["annotations"]
+    ]
     found = set().union(*(np.unique(read_semantic(tmp_path, i)).tolist() for i in image_ids))
     assert 255 in found and len(found) > 1
     assert found - {255} <= {c.id for c in oracle.info_of(dataset).stuff}

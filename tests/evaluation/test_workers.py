@@ -38,7 +38,9 @@ def start_workers(count, arguments):
 
 
 def test_two_workers_give_the_same(tmp_path):
-    """7 images in batches of 3: the first worker has two batches, the second one; then one image in all."""
+    """7 images in batches of 3: the first worker has two batches, the second one; then one image in
+    all.
+    """
     make_scenes(tmp_path / "scenes")
     started = start_workers(
         2,

@@ -1,7 +1,8 @@
-"""Every stage of the forward pass against what Detectron2 computes with the same weights and pixels.
+"""Every stage of the forward pass against what Detectron2 computes with the same weights and
+pixels.
 
-The tolerances are twice the difference that Detectron2 shows between float32 and float64. Where the reference gives
-no such figure, the test derives one from a figure that it gives and says how.
+The tolerances are twice the difference that Detectron2 shows between float32 and float64. Where the
+reference gives no such figure, the test derives one from a figure that it gives and says how.
 """
 
 import json
@@ -44,7 +45,9 @@ class Stages:
         self.images = np.pad(image, pad)[None]
         self.model = model
         self.config = model.config
-        self.outputs = tf.function(self.run, autograph=False)(tf.constant(self.images), tf.constant([self.hw]))
+        self.outputs = tf.function(self.run, autograph=False)(
+            tf.constant(self.images), tf.constant([self.hw])
+        )
 
     def run(self, images, image_hw):
         """The stages one by one, in the order of `PanopticFPN.call`, and the whole."""
@@ -142,7 +145,9 @@ def test_proposals_are_the_same_set(stages):
 
 
 def test_pooled_features(stages):
-    """RoIAlign averages features, so it cannot be further off than these, beside its own rounding."""
+    """RoIAlign averages features, so it cannot be further off than these, beside its own
+    rounding.
+    """
     pooled = stages["pooled"].numpy()[0].transpose(0, 3, 1, 2)
     stages.close("box_pooled_1000x256x7x7", pooled, FEATURES)
     pooled = stages["mask_pooled"].numpy()[0].transpose(0, 3, 1, 2)
@@ -150,7 +155,9 @@ def test_pooled_features(stages):
 
 
 def test_box_head(stages):
-    """Deviations of class logits reach the scores at most halved, so the scores' tolerance holds doubled."""
+    """Deviations of class logits reach the scores at most halved, so the scores' tolerance holds
+    doubled.
+    """
     logits = stages["class_logits"][0, :200].numpy()
     _assert_close("class logits", logits, stages.golden["box_cls_logits_200"], 2 * SCORES)
     deltas = stages["box_deltas"][0, :200].numpy()[..., [1, 0, 3, 2]].reshape(200, -1)
@@ -171,7 +178,9 @@ def test_detections(stages, which):
 
 @pytest.mark.parametrize("which", ["given boxes", "own boxes"])
 def test_mask_logits(stages, which):
-    logits = stages["mask_logits"] if which == "given boxes" else stages["whole"].detections.mask_logits
+    logits = (
+        stages["mask_logits"] if which == "given boxes" else stages["whole"].detections.mask_logits
+    )
     expected = stages.golden["mask_logits"]  # float16
     half_a_step = np.spacing(np.abs(expected)).astype(np.float32) / 2
     difference = np.abs(logits[0].numpy() - expected.astype(np.float32)) - half_a_step

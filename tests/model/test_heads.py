@@ -23,7 +23,9 @@ def test_box_head(maybe_graph):
     head(rois)
     randomise(head)
     logits, deltas = maybe_graph(head)(rois)
-    fc1, b1, fc2, b2, classes, bc, boxes, bb = (v.numpy().astype(np.float64) for v in head.variables)
+    fc1, b1, fc2, b2, classes, bc, boxes, bb = (
+        v.numpy().astype(np.float64) for v in head.variables
+    )
     x = relu(relu(rois.reshape(6, -1) @ fc1 + b1) @ fc2 + b2)
     np.testing.assert_allclose(logits, (x @ classes + bc).reshape(2, 3, 6), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(deltas, (x @ boxes + bb).reshape(2, 3, 5, 4), rtol=1e-4, atol=1e-4)

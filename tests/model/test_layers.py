@@ -20,7 +20,9 @@ def numpy_conv(x, kernel, stride, groups=1, dilation=1):
     for i in range(size):
         for j in range(size):
             top, left = i * dilation, j * dilation
-            window = x[:, top : top + height * stride : stride, left : left + width * stride : stride]
+            window = x[
+                :, top : top + height * stride : stride, left : left + width * stride : stride
+            ]
             for g in range(groups):
                 channels = slice(g * group_in, (g + 1) * group_in)
                 outputs = slice(g * group_out, (g + 1) * group_out)

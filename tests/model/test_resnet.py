@@ -14,7 +14,9 @@ def numpy_max_pool(x):
     x = np.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)], constant_values=-np.inf)
     height, width = (x.shape[1] - 3) // 2 + 1, (x.shape[2] - 3) // 2 + 1
     windows = [
-        x[:, i : i + 2 * height - 1 : 2, j : j + 2 * width - 1 : 2] for i in range(3) for j in range(3)
+        x[:, i : i + 2 * height - 1 : 2, j : j + 2 * width - 1 : 2]
+        for i in range(3)
+        for j in range(3)
     ]
     return np.max(windows, axis=0)
 

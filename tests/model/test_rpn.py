@@ -35,7 +35,9 @@ def numpy_propose(logits, deltas, anchors, hw, top_k, threshold, num):
         order = np.argsort(-logits[level], kind="stable")[:top_k]
         level_kept = []
         for i in order:
-            anchor, delta = anchors[level][i].astype(np.float64), deltas[level][i].astype(np.float64)
+            anchor, delta = anchors[level][i].astype(np.float64), deltas[level][i].astype(
+                np.float64
+            )
             size = anchor[2:] - anchor[:2]
             centre = anchor[:2] + size / 2 + delta[:2] * size
             size = size * np.exp(np.minimum(delta[2:], np.log(1000 / 16)))
@@ -98,7 +100,9 @@ def test_proposals_against_numpy(maybe_graph):
 
 
 def test_top_k_depends_on_training():
-    config = small_config(rpn_pre_nms_top_k_train=1, rpn_pre_nms_top_k_eval=2, rpn_nms_threshold=1.0)
+    config = small_config(
+        rpn_pre_nms_top_k_train=1, rpn_pre_nms_top_k_eval=2, rpn_nms_threshold=1.0
+    )
     logits, deltas, anchors = random_outputs(config, 0.0)
     # The whole anchors are inside an image of this size.
     anchors = {level: a + 2000.0 for level, a in anchors.items()}

@@ -11,12 +11,16 @@ from pfpn_tf.structures import GroundTruth, Proposals
 from tests.reference import targets as reference
 
 K, H, W = 4, 96, 160
-TAKE_ALL = Config().replace(
-    rpn_samples_per_image=65536,
-    rpn_positive_fraction=0.5,
-    roi_samples_per_image=65536,
-    roi_positive_fraction=1.0,
-).model
+TAKE_ALL = (
+    Config()
+    .replace(
+        rpn_samples_per_image=65536,
+        rpn_positive_fraction=0.5,
+        roi_samples_per_image=65536,
+        roi_positive_fraction=1.0,
+    )
+    .model
+)
 SEED = tf.constant([[1, 2], [3, 4]])
 
 
@@ -157,12 +161,16 @@ def test_mask_of_a_ground_truth_roi_is_its_mask():
 
 
 def test_random_sample_has_its_size_and_share():
-    config = Config().replace(
-        rpn_samples_per_image=20,
-        rpn_positive_fraction=0.25,
-        roi_samples_per_image=12,
-        roi_positive_fraction=0.25,
-    ).model
+    config = (
+        Config()
+        .replace(
+            rpn_samples_per_image=20,
+            rpn_positive_fraction=0.25,
+            roi_samples_per_image=12,
+            roi_positive_fraction=0.25,
+        )
+        .model
+    )
     ground_truth, proposals = example((6, 4))
     rpn = targets.rpn_targets(anchors(), ground_truth, SEED, config)
     rois = targets.roi_targets(proposals, ground_truth, K, SEED, config)

@@ -44,9 +44,9 @@ def test_iou_keeps_the_float32_order_of_operations(maybe_graph):
     gt = random_boxes(50).astype(np.float32)
     anchors = random_boxes(70, seed=1).astype(np.float32)
     y1, x1, y2, x2 = np.split(gt, 4, axis=1)
-    inter = np.maximum(np.minimum(x2, anchors[:, 3]) - np.maximum(x1, anchors[:, 1]), 0) * np.maximum(
-        np.minimum(y2, anchors[:, 2]) - np.maximum(y1, anchors[:, 0]), 0
-    )
+    inter = np.maximum(
+        np.minimum(x2, anchors[:, 3]) - np.maximum(x1, anchors[:, 1]), 0
+    ) * np.maximum(np.minimum(y2, anchors[:, 2]) - np.maximum(y1, anchors[:, 0]), 0)
     area = (y2 - y1) * (x2 - x1)
     anchor_area = (anchors[:, 2] - anchors[:, 0]) * (anchors[:, 3] - anchors[:, 1])
     got = maybe_graph(box_ops.iou_matrix)(tf.constant(gt), tf.constant(anchors))
@@ -77,7 +77,9 @@ def test_deltas(weights):
     deltas = box_ops.encode(tf.constant(boxes), tf.constant(anchors), weights)
     expected = [reference.encode(b, a, weights) for b, a in zip(boxes, anchors)]
     np.testing.assert_allclose(deltas, expected, rtol=1e-12)
-    np.testing.assert_allclose(box_ops.decode(deltas, tf.constant(anchors), weights), boxes, rtol=1e-12)
+    np.testing.assert_allclose(
+        box_ops.decode(deltas, tf.constant(anchors), weights), boxes, rtol=1e-12
+    )
 
 
 def test_decode_caps_growth_but_not_shrinking():

@@ -74,7 +74,9 @@ def test_gather_compiles_under_xla():
     gt_masks = tf.constant(blobs([2, 3, 32, 64]))
     boxes = tf.constant([[[0.0, 0, 32, 64], [1, 2, 30, 60]], [[3, 4, 20, 50], [0, 0, 0, 0]]])
     gt_index = tf.constant([[0, 1], [2, -1]])
-    compiled = tf.function(lambda *a: masks.mask_targets(*a, 7, "gather"), jit_compile=True, autograph=False)
+    compiled = tf.function(
+        lambda *a: masks.mask_targets(*a, 7, "gather"), jit_compile=True, autograph=False
+    )
     got = compiled(gt_masks, boxes, gt_index)
     np.testing.assert_array_equal(got, masks.mask_targets(gt_masks, boxes, gt_index, 7))
     assert got.numpy().any()
@@ -82,7 +84,13 @@ def test_gather_compiles_under_xla():
 
 def test_unknown_method_is_refused():
     with pytest.raises(ValueError, match="gather"):
-        masks.mask_targets(tf.zeros([1, 1, 4, 4], tf.uint8), tf.zeros([1, 1, 4]), tf.zeros([1, 1], tf.int32), 2, "dense")
+        masks.mask_targets(
+            tf.zeros([1, 1, 4, 4], tf.uint8),
+            tf.zeros([1, 1, 4]),
+            tf.zeros([1, 1], tf.int32),
+            2,
+            "dense",
+        )
 
 
 @pytest.mark.parametrize("forward_pass", ("", "traj1_", "traj2_", "traj3_", "after0.02_"))
@@ -98,7 +106,11 @@ def test_detectron2_mask_targets(forward_pass, method, test_data):
     boxes = golden[f"{forward_pass}roi_boxes_0"][foreground][:, [1, 0, 3, 2]]
     gt_index = golden[f"{forward_pass}roi_gt_index_0"][foreground].astype(np.int32)
     got = masks.mask_targets(
-        tf.constant(gt_masks[None]), tf.constant(boxes[None]), tf.constant(gt_index[None]), 28, method
+        tf.constant(gt_masks[None]),
+        tf.constant(boxes[None]),
+        tf.constant(gt_index[None]),
+        28,
+        method,
     )
     expected = unpack(f"{forward_pass}mask_targets_packed", [len(boxes), 28, 28])
     np.testing.assert_array_equal(got[0], expected)

@@ -35,7 +35,9 @@ def test_matching(low_quality, maybe_graph):
 def test_shared_anchors_and_one_image_agree():
     gt, anchors = random_case(0)
     valid = np.ones([6], bool)
-    one = matching.match_anchors(tf.constant(gt), tf.constant(valid), tf.constant(anchors), 0.5, 0.3, True)
+    one = matching.match_anchors(
+        tf.constant(gt), tf.constant(valid), tf.constant(anchors), 0.5, 0.3, True
+    )
     batch = matching.match_anchors(
         tf.constant([gt, gt]), tf.constant([valid, valid]), tf.constant(anchors), 0.5, 0.3, True
     )
@@ -45,7 +47,9 @@ def test_shared_anchors_and_one_image_agree():
 
 def test_equal_boxes_match_the_first():
     box = [0.0, 0.0, 8.0, 8.0]
-    got = matching.match_anchors(tf.constant([box] * 9), tf.ones([9], tf.bool), tf.constant([box] * 40), 0.7, 0.3, True)
+    got = matching.match_anchors(
+        tf.constant([box] * 9), tf.ones([9], tf.bool), tf.constant([box] * 40), 0.7, 0.3, True
+    )
     assert (got[1].numpy() == 0).all() and (got[0].numpy() == 1).all()
 
 
@@ -63,7 +67,9 @@ def test_no_ground_truth_makes_all_negative(maybe_graph):
 def test_ground_truth_no_anchor_meets():
     """As in Detectron2: its best IoU is 0, and every anchor that misses it has just that."""
     anchors = tf.constant([[0.0, 0, 4, 4], [9, 9, 12, 12]])
-    labels, _, _ = matching.match_anchors(tf.constant([[50.0, 50, 60, 60]]), tf.constant([True]), anchors, 0.7, 0.3, True)
+    labels, _, _ = matching.match_anchors(
+        tf.constant([[50.0, 50, 60, 60]]), tf.constant([True]), anchors, 0.7, 0.3, True
+    )
     np.testing.assert_array_equal(labels, [1, 1])
 
 
@@ -81,7 +87,10 @@ def test_detectron2_anchor_labels(test_data, maybe_graph):
     anchors = tf.concat(
         [
             anchor_ops.level_anchors(
-                tf.constant([-(-height // 2**level), -(-width // 2**level)], tf.int32), 2**level, 2 ** (level + 3), (0.5, 1, 2)
+                tf.constant([-(-height // 2**level), -(-width // 2**level)], tf.int32),
+                2**level,
+                2 ** (level + 3),
+                (0.5, 1, 2),
             )
             for level in range(2, 7)
         ],
@@ -134,7 +143,9 @@ def test_sample_depends_on_the_seed_of_the_image_alone():
     labels = np.stack([random_labels((10, 100, 60), seed) for seed in (0, 0, 1)])
     seeds = tf.constant([[1, 2], [3, 4], [1, 2]])
     whole = matching.sample(tf.constant(labels), 32, 0.5, seeds).numpy()
-    parts = [matching.sample(labels[i : i + 1], 32, 0.5, seeds[i : i + 1]).numpy()[0] for i in range(3)]
+    parts = [
+        matching.sample(labels[i : i + 1], 32, 0.5, seeds[i : i + 1]).numpy()[0] for i in range(3)
+    ]
     np.testing.assert_array_equal(whole, parts)
     assert (whole[0] != whole[1]).any()
 
@@ -142,6 +153,8 @@ def test_sample_depends_on_the_seed_of_the_image_alone():
 def test_sample_is_uniform():
     labels = tf.constant(np.tile(random_labels((0, 6, 6)), [400, 1]))
     seeds = tf.stack([tf.range(400), tf.zeros([400], tf.int32)], axis=1)
-    sampled = tf.function(lambda l, s: matching.sample(l, 6, 0.5, s), autograph=False)(labels, seeds)
+    sampled = tf.function(lambda l, s: matching.sample(l, 6, 0.5, s), autograph=False)(
+        labels, seeds
+    )
     kept = np.mean(sampled.numpy() >= 0, axis=0)
     np.testing.assert_allclose(kept, 0.5, atol=0.1)  # 4 standard deviations

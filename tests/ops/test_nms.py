@@ -29,7 +29,9 @@ def check_rpn(boxes, logits, threshold, max_outputs, method, wrap=lambda f: f):
         kept = reference.rpn(boxes[image], logits[image], threshold, max_outputs)
         count = len(kept)
         np.testing.assert_array_equal(got[2][image], np.arange(max_outputs) < count)
-        np.testing.assert_array_equal(got[0][image][:count], [boxes[image][key] for key in kept] or np.zeros([0, 4]))
+        np.testing.assert_array_equal(
+            got[0][image][:count], [boxes[image][key] for key in kept] or np.zeros([0, 4])
+        )
         np.testing.assert_array_equal(got[1][image][:count], [logits[image][key] for key in kept])
         assert not got[0][image][count:].numpy().any() and not got[1][image][count:].numpy().any()
     return got
@@ -62,7 +64,9 @@ def test_rpn_nms_leaves_out_padding_and_empty_boxes(method):
 
 
 def test_rpn_nms_keeps_a_box_at_the_threshold(method):
-    boxes = np.array([[[[0, 0, 4, 4], [0, 0, 2, 4], [0, 0, 3, 4]]]], np.float32)  # IoU 1/2 and 3/4 with the first
+    boxes = np.array(
+        [[[[0, 0, 4, 4], [0, 0, 2, 4], [0, 0, 3, 4]]]], np.float32
+    )  # IoU 1/2 and 3/4 with the first
     check_rpn(boxes, np.array([[[3, 2, 1]]], np.float32), 0.5, 3, method)
     got = nms.rpn_nms(tf.constant(boxes), tf.constant([[[3.0, 2.0, 1.0]]]), 0.5, 3, method)
     np.testing.assert_array_equal(got[2], [[True, True, False]])
@@ -84,7 +88,14 @@ def test_rpn_nms_returns_the_callers_precision(method):
 
 def test_rpn_nms_by_matrix_compiles_under_xla():
     boxes, logits = random_case([2, 3, 40])
-    check_rpn(boxes, logits, 0.3, 150, "matrix", lambda f: tf.function(f, jit_compile=True, autograph=False))
+    check_rpn(
+        boxes,
+        logits,
+        0.3,
+        150,
+        "matrix",
+        lambda f: tf.function(f, jit_compile=True, autograph=False),
+    )
 
 
 def test_unknown_method_is_refused():
@@ -96,15 +107,24 @@ def check_class(boxes, scores, score_threshold, iou_threshold, max_detections, w
     call = wrap(lambda b, s: nms.class_nms(b, s, score_threshold, iou_threshold, max_detections))
     got_boxes, got_scores, class_ids, num, roi = call(tf.constant(boxes), tf.constant(scores))
     for image in range(len(boxes)):
-        kept = reference.per_class(boxes[image], scores[image], score_threshold, iou_threshold, max_detections)
+        kept = reference.per_class(
+            boxes[image], scores[image], score_threshold, iou_threshold, max_detections
+        )
         count = len(kept)
         assert num[image] == count
         pairs = list(zip(roi[image].numpy(), class_ids[image].numpy()))
         assert pairs[:count] == kept
         assert all(pair == (0, -1) for pair in pairs[count:])
-        np.testing.assert_array_equal(got_boxes[image][:count], [boxes[image][key] for key in kept] or np.zeros([0, 4]))
-        np.testing.assert_array_equal(got_scores[image][:count], [scores[image][key] for key in kept])
-        assert not got_boxes[image][count:].numpy().any() and not got_scores[image][count:].numpy().any()
+        np.testing.assert_array_equal(
+            got_boxes[image][:count], [boxes[image][key] for key in kept] or np.zeros([0, 4])
+        )
+        np.testing.assert_array_equal(
+            got_scores[image][:count], [scores[image][key] for key in kept]
+        )
+        assert (
+            not got_boxes[image][count:].numpy().any()
+            and not got_scores[image][count:].numpy().any()
+        )
     return num.numpy()
 
 
@@ -121,7 +141,9 @@ def test_class_nms_of_equal_scores():
 
 
 def test_class_nms_takes_every_candidate():
-    """The best class crowds the top of the scores with one object; the others must still come out."""
+    """The best class crowds the top of the scores with one object; the others must still come
+    out.
+    """
     boxes, scores = random_case([1, 300, 5])
     boxes[:, :, 0] = [0, 0, 50, 50]
     scores[:, :, 0] += 100

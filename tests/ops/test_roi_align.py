@@ -62,11 +62,19 @@ def test_half_pixel_alignment_on_a_ramp():
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("ratio", (2, 0))
 def test_multilevel(method, ratio):
-    pyramid = {f"p{k}": random_features([-(-160 // 2**k), -(-224 // 2**k)], seed=k) for k in range(2, 7)}
+    pyramid = {
+        f"p{k}": random_features([-(-160 // 2**k), -(-224 // 2**k)], seed=k) for k in range(2, 7)
+    }
     boxes = np.array(
         [
             [[0, 0, 100, 90], [3, 5, 150, 200], [10, 20, 30, 200], [0, 0, 160, 224], [0, 0, 0, 0]],
-            [[0, 0, 600, 700], [50, 60, 55, 63], [0, 0, 112, 112], [0, 0, 224, 224], [9, 9, 90, 90]],
+            [
+                [0, 0, 600, 700],
+                [50, 60, 55, 63],
+                [0, 0, 112, 112],
+                [0, 0, 224, 224],
+                [9, 9, 90, 90],
+            ],
         ],
         np.float64,
     )
@@ -86,7 +94,9 @@ def test_multilevel(method, ratio):
 def test_levels_of_the_paper():
     sides = np.array([1, 111, 112, 223, 224, 447, 448, 2000], np.float32)
     boxes = np.stack([0 * sides, 0 * sides, sides, sides], axis=1)
-    np.testing.assert_array_equal(roi_align.roi_levels(tf.constant(boxes)), [2, 2, 3, 3, 4, 4, 5, 5])
+    np.testing.assert_array_equal(
+        roi_align.roi_levels(tf.constant(boxes)), [2, 2, 3, 3, 4, 4, 5, 5]
+    )
     np.testing.assert_array_equal(
         roi_align.roi_levels(tf.constant(boxes, tf.float64)), [2, 2, 3, 3, 4, 4, 5, 5]
     )
@@ -100,9 +110,14 @@ def test_level_depends_on_the_area_alone():
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("ratio", (2, 0))
 def test_gradient_is_the_transpose(method, ratio):
-    """For a linear map f, <f(x), u> = <x, f'(u)>, and f(e) of each unit vector e is a column of f."""
+    """For a linear map f, <f(x), u> = <x, f'(u)>, and f(e) of each unit vector e is a column of
+    f.
+    """
     features = tf.constant(random_features([5, 7], batch=2, channels=1))
-    boxes = tf.constant([[[1.0, 2.0, 9.0, 13.0], [-3.0, 0.0, 4.0, 8.0]], [[0.0, 0.0, 10.0, 14.0], [0, 0, 0, 0]]], tf.float64)
+    boxes = tf.constant(
+        [[[1.0, 2.0, 9.0, 13.0], [-3.0, 0.0, 4.0, 8.0]], [[0.0, 0.0, 10.0, 14.0], [0, 0, 0, 0]]],
+        tf.float64,
+    )
     upstream = np.random.default_rng(1).normal(size=[2, 2, 2, 2, 1])
     pool = lambda x: roi_align.roi_align(x, boxes, 2, ratio, stride=2, method=method)
     with tf.GradientTape() as tape:
@@ -124,7 +139,9 @@ def test_half_precision_sums_in_float32(dtype, method):
     got = roi_align.roi_align(features, boxes, 3, 2, stride=4, method=method)
     assert got.dtype == dtype
     exact = roi_align.roi_align(tf.cast(features, tf.float32), boxes, 3, 2, stride=4)
-    np.testing.assert_array_equal(tf.cast(got, tf.float32), tf.cast(tf.cast(exact, dtype), tf.float32))
+    np.testing.assert_array_equal(
+        tf.cast(got, tf.float32), tf.cast(tf.cast(exact, dtype), tf.float32)
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)

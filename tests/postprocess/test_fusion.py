@@ -14,7 +14,9 @@ from tests.reference import fusion as reference
 from tests.reference import paste as paste_reference
 
 THINGS = np.array([1, 5, 9], np.int32)
-STUFF = np.array([-1, 0, 7, 11, 20], np.int32)  # class 0 is 'other'; 0 is a category id like any other
+STUFF = np.array(
+    [-1, 0, 7, 11, 20], np.int32
+)  # class 0 is 'other'; 0 is a category id like any other
 TABLES = fusion.FusionTables(THINGS, STUFF)
 
 
@@ -72,8 +74,18 @@ def check(result, outputs, image_hw, original_hw, tables=TABLES, score=0.5, over
     d = outputs.detections
     n = int(d.num_detections)
     ids, segments = reference.fuse(
-        d.boxes[:n], d.scores[:n], d.class_ids[:n], d.mask_logits[:n], labels, image_hw, original_hw,
-        tables.thing_category_ids, tables.stuff_category_ids, score, overlap, stuff,
+        d.boxes[:n],
+        d.scores[:n],
+        d.class_ids[:n],
+        d.mask_logits[:n],
+        labels,
+        image_hw,
+        original_hw,
+        tables.thing_category_ids,
+        tables.stuff_category_ids,
+        score,
+        overlap,
+        stuff,
     )
     np.testing.assert_array_equal(result.panoptic_ids, ids)
     assert int(result.num_segments) == len(segments)
@@ -85,7 +97,7 @@ def check(result, outputs, image_hw, original_hw, tables=TABLES, score=0.5, over
         assert int(result.areas[i]) == segment["area"]
         np.testing.assert_array_equal(result.boxes[i], segment["box"])
     for column in result[2:]:
-        assert not np.any(column[len(segments):]), "padded rows must be zero"
+        assert not np.any(column[len(segments) :]), "padded rows must be zero"
     return segments
 
 
@@ -149,7 +161,9 @@ CASES = {
     "outside after clipping": adversarial([[40, 60, 50, 70], [0, 60, 40, 80], [-9, -9, 3, 3]]),
     "box between two pixel centres": adversarial([[3.6, 3.6, 4.4, 4.4]]),
     "one pixel": adversarial([[3, 7, 4, 8]]),
-    "box border on pixel centres, saturated mask": adversarial([[2.5, 3.5, 9.5, 11.5]], logit=200.0),
+    "box border on pixel centres, saturated mask": adversarial(
+        [[2.5, 3.5, 9.5, 11.5]], logit=200.0
+    ),
     "value of one half everywhere": adversarial([[3, 3, 31, 31]], logit=0.0),
     "empty mask": adversarial([[3, 3, 31, 31]], logit=-8.0),
     "score at the threshold, and just below": adversarial(
@@ -168,7 +182,9 @@ def test_adversarial(name, run_either_way):
 @pytest.mark.parametrize("overlap", [0.0, 1.0])
 def test_extreme_overlap_thresholds(overlap):
     case = adversarial([[0, 0, 20, 20], [5, 5, 15, 15], [10, 10, 30, 30]])
-    segments = check(run(case, (40, 60), (40, 60), overlap=overlap), case, (40, 60), (40, 60), overlap=overlap)
+    segments = check(
+        run(case, (40, 60), (40, 60), overlap=overlap), case, (40, 60), (40, 60), overlap=overlap
+    )
     # at 1 the nested box has no free pixel: no segment without pixels
     assert sum(s["is_thing"] for s in segments) == (1 if overlap == 0 else 2)
 
@@ -226,7 +242,9 @@ def test_tables_leave_out_things():
     things, stuff = fusion.fusion_tables(info, "all")
     np.testing.assert_array_equal(things, [2, 4])
     np.testing.assert_array_equal(stuff, [0, -1, 3, -1])
-    np.testing.assert_array_equal(fusion.fusion_tables(info, "other").stuff_category_ids, [-1, 0, 3])
+    np.testing.assert_array_equal(
+        fusion.fusion_tables(info, "other").stuff_category_ids, [-1, 0, 3]
+    )
 
 
 @pytest.mark.both_stacks
@@ -243,7 +261,7 @@ def test_batch_of_different_sizes_equals_single_images():
             tf.nest.map_structure(lambda t: tf.TensorSpec([None, *t.shape[1:]], t.dtype), batch),
             tf.TensorSpec([None, 2], tf.int32),
             tf.TensorSpec([None, 2], tf.int32),
-        ]
+        ],
     )
     def fuse(outputs, image_hw, original_hw):
         return fusion.panoptic_fusion(outputs, image_hw, original_hw, TABLES, 0.5, 0.5, 30)
@@ -254,13 +272,21 @@ def test_batch_of_different_sizes_equals_single_images():
         one = tf.nest.map_structure(lambda t: t[i], result)
         h, w = original_hw[i]
         assert not np.any(one.panoptic_ids[h:]) and not np.any(one.panoptic_ids[:, w:])
-        check(one._replace(panoptic_ids=one.panoptic_ids[:h, :w]), case, image_hw[i], original_hw[i], stuff=30)
+        check(
+            one._replace(panoptic_ids=one.panoptic_ids[:h, :w]),
+            case,
+            image_hw[i],
+            original_hw[i],
+            stuff=30,
+        )
 
 
 def test_semantic_labels_at_extreme_sizes():
     rng = np.random.default_rng(5)
     for image_hw, original_hw in [((80, 1333), (300, 5000)), ((400, 24), (2500, 150))]:
-        logits = np.float32(rng.normal(size=(-(-image_hw[0] // 32) * 8, -(-image_hw[1] // 32) * 8, 3)))
+        logits = np.float32(
+            rng.normal(size=(-(-image_hw[0] // 32) * 8, -(-image_hw[1] // 32) * 8, 3))
+        )
         labels = fusion.semantic_labels(tf.constant(logits), image_hw, original_hw).numpy()
         values = reference.semantic_values(logits, image_hw, original_hw)
         top = np.sort(values, -1)
@@ -274,7 +300,9 @@ def test_classes_that_win_only_between_logits_are_not_left_out(slope):
     """Class 2 is first at no logit, but between those where 0 and 1 change places."""
     side = np.arange(24, dtype=np.float32)[None, :, None] * np.float32(slope)
     wave = np.where(np.arange(24) % 2, 1.0, -1.0).astype(np.float32)[None, :, None]
-    logits = np.concatenate([side + 10 * wave, side - 10 * wave, side + 4 + 0 * wave, side - 50], -1)
+    logits = np.concatenate(
+        [side + 10 * wave, side - 10 * wave, side + 4 + 0 * wave, side - 50], -1
+    )
     logits = np.tile(logits, [16, 1, 1])
     hw = tf.constant([64, 96])
     labels = fusion.semantic_labels(tf.constant(logits), hw, hw).numpy()
@@ -285,6 +313,7 @@ def test_classes_that_win_only_between_logits_are_not_left_out(slope):
 
 # ---- Detectron2
 
+
 def golden(test_data, name):
     data = np.load(test_data("golden/detectron2") / f"{name}_000000142238.npz")
     hw = np.load(test_data("golden/detectron2") / str(data["input_file"]))
@@ -294,7 +323,11 @@ def golden(test_data, name):
 def golden_detections(data):
     boxes = data["det_boxes_resized"][:, [1, 0, 3, 2]]
     return structures.Detections(
-        boxes, data["det_scores"], data["det_classes"], np.int32(len(boxes)), data["mask_logits"].astype(np.float32)
+        boxes,
+        data["det_scores"],
+        data["det_classes"],
+        np.int32(len(boxes)),
+        data["mask_logits"].astype(np.float32),
     )
 
 
@@ -302,7 +335,9 @@ def test_semantic_labels_of_detectron2(test_data):
     data, image_hw, original_hw = golden(test_data, "c")
     logits = np.float32(data["sem_logits_stride4_full"]).transpose(1, 2, 0)
     labels = fusion.semantic_labels(tf.constant(logits), image_hw, original_hw).numpy()
-    clear = data["sem_margin_orig"] > 0.02  # the file's logits are float16: steps of 0.016 at 16 to 32
+    clear = (
+        data["sem_margin_orig"] > 0.02
+    )  # the file's logits are float16: steps of 0.016 at 16 to 32
     assert clear.mean() > 0.9
     np.testing.assert_array_equal(labels[clear], data["sem_argmax_orig"][clear])
     assert np.mean(labels != data["sem_argmax_orig"]) < 1e-3
@@ -314,8 +349,14 @@ def test_panoptic_map_of_detectron2(name, test_data):
     outputs = structures.InferenceOutputs(golden_detections(data), np.zeros((1, 1, 54), np.float32))
     tables = fusion.FusionTables(np.arange(80), np.r_[-1, 1:54])
     result = fusion.fuse_image(
-        tensors(outputs), tf.constant(image_hw, tf.int32), tf.constant(original_hw, tf.int32), tables,
-        0.5, 0.5, 4096, labels=tf.constant(data["sem_argmax_orig"]),
+        tensors(outputs),
+        tf.constant(image_hw, tf.int32),
+        tf.constant(original_hw, tf.int32),
+        tables,
+        0.5,
+        0.5,
+        4096,
+        labels=tf.constant(data["sem_argmax_orig"]),
     )
     segments = json.loads(str(data["segments_info_json"]))
     assert int(result.num_segments) == len(segments)

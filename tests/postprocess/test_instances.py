@@ -22,7 +22,9 @@ def make_detections(rng, image_hw, num=5, width=7):
 
 
 def expected_masks(detections, image_hw, original_hw):
-    boxes = reference.scale_boxes(detections.boxes, image_hw, original_hw)[: detections.num_detections]
+    boxes = reference.scale_boxes(detections.boxes, image_hw, original_hw)[
+        : detections.num_detections
+    ]
     keep = np.flatnonzero((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]))
     probs = 1 / (1 + np.exp(-detections.mask_logits.astype(np.float64)))
     return keep, boxes[keep], [reference.paste(probs[i], boxes[i], original_hw) for i in keep]
@@ -39,7 +41,9 @@ def check_both(detections, image_hw, original_hw):
     np.testing.assert_array_equal(lazy.class_ids, detections.class_ids[keep])
     assert len(lazy.masks) == len(keep)
     placed, dense = PASTE_IN_GRAPH(
-        tf.nest.map_structure(tf.constant, detections), tf.constant(image_hw), tf.constant(original_hw)
+        tf.nest.map_structure(tf.constant, detections),
+        tf.constant(image_hw),
+        tf.constant(original_hw),
     )
     assert int(placed.num_detections) == len(keep)
     np.testing.assert_array_equal(placed.boxes[: len(keep)], boxes)
@@ -52,7 +56,12 @@ def check_both(detections, image_hw, original_hw):
 
 def test_equal_to_reference_at_several_sizes():
     rng = np.random.default_rng(1)
-    for image_hw, original_hw in [((40, 60), (40, 60)), ((40, 60), (21, 33)), ((33, 20), (90, 57)), ((32, 32), (1, 1))]:
+    for image_hw, original_hw in [
+        ((40, 60), (40, 60)),
+        ((40, 60), (21, 33)),
+        ((33, 20), (90, 57)),
+        ((32, 32), (1, 1)),
+    ]:
         check_both(make_detections(rng, image_hw), image_hw, original_hw)
 
 
@@ -81,12 +90,17 @@ def test_masks_of_detectron2(test_data):
     image_hw, original_hw = hw["resized_bgr"].shape[:2], tuple(hw["orig_hw"])
     num = len(data["det_scores"])
     detections = structures.Detections(
-        data["det_boxes_resized"][:, [1, 0, 3, 2]], data["det_scores"], data["det_classes"],
-        np.int32(num), data["mask_logits"],
+        data["det_boxes_resized"][:, [1, 0, 3, 2]],
+        data["det_scores"],
+        data["det_classes"],
+        np.int32(num),
+        data["mask_logits"],
     )
     ours = instances.instances_at_original_size(detections, image_hw, original_hw)
     np.testing.assert_allclose(ours.boxes, data["det_boxes_orig"][:, [1, 0, 3, 2]], atol=1e-4)
-    theirs = np.unpackbits(data["det_masks_packbits"], axis=-1)[:, : original_hw[0] * original_hw[1]]
+    theirs = np.unpackbits(data["det_masks_packbits"], axis=-1)[
+        :, : original_hw[0] * original_hw[1]
+    ]
     # The file's mask logits are float16, a step of up to 0.004 around the cut.
     wrong = [np.count_nonzero(ours.masks[i].ravel() != theirs[i]) for i in range(num)]
     assert sum(wrong) <= 2e-4 * theirs.sum()

@@ -15,7 +15,9 @@ def iou(a, b):
 
 
 def iou_matrix(boxes_a, boxes_b):
-    return np.array([[iou(a, b) for b in boxes_b] for a in boxes_a]).reshape(len(boxes_a), len(boxes_b))
+    return np.array([[iou(a, b) for b in boxes_b] for a in boxes_a]).reshape(
+        len(boxes_a), len(boxes_b)
+    )
 
 
 def encode(box, anchor, weights=(1, 1, 1, 1)):

@@ -27,13 +27,25 @@ def semantic_values(logits, image_hw, original_hw):
     return resize(padded[: image_hw[0], : image_hw[1]], original_hw)
 
 
-def fuse(boxes, scores, class_ids, mask_logits, labels, image_hw, original_hw, thing_ids, stuff_ids,
-         score_threshold=0.5, overlap_threshold=0.5, stuff_area_threshold=4096):
+def fuse(
+    boxes,
+    scores,
+    class_ids,
+    mask_logits,
+    labels,
+    image_hw,
+    original_hw,
+    thing_ids,
+    stuff_ids,
+    score_threshold=0.5,
+    overlap_threshold=0.5,
+    stuff_area_threshold=4096,
+):
     """The paper's heuristic for one image.
 
     Args:
-      boxes [D, 4] yxyx in the input, scores [D] falling, class_ids [D], mask_logits [D, P, P]; labels [h, w].
-      thing_ids, stuff_ids: category ids by class; -1 in stuff_ids is left out.
+      boxes [D, 4] yxyx in the input, scores [D] falling, class_ids [D], mask_logits [D, P, P];
+      labels [h, w]. thing_ids, stuff_ids: category ids by class; -1 in stuff_ids is left out.
 
     Returns:
       (ids [h, w], segments): segments are dicts of id, category_id, is_thing, score, area, box.
@@ -46,8 +58,12 @@ def fuse(boxes, scores, class_ids, mask_logits, labels, image_hw, original_hw, t
         ys, xs = np.nonzero(mask)
         segments.append(
             dict(
-                id=len(segments) + 1, category_id=int(category_id), is_thing=is_thing, score=float(score),
-                area=int(mask.sum()), box=(ys.min(), xs.min(), ys.max() + 1, xs.max() + 1),
+                id=len(segments) + 1,
+                category_id=int(category_id),
+                is_thing=is_thing,
+                score=float(score),
+                area=int(mask.sum()),
+                box=(ys.min(), xs.min(), ys.max() + 1, xs.max() + 1),
             )
         )
 
@@ -57,7 +73,11 @@ def fuse(boxes, scores, class_ids, mask_logits, labels, image_hw, original_hw, t
             break
         mask = paste.paste(1 / (1 + np.exp(-logits.astype(np.float64))), box, original_hw)
         taken = mask & (ids > 0)
-        if not mask.any() or taken.sum() / mask.sum() > overlap_threshold or not (mask & ~taken).any():
+        if (
+            not mask.any()
+            or taken.sum() / mask.sum() > overlap_threshold
+            or not (mask & ~taken).any()
+        ):
             continue
         add(mask & ~taken, thing_ids[class_id], True, score)
     for label in range(len(stuff_ids)):

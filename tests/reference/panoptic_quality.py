@@ -1,8 +1,8 @@
 """Panoptic quality the plain way: sorts every pixel with `numpy.unique` and loops over segments.
 
-Slow and close to the definition of Kirillov et al., "Panoptic Segmentation", with the conventions of
-the COCO panoptic task and the cost of its published evaluator: every pixel of the prediction is sorted
-once, every pixel of ground truth and prediction together once more. Nothing is shared with
+Slow and close to the definition of Kirillov et al., "Panoptic Segmentation", with the conventions
+of the COCO panoptic task and the cost of its published evaluator: every pixel of the prediction is
+sorted once, every pixel of ground truth and prediction together once more. Nothing is shared with
 `pfpn_tf.evaluation`.
 """
 
@@ -95,12 +95,16 @@ def count_image(gt_ids, gt_segments, pred_ids, pred_segments, categories=None):
 
 
 def score_images(annotations, gt_dir, pred_dir, categories=None):
-    """Dict category_id -> [tp, fp, fn, iou_sum] of pairs of ground-truth and predicted annotations."""
+    """Dict category_id -> [tp, fp, fn, iou_sum] of pairs of ground-truth and predicted
+    annotations.
+    """
     total = defaultdict(lambda: [0, 0, 0, 0.0])
     for gt, pred in annotations:
         gt_ids = read_ids(os.path.join(gt_dir, gt["file_name"]))
         pred_ids = read_ids(os.path.join(pred_dir, pred["file_name"]))
-        counts = count_image(gt_ids, gt["segments_info"], pred_ids, pred["segments_info"], categories)
+        counts = count_image(
+            gt_ids, gt["segments_info"], pred_ids, pred["segments_info"], categories
+        )
         for category_id, row in counts.items():
             total[category_id] = [a + b for a, b in zip(total[category_id], row)]
     return total
@@ -125,7 +129,9 @@ def average(total, categories, is_thing=None):
     for category_id, category in categories.items():
         tp, fp, fn, iou = total.get(category_id, (0, 0, 0, 0.0))
         if tp + fp + fn and (is_thing is None or (category["isthing"] == 1) == is_thing):
-            rows.append((iou / (tp + fp / 2 + fn / 2), iou / tp if tp else 0, tp / (tp + fp / 2 + fn / 2)))
+            rows.append(
+                (iou / (tp + fp / 2 + fn / 2), iou / tp if tp else 0, tp / (tp + fp / 2 + fn / 2))
+            )
     return (*np.mean(rows, axis=0), len(rows)) if rows else None
 
 

@@ -36,9 +36,13 @@ class ToyNetwork(tf.keras.Model):
 
 
 def toy_batch(step, batch_size):
-    """A batch that depends on the step alone, of two sizes in turn; its images are called i<step>-<n>."""
+    """A batch that depends on the step alone, of two sizes in turn; its images are called
+    i<step>-<n>.
+    """
     height = tf.where(step % 2 == 0, 4, 6)
-    images = tf.random.stateless_normal([batch_size, height, 8, 3], tf.stack([0, tf.cast(step, tf.int32)]))
+    images = tf.random.stateless_normal(
+        [batch_size, height, 8, 3], tf.stack([0, tf.cast(step, tf.int32)])
+    )
     names = [tf.strings.join(["i", tf.strings.as_string(step), f"-{n}"]) for n in range(batch_size)]
     return {
         "images": images,
@@ -56,13 +60,15 @@ def toy_batch(step, batch_size):
 def toy(monkeypatch, tiny_config):
     """Settings for a run of `ToyNetwork` on `toy_batch`, to test the loop around the network.
 
-    Its loss is the mean square of the outputs; an image full of NaN makes it NaN, and `toy.bad_step`
-    may name the step whose images are.
+    Its loss is the mean square of the outputs; an image full of NaN makes it NaN, and
+    `toy.bad_step` may name the step whose images are.
     """
 
     class Toy:
         bad_step = -1
-        config = tiny_config.replace(task="semantic", train_steps=6, warmup_steps=0, lr_decay_steps=())
+        config = tiny_config.replace(
+            task="semantic", train_steps=6, warmup_steps=0, lr_decay_steps=()
+        )
 
     def build_dataset(config, info, training, input_context=None, start_step=0):
         assert training
@@ -76,7 +82,9 @@ def toy(monkeypatch, tiny_config):
 
     def losses(outputs, ground_truth, config, step=None):
         logits = tf.cast(outputs.semantic_logits, tf.float32)  # [B, H, W, 4]
-        sizes = tf.cast(tf.reduce_prod(tf.shape(logits)[1:]) * config.train.global_batch_size, tf.float32)
+        sizes = tf.cast(
+            tf.reduce_prod(tf.shape(logits)[1:]) * config.train.global_batch_size, tf.float32
+        )
         loss = tf.reduce_sum(tf.square(logits)) / sizes
         return {"semantic": loss, "total": loss}
 

@@ -46,7 +46,9 @@ def run_of(tmp_path, model, keep=3):
     optimizer = tf.keras.optimizers.SGD(0.1, momentum=0.9)
     optimizer.build(model.trainable_variables)
     step = tf.Variable(0, dtype=tf.int64)
-    saved = checkpoints.RunCheckpoints(str(tmp_path), keep, model=model, optimizer=optimizer, global_step=step)
+    saved = checkpoints.RunCheckpoints(
+        str(tmp_path), keep, model=model, optimizer=optimizer, global_step=step
+    )
     return saved, step, optimizer
 
 
@@ -66,7 +68,9 @@ def save_steps(tmp_path, steps, keep=3):
 
 
 def steps_on_disk(tmp_path):
-    return [checkpoints.step_of(p) for p in checkpoints.saved_prefixes(str(tmp_path / "checkpoints"))]
+    return [
+        checkpoints.step_of(p) for p in checkpoints.saved_prefixes(str(tmp_path / "checkpoints"))
+    ]
 
 
 def test_restore_takes_the_newest_and_retention_keeps_the_newest(tmp_path):
@@ -136,7 +140,9 @@ def test_a_damaged_marker_file_does_not_matter(tmp_path):
     assert checkpoints.step_of(resume(saved)) == 2
     saved.save(3)
     assert steps_on_disk(tmp_path) == [3, 2]
-    assert tf.train.latest_checkpoint(str(tmp_path / "checkpoints")) == str(tmp_path / "checkpoints" / "ckpt-3")
+    assert tf.train.latest_checkpoint(str(tmp_path / "checkpoints")) == str(
+        tmp_path / "checkpoints" / "ckpt-3"
+    )
 
 
 def test_all_damaged_is_an_error_not_a_new_start(tmp_path):
@@ -201,7 +207,9 @@ def test_a_full_disk_leaves_the_last_good_checkpoint_and_no_rubbish(tmp_path, fu
     model = net(1, classes=4000)  # 80 kB
     saved, step, _ = run_of(tmp_path, model)
     saved.save(1)
-    with full_disk(), pytest.raises(OSError, match=r"Cannot write the checkpoint .*ckpt-2: .*good one is .*ckpt-1; make"):
+    with full_disk(), pytest.raises(
+        OSError, match=r"Cannot write the checkpoint .*ckpt-2: .*good one is .*ckpt-1; make"
+    ):
         saved.save(2)
     names = sorted(os.listdir(tmp_path / "checkpoints"))
     assert names == ["checkpoint", "ckpt-1.data-00000-of-00001", "ckpt-1.index"]
@@ -216,7 +224,11 @@ def test_what_a_killed_save_left_is_removed(tmp_path):
     kept = sorted(os.listdir(folder)) + ["mine.data-00000-of-00001"]
     (folder / "ckpt-2_temp").mkdir()
     (folder / "ckpt-2_temp" / "part-00000-of-00001.data-00000-of-00001").touch()
-    for name in ("ckpt-3.data-00000-of-00001", "ckpt-1.index.tempstate123", "mine.data-00000-of-00001"):
+    for name in (
+        "ckpt-3.data-00000-of-00001",
+        "ckpt-1.index.tempstate123",
+        "mine.data-00000-of-00001",
+    ):
         (folder / name).touch()
     resume(run_of(tmp_path, net(0))[0])
     assert sorted(os.listdir(folder)) == sorted(kept)
@@ -244,9 +256,10 @@ def test_best_is_kept_apart(tmp_path):
     assert saved.save_best(1, 30.0)
     assert saved.save_best(2, 31.0)
     assert not run_of(tmp_path, net(9))[0].save_best(3, 30.5)  # also after a restart
-    assert [os.path.basename(p) for p in checkpoints.saved_prefixes(str(tmp_path / "checkpoints" / "best"))] == [
-        "ckpt-2"
-    ]
+    assert [
+        os.path.basename(p)
+        for p in checkpoints.saved_prefixes(str(tmp_path / "checkpoints" / "best"))
+    ] == ["ckpt-2"]
     assert steps_on_disk(tmp_path) == [2, 1]
     model = net(0)
     checkpoints.restore_for_inference(model, str(tmp_path), "best")
@@ -287,7 +300,10 @@ def test_initialise_restores_what_fits_and_says_what_does_not(tmp_path):
     model = net(-1, classes=5, with_extra=True)
     result = checkpoints.initialise(model, str(tmp_path))
     assert sorted(result.restored) == ["body/bias", "body/kernel"]
-    assert sorted(result.other_shape) == [("predictor/bias", (5,), (3,)), ("predictor/kernel", (4, 5), (4, 3))]
+    assert sorted(result.other_shape) == [
+        ("predictor/bias", (5,), (3,)),
+        ("predictor/kernel", (4, 5), (4, 3)),
+    ]
     assert sorted(result.missing) == ["extra/bias", "extra/kernel"]
     np.testing.assert_array_equal(model.body.kernel, 4.0)
     np.testing.assert_array_equal(model.predictor.kernel, -1.0)
@@ -364,7 +380,9 @@ def test_changeable_settings_exist():
 
 
 def test_the_recipe_is_a_flagfile_of_the_same_settings(tmp_path):
-    config = Config().replace(crop_size=(64, 96), random_flip=False, learning_rate=0.0123, train_records="a b-*.tfrecord")
+    config = Config().replace(
+        crop_size=(64, 96), random_flip=False, learning_rate=0.0123, train_records="a b-*.tfrecord"
+    )
     recipe = tmp_path / "recipe.flags"
     recipe.write_text(run_directory.recipe_text(config))
     code = (
@@ -372,4 +390,7 @@ def test_the_recipe_is_a_flagfile_of_the_same_settings(tmp_path):
         "flags.FLAGS(['x', '--flagfile=' + sys.argv[1]]); print(f.config_from_flags().to_json(), end='')"
     )
     command = [os.sys.executable, "-c", code, str(recipe)]
-    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == config.to_json()
+    assert (
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        == config.to_json()
+    )

@@ -50,7 +50,9 @@ def test_names_and_shapes_are_detectron2s(test_data):
     expected = {name: shape for name, shape, _ in (line.split("\t") for line in lines)}
     ours = {p.name: str(list(p.detectron2_shape())) for p in detectron2_weights.parameters(model)}
     assert ours == expected
-    assert len({p.variable.ref() for p in detectron2_weights.parameters(model)}) == len(model.variables)
+    assert len({p.variable.ref() for p in detectron2_weights.parameters(model)}) == len(
+        model.variables
+    )
 
 
 @pytest.mark.parametrize(
@@ -87,9 +89,14 @@ def test_layouts_one_value_at_a_time():
     fc1 = tensors["roi_heads.box_head.fc1.weight"]  # input (channel, row, column), 8 x 7 x 7
     assert model.box_head.fc1.kernel[(2 * 7 + 5) * 8 + 3, 11] == fc1[11, (3 * 7 + 2) * 7 + 5]
     boxes = tensors["roi_heads.box_predictor.bbox_pred.weight"]  # 4 c + (dx, dy, dw, dh)
-    assert [model.box_head.deltas.kernel[6, 4 + i] for i in range(4)] == [boxes[4 + i, 6] for i in (1, 0, 3, 2)]
+    assert [model.box_head.deltas.kernel[6, 4 + i] for i in range(4)] == [
+        boxes[4 + i, 6] for i in (1, 0, 3, 2)
+    ]
     anchors = tensors["proposal_generator.rpn_head.anchor_deltas.bias"]
-    assert model.rpn_head.deltas.bias.numpy().tolist() == anchors[[1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10]].tolist()
+    assert (
+        model.rpn_head.deltas.bias.numpy().tolist()
+        == anchors[[1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10]].tolist()
+    )
     deconv = tensors["roi_heads.mask_head.deconv.weight"]  # in, out, row, column
     assert model.mask_head.deconv_kernel[2, 0, 1, 7] == deconv[2, 7, 0, 1]
 
@@ -123,7 +130,10 @@ def test_names_match_by_their_end_and_the_longest_wins():
 
 
 def test_buffers_and_optimizer_are_left_out():
-    tensors = {"pixel_mean": np.zeros(3), "proposal_generator.anchor_generator.cell_anchors.0": np.zeros(3)}
+    tensors = {
+        "pixel_mean": np.zeros(3),
+        "proposal_generator.anchor_generator.cell_anchors.0": np.zeros(3),
+    }
     tensors["backbone.fpn_output2.bias"] = np.zeros(3)
     renamed, backbone_only = detectron2_weights.to_detectron2_names(tensors)
     assert list(renamed) == ["backbone.fpn_output2.bias"] and not backbone_only
@@ -136,12 +146,16 @@ def test_buffers_and_optimizer_are_left_out():
 def caffe2_name(name):
     """backbone.bottom_up.res2.0.conv1.norm.weight -> res2_0_branch2a_bn_s"""
     parts = name.split(".")[2:]
-    end = {"weight": "w", "norm.weight": "bn_s", "norm.bias": "bn_b"}.get(".".join(parts[-2:] if "norm" in parts else parts[-1:]))
+    end = {"weight": "w", "norm.weight": "bn_s", "norm.bias": "bn_b"}.get(
+        ".".join(parts[-2:] if "norm" in parts else parts[-1:])
+    )
     if end is None:
         return None  # Caffe2's files have no statistics
     if parts[0] == "stem":
         return f"conv1_{end}" if end == "w" else f"res_conv1_{end}"
-    branch = {"shortcut": "branch1", "conv1": "branch2a", "conv2": "branch2b", "conv3": "branch2c"}[parts[2]]
+    branch = {"shortcut": "branch1", "conv1": "branch2a", "conv2": "branch2b", "conv3": "branch2c"}[
+        parts[2]
+    ]
     return f"{parts[0]}_{parts[1]}_{branch}_{end}"
 
 
@@ -198,7 +212,9 @@ def test_caffe2_detectors_are_refused():
 
 
 def test_keras_application_gives_the_same_features():
-    """Keras' ResNet50 and ours with its weights, on the same pixels (caffe preprocessing: BGR, no scale)."""
+    """Keras' ResNet50 and ours with its weights, on the same pixels (caffe preprocessing: BGR, no
+    scale).
+    """
     application = tf.keras.applications.ResNet50(include_top=False, weights=None)
     for v in application.variables:
         noise = np.random.normal(size=v.shape)
@@ -279,7 +295,9 @@ def test_arrays_numbers_strings_containers(tmp_path, protocol):
         np.testing.assert_array_equal(value, content["model"][name])
 
 
-@pytest.mark.parametrize("content", [b"", b"not a pickle", pickle.dumps([1, 2]), pickle.dumps({"a": 1})])
+@pytest.mark.parametrize(
+    "content", [b"", b"not a pickle", pickle.dumps([1, 2]), pickle.dumps({"a": 1})]
+)
 def test_no_checkpoint(tmp_path, content):
     path = tmp_path / "bad.pkl"
     path.write_bytes(content)
@@ -324,7 +342,9 @@ class _Tensor:
 
 @pytest.fixture
 def torch_content(monkeypatch):
-    """A {"model": ...} of stand-in tensors: whole, a transposed view into a larger storage, bfloat16, int64."""
+    """A {"model": ...} of stand-in tensors: whole, a transposed view into a larger storage,
+    bfloat16, int64.
+    """
     torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
     for name in ("FloatStorage", "BFloat16Storage", "LongStorage"):
         setattr(torch, name, type(name, (), {"__module__": "torch"}))
@@ -332,7 +352,10 @@ def torch_content(monkeypatch):
     def _rebuild_tensor_v2():
         pass
 
-    _rebuild_tensor_v2.__module__, _rebuild_tensor_v2.__qualname__ = "torch._utils", "_rebuild_tensor_v2"
+    _rebuild_tensor_v2.__module__, _rebuild_tensor_v2.__qualname__ = (
+        "torch._utils",
+        "_rebuild_tensor_v2",
+    )
     utils._rebuild_tensor_v2 = _rebuild_tensor_v2
     monkeypatch.setitem(sys.modules, "torch", torch)
     monkeypatch.setitem(sys.modules, "torch._utils", utils)
@@ -346,7 +369,12 @@ def torch_content(monkeypatch):
         long=_Tensor(_Storage(torch.LongStorage, np.array([5], "<i8")), 0, (), ()),
     )
     whole = floats.reshape(3, 4)
-    expected = {"whole": whole, "view": whole.T[1:3], "brain": np.array([1.5, -2.0]), "long": np.array(5)}
+    expected = {
+        "whole": whole,
+        "view": whole.T[1:3],
+        "brain": np.array([1.5, -2.0]),
+        "long": np.array(5),
+    }
     return {"model": model, "iteration": 3}, expected
 
 
@@ -382,7 +410,14 @@ def test_pytorch_file_of_before_1_6(tmp_path, torch_content):
 
 def test_pytorch_view_outside_its_storage(tmp_path, torch_content):
     content, _ = torch_content
-    content["model"]["view"].args = (content["model"]["whole"].args[0], 8, (3, 4), (4, 1), False, {})
+    content["model"]["view"].args = (
+        content["model"]["whole"].args[0],
+        8,
+        (3, 4),
+        (4, 1),
+        False,
+        {},
+    )
     path = str(tmp_path / "model.pth")
     _write_torch_zip(path, content)
     with pytest.raises(ValueError, match="outside its storage"):
@@ -418,9 +453,7 @@ def test_to_run_dir_and_back(tmp_path, dataset_info):
     assert checkpoints.load_run(run_dir)[0] == config
     model = tiny_model()
     checkpoints.initialise(model, run_dir)
-    np.testing.assert_array_equal(
-        model.box_head.fc2.bias, tensors["roi_heads.box_head.fc2.bias"]
-    )
+    np.testing.assert_array_equal(model.box_head.fc2.bias, tensors["roi_heads.box_head.fc2.bias"])
     weight_conversion.to_detectron2(run_dir, back)
     _assert_tensors(detectron2_weights.read_tensors(back), tensors)
 
@@ -463,15 +496,27 @@ def test_tool(tmp_path, dataset_info):
     model = tiny_model()
     given = str(tmp_path / "given.pkl")
     detectron2_weights.write(given, detectron2_weights.to_detectron2(model))
-    tool = [sys.executable, os.path.join(ROOT, "tools", "convert_weights.py"), f"--run_dir={tmp_path}/run"]
-    settings = [f"--{name}={value}" for name, value in {**TINY, "dataset_info": dataset_info}.items()]
-    for arguments in ([f"--weights={given}", *settings], ["--to=detectron2", f"--weights={tmp_path}/back.pkl"]):
+    tool = [
+        sys.executable,
+        os.path.join(ROOT, "tools", "convert_weights.py"),
+        f"--run_dir={tmp_path}/run",
+    ]
+    settings = [
+        f"--{name}={value}" for name, value in {**TINY, "dataset_info": dataset_info}.items()
+    ]
+    for arguments in (
+        [f"--weights={given}", *settings],
+        ["--to=detectron2", f"--weights={tmp_path}/back.pkl"],
+    ):
         subprocess.run([*tool, *arguments], check=True)
     _assert_tensors(
-        detectron2_weights.read_tensors(f"{tmp_path}/back.pkl"), detectron2_weights.read_tensors(given)
+        detectron2_weights.read_tensors(f"{tmp_path}/back.pkl"),
+        detectron2_weights.read_tensors(given),
     )
 
 
 def test_every_plain_resnet_of_keras_is_offered():
-    plain = [name for name, arch in resnet.ARCHITECTURES.items() if arch.groups == 1 and arch.width == 64]
+    plain = [
+        name for name, arch in resnet.ARCHITECTURES.items() if arch.groups == 1 and arch.width == 64
+    ]
     assert sorted(plain) == sorted(weight_conversion._APPLICATIONS)

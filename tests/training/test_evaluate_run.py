@@ -85,7 +85,8 @@ def test_two_halves_are_the_whole_network(run_dir, config, info, tmp_path):
     for name in files:
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "both" / name).read_bytes()
 
-    # Instances still at 64 pixels, semantic labels at 96 and with another mean: each as its run says.
+    # Instances still at 64 pixels, semantic labels at 96 and with another mean: each as its run
+    # says.
     own = {"eval_min_side": 96, "eval_max_side": 128, "pixel_mean": (100.0, 110.0, 120.0)}
     semantic = half_of(run_dir, config, info, "semantic", **own)
     mixed = evaluate_two_runs(

@@ -14,7 +14,9 @@ from pfpn_tf.training.evaluate_run import evaluate_run
 
 @pytest.fixture(scope="module")
 def cityscapes(test_data, tmp_path_factory):
-    """(Root of files in Cityscapes' layout, folder of records: val, and its first photos as test-dev)."""
+    """(Root of files in Cityscapes' layout, folder of records: val, and its first photos as
+    test-dev).
+    """
     root = test_data("data/cityscapes_like")
     folder = tmp_path_factory.mktemp("cityscapes")
     base = root / "gtFine/cityscapes_panoptic_val_trainId"
@@ -35,21 +37,28 @@ def run_dir(cityscapes, tmp_path_factory):
         eval_records=str(cityscapes[1] / "val-*"), semantic_targets="all", score_threshold=0.01
     )
     info = DatasetInfo.load(cityscapes[1] / "dataset_info.json")
-    model = panoptic_fpn.build_model(config.model, info.num_thing_classes, info.num_semantic_classes("all"))
+    model = panoptic_fpn.build_model(
+        config.model, info.num_thing_classes, info.num_semantic_classes("all")
+    )
     path = str(tmp_path_factory.mktemp("runs") / "untrained")
     checkpoints.save_weights(model, config, info, path)
     return path
 
 
 def test_cityscapes_own_code_agrees(cityscapes, run_dir, tmp_path):
-    """mIoU of the semantic branch counted by us from the records, and by cityscapesscripts from its own files."""
+    """mIoU of the semantic branch counted by us from the records, and by cityscapesscripts from its
+    own files.
+    """
     pytest.importorskip("cityscapesscripts")
     gt_dir = str(cityscapes[0] / "gtFine/val")
     metrics = evaluate_run(run_dir, output_dir=str(tmp_path), cityscapes_gt_dir=gt_dir)
     official = metrics["cityscapes"]
     assert official["num_images"] == 5 and len(official["per_class"]) == 19
     ours = metrics["semantic_branch"]
-    assert official["miou"] == pytest.approx(ours["miou_over_classes_in_gt_or_pred"], abs=1e-12) and official["miou"] > 0
+    assert (
+        official["miou"] == pytest.approx(ours["miou_over_classes_in_gt_or_pred"], abs=1e-12)
+        and official["miou"] > 0
+    )
     assert official["AP"] is not None and official["iiou"] is not None
     assert json.loads((tmp_path / "metrics.json").read_text())["cityscapes"] == official
     assert len(list((tmp_path / "pixel_level").glob("*.png"))) == 5

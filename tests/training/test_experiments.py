@@ -39,7 +39,9 @@ EVAL = CODE + """
 
 @pytest.fixture
 def stand_ins(tmp_path, monkeypatch):
-    """Scripts of no weight in place of tools/train.py and tools/eval.py; a folder for the output."""
+    """Scripts of no weight in place of tools/train.py and tools/eval.py; a folder for the
+    output.
+    """
     for name, code in (("train.py", TRAIN), ("eval.py", EVAL)):
         (tmp_path / name).write_text(textwrap.dedent(code))
     monkeypatch.setattr(experiments, "_TOOLS", str(tmp_path))
@@ -81,9 +83,7 @@ def test_a_directory_of_another_run_is_refused(stand_ins):
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_reaches_the_training_once_and_ends_all(stand_ins, number, code):
-    (stand_ins.parent / "train.py").write_text(
-        textwrap.dedent(
-            """
+    (stand_ins.parent / "train.py").write_text(textwrap.dedent("""
             import os, signal, sys, time
             def save(n, frame):
                 print("saved", flush=True)
@@ -92,9 +92,7 @@ def test_a_signal_reaches_the_training_once_and_ends_all(stand_ins, number, code
                 signal.signal(number, save)
             os.kill(os.getppid(), NUMBER)
             time.sleep(60)
-            """
-        ).replace("NUMBER", str(int(number)))
-    )
+            """).replace("NUMBER", str(int(number))))
     before = signal.getsignal(number)
     with pytest.raises(experiments.Stopped) as stopped:
         runs = [Experiment(name, CONFIG) for name in ("run1", "run2")]

@@ -16,7 +16,12 @@ def two_cpus():
 
 def test_two_replicas_step_like_one(tiny_config):
     config = tiny_config.replace(
-        global_batch_size=4, momentum=0.0, learning_rate=0.1, warmup_steps=0, lr_decay_steps=(), gradient_clip_norm=0.5
+        global_batch_size=4,
+        momentum=0.0,
+        learning_rate=0.1,
+        warmup_steps=0,
+        lr_decay_steps=(),
+        gradient_clip_norm=0.5,
     )
     one = steps(config, tf.distribute.OneDeviceStrategy("CPU:0"))
     two = steps(config, two_cpus())

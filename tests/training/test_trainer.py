@@ -10,7 +10,15 @@ import tensorflow as tf
 
 from pfpn_tf.config import Config
 from pfpn_tf.data import pipeline
-from pfpn_tf.training import checkpoints, checks, distribution, run, run_directory, summaries, trainer
+from pfpn_tf.training import (
+    checkpoints,
+    checks,
+    distribution,
+    run,
+    run_directory,
+    summaries,
+    trainer,
+)
 
 LOSSES = [f"loss/{name}" for name in trainer.LOSSES["panoptic"]]
 
@@ -23,7 +31,8 @@ def metrics(run_dir):
 def test_a_run_leaves_everything_behind(tiny_config, tmp_path, caplog):
     run_dir = str(tmp_path / "run")
     config = tiny_config.replace(eval_interval_steps=3, image_interval_steps=3)
-    # TensorFlow's own logger as `set_up_runtime` leaves it: it counts traces over all tests of the process.
+    # TensorFlow's own logger as `set_up_runtime` leaves it: it counts traces over all tests of the
+    # process.
     with caplog.at_level("ERROR", logger="tensorflow"), caplog.at_level("INFO", logger="absl"):
         assert run.train(config, run_dir) == 0
     lines = metrics(run_dir)
@@ -33,7 +42,9 @@ def test_a_run_leaves_everything_behind(tiny_config, tmp_path, caplog):
     for line in lines:
         assert set(LOSSES) <= line.keys()
         assert line["loss/total"] == pytest.approx(sum(line[n] for n in LOSSES[:-1]), rel=1e-5)
-        assert line["loss/total"] > 0 and line["gradient_norm"] > 0 and line["images_per_second"] > 0
+        assert (
+            line["loss/total"] > 0 and line["gradient_norm"] > 0 and line["images_per_second"] > 0
+        )
         assert 0 <= line["positive_anchors"] <= 16 and 0 <= line["foreground_rois"] <= 4
         assert 0 <= line["input_wait"] <= 1
     # Warm-up: step i, counted from 0, has 0.01 * (0.001 + 0.999 i / 4).
@@ -45,7 +56,14 @@ def test_a_run_leaves_everything_behind(tiny_config, tmp_path, caplog):
     for name in written + ["checkpoints/best/ckpt-3.index", "eval/3/metrics.json"]:
         assert os.path.exists(os.path.join(run_dir, name)), name
     assert any("tfevents" in f for f in os.listdir(os.path.join(run_dir, summaries.TENSORBOARD)))
-    for text in ("first step compiles", "step 2/3 | rpn_objectness", "step 3/3", " left", "Peak memory", "backbone"):
+    for text in (
+        "first step compiles",
+        "step 2/3 | rpn_objectness",
+        "step 3/3",
+        " left",
+        "Peak memory",
+        "backbone",
+    ):
         assert text in caplog.text, text
     for noise in ("WARNING", "retrac", "steps/sec"):
         assert noise not in caplog.text, caplog.text
@@ -60,7 +78,11 @@ def test_a_finished_run_does_nothing(toy, tmp_path):
 
 def test_checkpoints_lines_and_scalars_fall_on_multiples(toy, tmp_path, caplog):
     config = toy.config.replace(
-        train_steps=11, steps_per_loop=3, summary_interval_steps=4, checkpoint_interval_steps=5, keep_checkpoints=9
+        train_steps=11,
+        steps_per_loop=3,
+        summary_interval_steps=4,
+        checkpoint_interval_steps=5,
+        keep_checkpoints=9,
     )
     with caplog.at_level("INFO", logger="absl"):
         run.train(config, str(tmp_path))
@@ -107,15 +129,21 @@ def send_at_step(monkeypatch, number, step):
 
 
 def steps_saved(run_dir):
-    return [checkpoints.step_of(p) for p in checkpoints.saved_prefixes(str(run_dir / "checkpoints"))]
+    return [
+        checkpoints.step_of(p) for p in checkpoints.saved_prefixes(str(run_dir / "checkpoints"))
+    ]
 
 
 def test_a_non_finite_loss_stops_at_its_step_and_harms_nothing(toy, tmp_path, monkeypatch):
     built = []
     real_build = trainer.build_trainer
-    monkeypatch.setattr(run, "build_trainer", lambda *args: built.append(real_build(*args)) or built[0])
+    monkeypatch.setattr(
+        run, "build_trainer", lambda *args: built.append(real_build(*args)) or built[0]
+    )
     toy.bad_step = 3
-    config = toy.config.replace(train_steps=9, steps_per_loop=9, summary_interval_steps=9, checkpoint_interval_steps=2)
+    config = toy.config.replace(
+        train_steps=9, steps_per_loop=9, summary_interval_steps=9, checkpoint_interval_steps=2
+    )
     with pytest.raises(trainer.NonFiniteLoss) as error:
         run.train(config, str(tmp_path))
     text = str(error.value)
@@ -132,13 +160,17 @@ def test_a_finite_loss_with_a_non_finite_gradient_stops_too(toy, tmp_path, monke
         return {"semantic": loss, "total": loss}
 
     monkeypatch.setattr(trainer, "panoptic_fpn_losses", losses)
-    with pytest.raises(trainer.NonFiniteLoss, match="gradient is not finite at step 0: .*gradient_norm nan"):
+    with pytest.raises(
+        trainer.NonFiniteLoss, match="gradient is not finite at step 0: .*gradient_norm nan"
+    ):
         run.train(toy.config, str(tmp_path))
 
 
 def test_clipping_limits_what_is_applied(toy):
     """With plain SGD at rate 1 the change of the weights is the clipped gradient."""
-    config = toy.config.replace(gradient_clip_norm=0.25, momentum=0.0, weight_decay=0.0, learning_rate=1.0)
+    config = toy.config.replace(
+        gradient_clip_norm=0.25, momentum=0.0, weight_decay=0.0, learning_rate=1.0
+    )
     built, before, after, scalars = one_step(config)
     assert scalars["gradient_norm"] > 0.3
     change = np.sqrt(sum(np.sum((a - b) ** 2) for a, b in zip(before, after)))
@@ -152,7 +184,10 @@ def test_accumulated_parts_step_like_the_whole_batch(toy):
     toy_losses = trainer.panoptic_fpn_losses
 
     def losses_of_part(outputs, ground_truth, config, step):  # a part is normalised by its own size
-        return {name: 2 * value for name, value in toy_losses(outputs, ground_truth, config, step).items()}
+        return {
+            name: 2 * value
+            for name, value in toy_losses(outputs, ground_truth, config, step).items()
+        }
 
     trainer.panoptic_fpn_losses = losses_of_part
     _, before, parts, scalars = one_step(config.replace(gradient_accumulation_steps=2))
@@ -175,7 +210,9 @@ def one_step(config):
 
 def test_the_moving_average_of_the_weights(toy, tmp_path):
     """Decay min(0.5, (1 + n) / (10 + n)) after update n, by hand."""
-    config = toy.config.replace(ema_decay=0.15, train_steps=3, checkpoint_interval_steps=1, keep_checkpoints=9)
+    config = toy.config.replace(
+        ema_decay=0.15, train_steps=3, checkpoint_interval_steps=1, keep_checkpoints=9
+    )
     run_dir = str(tmp_path)
     run.train(config, run_dir)
     model = trainer.panoptic_fpn.build_model()
@@ -194,7 +231,9 @@ def test_the_moving_average_of_the_weights(toy, tmp_path):
 def test_no_moving_average_to_restore(toy, tmp_path):
     run.train(toy.config.replace(train_steps=1), str(tmp_path))
     with pytest.raises(ValueError, match="--ema_decay=0"):
-        checkpoints.restore_for_inference(trainer.panoptic_fpn.build_model(), str(tmp_path), averages=True)
+        checkpoints.restore_for_inference(
+            trainer.panoptic_fpn.build_model(), str(tmp_path), averages=True
+        )
 
 
 def test_the_loss_scale_of_float16_halves_and_skips_on_overflow(toy, monkeypatch):
@@ -235,7 +274,9 @@ def test_half_precision_changes_the_losses_of_the_network_little(tiny_config):
         for precision in ("float32", "mixed_bfloat16", "mixed_float16"):
             built = trainer.build_trainer(tiny_config.replace(precision=precision), info, strategy)
             assert built.model.backbone.compute_dtype == precision.removeprefix("mixed_")
-            losses[precision] = {name: float(value) for name, value in built.forward(batch)[1].items()}
+            losses[precision] = {
+                name: float(value) for name, value in built.forward(batch)[1].items()
+            }
     finally:
         tf.keras.mixed_precision.set_global_policy("float32")
     for precision in ("mixed_bfloat16", "mixed_float16"):
@@ -257,7 +298,9 @@ def test_batch_that_does_not_split(tiny_config):
 
 
 def test_freezing_random_weights(tiny_config):
-    assert "--freeze_stages=2 would freeze random weights" in problems(tiny_config.replace(freeze_stages=2))
+    assert "--freeze_stages=2 would freeze random weights" in problems(
+        tiny_config.replace(freeze_stages=2)
+    )
 
 
 def test_missing_paths_are_all_reported_before_the_first_step(tmp_path):

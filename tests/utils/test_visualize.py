@@ -65,7 +65,9 @@ def test_labels_are_drawn_and_do_not_overlap():
 @pytest.mark.parametrize("hw", [(1, 1), (1, 300), (400, 2), (7, 5)])
 def test_tiny_pictures(hw):
     image, ids = np.zeros((*hw, 3), np.uint8), np.ones(hw, np.int32)
-    drawn = visualize.overlay_panoptic(image, ids, [{"id": 1, "category_id": 4, "score": 0.9}], INFO)
+    drawn = visualize.overlay_panoptic(
+        image, ids, [{"id": 1, "category_id": 4, "score": 0.9}], INFO
+    )
     assert drawn.shape == image.shape
     visualize.overlay_instances(image, np.float32([[0, 0, *hw]]), ["x"], [(1, 2, 3)], [np.ones(hw)])
     visualize.side_by_side([image, image], ["a", "b"])
@@ -77,14 +79,18 @@ def test_no_segments_gives_the_image():
 
 
 def test_segment_listed_but_absent_from_the_map():
-    visualize.overlay_panoptic(IMAGE, np.zeros(IMAGE.shape[:2], int), [{"id": 5, "category_id": 4}], INFO)
+    visualize.overlay_panoptic(
+        IMAGE, np.zeros(IMAGE.shape[:2], int), [{"id": 5, "category_id": 4}], INFO
+    )
 
 
 def test_instances_with_boxes_and_masks():
     mask = np.zeros((120, 200), np.uint8)
     mask[30:60, 30:60] = 1
     before = IMAGE.copy()
-    drawn = visualize.overlay_instances(IMAGE, np.float32([[20, 20, 90, 150]]), ["bike 90%"], [(255, 0, 0)], [mask])
+    drawn = visualize.overlay_instances(
+        IMAGE, np.float32([[20, 20, 90, 150]]), ["bike 90%"], [(255, 0, 0)], [mask]
+    )
     np.testing.assert_array_equal(IMAGE, before)
     np.testing.assert_array_equal(drawn[20, 140], (255, 0, 0))
     assert drawn[45, 45, 0] > 150 and np.array_equal(drawn[80, 100], IMAGE[80, 100])
@@ -99,7 +105,9 @@ def test_semantic_colours_and_void():
 def test_side_by_side_scales_to_the_tallest():
     row = visualize.side_by_side([IMAGE, IMAGE[::2, ::2]], gap_px=4)
     assert row.shape == (120, 404, 3)
-    stacked = visualize.stack([row, visualize.legend([("ball", (9, 9, 9)), ("sky", (1, 2, 3))], 300)])
+    stacked = visualize.stack(
+        [row, visualize.legend([("ball", (9, 9, 9)), ("sky", (1, 2, 3))], 300)]
+    )
     assert stacked.shape[1] == 404
 
 
@@ -110,11 +118,15 @@ def test_letters_outside_ascii():
 def test_shades_are_stable_and_distinct():
     colors = visualize.segment_colors([{"id": i, "category_id": 4} for i in range(12)], INFO)
     assert colors[0] == (200, 30, 30) and len(set(colors)) == 12
-    assert colors[:5] == visualize.segment_colors([{"id": i, "category_id": 4} for i in range(5)], INFO)
+    assert colors[:5] == visualize.segment_colors(
+        [{"id": i, "category_id": 4} for i in range(5)], INFO
+    )
 
 
 def test_side_by_side_of_narrow_images_with_titles_of_different_length():
     image = np.zeros((64, 60, 3), np.uint8)
-    row = visualize.side_by_side([image, image], ["short", "a title that needs a smaller font"], gap_px=4)
+    row = visualize.side_by_side(
+        [image, image], ["short", "a title that needs a smaller font"], gap_px=4
+    )
     assert row.shape[1] == 124
     assert (row[-64:, :60] == 0).all() and (row[-64:, 64:] == 0).all()
