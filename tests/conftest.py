@@ -7,7 +7,6 @@ import pathlib
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 import pfpn_tf  # noqa: E402, F401  (sets TF_USE_LEGACY_KERAS before TensorFlow is imported)

@@ -3,11 +3,9 @@
 Batches are dicts (B images · H, W padded size · M instances · S segments · N annotations):
 
 - always: images [B, H, W, 3] float32 normalised RGB, zero in the padding; image_hw [B, 2] int32
-  content
-  size; original_hw [B, 2] int32; source_id_bytes [B, 64] uint8, see `source_ids`.
+  content size; original_hw [B, 2] int32; source_id_bytes [B, 64] uint8, see `source_ids`.
 - training: seed [B, 2] int32; gt_boxes [B, M, 4] float32 yxyx; gt_class_ids [B, M] int32, -1 in
-  padding;
-  gt_masks [B, M, H, W] uint8; gt_semantic [B, H, W] uint8, 255 void.
+  padding; gt_masks [B, M, H, W] uint8; gt_semantic [B, H, W] uint8, 255 void.
 - evaluation: source_id [B] string; panoptic_png [B] string; segment_ids, segment_category_ids,
   segment_areas, segment_iscrowd [B, S] int64 (id 0 in padding); the instance annotations
   instance_ids, instance_category_ids, instance_iscrowd [B, N] int64, instance_areas [B, N] float32,
