@@ -48,8 +48,9 @@ class DeepLabV3Head(tf.keras.layers.Layer):
         self.refine = conv("refine", 3)
         self.predictor = layers.Conv(num_classes, 1, name="predictor")
 
-    def call(self, pyramid: Pyramid) -> tf.Tensor:
+    def call(self, pyramid: Pyramid, training: bool = False) -> tf.Tensor:
         """{"p5": [B, h, w, _], ...} -> logits [B, H / 4, W / 4, S]."""
+        del training  # it makes no difference
         x = pyramid["p5"]
         pooled = self.pooled(tf.reduce_mean(x, axis=(1, 2), keepdims=True))  # [B, 1, 1, 256]
         views = [self.pointwise(x), *(conv(x) for conv in self.dilated)]

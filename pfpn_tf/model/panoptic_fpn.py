@@ -101,10 +101,9 @@ class PanopticFPN(tf.keras.Model):
           `TrainOutputs` or `InferenceOutputs`; a branch that the task lacks is None there.
         """
         pyramid, semantic_pyramid = self._pyramids(images, training)
-        semantic_logits = self.semantic_head(semantic_pyramid) if self.has_semantics else None
         if not self.has_instances:
             outputs = TrainOutputs if training else InferenceOutputs
-            return outputs(semantic_logits=semantic_logits)
+            return outputs(semantic_logits=self.semantic_head(semantic_pyramid, training=training))
 
         logits, deltas = self.rpn_head(pyramid)
         anchors = rpn.pyramid_anchors(pyramid, self.config, logits["p2"].dtype)
@@ -115,8 +114,16 @@ class PanopticFPN(tf.keras.Model):
             found = detections.detect(proposals, class_logits, box_deltas, image_hw, self.config)
             rois = self._pool(pyramid, found.boxes, mask_head)
             found = found._replace(mask_logits=self.mask_head(rois, found.class_ids))
-            return InferenceOutputs(found, semantic_logits)
+            if not self.has_semantics:
+                return InferenceOutputs(found)
+            # One branch after the other: side by side they need half as much memory again.
+            with tf.control_dependencies([found.mask_logits]):
+                semantic_pyramid = {k: tf.identity(x) for k, x in semantic_pyramid.items()}
+            return InferenceOutputs(found, self.semantic_head(semantic_pyramid))
 
+        semantic_logits = None
+        if self.has_semantics:
+            semantic_logits = self.semantic_head(semantic_pyramid, training=True)
         all_anchors = tf.concat([anchors[level] for level in config_lib.LEVELS], axis=0)  # [A, 4]
         rpn_targets = targets.rpn_targets(all_anchors, ground_truth, seed, self.config)
         roi_targets = targets.roi_targets(

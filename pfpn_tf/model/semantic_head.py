@@ -44,11 +44,23 @@ class SemanticHead(tf.keras.layers.Layer):
         }
         self.predictor = layers.Conv(num_classes, 1, name="predictor")
 
-    def call(self, pyramid: Pyramid) -> tf.Tensor:
+    def call(self, pyramid: Pyramid, training: bool = False) -> tf.Tensor:
         """{"p2": [B, H / 4, W / 4, _], ...} -> logits [B, H / 4, W / 4, S]."""
-        merged = [self._to_stride_4(level, pyramid[level]) for level in self.stages]
-        x = tf.add_n(merged) if self.aggregation == "sum" else tf.concat(merged, axis=-1)
+        if self.aggregation == "sum" and not training:
+            x = self._sum_one_by_one(pyramid)
+        else:
+            merged = [self._to_stride_4(level, pyramid[level]) for level in self.stages]
+            x = tf.add_n(merged) if self.aggregation == "sum" else tf.concat(merged, axis=-1)
         return layers.as_float32_or_more(self.predictor(x))
+
+    def _sum_one_by_one(self, pyramid):
+        """The sum of the levels, each begun when the one before is done: it takes less memory."""
+        x = self._to_stride_4("p2", pyramid["p2"])
+        for level in ("p3", "p4", "p5"):
+            with tf.control_dependencies([x]):
+                features = tf.identity(pyramid[level])
+            x += self._to_stride_4(level, features)
+        return x
 
     def _to_stride_4(self, level, x):
         for i, conv in enumerate(self.stages[level], 1):
