@@ -123,23 +123,30 @@ def _sum_dtype(levels):
 def _pool_levels_sparse(levels, strides, level_index, image, boxes, output_size, sampling_ratio):
     """A sparse product per level: each runs on one thread, the levels run side by side."""
     dtype = _sum_dtype(levels)
+    level_hw = tf.stack([tf.shape(level)[1:3] for level in levels])  # [levels, 2]
+    hw = tf.gather(level_hw, level_index)  # [n, 2]
+    # The taps of all levels at once: per level they would be most of the graph.
+    rows, columns = _taps(
+        boxes / tf.gather(tf.constant(strides, boxes.dtype), level_index)[:, tf.newaxis],
+        hw,
+        image * hw[:, 0] * hw[:, 1],
+        output_size,
+        sampling_ratio,
+        dtype,
+    )
     rois, pooled = [], []
-    for index, (level, stride) in enumerate(zip(levels, strides)):
+    for index, level in enumerate(levels):
         members = tf.cast(tf.where(level_index == index)[:, 0], tf.int32)  # [n of this level]
-        hw = tf.shape(level)[1:3]
         table = tf.cast(tf.reshape(level, [-1, level.shape[-1]]), dtype)  # [B, Hl, Wl, C] -> [S, C]
-        rows, columns = _taps(
-            tf.gather(boxes, members) / stride,
-            hw[tf.newaxis],
-            tf.gather(image, members) * hw[0] * hw[1],
-            output_size,
-            sampling_ratio,
-            dtype,
-        )
-        product = _pool_sparse(table, rows, columns)  # [n of this level * P*P, C]
+        product = _pool_sparse(table, _taps_of(rows, members), _taps_of(columns, members))
         rois.append(members)
         pooled.append(tf.reshape(product, [-1, output_size**2 * level.shape[-1]]))
     return pooled[0] if len(levels) == 1 else tf.dynamic_stitch(rois, pooled)  # [n, P*P*C]
+
+
+def _taps_of(taps, members):
+    """The `AxisTaps` of some of the RoIs."""
+    return AxisTaps(*(None if value is None else tf.gather(value, members) for value in taps))
 
 
 def _pool_levels_gather(levels, strides, level_index, image, boxes, output_size, sampling_ratio):
