@@ -155,7 +155,8 @@ def group_norm(x, gamma, beta, groups: int, relu: bool) -> tf.Tensor:
     return tf.concat(images, 0) if len(images) > 1 else images[0]
 
 
-@tf.function(autograph=False)  # so that a graph holds it once for all layers
+# So that a graph holds it once for all layers, and only takes it up when there are several images.
+@tf.function(autograph=False, experimental_attributes={"_noinline": True})
 def _group_norm_of_each_image(x, gamma, beta, groups, relu):
     """`group_norm` of any number of images."""
     return tf.map_fn(
