@@ -121,7 +121,7 @@ def export(module: module_lib.PanopticModule, export_dir: str) -> Dict[str, Any]
             options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
             with errors_only():
                 tf.saved_model.save(content, temporary, signatures=signatures, options=options)
-        graph.merge_constants(temporary)
+        graph.reduce(temporary)
         server_files.write(
             temporary,
             os.path.basename(parent),

@@ -7,11 +7,12 @@ from tensorflow.core.protobuf import saved_model_pb2
 from pfpn_tf.utils.files import atomic_write
 
 
-def merge_constants(saved_model_dir: str) -> None:
-    """Keeps one of all equal constants of each function of a SavedModel.
+def reduce(saved_model_dir: str) -> None:
+    """Takes out of a SavedModel what answers do not need.
 
     Tracing makes a new constant for every axis and every bound of a slice: a third of all nodes.
-    Loading and the first answer take their time node by node.
+    Of equal ones in a function one remains. The part that saves the variables goes; that which
+    restores them stays. Loading and the first answer take their time node by node.
 
     Args:
       saved_model_dir: with saved_model.pb, which is written anew. The fingerprint of the old one is
@@ -21,6 +22,7 @@ def merge_constants(saved_model_dir: str) -> None:
     with open(path, "rb") as f:
         saved_model = saved_model_pb2.SavedModel.FromString(f.read())
     for meta_graph in saved_model.meta_graphs:
+        _drop_saving(meta_graph)
         for function in meta_graph.graph_def.library.function:
             _merge_in(function)
     with atomic_write(path, "wb") as f:
@@ -28,6 +30,22 @@ def merge_constants(saved_model_dir: str) -> None:
     fingerprint = os.path.join(saved_model_dir, "fingerprint.pb")
     if os.path.exists(fingerprint):
         os.unlink(fingerprint)
+
+
+def _drop_saving(meta_graph):
+    """Removes the call that saves the variables, and the function that it calls."""
+    graph = meta_graph.graph_def
+    name = meta_graph.saver_def.save_tensor_name.partition(":")[0]
+    functions = {node.attr["f"].func.name for node in graph.node if node.name == name}
+    _keep(graph.node, lambda node: node.name != name)
+    _keep(graph.library.function, lambda function: function.signature.name not in functions)
+
+
+def _keep(messages, condition):
+    """Removes from a repeated field what does not meet the condition."""
+    for i in reversed(range(len(messages))):
+        if not condition(messages[i]):
+            del messages[i]
 
 
 def _merge_in(function):

@@ -60,6 +60,12 @@ def test_small_and_without_paths(saved_model, run_dir):
     assert asset.filename == "metadata.json"
 
 
+def test_restores_the_variables_and_does_not_save_them(saved_model):
+    used = {node.op for node in all_nodes(read(saved_model).graph_def)}
+    assert "RestoreV2" in used
+    assert not used & {"SaveV2", "MergeV2Checkpoints"}
+
+
 @pytest.mark.both_stacks
 def test_merged_constants_change_no_answer(tmp_path):
     """Constants of equal value but different type stay apart; one is returned as it is."""
@@ -77,15 +83,19 @@ def test_merged_constants_change_no_answer(tmp_path):
     x = tf.constant([1.0, -3.0])
     expected = function(x)
     before = read(directory)
-    graph.merge_constants(directory)
+    graph.reduce(directory)
     after = read(directory)
     merged = tf.saved_model.load(directory).signatures["serving_default"](x)
     for name, value in expected.items():
         np.testing.assert_array_equal(merged[name], value)
 
+    kept = {function.signature.name for function in after.graph_def.library.function}
+
     def constants(meta_graph):
         counts = collections.Counter()
         for function in meta_graph.graph_def.library.function:
+            if function.signature.name not in kept:
+                continue
             for node in function.node_def:
                 if node.op == "Const" and not node.input:
                     key = tuple(sorted((k, str(v)) for k, v in node.attr.items()))
