@@ -22,6 +22,8 @@ METADATA = "metadata.json"
 PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 """Values of --precision for an export, and the Keras policies behind them."""
 
+_NORMS = (layers.GroupNorm, layers.FrozenBatchNorm, tf.keras.layers.BatchNormalization)
+
 
 def load_module(
     run_dir: str,
@@ -78,12 +80,31 @@ def module_of(
 ) -> module_lib.PanopticModule:
     """The module around a network; folds the network's frozen norms for good."""
     layers.fold_frozen_norms(network)
+    _round_weights(network)
     return module_lib.PanopticModule(
         lambda images, image_hw: network(images, image_hw, training=False),
         network.variables,
         config,
         info,
     )
+
+
+def _round_weights(network):
+    """Keeps the weights that are rounded at every use as what they are rounded to.
+
+    A network that computes in bfloat16 gives the same answers then, from half as many bytes. Norms
+    compute in float32, with weights of their own.
+    """
+    for layer in network.submodules:
+        if not isinstance(layer, tf.keras.layers.Layer):
+            continue
+        dtype = tf.as_dtype(layer.compute_dtype)
+        if dtype != tf.bfloat16 or isinstance(layer, _NORMS):
+            continue
+        for name, value in list(vars(layer).items()):
+            if isinstance(value, tf.Variable) and value.dtype == tf.float32:
+                rounded = tf.Variable(tf.cast(value.value(), dtype), trainable=False, name=name)
+                setattr(layer, name, rounded)
 
 
 def export(module: module_lib.PanopticModule, export_dir: str) -> Dict[str, Any]:

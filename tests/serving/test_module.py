@@ -162,6 +162,21 @@ def test_metadata_and_asset_say_the_same(loaded, saved_model):
         assert json.load(f) == metadata
 
 
+def test_bfloat16_weights_are_kept_as_they_are_used(run_dir, monkeypatch):
+    """The same answers from half as many bytes."""
+    images = photo(70, 90)[None]
+    kept = exporter.load_module(run_dir, precision="bfloat16")[0]
+    monkeypatch.setattr(exporter, "_round_weights", lambda network: None)
+    rounded_at_use = exporter.load_module(run_dir, precision="bfloat16")[0]
+    for name, expected in rounded_at_use.network(images).items():
+        np.testing.assert_array_equal(kept.network(images)[name], expected, err_msg=name)
+
+    def num_bytes(module):
+        return sum(weight.dtype.size * weight.shape.num_elements() for weight in module.weights)
+
+    assert num_bytes(kept) < 0.55 * num_bytes(rounded_at_use)
+
+
 def test_no_half_written_export(in_process, tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise OSError("disk full")
