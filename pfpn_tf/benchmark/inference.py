@@ -44,7 +44,8 @@ def benchmark_inference(
 
     Returns:
       load_ms, first_answer_ms; "panoptic" (decoded image to panoptic map) and "serving_default"
-      (JPEG to PNG) as `measure.timed`; num_segments; peak_memory_mib; nodes; image_hw, batch_size.
+      (JPEG to PNG) as `measure.timed`; num_segments; peak_memory_mib, of which import_memory_mib
+      is TensorFlow's Python, which a server does without; nodes; image_hw, batch_size.
 
     Raises:
       ValueError: settings do not fit, or there is no such export.
@@ -90,6 +91,7 @@ def answer(
     """Loads an export in this process and times its answers; see `benchmark_inference`."""
     import tensorflow as tf
 
+    import_memory = measure.memory_mib()
     image = _photo(image_hw)
     jpeg = cv2.imencode(".jpg", image)[1].tobytes()
     start = time.perf_counter()
@@ -113,6 +115,7 @@ def answer(
         "first_answer_ms": round(first_ms, 1),
         "panoptic": timed,
         "peak_memory_mib": peak,
+        "import_memory_mib": import_memory,
         "serving_default": measure.timed(run_bytes, repeats),
         "num_segments": int(run()[0]),
     }
