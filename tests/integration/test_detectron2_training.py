@@ -15,6 +15,7 @@ from pfpn_tf.ops import boxes as box_ops
 from pfpn_tf.structures import GroundTruth, Proposals, RoiTargets, RpnTargets
 from pfpn_tf.training import detectron2_weights
 from pfpn_tf.training import optimizer as optimizer_lib
+from tests import precision
 
 NUM_THINGS, NUM_SEMANTIC = 80, 54
 LOSSES = ("rpn_objectness", "rpn_box", "class", "box", "mask", "semantic", "total")
@@ -223,11 +224,8 @@ def step(run, reference):
 @pytest.fixture(scope="module")
 def double_run(seeded_checkpoint, take_all):
     """The same in double precision, which its layers keep from here on."""
-    tf.keras.backend.set_floatx("float64")
-    try:
+    with precision.float64():
         return Run(seeded_checkpoint, take_all)
-    finally:
-        tf.keras.backend.set_floatx("float32")
 
 
 @pytest.fixture(scope="module")

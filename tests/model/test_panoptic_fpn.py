@@ -7,6 +7,7 @@ import tensorflow as tf
 from pfpn_tf import config as config_lib
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.structures import GroundTruth
+from tests import precision
 
 K, S = 4, 6
 TINY = {
@@ -226,13 +227,10 @@ def test_the_padding_of_an_image_does_not_depend_on_its_neighbour(model):
 
 
 def test_float64_everywhere():
-    tf.keras.backend.set_floatx("float64")
-    try:
+    with precision.float64():
         model = tiny_model()
         outputs = train(model, ground_truth(dtype=np.float64), images(np.float64))
         found = model(images(np.float64), tf.constant(IMAGE_HW))
-    finally:
-        tf.keras.backend.set_floatx("float32")
     for tensor in tf.nest.flatten((outputs, found)):
         assert not tensor.dtype.is_floating or tensor.dtype == tf.float64
 

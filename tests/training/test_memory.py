@@ -7,6 +7,7 @@ import tensorflow as tf
 from pfpn_tf.config import Config
 from pfpn_tf.model.resnet import ResNet
 from pfpn_tf.training import memory
+from tests import precision
 
 
 def test_what_is_kept_by_hand():
@@ -47,14 +48,9 @@ def backbone_gradients(recompute, norm="group_norm", freeze_stages=0):
 @pytest.mark.both_stacks
 @pytest.mark.parametrize("norm, freeze_stages", [("group_norm", 1), ("frozen_bn", 2)])
 def test_recomputing_the_backbone_changes_the_memory_and_nothing_else(norm, freeze_stages):
-    tf.keras.backend.set_floatx("float64")
-    tf.keras.mixed_precision.set_global_policy("float64")  # another test may have set one
-    try:
+    with precision.float64():
         kept, value, plain = backbone_gradients(False, norm, freeze_stages)
         kept_less, same_value, recomputed = backbone_gradients(True, norm, freeze_stages)
-    finally:
-        tf.keras.backend.set_floatx("float32")
-        tf.keras.mixed_precision.set_global_policy("float32")
     assert kept_less < 0.6 * kept
     assert value == same_value
     assert len(plain) == len(recomputed) > 5
