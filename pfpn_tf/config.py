@@ -314,7 +314,12 @@ class Train:
         "Compute precision. Of an export: float32 or bfloat16.",
         choices=("float32", "mixed_bfloat16", "mixed_float16"),
     )
-    xla: bool = _field(False, "Let XLA compile what it can of the step on GPUs.")
+    xla: bool = _field(
+        False,
+        "Compile forward pass, losses and backward pass of each replica with XLA (of several "
+        "replicas the network alone), once for every padded size. Needs --static_shapes. Meant for "
+        "GPUs: on a CPU it is slower than the plain step. The results differ by rounding.",
+    )
     distribution: str = _field(
         "mirrored",
         "mirrored: all GPUs of this machine, else its CPU; one_device; cpu; multi_worker: several "
@@ -584,6 +589,11 @@ def _cross_problems(config):
     if train.xla and not data.static_shapes:
         problems.append(
             "--xla compiles anew for every image size, and there are hundreds; add --static_shapes."
+        )
+    if train.xla and model.task != "semantic" and model.roi_sampling_ratio == 0:
+        problems.append(
+            "--xla cannot compile --roi_sampling_ratio=0, where each RoI takes as many samples as it "
+            "has feature cells; use --roi_sampling_ratio=2, or --noxla."
         )
     if model.rpn_negative_iou > model.rpn_positive_iou:
         problems.append(

@@ -237,9 +237,14 @@ def _tiled_cross_entropy(logits, labels):
         tiles = tf.matmul(interpolation, tiles)  # [B * 4 T, n, 4 T, S]
         return tf.reshape(tiles, [batch, _UPSAMPLING * _TILE, -1, classes])
 
-    def add_strip(row, total, gradient):
-        strip = logits[:, row : row + _TILE + 2]
-        strip_labels = tf.cast(labels[:, _UPSAMPLING * row : _UPSAMPLING * (row + _TILE)], tf.int32)
+    def add_strip(index, total, shared_rows, gradients):
+        """`shared_rows` is the gradient of the two rows that the strip before has in common with
+        this one.
+        """
+        row = index * _TILE
+        strip = tf.gather(logits, row + tf.range(_TILE + 2), axis=1)
+        strip_labels = tf.gather(labels, _UPSAMPLING * row + tf.range(_UPSAMPLING * _TILE), axis=1)
+        strip_labels = tf.cast(strip_labels, tf.int32)
         labelled = strip_labels != VOID
         with tf.GradientTape() as tape:
             tape.watch(strip)
@@ -247,16 +252,27 @@ def _tiled_cross_entropy(logits, labels):
                 labels=tf.where(labelled, strip_labels, 0), logits=upsample(strip)
             )
             loss = _masked_sum(losses, labelled)
-        below = rows - row - _TILE - 2
-        padded = tf.pad(tape.gradient(loss, strip), [[0, 0], [row, below], [0, 0], [0, 0]])
-        return row + _TILE, total + loss, gradient + padded
+        gradient = tape.gradient(loss, strip)
+        gradient += tf.pad(shared_rows, [[0, 0], [0, _TILE], [0, 0], [0, 0]])
+        gradients = gradients.write(index, gradient[:, :_TILE])
+        return index + 1, total + loss, gradient[:, _TILE:], gradients
 
-    _, total, gradient = tf.while_loop(
-        lambda row, *_: row < rows - 2,
+    num_strips = (rows - 2) // _TILE
+    static_shape = [logits.shape[0], _TILE, *logits.shape[2:]]
+    _, total, last_rows, gradients = tf.while_loop(
+        lambda index, *_: index < num_strips,
         add_strip,
-        (0, tf.zeros([], logits.dtype), tf.zeros_like(logits)),
+        (
+            0,
+            tf.zeros([], logits.dtype),
+            tf.zeros_like(logits[:, :2]),
+            tf.TensorArray(logits.dtype, num_strips, element_shape=static_shape),
+        ),
         parallel_iterations=1,  # one strip at full resolution at a time
     )
+    gradient = tf.transpose(gradients.stack(), [1, 0, 2, 3, 4])  # [B, m, T, n T + 2, S]
+    gradient = tf.reshape(gradient, [batch, rows - 2, columns, classes])
+    gradient = tf.concat([gradient, last_rows], axis=1)
     return total, lambda upstream: (upstream * gradient, None)
 
 

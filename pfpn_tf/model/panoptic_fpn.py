@@ -9,12 +9,13 @@ from typing import Optional, Union
 import tensorflow as tf
 
 from pfpn_tf import config as config_lib
-from pfpn_tf.model import box_head, detections, mask_head, rpn, targets
+from pfpn_tf.model import box_head, detections, layers, mask_head, rpn, targets
 from pfpn_tf.model.deeplab_head import DeepLabV3Head
 from pfpn_tf.model.fpn import FPN, branch_pyramids
 from pfpn_tf.model.resnet import ResNet
 from pfpn_tf.model.semantic_head import SemanticHead
 from pfpn_tf.model.symmetric_decoder import SymmetricDecoder
+from pfpn_tf.ops.methods import KERNELS, Methods
 from pfpn_tf.ops.roi_align import multilevel_roi_align
 from pfpn_tf.structures import GroundTruth, InferenceOutputs, TrainOutputs
 
@@ -26,15 +27,22 @@ class PanopticFPN(tf.keras.Model):
       config: settings of the model.
       num_thing_classes: K.
       num_semantic_classes: S.
+      training_methods: how the training pass computes; inference takes `KERNELS`.
     """
 
     def __init__(
-        self, config: config_lib.Model, num_thing_classes: int, num_semantic_classes: int, **kwargs
+        self,
+        config: config_lib.Model,
+        num_thing_classes: int,
+        num_semantic_classes: int,
+        training_methods: Methods = KERNELS,
+        **kwargs,
     ):
         super().__init__(**kwargs)
         self.config = config
         self.num_thing_classes = num_thing_classes
         self.num_semantic_classes = num_semantic_classes
+        self.training_methods = training_methods
         self.has_instances = config.task in ("panoptic", "instance")
         self.has_semantics = config.task in ("panoptic", "semantic")
         self.backbone = ResNet(
@@ -59,6 +67,9 @@ class PanopticFPN(tf.keras.Model):
             )
         if self.has_semantics:
             self.semantic_head = build_semantic_head(config, num_semantic_classes)
+        for module in self.submodules:
+            if isinstance(module, layers.GroupNorm):
+                module.training_method = training_methods.group_norm
 
     def build(self, input_shape=None):
         """Creates every variable by running each part on a few pixels."""
@@ -107,12 +118,18 @@ class PanopticFPN(tf.keras.Model):
 
         logits, deltas = self.rpn_head(pyramid)
         anchors = rpn.pyramid_anchors(pyramid, self.config, logits["p2"].dtype)
-        proposals = rpn.propose(logits, deltas, anchors, image_hw, self.config, training)
+        methods = self.training_methods if training else KERNELS
+        proposals = rpn.propose(
+            logits, deltas, anchors, image_hw, self.config, training, methods.rpn_nms
+        )
+
+        def pool(boxes, head):
+            return self._pool(pyramid, boxes, head, methods.roi_align)
 
         if not training:
-            class_logits, box_deltas = self.box_head(self._pool(pyramid, proposals.boxes, box_head))
+            class_logits, box_deltas = self.box_head(pool(proposals.boxes, box_head))
             found = detections.detect(proposals, class_logits, box_deltas, image_hw, self.config)
-            rois = self._pool(pyramid, found.boxes, mask_head)
+            rois = pool(found.boxes, mask_head)
             found = found._replace(mask_logits=self.mask_head(rois, found.class_ids))
             if not self.has_semantics:
                 return InferenceOutputs(found)
@@ -127,10 +144,10 @@ class PanopticFPN(tf.keras.Model):
         all_anchors = tf.concat([anchors[level] for level in config_lib.LEVELS], axis=0)  # [A, 4]
         rpn_targets = targets.rpn_targets(all_anchors, ground_truth, seed, self.config)
         roi_targets = targets.roi_targets(
-            proposals, ground_truth, self.num_thing_classes, seed, self.config
+            proposals, ground_truth, self.num_thing_classes, seed, self.config, methods
         )
-        class_logits, box_deltas = self.box_head(self._pool(pyramid, roi_targets.boxes, box_head))
-        mask_rois = self._pool(pyramid, roi_targets.mask_boxes, mask_head)
+        class_logits, box_deltas = self.box_head(pool(roi_targets.boxes, box_head))
+        mask_rois = pool(roi_targets.mask_boxes, mask_head)
         return TrainOutputs(
             objectness_logits=tf.concat([logits[level] for level in config_lib.LEVELS], axis=1),
             anchor_deltas=tf.concat([deltas[level] for level in config_lib.LEVELS], axis=1),
@@ -152,13 +169,14 @@ class PanopticFPN(tf.keras.Model):
         pyramid = self.fpn(self.backbone(images, training=training), training=training)
         return branch_pyramids(pyramid, self.config.fpn_groups)
 
-    def _pool(self, pyramid, boxes, head):
+    def _pool(self, pyramid, boxes, head, method):
         """RoI features of the size that `head` takes. [B, R, 4] -> [B, R, P, P, C]"""
         return multilevel_roi_align(
             {level: pyramid[level] for level in ("p2", "p3", "p4", "p5")},
             boxes,
             head.POOLED_SIZE,
             self.config.roi_sampling_ratio,
+            method,
         )
 
 
@@ -193,9 +211,12 @@ def build_semantic_head(config: config_lib.Model, num_classes: int) -> tf.keras.
 
 
 def build_model(
-    config: config_lib.Model, num_thing_classes: int, num_semantic_classes: int
+    config: config_lib.Model,
+    num_thing_classes: int,
+    num_semantic_classes: int,
+    training_methods: Methods = KERNELS,
 ) -> PanopticFPN:
     """A `PanopticFPN` with all its variables created."""
-    model = PanopticFPN(config, num_thing_classes, num_semantic_classes)
+    model = PanopticFPN(config, num_thing_classes, num_semantic_classes, training_methods)
     model.build()
     return model

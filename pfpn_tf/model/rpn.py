@@ -75,6 +75,7 @@ def propose(
     image_hw: tf.Tensor,
     config: config_lib.Model,
     training: bool,
+    nms_method: str = "kernel",
 ) -> Proposals:
     """The best boxes of the RPN, without gradient.
 
@@ -88,6 +89,7 @@ def propose(
       image_hw: [B, 2] int32 content size, without the padding.
       config: settings of the model.
       training: which of the two numbers of candidates to take.
+      nms_method: of `nms.rpn_nms`.
 
     Returns:
       `Proposals` with N = config.rpn_post_nms_top_k rows.
@@ -107,7 +109,7 @@ def propose(
         tf.stack(parts, axis=1) for parts in zip(*candidates)
     )  # [B, L, k, 4], [B, L, k]
     return Proposals(
-        *nms.rpn_nms(boxes, logits, config.rpn_nms_threshold, config.rpn_post_nms_top_k)
+        *nms.rpn_nms(boxes, logits, config.rpn_nms_threshold, config.rpn_post_nms_top_k, nms_method)
     )
 
 

@@ -57,10 +57,11 @@ def match_anchors(
     if gt_boxes.shape.rank == 2:
         return match(gt_boxes, gt_valid, anchors)
     # Image by image: the IoU matrix of a large image takes a hundred megabytes.
+    per_anchor = anchors.shape[-2:-1]
     signature = (
-        tf.TensorSpec([None], tf.int32),
-        tf.TensorSpec([None], tf.int32),
-        tf.TensorSpec([None], anchors.dtype),
+        tf.TensorSpec(per_anchor, tf.int32),
+        tf.TensorSpec(per_anchor, tf.int32),
+        tf.TensorSpec(per_anchor, anchors.dtype),
     )
     if anchors.shape.rank == 2:
         return tf.map_fn(
@@ -71,6 +72,11 @@ def match_anchors(
     return tf.map_fn(
         lambda image: match(*image), (gt_boxes, gt_valid, anchors), fn_output_signature=signature
     )
+
+
+def most_positives(num_samples: int, positive_fraction: float) -> int:
+    """The positives that `sample` keeps of an image at most."""
+    return int(num_samples * positive_fraction)
 
 
 def sample(
@@ -90,13 +96,14 @@ def sample(
     Returns:
       [B, A] int32: `labels` with -1 where not sampled.
     """
-    most_positives = int(num_samples * positive_fraction)
+    at_most_positive = most_positives(num_samples, positive_fraction)
 
     def sample_image(image):
         labels, seed = image
         count = tf.size(labels)
-        # The same generator on every device.
-        order = tf.random.stateless_uniform([count], seed, alg="philox")  # in [0, 1)
+        # The same numbers on every device and under XLA, which makes other floats of the same bits.
+        bits = tf.random.stateless_uniform([count], seed, None, None, tf.int32, alg="philox")
+        order = tf.cast(bits & 0x7FFFFF, tf.float32)  # as many bits as a float's mantissa has
 
         def pick(label, at_most, room):
             """The first `room` of at most `at_most` labels in random order: indices and whether in
@@ -107,7 +114,7 @@ def sample(
             )
             return index, (score >= 0.0) & (tf.range(tf.size(index)) < room)
 
-        positive, use_positive = pick(1, most_positives, most_positives)
+        positive, use_positive = pick(1, at_most_positive, at_most_positive)
         num_positives = tf.reduce_sum(tf.cast(use_positive, tf.int32))
         negative, use_negative = pick(0, num_samples, num_samples - num_positives)
         kept = tf.concat([tf.where(use_positive, 1, -1), tf.where(use_negative, 0, -1)], axis=0)
@@ -116,6 +123,6 @@ def sample(
         return tf.tensor_scatter_nd_max(tf.fill([count], -1), index[:, tf.newaxis], kept)
 
     sampled = tf.map_fn(
-        sample_image, (labels, seed), fn_output_signature=tf.TensorSpec([None], tf.int32)
+        sample_image, (labels, seed), fn_output_signature=tf.TensorSpec(labels.shape[1:], tf.int32)
     )
     return tf.reshape(sampled, tf.shape(labels))

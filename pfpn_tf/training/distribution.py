@@ -41,8 +41,6 @@ def set_up_runtime(config: config_lib.Config) -> None:
     if threads:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(threads)
-    if config.train.xla:
-        tf.config.optimizer.set_jit("autoclustering")
     for gpu in tf.config.list_physical_devices("GPU"):
         tf.config.experimental.set_memory_growth(gpu, True)
 

@@ -1,5 +1,6 @@
 """The training step and the inner loop around it, for Orbit's `Controller`."""
 
+import functools
 import time
 from typing import Dict, NamedTuple, Optional
 
@@ -13,6 +14,7 @@ from pfpn_tf.data import categories, pipeline
 from pfpn_tf.evaluation.workers import workers_of
 from pfpn_tf.losses import panoptic_fpn_losses
 from pfpn_tf.model import panoptic_fpn
+from pfpn_tf.ops import methods
 from pfpn_tf.structures import GroundTruth
 from pfpn_tf.training import checkpoints, memory, optimizer as optimizer_lib, schedule, summaries
 
@@ -96,6 +98,15 @@ class Trainer(orbit.StandardTrainer):
             }
         self._step_function = None
         self._compiled = False
+        self._network, self._gradients = self._run_network, self._part_gradients
+        if config.train.xla:
+            # All of a replica's passes at once. But the losses of several replicas are divided by
+            # counts over all of them, an exchange in the middle, which must stay outside.
+            compile_it = functools.partial(tf.function, autograph=False, jit_compile=True)
+            if strategy.num_replicas_in_sync == 1:
+                self._gradients = compile_it(self._part_gradients)
+            else:
+                self._network = compile_it(self._run_network)
 
     @property
     def state(self) -> Dict[str, tf.__internal__.tracking.Trackable]:
@@ -114,12 +125,14 @@ class Trainer(orbit.StandardTrainer):
     def set_dataset(self, dataset) -> None:
         """Gives the distributed dataset, which must start at `global_step`."""
         self.train_dataset = dataset
-        # One trace for all image sizes: the signature is that of the dataset, not of a batch.
+        # One trace for all image sizes: the signature is that of the dataset, not of a batch. XLA
+        # needs one for each, and --static_shapes keeps them few.
         # Without AutoGraph: nothing here needs it, and rewriting all of Keras doubles the time to
         # compile.
+        signature = [dataset.element_spec, tf.TensorSpec([], tf.bool)]
         self._step_function = tf.function(
             self._distributed_step,
-            input_signature=[dataset.element_spec, tf.TensorSpec([], tf.bool)],
+            input_signature=None if self.config.train.xla else signature,
             autograph=False,
         )
 
@@ -287,7 +300,7 @@ class Trainer(orbit.StandardTrainer):
             # side by side and save no memory.
             with tf.control_dependencies(gradients or []):
                 part = tf.nest.map_structure(tf.identity, part)
-            part_gradients, part_scalars = self._part_gradients(part)
+            part_gradients, part_scalars = self._gradients(part, self.global_step, self._loss_scale)
             if gradients is None:
                 gradients, scalars = part_gradients, part_scalars
             else:
@@ -307,11 +320,11 @@ class Trainer(orbit.StandardTrainer):
         is_norm = [name == "gradient_norm" for name in self.scalar_names]
         return gradients, tf.where(is_norm, norm, scalars[:-1]), scalars[-1]
 
-    def _part_gradients(self, batch):
+    def _part_gradients(self, batch, step, loss_scale):
         """Scaled gradients of the total loss, and this replica's share of `scalar_names`."""
         with tf.GradientTape() as tape:
-            outputs, losses = self.forward(batch)
-            scaled = losses["total"] * tf.cast(self._loss_scale, losses["total"].dtype)
+            outputs, losses = self._losses(batch, step)
+            scaled = losses["total"] * tf.cast(loss_scale, losses["total"].dtype)
         gradients = tape.gradient(
             scaled, self._variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
         )
@@ -322,17 +335,20 @@ class Trainer(orbit.StandardTrainer):
 
     def forward(self, batch):
         """The network's outputs for a batch, and its losses."""
-        ground_truth = GroundTruth(
-            batch["gt_boxes"], batch["gt_class_ids"], batch["gt_masks"], batch["gt_semantic"]
-        )
-        outputs = self.model(
+        return self._losses(batch, self.global_step)
+
+    def _losses(self, batch, step):
+        outputs = self._network(batch)
+        return outputs, panoptic_fpn_losses(outputs, _ground_truth(batch), self.config, step)
+
+    def _run_network(self, batch):
+        return self.model(
             batch["images"],
             batch["image_hw"],
-            ground_truth=ground_truth,
+            ground_truth=_ground_truth(batch),
             seed=batch["seed"],
             training=True,
         )
-        return outputs, panoptic_fpn_losses(outputs, ground_truth, self.config, self.global_step)
 
     def _counts_per_image(self, outputs):
         """Positive anchors and foreground RoIs, over the global batch size."""
@@ -376,6 +392,11 @@ class Trainer(orbit.StandardTrainer):
         self._steps_at_scale.assign(tf.where(grow, tf.zeros_like(steps), steps))
 
 
+def _ground_truth(batch):
+    names = ("gt_boxes", "gt_class_ids", "gt_masks", "gt_semantic")
+    return GroundTruth(*(batch[name] for name in names))
+
+
 def build_trainer(
     config: config_lib.Config, info: categories.DatasetInfo, strategy: tf.distribute.Strategy
 ) -> Trainer:
@@ -387,6 +408,7 @@ def build_trainer(
             config.model,
             info.num_thing_classes,
             info.num_semantic_classes(config.model.semantic_targets),
+            methods.XLA if config.train.xla else methods.KERNELS,
         )
         optimizer = optimizer_lib.build_optimizer(config.train, model)
     return Trainer(config, model, optimizer, strategy)
