@@ -73,6 +73,11 @@ def test_overrides_come_after_the_fragments(path):
         ({"fpn_groups": 2, "fpn_channels": 255}, "--fpn_channels=255 must be divisible"),
         ({"alternate_losses": True, "task": "instance"}, "--alternate_losses .* --task=instance"),
         ({"crop_bootstrap": 0.5}, "--crop_bootstrap=0.5 needs --crop_size"),
+        ({"xla": True}, "--xla .* add --static_shapes"),
+        (
+            {"xla": True, "static_shapes": True, "roi_sampling_ratio": 0},
+            "--xla cannot compile --roi_sampling_ratio=0.*use --roi_sampling_ratio=2, or --noxla",
+        ),
     ],
 )
 def test_variants_that_exclude_one_another(settings, message):

@@ -41,6 +41,24 @@ def test_against_numpy(maybe_graph, hw):
         np.testing.assert_allclose(pyramid[level], value, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+def test_the_gradient_of_doubling_adds_up_the_four_copies(dtype, maybe_graph):
+    x = tf.cast(tf.random.normal([2, 3, 5, 4]), dtype)
+    dy = tf.cast(tf.random.uniform([2, 6, 10, 4], -4, 4, tf.int32), dtype)  # sums without rounding
+
+    def value_and_gradient(x, dy):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = fpn._double(x)
+        return y, tape.gradient(y, x, output_gradients=dy)
+
+    y, gradient = maybe_graph(value_and_gradient)(x, dy)
+    assert y.dtype == gradient.dtype == dtype
+    np.testing.assert_array_equal(y, x.numpy().repeat(2, axis=1).repeat(2, axis=2))
+    dy = tf.cast(dy, tf.float32).numpy().reshape(2, 3, 2, 5, 2, 4)
+    np.testing.assert_array_equal(tf.cast(gradient, tf.float32), dy.sum((2, 4)))
+
+
 def test_p6_of_an_odd_p5():
     model = fpn.FPN(4)
     assert model(random_features((96, 160)))["p6"].shape[1:3] == (2, 3)

@@ -150,6 +150,14 @@ def test_sample_depends_on_the_seed_of_the_image_alone():
     assert (whole[0] != whole[1]).any()
 
 
+def test_sample_is_the_same_under_xla():
+    labels = tf.constant(np.stack([random_labels((300, 2000, 300), seed) for seed in (0, 1)]))
+    seeds = tf.constant([[1, 2], [-3, 2**31 - 1]])
+    compiled = tf.function(matching.sample, jit_compile=True, autograph=False)
+    expected = matching.sample(labels, 64, 0.25, seeds)
+    np.testing.assert_array_equal(compiled(labels, 64, 0.25, seeds), expected)
+
+
 def test_sample_is_uniform():
     labels = tf.constant(np.tile(random_labels((0, 6, 6)), [400, 1]))
     seeds = tf.stack([tf.range(400), tf.zeros([400], tf.int32)], axis=1)
