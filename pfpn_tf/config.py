@@ -592,8 +592,8 @@ def _cross_problems(config):
         )
     if train.xla and model.task != "semantic" and model.roi_sampling_ratio == 0:
         problems.append(
-            "--xla cannot compile --roi_sampling_ratio=0, where each RoI takes as many samples as it "
-            "has feature cells; use --roi_sampling_ratio=2, or --noxla."
+            "--xla cannot compile --roi_sampling_ratio=0, where each RoI takes as many samples as "
+            "it has feature cells; use --roi_sampling_ratio=2, or --noxla."
         )
     if model.rpn_negative_iou > model.rpn_positive_iou:
         problems.append(

@@ -61,7 +61,7 @@ def make_buckets(hw: np.ndarray, config: Config) -> Buckets:
                 raise ValueError(
                     "--static_shapes with --random_scale needs --crop_size, e.g. 512,1024."
                 )
-            shapes = _padded(np.array(data.crop_size), data)[np.newaxis, np.newaxis]
+            shapes = _padded(np.array(data.crop_size, np.int32), data)[np.newaxis, np.newaxis]
         return Buckets([np.arange(len(hw))], one_group, [sides], shapes)
 
     fewest = MIN_BATCHES_PER_GROUP * config.train.global_batch_size

@@ -42,7 +42,9 @@ def resize_bilinear(x: tf.Tensor, hw) -> tf.Tensor:
       [B, height, width, C] of the dtype of `x`.
     """
     if x.dtype != tf.float64:
-        return tf.cast(tf.image.resize(x, hw, "bilinear"), x.dtype)
+        # It computes in float32 anyway. Of half precision XLA gives the gradient another type than
+        # TensorFlow says it has, and does not compile what follows.
+        return tf.cast(tf.image.resize(tf.cast(x, tf.float32), hw, "bilinear"), x.dtype)
     # tf.image.resize computes in float32, whatever it is given.
     rows = _interpolation_matrix(tf.shape(x)[1], hw[0], x.dtype)
     columns = _interpolation_matrix(tf.shape(x)[2], hw[1], x.dtype)

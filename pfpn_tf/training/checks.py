@@ -20,8 +20,9 @@ def check(config: config_lib.Config, num_replicas: int) -> None:
     problems = _records(config) + _batch(config.train, num_replicas) + _weights(config)
     if config.train.xla and config.model.backbone_norm == "sync_bn" and num_replicas > 1:
         problems.append(
-            f"--backbone_norm=sync_bn exchanges statistics between the {num_replicas} replicas inside"
-            " the network, which --xla cannot compile; use --backbone_norm=group_norm, or --noxla."
+            f"--backbone_norm=sync_bn exchanges statistics between the {num_replicas} replicas"
+            " inside the network, which --xla cannot compile; use --backbone_norm=group_norm, or"
+            " --noxla."
         )
     if not problems:
         problems = _classes(config)

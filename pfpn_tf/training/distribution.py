@@ -29,6 +29,8 @@ _LOST = (
     tf.errors.InternalError,
 )
 
+_XLA_SAYS = ("xla", "during context [")
+
 
 class WorkerLost(RuntimeError):
     """Another worker is gone, so this one cannot go on."""
@@ -180,7 +182,7 @@ def compiling(xla: bool):
     try:
         yield
     except tf.errors.OpError as error:
-        if not xla or "xla" not in str(error).lower():
+        if not xla or not any(words in str(error).lower() for words in _XLA_SAYS):
             raise
         reason = next(
             (line for line in str(error).splitlines() if "compile time" in line), _first_line(error)

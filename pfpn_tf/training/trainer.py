@@ -300,7 +300,9 @@ class Trainer(orbit.StandardTrainer):
             # side by side and save no memory.
             with tf.control_dependencies(gradients or []):
                 part = tf.nest.map_structure(tf.identity, part)
-            part_gradients, part_scalars = self._gradients(part, self.global_step, self._loss_scale)
+            # As values, since XLA takes variables of its own device alone.
+            counters = map(tf.convert_to_tensor, (self.global_step, self._loss_scale))
+            part_gradients, part_scalars = self._gradients(part, *counters)
             if gradients is None:
                 gradients, scalars = part_gradients, part_scalars
             else:

@@ -13,6 +13,7 @@ from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.ops import methods
 from pfpn_tf.structures import GroundTruth
 from pfpn_tf.training import checks, run, summaries
+from tests.training.test_replicas import two_cpus
 
 
 def metrics(run_dir):
@@ -87,19 +88,21 @@ def test_a_run_of_the_network(tiny_config, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings",
+    "settings, strategy",
     [
-        {},
-        {"global_batch_size": 4, "gradient_accumulation_steps": 2, "ema_decay": 0.9},
-        {"precision": "mixed_float16"},
+        ({}, None),
+        ({"global_batch_size": 4, "gradient_accumulation_steps": 2, "ema_decay": 0.9}, None),
+        ({"precision": "mixed_float16"}, None),
+        ({}, two_cpus),
     ],
 )
-def test_a_compiled_run_goes_as_a_plain_one(toy, tmp_path, settings):
+def test_a_compiled_run_goes_as_a_plain_one(toy, tmp_path, settings, strategy):
     """Six steps with images of two sizes, by which the loss falls."""
     config = static(toy.config).replace(**settings)
     try:
         for xla in (False, True):
-            run.train(config.replace(xla=xla), str(tmp_path / str(xla)))
+            where = strategy() if strategy else None
+            run.train(config.replace(xla=xla), str(tmp_path / str(xla)), where)
     finally:
         tf.keras.mixed_precision.set_global_policy("float32")
     rel = 1e-5 if config.train.precision == "float32" else 2e-3
