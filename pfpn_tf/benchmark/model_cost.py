@@ -61,8 +61,10 @@ def count(
     graph = trace(model, image_hw)
     costs = {layer.name: Cost(parameters=_num_parameters(layer)) for layer in model.layers}
     for op in graph.get_operations():
-        component = next((part for part in op.name.split("/") if part in costs), None)
-        if component:
+        parts = op.name.split("/")
+        component = next((part for part in parts if part in costs), None)
+        # A norm is no convolution, though group norm scales channels by means of one.
+        if component and "norm" not in parts:
             costs[component] += operation_cost(op)
     return costs
 
