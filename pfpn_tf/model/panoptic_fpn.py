@@ -169,7 +169,7 @@ class PanopticFPN(tf.keras.Model):
         pyramid = self.fpn(self.backbone(images, training=training), training=training)
         return branch_pyramids(pyramid, self.config.fpn_groups)
 
-    def _pool(self, pyramid, boxes, head, method):
+    def _pool(self, pyramid, boxes, head, method=KERNELS.roi_align):
         """RoI features of the size that `head` takes. [B, R, 4] -> [B, R, P, P, C]"""
         return multilevel_roi_align(
             {level: pyramid[level] for level in ("p2", "p3", "p4", "p5")},
