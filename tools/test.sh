@@ -7,8 +7,8 @@
 #
 # The tests run twice: those marked both_stacks on TensorFlow 2.20 with tf-keras (.venv_tf_keras),
 # then all of them on the stack that setup.cfg chooses for this Python (.venv). PYTHON names the
-# interpreter for new environments. Two processes share the files. Tests against reference data need its folder in
-# PFPN_TF_TEST_DATA and are skipped without it.
+# interpreter for new environments. Two processes share the files. Tests against reference data need
+# its folder in PFPN_TF_TEST_DATA and are skipped without it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -76,7 +76,16 @@ if is_classic .venv/bin/python; then
   fi
   echo "TensorFlow 2.15: all tests"
 fi
-.venv/bin/python -m pytest -q "${parallel[@]}" --durations=15 "$@" || failed+=("main stack")
+run_tests() {
+  .venv/bin/python -m pytest -q "${parallel[@]}" --durations=15 "$@" || failed+=("main stack")
+}
+if (($#)); then
+  run_tests "$@"
+else
+  # In two parts: TensorFlow returns the memory of graphs only when a process ends.
+  run_tests --ignore=tests/training
+  run_tests tests/training
+fi
 if ((${#failed[@]})); then
   printf 'FAILED on the %s, see above.\n' "${failed[@]}" >&2
   exit 1

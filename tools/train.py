@@ -44,9 +44,12 @@ def main():
     except distribution.WorkerLost as error:
         logging.error("%s", error)
         code = WORKER_LOST
-    if code == WORKER_LOST or distribution.is_follower(config.train.distribution):
-        # TensorFlow's own way out waits for the other workers, a minute for a chief that is gone.
+    several = config.train.distribution == "multi_worker"
+    if code == WORKER_LOST or not several or distribution.is_follower(config.train.distribution):
+        # All is written. TensorFlow's own way out waits for the other workers, a minute for a chief
+        # that is gone, and sometimes as long for the thread that tunes the input pipeline.
         logging.flush()
+        sys.stdout.flush()
         os._exit(code)
     return code
 
