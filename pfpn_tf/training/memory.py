@@ -17,11 +17,19 @@ _NO_ACTIVATIONS = ("Const", "Placeholder", "ReadVariableOp", "VarHandleOp")
 
 def peak() -> Dict[str, int]:
     """Peak bytes of this process so far, by place: "main memory", "GPU:0", ..."""
-    found = {"main memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    found = {"main memory": _peak_of_main_memory()}
     for device in tf.config.list_logical_devices("GPU"):
         used = tf.config.experimental.get_memory_info(device.name)["peak"]
         found[device.name.rpartition("device:")[2]] = used
     return found
+
+
+def _peak_of_main_memory():
+    try:
+        with open("/proc/self/status", encoding="ascii") as f:
+            return next(int(line.split()[1]) for line in f if line.startswith("VmHWM")) * 1024
+    except (OSError, StopIteration):  # not Linux; there a child's peak starts at its parent's
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def size_of(variables: Iterable[tf.Variable]) -> int:
