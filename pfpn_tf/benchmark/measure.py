@@ -13,6 +13,8 @@ import statistics
 import time
 from typing import Any, Callable, Dict, Sequence
 
+from pfpn_tf.utils import process
+
 
 def timed(function: Callable[[], Any], repeats: int = 7, warmup: int = 2) -> Dict[str, Any]:
     """Calls `function` and times the calls; it must return only when its work is done.
@@ -64,9 +66,7 @@ def memory_mib() -> float:
 
 
 def _memory(key):
-    with open("/proc/self/status", encoding="ascii") as f:
-        kibi = next(int(line.split()[1]) for line in f if line.startswith(key))
-    return round(kibi / 1024, 1)
+    return round(process.memory_kib(key) / 1024, 1)
 
 
 def in_fresh_process(function: Callable[..., Any], *args, **kwargs) -> Any:

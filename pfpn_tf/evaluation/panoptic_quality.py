@@ -300,9 +300,8 @@ class PanopticQuality:
 
         Returns:
           `All`, `Things`, `Stuff`: pq, sq, rq, n, or None where no class of the group occurs in
-            ground truth or
-          prediction (n would be 0); `per_class`: by category id as a string pq, sq, rq, tp, fp, fn,
-          iou_sum (zeros for a class that does not occur).
+          ground truth or prediction (n would be 0); `per_class`: by category id as a string pq, sq,
+          rq, tp, fp, fn, iou_sum (zeros for a class that does not occur).
         """
         per_class = {str(c): self._class_result(c) for c in self._is_thing}
         return {

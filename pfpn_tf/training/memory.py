@@ -5,6 +5,8 @@ from typing import Callable, Dict, Iterable, List
 
 import tensorflow as tf
 
+from pfpn_tf.utils import process
+
 _VIEWS = (
     "Identity",
     "StopGradient",
@@ -25,11 +27,10 @@ def peak() -> Dict[str, int]:
 
 
 def _peak_of_main_memory():
-    try:
-        with open("/proc/self/status", encoding="ascii") as f:
-            return next(int(line.split()[1]) for line in f if line.startswith("VmHWM")) * 1024
-    except (OSError, StopIteration):  # not Linux; there a child's peak starts at its parent's
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    kibi = process.memory_kib("VmHWM")
+    if kibi is None:  # not Linux; there a child's peak starts at its parent's
+        kibi = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kibi * 1024
 
 
 def size_of(variables: Iterable[tf.Variable]) -> int:

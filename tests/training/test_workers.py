@@ -8,8 +8,7 @@ from tests.training import kill_and_resume, train_process
 
 def test_two_workers_step_like_two_replicas_and_come_back_after_a_kill(tiny_config, tmp_path):
     """The losses of the first step agree bit for bit, as a + b = b + a. Gradients agree to
-    rounding,
-    since kernels share their work among a device's threads, of which two devices in one process
+    rounding, since kernels share their work among a device's threads, of which two devices in one process
     have others; the small learning rate keeps that from growing from step to step."""
     config = tiny_config.replace(
         train_steps=24, checkpoint_interval_steps=3, ema_decay=0.9, learning_rate=1e-4

@@ -1,0 +1,16 @@
+"""What the operating system knows of this process."""
+
+from typing import Optional
+
+
+def memory_kib(key: str) -> Optional[int]:
+    """A figure of /proc/self/status: "VmRSS", resident memory now, or "VmHWM", its peak, in KiB.
+
+    Returns:
+      None where there is no such file or figure.
+    """
+    try:
+        with open("/proc/self/status", encoding="ascii") as f:
+            return next((int(line.split()[1]) for line in f if line.startswith(f"{key}:")), None)
+    except OSError:
+        return None
