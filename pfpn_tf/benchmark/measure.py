@@ -11,7 +11,7 @@ import os
 import platform
 import statistics
 import time
-from typing import Any, Callable, Dict, Sequence
+from typing import Any, Callable, Dict, Optional, Sequence
 
 from pfpn_tf.utils import process
 
@@ -58,6 +58,15 @@ def summary(times: Sequence[float], warmup: int) -> Dict[str, Any]:
 def peak_memory_mib() -> float:
     """Peak resident memory of this process so far, in MiB."""
     return _memory("VmHWM")  # ru_maxrss of a child starts at what its parent had
+
+
+def peak_gpu_memory_mib() -> Optional[float]:
+    """Most that TensorFlow has held on any one GPU so far, in MiB; None without a GPU."""
+    import tensorflow as tf
+
+    gpus = tf.config.list_logical_devices("GPU")
+    peaks = [tf.config.experimental.get_memory_info(gpu.name)["peak"] for gpu in gpus]
+    return round(max(peaks) / 2**20, 1) if peaks else None
 
 
 def memory_mib() -> float:

@@ -33,7 +33,8 @@ def benchmark_step(config: config_lib.Config, repeats: int, num_instances: int) 
 
     Returns:
       "step" as `measure.timed`; first_step_ms, with tracing and compiling; images_per_second;
-      peak_memory_mib; losses of the last step; image_hw; replicas; precision.
+      peak_memory_mib, of the host, and peak_gpu_memory_mib, None without one; losses of the last
+      step; image_hw; replicas; precision.
     """
     return measure.in_fresh_process(_steps, config, repeats, num_instances)
 
@@ -95,6 +96,7 @@ def _steps(config, repeats, num_instances):
         "first_step_ms": round(1e3 * first, 1),
         "images_per_second": _rate(config, timed),
         "peak_memory_mib": measure.peak_memory_mib(),
+        "peak_gpu_memory_mib": measure.peak_gpu_memory_mib(),
         "losses": {name: round(value, 4) for name, value in losses.items()},
         "image_hw": list(hw),
         "replicas": strategy.num_replicas_in_sync,
