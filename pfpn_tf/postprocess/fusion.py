@@ -11,6 +11,9 @@ fast and small:
   and reduced to labels at once, and only for classes that can win there.
 * Each instance touches only the window of its box, on a canvas of one byte a pixel.
 
+With a GPU, instances are still fused by the CPU: the loop asks for sizes and counts at every turn,
+and a GPU would wait for each. Semantic labels are the GPU's, strip by strip with all classes.
+
 Ties: of equal semantic logits the lowest class wins; a mask value of exactly 0.5 is inside.
 """
 
@@ -25,6 +28,8 @@ from pfpn_tf.postprocess import instances
 SEMANTIC_STRIDE = 4
 # Small enough that few classes matter in a tile, large enough that its work outweighs the calls.
 TILE_ROWS, TILE_COLUMNS = 64, 64
+# Of a strip that a GPU labels at once: half a GiB in all for 54 classes.
+STRIP_PIXELS = 2**18
 
 
 class FusionTables(NamedTuple):
@@ -173,9 +178,10 @@ def fuse_image(
     if detections is None:
         canvas = tf.zeros(original_hw, tf.uint8)
     else:
-        canvas = instance_canvas(
-            detections, image_hw, original_hw, score_threshold, overlap_threshold
-        )
+        with tf.device("CPU:0"):
+            canvas = instance_canvas(
+                detections, image_hw, original_hw, score_threshold, overlap_threshold
+            )
     if labels is None and outputs.semantic_logits is not None:
         labels = semantic_labels(outputs.semantic_logits, image_hw, original_hw)
     codes = tf.cast(canvas, tf.int32)  # [h, w]: 0 free, 1..D detections
@@ -336,7 +342,12 @@ def _extent(histograms):
     return first, last + 1
 
 
-def semantic_labels(logits: tf.Tensor, image_hw: tf.Tensor, original_hw: tf.Tensor) -> tf.Tensor:
+def semantic_labels(
+    logits: tf.Tensor,
+    image_hw: tf.Tensor,
+    original_hw: tf.Tensor,
+    in_strips: Optional[bool] = None,
+) -> tf.Tensor:
     """The semantic class of every pixel of one original image.
 
     The same as: 4x bilinear to the padded size, crop to the content, one bilinear resize to the
@@ -346,17 +357,53 @@ def semantic_labels(logits: tf.Tensor, image_hw: tf.Tensor, original_hw: tf.Tens
     Args:
       logits: [h4, w4, S] float at 1/4 of the padded input; S is static.
       image_hw: [2] int32 content size. original_hw: [2] int32.
+      in_strips: few large operations, as a GPU wants them, instead of many small ones with less
+        work in all; None: if there is a GPU.
 
     Returns:
       [h, w] uint8 (uint16 above 254 classes) class with the largest logit, the lowest of equals;
       S where no logit is a number.
     """
-    num_classes = logits.shape[-1]
-    dtype = tf.uint8 if num_classes < 255 else tf.uint16
     size = tf.shape(logits)
-    height, width = original_hw[0], original_hw[1]
-    rows = _Taps(height, image_hw[0], size[0])
-    columns = _Taps(width, image_hw[1], size[1])
+    rows = _Taps(original_hw[0], image_hw[0], size[0])
+    columns = _Taps(original_hw[1], image_hw[1], size[1])
+    if in_strips is None:
+        in_strips = bool(tf.config.list_logical_devices("GPU"))
+    if in_strips:
+        return _label_strips(logits, rows, columns)
+    with tf.device("CPU:0"):
+        return _label_tiles(logits, rows, columns)
+
+
+def _label_dtype(num_classes):
+    return tf.uint8 if num_classes < 255 else tf.uint16
+
+
+def _label_strips(logits, rows, columns):
+    """`semantic_labels` in few large operations.
+
+    No matrix products, which a GPU may compute in TF32.
+    """
+    num_classes = logits.shape[-1]
+    dtype = _label_dtype(num_classes)
+    falling = tf.range(num_classes, 0, -1, dtype=logits.dtype)
+    num_rows = tf.maximum(STRIP_PIXELS // tf.maximum(columns.size, 1), 1)
+
+    def strip(top):
+        values = rows.interpolate(logits, top, tf.minimum(top + num_rows, rows.size), axis=0)
+        values = columns.interpolate(values, 0, columns.size, axis=1)  # [rows, w, S]
+        best = tf.equal(values, tf.reduce_max(values, -1, keepdims=True))
+        rank = tf.reduce_max(tf.cast(best, values.dtype) * falling, -1)  # S - class
+        return tf.cast(num_classes - tf.cast(rank, tf.int32), dtype)
+
+    return _loop(rows.size, num_rows, strip, dtype)
+
+
+def _label_tiles(logits, rows, columns):
+    """`semantic_labels` tile by tile, with the classes that can win there."""
+    num_classes = logits.shape[-1]
+    dtype = _label_dtype(num_classes)
+    height, width = rows.size, columns.size
     possible = _possible_classes(logits)  # [h4, w4, S]
     # In this layout the gather below copies whole lines, and both products are plain matrix
     # products.
@@ -413,10 +460,11 @@ class _Taps:
     """One axis of "4x up, crop, resize": which logits each output line needs, and how much.
 
     Attributes:
-      index: [n, 4] int32 rising. weights: [n, 4] float64, with sum 1.
+      size: n. index: [n, 4] int32 rising. weights: [n, 4] float64, with sum 1.
     """
 
     def __init__(self, output_size, content_size, logits_size):
+        self.size = output_size
         ratio = tf.cast(content_size, tf.float64) / tf.cast(output_size, tf.float64)
         lines = tf.cast(tf.range(output_size), tf.float64)
         low, high, part = _neighbours((lines + 0.5) * ratio - 0.5, content_size)
@@ -436,6 +484,19 @@ class _Taps:
         one_hot = tf.one_hot(index - first, last - first, dtype=tf.float64)  # [lines, 4, logits]
         weights = tf.reduce_sum(one_hot * self.weights[start:end, :, None], 1)
         return tf.cast(weights, dtype), first, last
+
+    def interpolate(self, values, start, end, axis):
+        """Output lines start..end of `values`, whose lines along `axis` are those of the logits."""
+        index = self.index[start:end]
+        weights = tf.cast(self.weights[start:end], values.dtype)
+        shape = [1] * len(values.shape)
+        shape[axis] = -1
+        return tf.add_n(
+            [
+                tf.gather(values, index[:, tap], axis=axis) * tf.reshape(weights[:, tap], shape)
+                for tap in range(index.shape[-1])
+            ]
+        )
 
 
 def _neighbours(position, size):
