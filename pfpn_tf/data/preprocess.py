@@ -73,14 +73,20 @@ def resize_image(image: tf.Tensor, hw: tf.Tensor) -> tf.Tensor:
       [h, w, 3] uint8.
     """
     with tf.device(
-        "/CPU:0"
-    ):  # a GPU may multiply in TF32, which has too few bits for exact grey levels
+        "CPU:0"
+    ):  # where decoded images are
         h, w = tf.unstack(tf.cast(hw, tf.int32))
         in_h, in_w = tf.unstack(tf.shape(image)[:2])
-        columns = tf.reshape(tf.transpose(image, [1, 0, 2]), [in_w, in_h * 3])
-        columns = tf.reshape(_resize_rows(columns, w), [w, in_h, 3])  # [W, H*3] -> [w, H, 3]
-        rows = tf.reshape(tf.transpose(columns, [1, 0, 2]), [in_h, w * 3])
-        return tf.reshape(_resize_rows(rows, h), [h, w, 3])  # [H, w*3] -> [h, w, 3]
+
+        def resized():
+            columns = tf.reshape(tf.transpose(image, [1, 0, 2]), [in_w, in_h * 3])
+            columns = tf.reshape(_resize_rows(columns, w), [w, in_h, 3])  # [W, H*3] -> [w, H, 3]
+            rows = tf.reshape(tf.transpose(columns, [1, 0, 2]), [in_h, w * 3])
+            return tf.reshape(_resize_rows(rows, h), [h, w, 3])  # [H, w*3] -> [h, w, 3]
+
+        # At its own size every value comes out as it went in.
+        same = tf.equal(h, in_h) & tf.equal(w, in_w)
+        return tf.cond(same, lambda: tf.identity(image), resized)
 
 
 def _resize_rows(x, n_out):
