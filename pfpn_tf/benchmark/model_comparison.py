@@ -182,7 +182,8 @@ def measure_row(
     Returns:
       What `measure.timed` returns, of the networks in turn, and in MiB:
       peak_memory_mib: the sum of the peaks of one process per network.
-      import_memory_mib: the sum of what they held with TensorFlow started and no network yet.
+      import_memory_mib: the sum of what they held with TensorFlow started and no network yet, its
+        libraries included, of which a machine keeps one copy.
       network_memory_mib: the difference of the two: weights, activations and, in training,
         gradients, with what TensorFlow needs to compute them.
       in_turn_peak_memory_mib, in_turn_network_memory_mib: the same of one process in which the
@@ -343,43 +344,37 @@ def as_json(results: Sequence[Result]) -> List[Dict[str, Any]]:
 def draw(results: Sequence[Result], path: str, title: str) -> None:
     """Writes a picture: a bar for each row in multiply-adds, activations and what was measured.
 
-    A bar of memory begins with what the networks take, in colour and in numbers, and ends, in grey,
-    with TensorFlow itself.
+    A bar of memory ends at the peak: what the networks take, in colour, then TensorFlow, in grey.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    none = [0.0] * len(results)
     panels = [
-        ("multiply-adds / $10^{12}$", [r.cost.conv_multiply_adds / 1e12 for r in results], None),
-        ("activations / $10^{9}$", [r.cost.conv_activations / 1e9 for r in results], None),
+        ("multiply-adds / $10^{12}$", [r.cost.conv_multiply_adds / 1e12 for r in results], none),
+        ("activations / $10^{9}$", [r.cost.conv_activations / 1e9 for r in results], none),
     ]
     for work in (INFERENCE, TRAINING):
         if not all(work in r.measured for r in results):
             continue
         measured = [r.measured[work] for r in results]
-        panels.append((f"{work}: seconds", [m["median_ms"] / 1e3 for m in measured], None))
-        memory, started = (
-            [m[name] / 1024 for m in measured]
-            for name in ("network_memory_mib", "import_memory_mib")
-        )
-        panels.append((f"{work}: memory / GiB", memory, started))
+        panels.append((f"{work}: seconds", [m["median_ms"] / 1e3 for m in measured], none))
+        memory = [m["network_memory_mib"] / 1024 for m in measured]
+        started = [m["import_memory_mib"] / 1024 for m in measured]
+        name = "networks + TensorFlow" if any(started) else "networks"
+        panels.append((f"{work}: GiB, {name}", memory, started))
     size = 2.2 + 3.2 * len(panels), 1.2 + 0.45 * len(results)
     figure, axes = pyplot.subplots(1, len(panels), sharey=True, figsize=size, layout="constrained")
     labels = [r.row.label for r in results]
-    for i, (axis, (name, values, above)) in enumerate(zip(axes, panels)):
-        bars = axis.barh(labels, values, color=f"C{i}")
-        ends = values
-        if above and any(above):
-            ends = [a + b for a, b in zip(values, above)]
-            axis.barh(labels, above, left=values, color="0.85", label="TensorFlow")
-            axis.bar_label(bars, fmt="%.3g", label_type="center", color="white")
-            axis.legend(frameon=False, loc="upper right")
-        else:
-            axis.bar_label(bars, fmt="%.3g", padding=3)
+    for i, (axis, (name, values, more)) in enumerate(zip(axes, panels)):
+        axis.barh(labels, values, color=f"C{i}")
+        bars = axis.barh(labels, more, left=values, color="0.8")
+        texts = [f"{a:.3g} + {b:.3g}" if b else f"{a:.3g}" for a, b in zip(values, more)]
+        axis.bar_label(bars, texts, padding=3)
         axis.set_xlabel(name)
-        axis.set_xlim(0, 1.18 * max(ends))
+        axis.set_xlim(0, (1.5 if any(more) else 1.18) * max(map(sum, zip(values, more))))
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].invert_yaxis()
     figure.suptitle(title)
