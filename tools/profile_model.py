@@ -28,6 +28,8 @@ from pfpn_tf import flags  # noqa: E402
 
 def main():
     args = flags.FLAGS
+    # This process only counts: the GPU's memory is for those that measure.
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     from pfpn_tf.benchmark import model_comparison, model_cost
 
     image_hw = model_cost.parse_size(args.image_size)

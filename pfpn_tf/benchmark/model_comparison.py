@@ -186,6 +186,7 @@ def measure_row(
         libraries included, of which a machine keeps one copy.
       network_memory_mib: the difference of the two: weights, activations and, in training,
         gradients, with what TensorFlow needs to compute them.
+      each_network_memory_mib: that of each network, as a list.
       in_turn_peak_memory_mib, in_turn_network_memory_mib: the same of one process in which the
         networks take turns; of one network the figures above.
       Peaks are of resident memory. With a GPU they are of its allocator instead, which holds
@@ -215,6 +216,7 @@ def measure_row(
         "peak_memory_mib": round(peak, 1),
         "import_memory_mib": round(started, 1),
         "network_memory_mib": round(peak - started, 1),
+        "each_network_memory_mib": [round(a - b, 1) for a, b in memories],
         "in_turn_peak_memory_mib": round(in_turn_memory[0], 1),
         "in_turn_network_memory_mib": round(in_turn_memory[0] - in_turn_memory[1], 1),
     }
@@ -222,8 +224,6 @@ def measure_row(
 
 def _work(networks, part, num_thing_classes, num_semantic_classes, image_hw, repeats, work):
     """In this process: times, and (peak, with TensorFlow alone) in MiB."""
-    for gpu in tf.config.list_physical_devices("GPU"):
-        tf.config.experimental.set_memory_growth(gpu, True)
     tf.zeros([]).numpy()  # starts TensorFlow
     started = measure.memory_mib()
     classes = num_thing_classes, num_semantic_classes

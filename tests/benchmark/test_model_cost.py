@@ -196,6 +196,7 @@ def test_memory_of_two_networks_is_that_of_two_processes(monkeypatch):
         "peak_memory_mib": 160.0,
         "import_memory_mib": 100.0,
         "network_memory_mib": 60.0,
+        "each_network_memory_mib": [60.0],
         "in_turn_peak_memory_mib": 160.0,
         "in_turn_network_memory_mib": 60.0,
     }
@@ -204,6 +205,7 @@ def test_memory_of_two_networks_is_that_of_two_processes(monkeypatch):
         "peak_memory_mib": 320.0,
         "import_memory_mib": 200.0,
         "network_memory_mib": 120.0,
+        "each_network_memory_mib": [60.0, 60.0],
         "in_turn_peak_memory_mib": 210.0,
         "in_turn_network_memory_mib": 110.0,
     }
