@@ -254,11 +254,15 @@ def function_of(
       Of `INFERENCE` the pyramid or the network's outputs, of `TRAINING` (gradients of the trained
       weights, loss).
     """
+    # How long a whole network takes depends on what its weights detect, and by chance that doubled
+    # from one process to the next. Seeded, networks have the same weights in what they share.
+    tf.keras.utils.set_random_seed(0)
     model = panoptic_fpn.PanopticFPN(network, num_thing_classes, num_semantic_classes)
     if part == PYRAMID:
         model.fpn(model.backbone(tf.zeros([1, 64, 64, 3])))  # their weights, and none of the heads
     else:
         model.build()
+    training.calm(model)
     function = _inference if work == INFERENCE else _training
     return tf.function(function(model, part, image_hw), autograph=False)
 
@@ -271,7 +275,6 @@ def _inference(model, part, image_hw):
 
 
 def _training(model, part, image_hw):
-    training.calm(model)
     classes = model.num_thing_classes, model.num_semantic_classes
     drawn = training.drawn_batch(1, image_hw, _NUM_INSTANCES, *classes)
     batch = {name: tf.constant(value) for name, value in drawn.items()}
