@@ -154,8 +154,13 @@ TOOL_FLAGS = {
         "Several networks side by side: figure4, table1a, or two_networks (Panoptic FPN against "
         "Mask R-CNN and Semantic FPN). Empty: the one network, by component.",
     ),
-    "measure": ToolFlag(False, "Also run each network: time and peak memory in a fresh process."),
-    "measure_repeats": ToolFlag(5, "Timed runs with --measure."),
+    "measure": ToolFlag(
+        False, "Also run the networks: time one after the other, memory of all at the same time."
+    ),
+    "measure_training": ToolFlag(
+        False, "Like --measure, and also measure the forward pass with gradients."
+    ),
+    "measure_repeats": ToolFlag(5, "Timed runs with --measure and --measure_training."),
     "num_thing_classes": ToolFlag(8, "Thing classes; Cityscapes has 8, COCO 80."),
     "num_semantic_classes": ToolFlag(
         19, "Classes of the semantic branch; 19 on Cityscapes, 54 on COCO."

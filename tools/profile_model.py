@@ -9,7 +9,9 @@
         --compare=two_networks --measure --output_dir=out/two_networks
 
 Counted are the convolutions of the traced network for one image of --image_size: nothing is
-computed, and no data is needed. --measure runs each network as well, in a process of its own. With
+computed, and no data is needed. --measure also runs the networks: how long they take one after the
+other, and how much memory if all of them are there and answer at the same time, each in a process
+of its own. --measure_training adds a forward pass with the gradients of one image. With
 --output_dir the figures also go to profile.json and, of a comparison, a picture to profile.png.
 """
 
@@ -26,6 +28,8 @@ from pfpn_tf import flags  # noqa: E402
 
 def main():
     args = flags.FLAGS
+    # This process only counts: the GPU's memory is for those that measure.
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     from pfpn_tf.benchmark import model_comparison, model_cost
 
     image_hw = model_cost.parse_size(args.image_size)
@@ -44,7 +48,8 @@ def main():
         f"One image of {image_hw[0]}x{image_hw[1]}; {classes[0]} thing classes, "
         f"{classes[1]} semantic classes.\n"
     )
-    repeats = args.measure_repeats if args.measure else 0
+    is_measured = args.measure or args.measure_training
+    repeats = args.measure_repeats if is_measured else 0
     if args.compare:
         rows = model_comparison.COMPARISONS[args.compare](config)
     else:
@@ -52,14 +57,16 @@ def main():
         print(model_cost.table(costs) + "\n")
         label = f"{config.model.task} {config.model.backbone}"
         rows = [model_comparison.Row(label, [config.model])]
-    results = model_comparison.compare(rows, *classes, image_hw, repeats)
-    if args.compare or args.measure:
+    results = model_comparison.compare(rows, *classes, image_hw, repeats, args.measure_training)
+    if args.compare:
         print(model_comparison.table(results))
+    if is_measured:
+        print("\n" * bool(args.compare) + model_comparison.measured_table(results))
     if args.output_dir:
         content = {"image_hw": image_hw, "networks": model_comparison.as_json(results)}
         if not args.compare:
             content["components"] = {name: cost._asdict() for name, cost in costs.items()}
-        if args.measure:
+        if is_measured:
             from pfpn_tf.benchmark import measure
 
             content["machine"] = measure.machine()
@@ -86,6 +93,7 @@ if __name__ == "__main__":
         "image_size",
         "compare",
         "measure",
+        "measure_training",
         "measure_repeats",
         "num_thing_classes",
         "num_semantic_classes",

@@ -4,19 +4,25 @@ A comparison is a list of `Row`s: what to build, which of its components count, 
 says. Everything is counted by `model_cost`, and on request measured.
 """
 
+import dataclasses
 import os
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import tensorflow as tf
 
 from pfpn_tf import config as config_lib
-from pfpn_tf.benchmark import measure, model_cost
+from pfpn_tf.benchmark import measure, model_cost, training
 from pfpn_tf.benchmark.model_cost import Cost
+from pfpn_tf.losses import panoptic_fpn_losses
 from pfpn_tf.model import panoptic_fpn
+from pfpn_tf.structures import GroundTruth
 from pfpn_tf.utils.files import atomic_write
 
 PYRAMID = "backbone and decoder"
 WHOLE = "whole network"
+INFERENCE = "inference"
+TRAINING = "training"
+_NUM_INSTANCES = 10  # of the image that is drawn for training
 
 
 class Row(NamedTuple):
@@ -36,11 +42,17 @@ class Row(NamedTuple):
 
 
 class Result(NamedTuple):
-    """A row with its figures; `measured` is what `measure_inference` returns, or None."""
+    """A row with its figures.
+
+    Attributes:
+      row: see there.
+      cost: what was counted.
+      measured: what `measure_row` returns, by the work that was measured: `INFERENCE`, `TRAINING`.
+    """
 
     row: Row
     cost: Cost
-    measured: Optional[Dict[str, Any]] = None
+    measured: Mapping[str, Dict[str, Any]] = {}
 
 
 def figure_4(base: config_lib.Config) -> List[Row]:
@@ -107,6 +119,7 @@ def compare(
     num_semantic_classes: int,
     image_hw: Tuple[int, int],
     measure_repeats: int = 0,
+    measure_training: bool = False,
 ) -> List[Result]:
     """Counts every row; measures it as well if `measure_repeats` is positive.
 
@@ -114,7 +127,8 @@ def compare(
       rows: what to compare.
       num_thing_classes, num_semantic_classes: of the dataset.
       image_hw: size of the padded input, multiples of 32.
-      measure_repeats: timed runs of each row, in a process of its own.
+      measure_repeats: timed runs of each row.
+      measure_training: whether to measure training beside inference.
 
     Raises:
       ValueError: the size is not a multiple of 32.
@@ -129,82 +143,190 @@ def compare(
                 counted[network] = model_cost.count(network, *classes, image_hw)
             components = model_cost.PYRAMID_COMPONENTS if row.part == PYRAMID else ()
             cost += model_cost.total(counted[network], components)
-        measured = None
+        measured = {}
         if measure_repeats:
-            measured = measure.in_fresh_process(
-                measure_inference, row.networks, row.part, *classes, image_hw, measure_repeats
-            )
+            for work in (INFERENCE, TRAINING) if measure_training else (INFERENCE,):
+                measured[work] = measure_row(row, *classes, image_hw, measure_repeats, work)
         results.append(Result(row, cost, measured))
     return results
 
 
-def measure_inference(
-    networks: Sequence[config_lib.Model],
-    part: str,
+def measure_row(
+    row: Row,
     num_thing_classes: int,
     num_semantic_classes: int,
     image_hw: Tuple[int, int],
     repeats: int,
+    work: str = INFERENCE,
 ) -> Dict[str, Any]:
-    """Time and peak memory of one image through the networks, one after the other.
+    """Time and memory of one image through all networks of a row.
 
-    Meant for a fresh process, since the peak is that of the process.
+    The time is that of the networks one after the other. The memory is what they take while all of
+    them are there and work at the same time, as two served models or two trainings do: each has a
+    process of its own, and the peaks of the processes are added, since nothing keeps them from
+    coming together. A part of every process is TensorFlow itself; it is told apart, because it
+    depends on no network, and because networks may as well share a process.
+
+    Networks that take turns in one process need less: the second computes in the memory that the
+    first has left. What they need then is told too.
 
     Args:
-      networks: which; their weights are random.
-      part: `PYRAMID` or `WHOLE`.
+      row: the networks; their weights are random.
       num_thing_classes, num_semantic_classes: of the dataset.
       image_hw: size of the padded input.
       repeats: timed runs.
+      work: `INFERENCE`, or `TRAINING`: a forward pass and the gradients of the trained weights. The
+        loss is the network's with drawn labels, or for `PYRAMID` the mean square of the features.
+        There is no optimizer: momentum would add the trained weights once more.
 
     Returns:
-      What `measure.timed` returns, and `peak_memory_mib` of the GPU if there is one, else of the
-      process with TensorFlow and weights.
+      What `measure.timed` returns, of the networks in turn, and in MiB:
+      peak_memory_mib: the sum of the peaks of one process per network.
+      import_memory_mib: the sum of what they held with TensorFlow started and no network yet, its
+        libraries included, of which a machine keeps one copy.
+      network_memory_mib: the difference of the two: weights, activations and, in training,
+        gradients, with what TensorFlow needs to compute them.
+      each_network_memory_mib: that of each network, as a list.
+      in_turn_peak_memory_mib, in_turn_network_memory_mib: the same of one process in which the
+        networks take turns; of one network the figures above.
+      Peaks are of resident memory. With a GPU they are of its allocator instead, which holds
+      nothing of TensorFlow itself, so that import_memory_mib is 0.
     """
-    models = [
-        panoptic_fpn.build_model(network, num_thing_classes, num_semantic_classes)
-        for network in networks
-    ]
-    images = tf.random.stateless_uniform([1, *image_hw, 3], (0, 0), -100.0, 100.0)
 
-    def forward(model, images):
-        if part == PYRAMID:
-            return model.fpn(model.backbone(images))
-        return model(images, tf.constant([image_hw]))
+    def run(networks):
+        return measure.in_fresh_process(
+            _work,
+            networks,
+            row.part,
+            num_thing_classes,
+            num_semantic_classes,
+            image_hw,
+            repeats,
+            work,
+        )
 
-    functions = [
-        tf.function(lambda images, model=model: forward(model, images), autograph=False)
-        for model in models
-    ]
+    in_turn, in_turn_memory = run(row.networks)
+    if len(row.networks) == 1:
+        memories = [in_turn_memory]
+    else:
+        memories = [run([network])[1] for network in row.networks]
+    peak, started = (sum(values) for values in zip(*memories))
+    return {
+        **in_turn,
+        "peak_memory_mib": round(peak, 1),
+        "import_memory_mib": round(started, 1),
+        "network_memory_mib": round(peak - started, 1),
+        "each_network_memory_mib": [round(a - b, 1) for a, b in memories],
+        "in_turn_peak_memory_mib": round(in_turn_memory[0], 1),
+        "in_turn_network_memory_mib": round(in_turn_memory[0] - in_turn_memory[1], 1),
+    }
+
+
+def _work(networks, part, num_thing_classes, num_semantic_classes, image_hw, repeats, work):
+    """In this process: times, and (peak, with TensorFlow alone) in MiB."""
+    tf.zeros([]).numpy()  # starts TensorFlow
+    started = measure.memory_mib()
+    classes = num_thing_classes, num_semantic_classes
+    functions = [function_of(network, part, *classes, image_hw, work) for network in networks]
 
     def run():
         for function in functions:
-            outputs = [x for x in tf.nest.flatten(function(images)) if x is not None]
+            outputs = [x for x in tf.nest.flatten(function()) if x is not None]
             outputs[-1].numpy()  # waits for the device
 
-    result = measure.timed(run, repeats)
+    times = measure.timed(run, repeats)
     if tf.config.list_physical_devices("GPU"):
-        peak = tf.config.experimental.get_memory_info("GPU:0")["peak"] / 2**20
+        return times, (tf.config.experimental.get_memory_info("GPU:0")["peak"] / 2**20, 0.0)
+    return times, (measure.peak_memory_mib(), started)
+
+
+def function_of(
+    network: config_lib.Model,
+    part: str,
+    num_thing_classes: int,
+    num_semantic_classes: int,
+    image_hw: Tuple[int, int],
+    work: str,
+) -> Callable[[], Any]:
+    """What `measure_row` runs of one network: a function that takes nothing.
+
+    Returns:
+      Of `INFERENCE` the pyramid or the network's outputs, of `TRAINING` (gradients of the trained
+      weights, loss).
+    """
+    # How long a whole network takes depends on what its weights detect, and by chance that doubled
+    # from one process to the next. Seeded, networks have the same weights in what they share.
+    tf.keras.utils.set_random_seed(0)
+    model = panoptic_fpn.PanopticFPN(network, num_thing_classes, num_semantic_classes)
+    if part == PYRAMID:
+        model.fpn(model.backbone(tf.zeros([1, 64, 64, 3])))  # their weights, and none of the heads
     else:
-        peak = measure.peak_memory_mib()
-    return {**result, "peak_memory_mib": round(peak, 1)}
+        model.build()
+    training.calm(model)
+    function = _inference if work == INFERENCE else _training
+    return tf.function(function(model, part, image_hw), autograph=False)
+
+
+def _inference(model, part, image_hw):
+    images = tf.random.stateless_uniform([1, *image_hw, 3], (0, 0), -100.0, 100.0)
+    if part == PYRAMID:
+        return lambda: model.fpn(model.backbone(images))
+    return lambda: model(images, tf.constant([image_hw]))
+
+
+def _training(model, part, image_hw):
+    classes = model.num_thing_classes, model.num_semantic_classes
+    drawn = training.drawn_batch(1, image_hw, _NUM_INSTANCES, *classes)
+    batch = {name: tf.constant(value) for name, value in drawn.items()}
+    images = batch["images"]
+    config = dataclasses.replace(config_lib.Config(), model=model.config)
+
+    def loss():
+        if part == PYRAMID:
+            pyramid = model.fpn(model.backbone(images, training=True), training=True)
+            return tf.add_n([tf.reduce_mean(tf.square(x)) for x in pyramid.values()])
+        labels = GroundTruth(*(batch[f"gt_{name}"] for name in GroundTruth._fields))
+        outputs = model(images, batch["image_hw"], labels, batch["seed"], training=True)
+        return panoptic_fpn_losses(outputs, labels, config)["total"]
+
+    def gradients():
+        with tf.GradientTape() as tape:
+            value = loss()
+        parts = [model.backbone, model.fpn] if part == PYRAMID else [model]
+        weights = [weight for x in parts for weight in x.trainable_variables]
+        return tape.gradient(value, weights), value
+
+    return gradients
 
 
 def table(results: Sequence[Result]) -> str:
-    """A text table: what was counted, the paper's figures beside it, and what was measured."""
+    """A text table: what was counted, with the paper's figures beside it."""
     header = ["Network", "conv MACs/1e12", "paper", "conv outputs/1e9", "paper", "parameters/1e6"]
-    is_measured = any(result.measured for result in results)
-    if is_measured:
-        header += ["ms", "peak MiB"]
     rows = []
-    for row, cost, measured in results:
+    for row, cost, _ in results:
         paper = ["-", "-"] if row.paper is None else [f"{value:g}" for value in row.paper]
         cells = [row.label, f"{cost.conv_multiply_adds / 1e12:.3f}", paper[0]]
         cells += [f"{cost.conv_activations / 1e9:.3f}", paper[1], f"{cost.parameters / 1e6:.1f}"]
-        if is_measured:
-            cells += [f"{measured['median_ms']:,.0f}", f"{measured['peak_memory_mib']:,.0f}"]
         rows.append(cells)
     return model_cost.aligned(header, rows)
+
+
+def measured_table(results: Sequence[Result]) -> str:
+    """A text table of what was measured, in ms and MiB; empty if nothing was.
+
+    The columns are time, memory of the networks, of TensorFlow and of both, and the last again if
+    the networks take turns; see `measure_row`.
+    """
+    header = ["Network", "work", "ms", "networks MiB", "TensorFlow MiB", "peak MiB", "in turn MiB"]
+    names = ("median_ms", "network_memory_mib", "import_memory_mib", "peak_memory_mib")
+    names += ("in_turn_peak_memory_mib",)
+    rows = [
+        [result.row.label, work, *(f"{result.measured[work][name]:,.0f}" for name in names)]
+        for work in (INFERENCE, TRAINING)
+        for result in results
+        if work in result.measured
+    ]
+    return model_cost.aligned(header, rows) if rows else ""
 
 
 def as_json(results: Sequence[Result]) -> List[Dict[str, Any]]:
@@ -223,30 +345,39 @@ def as_json(results: Sequence[Result]) -> List[Dict[str, Any]]:
 
 
 def draw(results: Sequence[Result], path: str, title: str) -> None:
-    """Writes a picture: a bar for each row in multiply-adds, activations and what was measured."""
+    """Writes a picture: a bar for each row in multiply-adds, activations and what was measured.
+
+    A bar of memory ends at the peak: what the networks take, in colour, then TensorFlow, in grey.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    none = [0.0] * len(results)
     panels = [
-        ("multiply-adds / $10^{12}$", [r.cost.conv_multiply_adds / 1e12 for r in results]),
-        ("activations / $10^{9}$", [r.cost.conv_activations / 1e9 for r in results]),
+        ("multiply-adds / $10^{12}$", [r.cost.conv_multiply_adds / 1e12 for r in results], none),
+        ("activations / $10^{9}$", [r.cost.conv_activations / 1e9 for r in results], none),
     ]
-    if all(r.measured for r in results):
-        panels.append(("seconds", [r.measured["median_ms"] / 1e3 for r in results]))
-        peaks = [r.measured["peak_memory_mib"] / 1024 for r in results]
-        panels.append(("peak memory / GiB", peaks))
-    height = 1.2 + 0.45 * len(results)
-    figure, axes = pyplot.subplots(
-        1, len(panels), sharey=True, figsize=(2.2 + 3.2 * len(panels), height), layout="constrained"
-    )
+    for work in (INFERENCE, TRAINING):
+        if not all(work in r.measured for r in results):
+            continue
+        measured = [r.measured[work] for r in results]
+        panels.append((f"{work}: seconds", [m["median_ms"] / 1e3 for m in measured], none))
+        memory = [m["network_memory_mib"] / 1024 for m in measured]
+        started = [m["import_memory_mib"] / 1024 for m in measured]
+        name = "networks + TensorFlow" if any(started) else "networks"
+        panels.append((f"{work}: GiB, {name}", memory, started))
+    size = 2.2 + 3.2 * len(panels), 1.2 + 0.45 * len(results)
+    figure, axes = pyplot.subplots(1, len(panels), sharey=True, figsize=size, layout="constrained")
     labels = [r.row.label for r in results]
-    for axis, (name, values), color in zip(axes, panels, ("C0", "C1", "C2", "C3")):
-        bars = axis.barh(labels, values, color=color)
-        axis.bar_label(bars, fmt="%.3g", padding=3)
+    for i, (axis, (name, values, more)) in enumerate(zip(axes, panels)):
+        axis.barh(labels, values, color=f"C{i}")
+        bars = axis.barh(labels, more, left=values, color="0.8")
+        texts = [f"{a:.3g} + {b:.3g}" if b else f"{a:.3g}" for a, b in zip(values, more)]
+        axis.bar_label(bars, texts, padding=3)
         axis.set_xlabel(name)
-        axis.set_xlim(0, 1.18 * max(values))
+        axis.set_xlim(0, (1.5 if any(more) else 1.18) * max(map(sum, zip(values, more))))
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].invert_yaxis()
     figure.suptitle(title)

@@ -10,7 +10,7 @@ import contextlib
 import os
 import sys
 import tempfile
-from typing import Any, Dict
+from typing import Any, Dict, Tuple
 
 import numpy as np
 
@@ -76,9 +76,9 @@ def _steps(config, repeats, num_instances):
     import tensorflow as tf
 
     strategy, trainer = _trainer(config, coco_like_info())
-    _calm(trainer.model)
+    calm(trainer.model)
     hw = _image_hw(config.data)
-    batch = _batch(config.train.global_batch_size, hw, num_instances)
+    batch = drawn_batch(config.train.global_batch_size, hw, num_instances)
     dataset = tf.data.Dataset.from_tensors(batch).repeat()
     trainer.set_dataset(strategy.experimental_distribute_dataset(dataset))
     batches = iter(trainer.train_dataset)
@@ -116,7 +116,7 @@ def _steps_on_records(config, repeats):
     def step():
         return trainer.train_step(batches)[1].numpy()
 
-    _calm(trainer.model)
+    calm(trainer.model)
     step()
     trainer.rate.restart()
     timed = measure.timed(step, repeats)
@@ -155,7 +155,7 @@ def _trainer(config, info):
     return strategy, trainer.build_trainer(config, info, strategy)
 
 
-def _calm(model):
+def calm(model):
     """Keeps a random network finite, which trained frozen norms would do."""
     for norm in model.backbone.submodules:
         if isinstance(norm, layers.FrozenBatchNorm):
@@ -171,7 +171,13 @@ def _image_hw(data):
     return tuple(-(-side // data.size_divisor) * data.size_divisor for side in sides)
 
 
-def _batch(batch_size, hw, num_instances):
+def drawn_batch(
+    batch_size: int,
+    hw: Tuple[int, int],
+    num_instances: int,
+    num_thing_classes: int = 80,
+    num_semantic_classes: int = 54,
+) -> Dict[str, np.ndarray]:
     """A drawn batch with the keys of `pipeline.build_dataset`; boxes of COCO-like sizes."""
     from pfpn_tf.benchmark.components import random_boxes
 
@@ -188,9 +194,11 @@ def _batch(batch_size, hw, num_instances):
         "source_id_bytes": np.zeros((batch_size, 64), np.uint8),
         "seed": rng.integers(0, 2**31, (batch_size, 2)).astype(np.int32),
         "gt_boxes": boxes,
-        "gt_class_ids": rng.integers(0, 80, (batch_size, num_instances)).astype(np.int32),
+        "gt_class_ids": rng.integers(0, num_thing_classes, (batch_size, num_instances)).astype(
+            np.int32
+        ),
         "gt_masks": masks,
-        "gt_semantic": rng.integers(0, 54, (batch_size, *hw)).astype(np.uint8),
+        "gt_semantic": rng.integers(0, num_semantic_classes, (batch_size, *hw)).astype(np.uint8),
     }
 
 

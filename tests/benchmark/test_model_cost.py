@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pfpn_tf.benchmark import model_comparison, model_cost
+from pfpn_tf.benchmark import measure, model_comparison, model_cost
 from pfpn_tf.config import Config
-from pfpn_tf.model import layers
+from pfpn_tf.model import layers, panoptic_fpn
 from tests.test_source_rules import ROOT
 
 PAPER_HW = (1024, 2048)
@@ -150,14 +150,101 @@ def test_the_tool_counts_and_measures_one_network(tmp_path):
     assert content["image_hw"] == [64, 96]
     assert content["components"]["box_head"]["dense_multiply_adds"] > 0
     (network,) = content["networks"]
-    assert network["measured"]["median_ms"] > 0
-    assert network["measured"]["peak_memory_mib"] > 100
+    measured = network["measured"]["inference"]
+    assert measured["median_ms"] > 0
+    assert measured["import_memory_mib"] > 100 and measured["network_memory_mib"] > 0
+    parts = measured["import_memory_mib"] + measured["network_memory_mib"]
+    assert measured["peak_memory_mib"] == pytest.approx(parts, abs=0.2)
+    assert measured["in_turn_peak_memory_mib"] == measured["peak_memory_mib"]
 
 
-def test_the_picture(tmp_path):
-    measured = {"median_ms": 20.0, "peak_memory_mib": 512.0}
+@pytest.mark.parametrize("part", [model_comparison.PYRAMID, model_comparison.WHOLE])
+@pytest.mark.parametrize("work", [model_comparison.INFERENCE, model_comparison.TRAINING])
+def test_what_is_measured_runs(part, work):
+    """Training ends with the loss, after a gradient of each weight that can be trained."""
+    config = tiny(rpn_post_nms_top_k=20, semantic_loss_weight=0.5)
+    network = config.replace(freeze_stages=1).model
+    is_pyramid = part == model_comparison.PYRAMID
+    outputs = model_comparison.function_of(network, part, *CITYSCAPES, (64, 96), work)()
+    if work == model_comparison.INFERENCE:
+        assert (outputs["p2"] if is_pyramid else outputs.semantic_logits).shape[:3] == (1, 16, 24)
+        return
+    gradients, loss = outputs
+    assert np.isfinite(loss) and loss > 0
+    model = panoptic_fpn.build_model(network, *CITYSCAPES)
+    parts = [model.backbone, model.fpn] if is_pyramid else [model]
+    shapes = [weight.shape for x in parts for weight in x.trainable_variables]
+    assert [gradient.shape for gradient in gradients] == shapes
+    assert np.any(gradients[0])  # the loss reaches the first trained layer
+
+
+def fake_process(function, networks, part, *arguments):
+    """100 MiB of TensorFlow, 50 for the weights of a network and 10 for what it computes."""
+    memory = 100.0 + 50.0 * len(networks) + 10.0
+    return {"median_ms": 7.0 * len(networks)}, (memory, 100.0)
+
+
+def test_memory_of_two_networks_is_that_of_two_processes(monkeypatch):
+    """Both at the same time, with TensorFlow told apart; and taking turns in one process."""
+    monkeypatch.setattr(measure, "in_fresh_process", fake_process)
+    one, two = [
+        model_comparison.measure_row(row, *CITYSCAPES, (64, 96), repeats=1)
+        for row in model_comparison.two_networks(Config())[:2]
+    ]
+    assert one == {
+        "median_ms": 7.0,
+        "peak_memory_mib": 160.0,
+        "import_memory_mib": 100.0,
+        "network_memory_mib": 60.0,
+        "each_network_memory_mib": [60.0],
+        "in_turn_peak_memory_mib": 160.0,
+        "in_turn_network_memory_mib": 60.0,
+    }
+    assert two == {
+        "median_ms": 14.0,
+        "peak_memory_mib": 320.0,
+        "import_memory_mib": 200.0,
+        "network_memory_mib": 120.0,
+        "each_network_memory_mib": [60.0, 60.0],
+        "in_turn_peak_memory_mib": 210.0,
+        "in_turn_network_memory_mib": 110.0,
+    }
+
+
+MEASURED = {
+    "median_ms": 20.0,
+    "peak_memory_mib": 1024.0,
+    "import_memory_mib": 512.0,
+    "network_memory_mib": 512.0,
+    "in_turn_peak_memory_mib": 999.0,
+}
+
+
+@pytest.mark.parametrize("works", [(), ("inference",), ("inference", "training")])
+def test_the_picture(tmp_path, works):
     row = model_comparison.Row("a network", [Config().model])
+    measured = dict.fromkeys(works, MEASURED)
     results = [model_comparison.Result(row, model_cost.Cost(5, 6, 7, 8), measured)] * 2
     path = tmp_path / "profile.png"
     model_comparison.draw(results, str(path), "title")
     assert cv2.imread(str(path)).std() > 10
+
+
+def test_the_picture_of_a_gpu_has_no_memory_of_tensorflow(tmp_path):
+    row = model_comparison.Row("a network", [Config().model])
+    measured = {"inference": {**MEASURED, "import_memory_mib": 0.0}}
+    path = tmp_path / "profile.png"
+    results = [model_comparison.Result(row, model_cost.Cost(5, 6, 7, 8), measured)]
+    model_comparison.draw(results, str(path), "title")
+    assert path.stat().st_size > 0
+
+
+def test_the_table_of_what_was_measured():
+    row = model_comparison.Row("a network", [Config().model])
+    measured = {"inference": MEASURED, "training": {**MEASURED, "median_ms": 50.0}}
+    lines = model_comparison.measured_table(
+        [model_comparison.Result(row, model_cost.Cost(), measured)]
+    ).splitlines()
+    assert lines[2].split() == ["a", "network", "inference", "20", "512", "512", "1,024", "999"]
+    assert lines[3].split() == ["a", "network", "training", "50", "512", "512", "1,024", "999"]
+    assert not model_comparison.measured_table([model_comparison.Result(row, model_cost.Cost())])
