@@ -72,9 +72,7 @@ def resize_image(image: tf.Tensor, hw: tf.Tensor) -> tf.Tensor:
     Returns:
       [h, w, 3] uint8.
     """
-    with tf.device(
-        "CPU:0"
-    ):  # where decoded images are
+    with tf.device("CPU:0"):  # where decoded images are
         h, w = tf.unstack(tf.cast(hw, tf.int32))
         in_h, in_w = tf.unstack(tf.shape(image)[:2])
 
