@@ -40,10 +40,11 @@ def mask_targets(
 
 
 def _sparse_targets(gt_masks, boxes, gt_index, size):
-    # Image by image: the sparse product needs the masks as floats, four times their size.
+    # Image by image: the sparse product needs the masks as floats, four times their size. By index,
+    # since a list of uint8 masks would be kept by the CPU, with a GPU waiting for it.
     targets = tf.map_fn(
-        lambda image: _image_targets(*image, size),
-        (gt_masks, boxes, gt_index),
+        lambda i: _image_targets(gt_masks[i], boxes[i], gt_index[i], size),
+        tf.range(tf.shape(gt_masks)[0]),
         fn_output_signature=tf.TensorSpec([None, size, size], tf.bool),
     )
     return tf.ensure_shape(targets, [None, None, size, size])
