@@ -70,8 +70,8 @@ class Data:
     )
     crop_bootstrap: float = _field(
         0.0,
-        "Share of the random crops that must hold a pixel of a class drawn among those of the image, "
-        "all equally likely (the paper's crop bootstrapping).",
+        "Share of the random crops that must hold a pixel of a class drawn among those of the"
+        " image, all equally likely (the paper's crop bootstrapping).",
         at_least=0.0,
         at_most=1.0,
     )
@@ -134,26 +134,26 @@ class Model:
     )
     output_stride: int = _field(
         32,
-        "Stride of c5. 16 and 8 dilate c5, or c4 and c5, in place of their stride (Figure 5b); needs "
-        "--decoder=none.",
+        "Stride of c5. 16 and 8 dilate c5, or c4 and c5, in place of their stride (Figure 5b);"
+        " needs --decoder=none.",
         choices=(32, 16, 8),
     )
     decoder: str = _field(
         "fpn",
-        "What brings the backbone's features to high resolution (Figure 5). fpn; symmetric: as many "
-        "blocks on the way up as on the way down; none. The last two are for --task=semantic.",
+        "What brings the backbone's features to high resolution (Figure 5). fpn; symmetric: as many"
+        " blocks on the way up as on the way down; none. The last two are for --task=semantic.",
         choices=("fpn", "symmetric", "none"),
     )
     backbone_recompute: bool = _field(
         False,
-        "Compute the trained stages of the backbone twice in a training step, instead of keeping what "
-        "is inside them: less memory, a tenth to a third more time.",
+        "Compute the trained stages of the backbone twice in a training step, instead of keeping"
+        " what is inside them: less memory, a tenth to a third more time.",
     )
     fpn_channels: int = _field(256, "Channels of every pyramid level.", at_least=1)
     fpn_groups: int = _field(
         1,
-        "2: the first half of the pyramid's channels is for the instance branch, the second for the "
-        "semantic branch (Table 3d).",
+        "2: the first half of the pyramid's channels is for the instance branch, the second for the"
+        " semantic branch (Table 3d).",
         choices=(1, 2),
     )
     head_norm: str = _field(
@@ -306,8 +306,8 @@ class Train:
     )
     init_weights: str = _field(
         "",
-        "Weights to start from: a run directory, a checkpoint, a Detectron2 .pkl or torchvision .pth "
-        "file, or imagenet (Keras' ResNets, downloaded). Empty: from scratch.",
+        "Weights to start from: a run directory, a checkpoint, a Detectron2 .pkl or torchvision"
+        " .pth file, or imagenet (Keras' ResNets, downloaded). Empty: from scratch.",
     )
     precision: str = _field(
         "float32",
@@ -355,8 +355,9 @@ class Eval:
     max_images: int = _field(0, "Evaluate only this many images; 0: all.", at_least=0)
     semantic_flip: bool = _field(
         False,
-        "Evaluate the semantic branch also on the mirror image, and average its probabilities. Costs "
-        "one more pass through backbone, FPN and semantic branch for each of --semantic_scales.",
+        "Evaluate the semantic branch also on the mirror image, and average its probabilities."
+        " Costs one more pass through backbone, FPN and semantic branch for each of"
+        " --semantic_scales.",
     )
     semantic_scales: Tuple[float, ...] = _field(
         (1.0,),
@@ -621,8 +622,8 @@ def _cross_problems(config):
     scales = config.eval.semantic_scales
     if not scales or min(scales) <= 0 or len(set(scales)) < len(scales):
         problems.append(
-            f"--semantic_scales={','.join(map(str, scales))} must be different numbers above 0; e.g. "
-            "0.75,1,1.25."
+            f"--semantic_scales={','.join(map(str, scales))} must be different numbers above 0;"
+            " e.g. 0.75,1,1.25."
         )
     if train.profile_steps and (
         len(train.profile_steps) != 2 or train.profile_steps[0] > train.profile_steps[1]
@@ -656,13 +657,13 @@ def _variant_problems(data, model, train):
         )
     if (model.decoder == "none") != (model.semantic_head == "deeplabv3"):
         problems.append(
-            f"--decoder={model.decoder} does not go with --semantic_head={model.semantic_head}; use "
-            "fpn or symmetric with fpn, or none with deeplabv3."
+            f"--decoder={model.decoder} does not go with --semantic_head={model.semantic_head}; use"
+            " fpn or symmetric with fpn, or none with deeplabv3."
         )
     if model.fpn_groups == 2 and (model.decoder != "fpn" or model.task != "panoptic"):
         problems.append(
-            f"--fpn_groups=2 gives each branch its half of the pyramid, so it needs --task=panoptic "
-            f"and --decoder=fpn, not {model.task} and {model.decoder}."
+            "--fpn_groups=2 gives each branch its half of the pyramid, so it needs --task=panoptic"
+            f" and --decoder=fpn, not {model.task} and {model.decoder}."
         )
     if model.fpn_channels % model.fpn_groups:
         problems.append(

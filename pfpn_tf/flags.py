@@ -73,8 +73,8 @@ TOOL_FLAGS = {
     ),
     "instance_run_dir": ToolFlag(
         "",
-        "With --semantic_run_dir, instead of --run_dir: run of a Mask R-CNN (--task=instance), to be "
-        "fused with the stuff of another network.",
+        "With --semantic_run_dir, instead of --run_dir: run of a Mask R-CNN (--task=instance), to"
+        " be fused with the stuff of another network.",
     ),
     "semantic_run_dir": ToolFlag("", "Run of that other network (--task=semantic)."),
     "per_class": ToolFlag(True, "Also print a table of every class."),

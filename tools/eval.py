@@ -45,9 +45,9 @@ def main():
     }
     if sum(modes.values()) != 1:
         raise ValueError(
-            "Give --run_dir to evaluate a network, or --instance_run_dir and --semantic_run_dir to fuse "
-            "two, or --gt_panoptic_json and --pred_panoptic_json (or --gt_instances_json and "
-            "--pred_instances_json) to score files; one of the three."
+            "Give --run_dir to evaluate a network, or --instance_run_dir and --semantic_run_dir to"
+            " fuse two, or --gt_panoptic_json and --pred_panoptic_json (or --gt_instances_json and"
+            " --pred_instances_json) to score files; one of the three."
         )
     if modes["files"]:
         metrics, categories = _score_files()

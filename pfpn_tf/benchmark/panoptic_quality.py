@@ -158,7 +158,8 @@ def _copy(directory, folder):
     for name in ("gt", "pred"):
         if not os.path.isdir(os.path.join(directory, name)):
             raise ValueError(
-                f"{directory}: has no folder {name}; it should hold gt.json, gt/, pred.json and pred/."
+                f"{directory}: has no folder {name}; it should hold gt.json, gt/, pred.json and"
+                " pred/."
             )
         shutil.copytree(os.path.join(directory, name), os.path.join(folder, name))
         with contextlib.suppress(FileNotFoundError):

@@ -66,7 +66,8 @@ class DatasetInfo:
             raise ValueError(f"{source}: expected a list of at least one category.")
         if len(categories) > MAX_CATEGORIES:
             raise ValueError(
-                f"{source}: {len(categories)} categories, but at most {MAX_CATEGORIES} fit an 8-bit map."
+                f"{source}: {len(categories)} categories, but at most {MAX_CATEGORIES} fit an 8-bit"
+                " map."
             )
         entries = [_checked_entry(c, i, source) for i, c in enumerate(categories)]
         entries.sort(key=lambda c: c["id"])

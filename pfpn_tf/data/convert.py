@@ -100,7 +100,8 @@ def _merged_info(path, info):
     present = categories_lib.DatasetInfo.load(path)
     if not present.same_classes(info):
         raise ValueError(
-            f"{path} belongs to a dataset with other categories; choose another --output_dir or remove the file."
+            f"{path} belongs to a dataset with other categories; choose another --output_dir or"
+            " remove the file."
         )
     for name, counts in present.splits.items():
         info = info.with_split(name, counts)

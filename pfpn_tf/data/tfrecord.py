@@ -239,7 +239,8 @@ def _scan(path):
             end = offset + 12 + length + 4  # length and its checksum, the record, its checksum
             if end > size:
                 raise ValueError(
-                    f"{path}: no TFRecord, or cut off at byte {size}: the record at {offset} ends at {end}."
+                    f"{path}: no TFRecord, or cut off at byte {size}: the record at {offset} ends"
+                    f" at {end}."
                 )
             hw = _head_hw(start[12:])
             if hw is None:  # written by another tool: parse it all

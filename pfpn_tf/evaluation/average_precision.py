@@ -108,8 +108,9 @@ def _check_box(box, where):
 def _check_mask(mask, size, where):
     if not isinstance(mask, dict) or not isinstance(mask.get("counts"), str):
         raise ValueError(
-            f'{where}: the segmentation must be compressed RLE, an object with "size" and a text "counts"; '
-            "pycocotools scores no polygons or uncompressed RLE. pycocotools.mask.frPyObjects converts them."
+            f'{where}: the segmentation must be compressed RLE, an object with "size" and a text'
+            ' "counts"; pycocotools scores no polygons or uncompressed RLE.'
+            " pycocotools.mask.frPyObjects converts them."
         )
     height_width = mask.get("size")
     if not isinstance(height_width, list) or len(height_width) != 2:

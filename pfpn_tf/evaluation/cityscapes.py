@@ -156,14 +156,15 @@ def label_ids(categories_json: str) -> Dict[int, int]:
     categories = content.get("categories") if isinstance(content, dict) else None
     if not categories:
         raise ValueError(
-            f"The JSON of the predictions {categories_json} has no categories, which tell Cityscapes' classes by name; "
-            "give the ground truth's panoptic JSON as well (--gt_panoptic_json)."
+            f"The JSON of the predictions {categories_json} has no categories, which tell"
+            " Cityscapes' classes by name; give the ground truth's panoptic JSON as well"
+            " (--gt_panoptic_json)."
         )
     unknown = [c.get("name") for c in categories if c.get("name") not in known]
     if unknown:
         raise ValueError(
-            f"{categories_json}: {', '.join(map(repr, unknown[:5]))} is no class of Cityscapes; its metrics need "
-            "categories by the names of cityscapesscripts."
+            f"{categories_json}: {', '.join(map(repr, unknown[:5]))} is no class of Cityscapes; its"
+            " metrics need categories by the names of cityscapesscripts."
         )
     return {c["id"]: known[c["name"]].id for c in categories}
 
@@ -206,8 +207,8 @@ def write_instances(
         mask, category_id = result.get("segmentation"), result.get("category_id")
         if not isinstance(mask, dict) or list(mask.get("size", ())) != list(hw):
             raise ValueError(
-                f"Image {image_id}: instance {index} needs a segmentation in RLE of the image's size "
-                f"{list(hw)} (height, width)."
+                f"Image {image_id}: instance {index} needs a segmentation in RLE of the image's"
+                f" size {list(hw)} (height, width)."
             )
         if category_id not in label_of:
             raise ValueError(
@@ -243,8 +244,8 @@ class _Truth:
         paths = sorted(glob.glob(os.path.join(glob.escape(directory), "*", f"*{_LABELS}")))
         if not paths:
             raise ValueError(
-                f"{directory}: holds no CITY/*{_LABELS}; give the folder of one split, e.g. gtFine/val, as the "
-                "ground truth of Cityscapes."
+                f"{directory}: holds no CITY/*{_LABELS}; give the folder of one split, e.g."
+                " gtFine/val, as the ground truth of Cityscapes."
             )
         self._directory = directory
         self._paths = {os.path.basename(path)[: -len(_LABELS)]: path for path in paths}
@@ -259,7 +260,8 @@ class _Truth:
         if missing:
             more = f" and {len(missing) - 1} more images" if len(missing) > 1 else ""
             raise ValueError(
-                f"Image {missing[0]}{more}: not in {name}, but in the ground truth {self._directory}."
+                f"Image {missing[0]}{more}: not in {name}, but in the ground truth"
+                f" {self._directory}."
             )
 
     def labels(self, image_id) -> str:
@@ -304,8 +306,8 @@ class _PanopticMaps:
         for segment in annotation["segments_info"]:
             if segment["category_id"] not in self._label_of:
                 raise ValueError(
-                    f"Image {image_id}: prediction {annotation['file_name']}: segment {segment['id']} has the unknown "
-                    f"category_id {segment['category_id']!r}."
+                    f"Image {image_id}: prediction {annotation['file_name']}: segment"
+                    f" {segment['id']} has the unknown category_id {segment['category_id']!r}."
                 )
             labels[ids == segment["id"]] = self._label_of[segment["category_id"]]
         return labels
@@ -338,8 +340,8 @@ class _SemanticMaps:
 def _check_size(pixels, hw, image_id, name):
     if pixels.shape != tuple(hw):
         raise ValueError(
-            f"Image {image_id}: prediction {name} is {pixels.shape[0]} x {pixels.shape[1]} (height x width), the "
-            f"ground truth {hw[0]} x {hw[1]}; predict at the original image size."
+            f"Image {image_id}: prediction {name} is {pixels.shape[0]} x {pixels.shape[1]} (height"
+            f" x width), the ground truth {hw[0]} x {hw[1]}; predict at the original image size."
         )
 
 
@@ -351,8 +353,8 @@ def _results_by_image(path):
     for index, result in enumerate(results):
         if not isinstance(result, dict) or not isinstance(result.get("image_id"), str):
             raise ValueError(
-                f'The instance results JSON {path}: entry {index} has no text as "image_id", such as '
-                '"frankfurt_000000_000294".'
+                f'The instance results JSON {path}: entry {index} has no text as "image_id", such'
+                ' as "frankfurt_000000_000294".'
             )
         if not isinstance(result.get("score"), (int, float)) or not math.isfinite(result["score"]):
             raise ValueError(

@@ -37,8 +37,9 @@ def decode_panoptic_pixels(png: bytes, name: str) -> np.ndarray:
     bit_depth, color_type = png[24], png[25]
     if bit_depth != 8 or color_type not in _RGB_COLOR_TYPES:
         raise ValueError(
-            f"{name}: a panoptic map must be an 8-bit RGB PNG (id = R + 256 G + 65536 B), this one has "
-            f"bit depth {bit_depth} and PNG color type {color_type}; was it saved as grey or palette?"
+            f"{name}: a panoptic map must be an 8-bit RGB PNG (id = R + 256 G + 65536 B), this one"
+            f" has bit depth {bit_depth} and PNG color type {color_type}; was it saved as grey or"
+            " palette?"
         )
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     try:
@@ -161,12 +162,13 @@ def _check_categories(content, path, what):
     for category in categories:
         if not isinstance(category, dict) or "id" not in category or "isthing" not in category:
             raise ValueError(
-                f'The {what} JSON {path}: each category needs "id" and "isthing", this one does not '
-                f"have them: {json.dumps(category)[:200]}. Is it an instances JSON?"
+                f'The {what} JSON {path}: each category needs "id" and "isthing", this one does not'
+                f" have them: {json.dumps(category)[:200]}. Is it an instances JSON?"
             )
         if not isinstance(category["id"], (int, str)):
             raise ValueError(
-                f"The {what} JSON {path}: category id {json.dumps(category['id'])} must be a number."
+                f"The {what} JSON {path}: category id {json.dumps(category['id'])} must be a"
+                " number."
             )
 
 

@@ -60,7 +60,8 @@ def _pack(directory, name, json_path):
             png = os.path.join(coco_format.png_folder(json_path), annotation["file_name"])
             if not os.path.exists(png):
                 raise ValueError(
-                    f"Image {annotation['image_id']}: {png}, which {json_path} names, does not exist."
+                    f"Image {annotation['image_id']}: {png}, which {json_path} names, does not"
+                    " exist."
                 )
             archive.write(png, f"{name}/{annotation['file_name']}")  # PNGs are compressed already.
     return path

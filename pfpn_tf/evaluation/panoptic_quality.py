@@ -150,8 +150,8 @@ def check_prediction(
             )
         if listed[pred_id] not in categories:
             raise ValueError(
-                f"{where}: segment {pred_id} has category_id {listed[pred_id]!r}, which is not among the "
-                "ground truth's categories."
+                f"{where}: segment {pred_id} has category_id {listed[pred_id]!r}, which is not"
+                " among the ground truth's categories."
             )
     missing = [i for i in listed if i not in areas]
     if missing:
@@ -162,8 +162,9 @@ def check_prediction(
             else ""
         )
         raise ValueError(
-            f"{where}: {many} {', '.join(map(str, missing[:10]))} {'are' if len(missing) > 1 else 'is'} in "
-            f"segments_info of the JSON but not in the PNG.{hint}"
+            f"{where}: {many} {', '.join(map(str, missing[:10]))}"
+            f" {'are' if len(missing) > 1 else 'is'} in segments_info of the JSON but not in the"
+            f" PNG.{hint}"
         )
     return areas
 
@@ -200,8 +201,8 @@ def match_image(
             continue
         if "area" not in segment:
             raise ValueError(
-                f"{where}: the ground-truth segment {gt_id}, which segment {pred_id} overlaps, has no "
-                '"area" in the ground-truth JSON.'
+                f"{where}: the ground-truth segment {gt_id}, which segment {pred_id} overlaps, has"
+                ' no "area" in the ground-truth JSON.'
             )
         union = (
             pred_areas[pred_id] + segment["area"] - intersection - pixels.get((VOID, pred_id), 0)

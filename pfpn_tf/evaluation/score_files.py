@@ -149,7 +149,8 @@ def score_instances(gt_json: str, pred_json: str) -> Dict[str, Any]:
     kinds = average_precision.kinds_of(results)
     if not kinds:
         raise ValueError(
-            f'The instance results JSON {pred_json}: every entry must carry "bbox", or every entry "segmentation".'
+            f'The instance results JSON {pred_json}: every entry must carry "bbox", or every entry'
+            ' "segmentation".'
         )
     return {kind: average_precision.average_precision(gt, results, kind) for kind in kinds}
 
@@ -188,8 +189,9 @@ def score_image(
     gt_map, pred_map = maps
     if gt_map.shape != pred_map.shape:
         raise ValueError(
-            f"{where} is {pred_map.shape[0]} x {pred_map.shape[1]} (height x width), the ground truth "
-            f"{gt['file_name']} is {gt_map.shape[0]} x {gt_map.shape[1]}; predict at the original image size."
+            f"{where} is {pred_map.shape[0]} x {pred_map.shape[1]} (height x width), the ground"
+            f" truth {gt['file_name']} is {gt_map.shape[0]} x {gt_map.shape[1]}; predict at the"
+            " original image size."
         )
     found = overlaps(gt_map, pred_map)
     counts = quality.update(found, gt["segments_info"], pred["segments_info"], where)
@@ -201,8 +203,8 @@ def score_image(
 def notes(panoptic: Dict[str, Any]) -> List[str]:
     """What a reader of PQ should know."""
     return [
-        f"{group} is null: no {kind} occurs in ground truth or prediction, so there is nothing to average "
-        "(panopticapi divides by zero here)."
+        f"{group} is null: no {kind} occurs in ground truth or prediction, so there is nothing to"
+        " average (panopticapi divides by zero here)."
         for group, kind in (("All", "class"), ("Things", "thing class"), ("Stuff", "stuff class"))
         if panoptic[group] is None
     ]
@@ -220,8 +222,8 @@ def _pair(gt, pred, gt_json, pred_json):
         if str(missing[0]) in {str(image_id) for image_id in by_image}:
             hint = " The prediction has it as another type: one is a string, the other a number."
         raise ValueError(
-            f"Image {json.dumps(missing[0])}{more}: the prediction JSON {pred_json} has no annotation with this "
-            f"image_id (the ground truth is {gt_json}).{hint}"
+            f"Image {json.dumps(missing[0])}{more}: the prediction JSON {pred_json} has no"
+            f" annotation with this image_id (the ground truth is {gt_json}).{hint}"
         )
     pairs = [(a, by_image[a["image_id"]]) for a in gt["annotations"]]
     for gt_annotation, pred_annotation in pairs:
@@ -247,8 +249,8 @@ def _notes_on_files(gt, pred):
     renamed = _renamed_category(gt["categories"], pred.get("categories"))
     if renamed:
         messages.append(
-            "Category {} is {!r} in the prediction JSON, {!r} in the ground truth; the ground truth's counts. "
-            "Do both use the same ids?".format(*renamed)
+            "Category {} is {!r} in the prediction JSON, {!r} in the ground truth; the ground"
+            " truth's counts. Do both use the same ids?".format(*renamed)
         )
     return messages
 

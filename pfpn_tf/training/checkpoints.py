@@ -148,8 +148,8 @@ class RunCheckpoints:
         prefix = newest_intact(self.directory)
         if prefix is None and saved_prefixes(self.directory):
             raise ValueError(
-                f"Every checkpoint in {self.directory} is damaged. Remove that folder to start over, or put back "
-                "a copy of one."
+                f"Every checkpoint in {self.directory} is damaged. Remove that folder to start"
+                " over, or put back a copy of one."
             )
         return None if prefix is None else step_of(prefix)
 
@@ -177,8 +177,9 @@ class RunCheckpoints:
             status.assert_consumed()
         except (AssertionError, ValueError) as error:
             raise ValueError(
-                f"{prefix} is not a checkpoint of a training of this network, so it cannot be continued "
-                f"({str(error).splitlines()[0][:200]}). Use it with --init_weights and another --run_dir."
+                f"{prefix} is not a checkpoint of a training of this network, so it cannot be"
+                f" continued ({str(error).splitlines()[0][:200]}). Use it with --init_weights and"
+                " another --run_dir."
             ) from None
         if self._writes:
             for damaged in saved_prefixes(self.directory):
@@ -358,7 +359,8 @@ def find_checkpoint(run_dir: str, checkpoint: Optional[str] = None) -> str:
         prefix = newest_intact(directory if not checkpoint else os.path.join(run_dir, BEST))
         if prefix is None:
             raise ValueError(
-                f"--run_dir={run_dir} has no readable {'best ' if checkpoint else ''}checkpoint in {directory}."
+                f"--run_dir={run_dir} has no readable {'best ' if checkpoint else ''}checkpoint in"
+                f" {directory}."
             )
         return prefix
     prefix = (
@@ -418,8 +420,8 @@ def initialise(model: tf.keras.Model, init_weights: str) -> Initialised:
             other_shape.append((path, tuple(variable.shape), tuple(value.shape)))
     if not restored:
         raise ValueError(
-            f"--init_weights={init_weights}: none of the {len(own)} variables of the network is in {prefix} "
-            "with the same shape. Is --backbone the same?"
+            f"--init_weights={init_weights}: none of the {len(own)} variables of the network is in"
+            f" {prefix} with the same shape. Is --backbone the same?"
         )
     result = Initialised(restored, other_shape, missing, sorted(set(stored) - set(own)))
     _log_initialised(prefix, len(own), result)
@@ -442,8 +444,9 @@ def find_init_checkpoint(init_weights: str) -> str:
         if prefix:
             return prefix
     raise ValueError(
-        f"--init_weights={init_weights} is neither a run directory with a readable checkpoint nor a "
-        "checkpoint prefix such as DIR/checkpoints/ckpt-1000, nor a .pkl or .pth file, nor imagenet."
+        f"--init_weights={init_weights} is neither a run directory with a readable checkpoint nor a"
+        " checkpoint prefix such as DIR/checkpoints/ckpt-1000, nor a .pkl or .pth file, nor"
+        " imagenet."
     )
 
 

@@ -33,7 +33,7 @@ _NO_PARAMETER = re.compile(
 )
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Names and layouts
 
 
@@ -158,7 +158,7 @@ def _semantic_head(head):
     yield from _conv("sem_seg_head.predictor", head.predictor)
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Into a model and back
 
 
@@ -191,13 +191,14 @@ def load(model: tf.keras.Model, tensors: Tensors, backbone_only: bool = False) -
         match = names[p.name]
         if match and tensors[match].shape != p.detectron2_shape():
             problems.append(
-                f"shape: {match} is {list(tensors[match].shape)}, expected {list(p.detectron2_shape())}"
+                f"shape: {match} is {list(tensors[match].shape)}, expected"
+                f" {list(p.detectron2_shape())}"
             )
     if problems:
         raise ValueError(
-            f"The weights do not fit the network ({model.config.task}, {model.config.backbone}, "
-            f"{model.num_thing_classes} thing classes, {model.num_semantic_classes} semantic classes); "
-            f"{len(problems)} of {len(wanted)} tensors:\n  " + "\n  ".join(problems)
+            f"The weights do not fit the network ({model.config.task}, {model.config.backbone},"
+            f" {model.num_thing_classes} thing classes, {model.num_semantic_classes} semantic"
+            f" classes); {len(problems)} of {len(wanted)} tensors:\n  " + "\n  ".join(problems)
         )
     for p in wanted:
         value = p.layout.to_ours(tensors[names[p.name]])
@@ -250,8 +251,8 @@ def to_detectron2_names(tensors: Tensors) -> Tuple[Tensors, bool]:
 def _from_caffe2(tensors):
     if any(name.startswith(("fpn_", "rpn_", "conv_rpn", "cls_score")) for name in tensors):
         raise ValueError(
-            "This is a detector in Caffe2's naming (Detectron1). Only its backbones can be read; load the file "
-            "in Detectron2 and save it again."
+            "This is a detector in Caffe2's naming (Detectron1). Only its backbones can be read;"
+            " load the file in Detectron2 and save it again."
         )
     convs = {"branch1": "shortcut", "branch2a": "conv1", "branch2b": "conv2", "branch2c": "conv3"}
     ends = {
@@ -328,7 +329,7 @@ def from_keras_application(application: tf.keras.Model) -> Tensors:
     return _with_prefix(tensors)
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Files: only data is ever read from them
 
 
@@ -348,8 +349,8 @@ def read_tensors(path: str) -> Tensors:
         content = _read(path)
     except _Refused as error:
         raise ValueError(
-            f"{path} holds {error}, which is neither an array, a number, a string nor a container of these. "
-            "Such files can run any code when they are opened, so it is not read."
+            f"{path} holds {error}, which is neither an array, a number, a string nor a container"
+            " of these. Such files can run any code when they are opened, so it is not read."
         ) from None
     except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, LookupError, TypeError) as error:
         raise ValueError(

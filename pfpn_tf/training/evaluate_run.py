@@ -234,8 +234,9 @@ def _check_classes(instance, semantic):
         f"the first difference is {words[0]} against {words[1]}" if pairs else "the rest is alike"
     )
     raise ValueError(
-        f"--instance_run_dir={instance.directory} and --semantic_run_dir={semantic.directory} were trained on "
-        f"different classes ({len(ours)} and {len(theirs)} categories; {first}). Give two runs on the same dataset."
+        f"--instance_run_dir={instance.directory} and --semantic_run_dir={semantic.directory} were"
+        f" trained on different classes ({len(ours)} and {len(theirs)} categories; {first}). Give"
+        " two runs on the same dataset."
     )
 
 
@@ -253,7 +254,8 @@ def _evaluate(
         extras.cityscapes_gt_dir or extras.split in coco_submission.SPLITS
     ):
         raise ValueError(
-            "--cityscapes_gt_dir and --split=test-dev need the predictions: leave out --nosave_predictions."
+            "--cityscapes_gt_dir and --split=test-dev need the predictions: leave out"
+            " --nosave_predictions."
         )
     if weights not in WEIGHTS:
         raise ValueError(f"--eval_weights={weights} must be one of {', '.join(WEIGHTS)}.")

@@ -87,8 +87,8 @@ def check_shared(run_dir: str, config: config_lib.Config, info: categories.Datas
     """
     if not os.path.exists(os.path.join(run_dir, checkpoints.CONFIG)):
         raise ValueError(
-            f"--run_dir={run_dir}: the chief has written it, but this worker does not see it; it must be a folder "
-            "that all workers share, e.g. on NFS."
+            f"--run_dir={run_dir}: the chief has written it, but this worker does not see it; it"
+            " must be a folder that all workers share, e.g. on NFS."
         )
     _check_same_run(run_dir, config, info)
 
@@ -165,8 +165,8 @@ def _check_writable(folder):
             f.write(bytes(4096))
     except OSError as error:
         raise ValueError(
-            f"--run_dir: cannot write in {folder} ({error.strerror}); choose another folder, make room, or change "
-            "its permissions."
+            f"--run_dir: cannot write in {folder} ({error.strerror}); choose another folder, make"
+            " room, or change its permissions."
         ) from None
 
 

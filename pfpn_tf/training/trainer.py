@@ -209,8 +209,9 @@ class Trainer(orbit.StandardTrainer):
                 for n, v in values.items()
                 if n[:3] in ("los", "gra")
             )
-            + f". Images of the batch: {', '.join(ids)}. The weights before this step are unharmed. Usual reasons: "
-            "--learning_rate is too high, --warmup_steps too low, or --gradient_clip_norm is 0 without trained weights."
+            + f". Images of the batch: {', '.join(ids)}. The weights before this step are unharmed."
+            " Usual reasons: --learning_rate is too high, --warmup_steps too low, or"
+            " --gradient_clip_norm is 0 without trained weights."
         )
 
     def train_loop_end(self):

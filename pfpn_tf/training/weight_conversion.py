@@ -97,8 +97,9 @@ def _tensors(weights, model_config) -> Tuple[detectron2_weights.Tensors, bool]:
     name = _APPLICATIONS.get(model_config.backbone)
     if not name or not model_config.stride_in_1x1:
         raise ValueError(
-            f"The weights {IMAGENET} are a ResNet of Keras applications: --backbone={model_config.backbone} must be "
-            f"one of {', '.join(_APPLICATIONS)}, with --stride_in_1x1. For others give a file."
+            f"The weights {IMAGENET} are a ResNet of Keras applications:"
+            f" --backbone={model_config.backbone} must be one of {', '.join(_APPLICATIONS)}, with"
+            " --stride_in_1x1. For others give a file."
         )
     application = getattr(tf.keras.applications, name)(include_top=False, weights=IMAGENET)
     return detectron2_weights.from_keras_application(application), True

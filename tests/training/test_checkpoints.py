@@ -386,8 +386,9 @@ def test_the_recipe_is_a_flagfile_of_the_same_settings(tmp_path):
     recipe = tmp_path / "recipe.flags"
     recipe.write_text(run_directory.recipe_text(config))
     code = (
-        "import sys; from absl import flags; from pfpn_tf import flags as f; f.define_config_flags(); "
-        "flags.FLAGS(['x', '--flagfile=' + sys.argv[1]]); print(f.config_from_flags().to_json(), end='')"
+        "import sys; from absl import flags; from pfpn_tf import flags as f;"
+        " f.define_config_flags(); flags.FLAGS(['x', '--flagfile=' + sys.argv[1]]);"
+        " print(f.config_from_flags().to_json(), end='')"
     )
     command = [os.sys.executable, "-c", code, str(recipe)]
     assert (
