@@ -39,3 +39,25 @@ def detect(
         boxes, scores, config.score_threshold, config.nms_threshold, config.max_detections
     )
     return Detections(boxes, scores, class_ids, num_detections)
+
+
+def leading_rows(scores: tf.Tensor, threshold: tf.Tensor) -> tf.Tensor:
+    """How many leading rows hold every score of the batch from a threshold on.
+
+    Args:
+      scores: [B, D], falling.
+      threshold: [] float64.
+
+    Returns:
+      [] int32, 0..D.
+    """
+    reached = tf.cast(scores, tf.float64) >= threshold
+    return tf.reduce_max(tf.math.count_nonzero(reached, axis=1, dtype=tf.int32))
+
+
+def pad_rows(masks: tf.Tensor, num_rows: int) -> tf.Tensor:
+    """[B, n, P, P] -> [B, num_rows, P, P], zeros from n on."""
+    if masks.shape[1] == num_rows:
+        return masks
+    masks = tf.pad(masks, [[0, 0], [0, num_rows - tf.shape(masks)[1]], [0, 0], [0, 0]])
+    return tf.ensure_shape(masks, [None, num_rows, None, None])

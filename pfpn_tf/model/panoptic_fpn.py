@@ -98,6 +98,7 @@ class PanopticFPN(tf.keras.Model):
         ground_truth: Optional[GroundTruth] = None,
         seed: Optional[tf.Tensor] = None,
         training: bool = False,
+        mask_score_threshold: Optional[tf.Tensor] = None,
     ) -> Union[TrainOutputs, InferenceOutputs]:
         """The forward pass.
 
@@ -107,6 +108,8 @@ class PanopticFPN(tf.keras.Model):
           ground_truth: labels; training only.
           seed: [B, 2] int32 stateless seeds of the sampling; training only.
           training: selects the kind of output.
+          mask_score_threshold: [] float64; inference only. Detections with a lower score need no
+            mask: they may get zeros. None: all get theirs.
 
         Returns:
           `TrainOutputs` or `InferenceOutputs`; a branch that the task lacks is None there.
@@ -129,8 +132,12 @@ class PanopticFPN(tf.keras.Model):
         if not training:
             class_logits, box_deltas = self.box_head(pool(proposals.boxes, box_head))
             found = detections.detect(proposals, class_logits, box_deltas, image_hw, self.config)
-            rois = pool(found.boxes, mask_head)
-            found = found._replace(mask_logits=self.mask_head(rois, found.class_ids))
+            boxes, class_ids = found.boxes, found.class_ids
+            if mask_score_threshold is not None:
+                needed = detections.leading_rows(found.scores, mask_score_threshold)
+                boxes, class_ids = boxes[:, :needed], class_ids[:, :needed]
+            masks = self.mask_head(pool(boxes, mask_head), class_ids)
+            found = found._replace(mask_logits=detections.pad_rows(masks, found.boxes.shape[1]))
             if not self.has_semantics:
                 return InferenceOutputs(found)
             # One branch after the other: side by side they need half as much memory again.

@@ -82,7 +82,9 @@ def module_of(
     layers.fold_frozen_norms(network)
     _round_weights(network)
     return module_lib.PanopticModule(
-        lambda images, image_hw: network(images, image_hw, training=False),
+        lambda images, image_hw, mask_score: network(
+            images, image_hw, training=False, mask_score_threshold=mask_score
+        ),
         network.variables,
         config,
         info,

@@ -25,6 +25,7 @@ Shapes: B images · h, w original size · H, W padded size · D detections · N 
 
 import functools
 import json
+import math
 from typing import Callable, Dict
 
 import tensorflow as tf
@@ -38,6 +39,8 @@ from pfpn_tf.serving import images as images_lib
 
 _IMAGES = tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")
 _IMAGE_BYTES = tf.TensorSpec([None], tf.string, name="image_bytes")
+_MASK_SCORE = tf.TensorSpec([], tf.float64)
+_EVERY_SCORE, _NO_SCORE = -math.inf, math.inf
 _TABLE = ("segment_ids", "category_ids", "is_thing", "scores", "areas", "boxes")
 
 
@@ -45,7 +48,8 @@ class PanopticModule(tf.Module):
     """A network with everything around it that a client should not have to know.
 
     Args:
-      network: function of images [B, H, W, 3] float32 and image_hw [B, 2] to `InferenceOutputs`.
+      network: function of images [B, H, W, 3] float32, image_hw [B, 2] and a score [] float64 to
+        `InferenceOutputs`. Detections below that score need no mask.
       variables: its variables, which the saved model will hold.
       config: settings of the run; sizes, thresholds and limits become part of the graph.
       info: the dataset's categories.
@@ -56,7 +60,7 @@ class PanopticModule(tf.Module):
 
     def __init__(
         self,
-        network: Callable[[tf.Tensor, tf.Tensor], structures.InferenceOutputs],
+        network: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], structures.InferenceOutputs],
         variables,
         config: config_lib.Config,
         info: categories.DatasetInfo,
@@ -69,6 +73,7 @@ class PanopticModule(tf.Module):
             input_signature=[
                 tf.TensorSpec([None, None, None, 3], tf.float32),
                 tf.TensorSpec([None, 2], tf.int32),
+                _MASK_SCORE,
             ],
             autograph=False,
         )
@@ -127,7 +132,7 @@ class PanopticModule(tf.Module):
                 hw,
                 of_group(padded_hw)[0],
             )
-            outputs = self._network(inputs, hw)
+            outputs = self._network(inputs, hw, self._fused_score)
 
             def one_image(image_outputs, hw, full_hw):
                 result = self._fuse(image_outputs, hw, full_hw)
@@ -148,7 +153,7 @@ class PanopticModule(tf.Module):
 
     @tf.function(input_signature=[_IMAGES], autograph=False)
     def panoptic(self, images):
-        outputs, image_hw, original_hw = self._run(images)
+        outputs, image_hw, original_hw = self._run(images, self._fused_score)
         result = fusion.map_images(
             self._fuse, outputs, image_hw, original_hw, fusion.result_signature(outputs)
         )
@@ -156,7 +161,7 @@ class PanopticModule(tf.Module):
 
     @tf.function(input_signature=[_IMAGES], autograph=False)
     def instances(self, images):
-        outputs, image_hw, original_hw = self._run(images)
+        outputs, image_hw, original_hw = self._run(images, _EVERY_SCORE)
         width = self.config.model.max_detections
 
         def one_image(image_outputs, hw, full_hw):
@@ -182,7 +187,7 @@ class PanopticModule(tf.Module):
 
     @tf.function(input_signature=[_IMAGES], autograph=False)
     def semantic(self, images):
-        outputs, image_hw, original_hw = self._run(images)
+        outputs, image_hw, original_hw = self._run(images, _NO_SCORE)
 
         def one_image(image_outputs, hw, full_hw):
             labels = fusion.semantic_labels(image_outputs.semantic_logits, hw, full_hw)
@@ -197,7 +202,7 @@ class PanopticModule(tf.Module):
 
     @tf.function(input_signature=[_IMAGES], autograph=False)
     def network(self, images):
-        outputs, image_hw, _ = self._run(images)
+        outputs, image_hw, _ = self._run(images, _EVERY_SCORE)
         result = {"image_hw": image_hw}
         if outputs.detections is not None:
             result.update(outputs.detections._asdict())
@@ -217,10 +222,15 @@ class PanopticModule(tf.Module):
         targets = self.config.model.semantic_targets
         return things + (self._info.num_semantic_classes(targets) if self._has_semantics else 0)
 
-    @tf.function(input_signature=[_IMAGES], autograph=False)
-    def _run(self, images):
+    @property
+    def _fused_score(self):
+        """Fusion leaves out what has a lower score, so that the mask head may leave it out, too."""
+        return self.config.model.fusion_score_threshold
+
+    @tf.function(input_signature=[_IMAGES, _MASK_SCORE], autograph=False)
+    def _run(self, images, mask_score):
         inputs, image_hw, original_hw = self._inputs_from_images(images)
-        return self._network(inputs, image_hw), image_hw, original_hw
+        return self._network(inputs, image_hw, mask_score), image_hw, original_hw
 
     def _inputs_from_images(self, images):
         """[B, h, w, 3] uint8 -> network input [B, H, W, 3], image_hw [B, 2], original_hw [B, 2]."""

@@ -1,0 +1,118 @@
+"""The mask head runs for what fusion takes, and answers are those with all masks."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pfpn_tf import structures
+from pfpn_tf.benchmark import inference
+from pfpn_tf.model import panoptic_fpn
+from pfpn_tf.postprocess import fusion
+from pfpn_tf.serving import exporter
+from pfpn_tf.training import checkpoints
+from tests.serving.test_module import encode, photo
+
+IMAGES = np.stack([photo(90, 130), photo(130, 90).transpose(1, 0, 2), photo(90, 130)[::-1]])
+
+
+@pytest.fixture(scope="module")
+def module(run_dir):
+    """A random network with many instances; the threshold of fusion splits them."""
+    config, info = checkpoints.load_run(run_dir)
+    config = config.replace(fusion_score_threshold=0.5)
+    tf.keras.utils.set_random_seed(0)
+    network = panoptic_fpn.build_model(
+        config.model, info.num_thing_classes, info.num_semantic_classes("other")
+    )
+    inference.spread_predictions(network, config, (90, 130))
+    return exporter.module_of(network, config, info)
+
+
+@pytest.fixture
+def full(module):
+    """`InferenceOutputs` with all masks, some of whose pixels are inside.
+
+    Of each test anew, as graphs are rewritten outside of tests, and rewritten ones round otherwise.
+    """
+    outputs = module._run(tf.constant(IMAGES), -np.inf)[0]
+    assert np.any(outputs.detections.mask_logits > 0, axis=(2, 3)).mean() > 0.5
+    return outputs
+
+
+def fuse(outputs, module, threshold):
+    model = module.config.model
+    return fusion.panoptic_fusion(
+        outputs,
+        tf.constant([[64, 92]] * len(IMAGES)),
+        tf.constant([[90, 130]] * len(IMAGES)),
+        module._tables,
+        threshold,
+        model.fusion_overlap_threshold,
+        model.fusion_stuff_area_threshold_px,
+    )
+
+
+def thresholds(scores):
+    """Name -> score: [B, D] scores of which all, some or none reach it."""
+    highest = np.sort(scores.max(1))
+    falling = np.unique(scores)[::-1]
+    uneven = next(s for s in falling if len(set((scores >= s).sum(1))) == len(scores))
+    return {
+        "all": 0.0,
+        "different numbers": uneven,
+        "of one image": highest[-1],
+        "exactly one": highest[0],
+        "none": np.nextafter(highest[-1], np.float32(2)),
+    }
+
+
+@pytest.mark.parametrize(
+    "survivors", ["all", "different numbers", "of one image", "exactly one", "none"]
+)
+def test_fusion_misses_no_mask(survivors, module, full):
+    scores = full.detections.scores.numpy()
+    threshold = float(thresholds(scores)[survivors])
+    counts = (scores >= threshold).sum(1)
+    assert (counts.max() == 0) == (survivors == "none")
+    assert (counts.min() == 0) == (survivors in ("of one image", "none"))
+    outputs = module._run(tf.constant(IMAGES), threshold)[0]
+
+    most = counts.max()
+    masks, all_masks = outputs.detections.mask_logits, full.detections.mask_logits
+    assert masks.shape == all_masks.shape
+    np.testing.assert_array_equal(masks[:, :most], all_masks[:, :most])
+    assert not np.any(masks[:, most:])
+    actual, expected = (fuse(o, module, threshold) for o in (outputs, full))
+    for name, value in expected._asdict().items():
+        np.testing.assert_array_equal(getattr(actual, name), value, err_msg=name)
+    assert np.any(actual.is_thing) == (survivors != "none")
+
+
+def test_signatures(module, full):
+    """`network` gives all masks; panoptic maps come of those that fusion takes, to the same."""
+    raw = module.network(tf.constant(IMAGES))
+    np.testing.assert_array_equal(raw["mask_logits"], full.detections.mask_logits)
+    threshold = module.config.model.fusion_score_threshold
+    assert 0 < (raw["scores"].numpy() >= threshold).sum() < raw["num_detections"].numpy().sum()
+    image_hw, semantic_logits = raw.pop("image_hw"), raw.pop("semantic_logits")
+    assert image_hw.numpy().tolist() == [[64, 92]] * len(IMAGES)
+    expected = fuse(
+        structures.InferenceOutputs(structures.Detections(**raw), semantic_logits),
+        module,
+        threshold,
+    )
+    assert np.any(expected.is_thing) and not np.all(expected.is_thing)
+    of_pixels = module.panoptic(tf.constant(IMAGES))
+    of_bytes = module.serving_default(tf.constant([encode(image) for image in IMAGES]))
+    np.testing.assert_array_equal(of_pixels["panoptic_ids"], expected.panoptic_ids)
+    for reply in (of_pixels, of_bytes):
+        np.testing.assert_array_equal(reply["num_segments"], expected.num_segments)
+        for name in ("segment_ids", "category_ids", "is_thing", "scores", "areas", "boxes"):
+            column = getattr(expected, name)
+            np.testing.assert_array_equal(reply[name][:, : column.shape[1]], column, name)
+
+
+def test_instances_keep_all_masks(module, full):
+    reply = module.instances(tf.constant(IMAGES))
+    weak = (reply["scores"] < module.config.model.fusion_score_threshold) & (reply["scores"] > 0)
+    assert np.any(np.any(reply["masks"], axis=(2, 3)) & weak)
