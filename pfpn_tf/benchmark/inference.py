@@ -15,9 +15,8 @@ Shapes: h, w size of the image.
 import os
 import tempfile
 import time
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, Sequence, Tuple
 
-import cv2
 import numpy as np
 
 from pfpn_tf import config as config_lib
@@ -67,7 +66,14 @@ def benchmark_inference(
             raise ValueError(
                 f"--saved_model={saved_model} holds no saved_model.pb; give MODEL/VERSION."
             )
-        result = measure.in_fresh_process(answer, saved_model, repeats, batch_size, image_hw)
+        image = _photo(image_hw)
+        result = measure.in_fresh_process(
+            answer,
+            saved_model,
+            repeats,
+            np.stack([image] * batch_size),
+            [_jpeg(image)] * batch_size,
+        )
         result["nodes"] = measure.in_fresh_process(count_nodes, saved_model)
     return {**result, "image_hw": list(image_hw), "batch_size": batch_size}
 
@@ -148,20 +154,24 @@ def coco_like_info() -> DatasetInfo:
 
 
 def answer(
-    saved_model: str, repeats: int, batch_size: int, image_hw: Tuple[int, int]
+    saved_model: str, repeats: int, images: np.ndarray, encoded: Sequence[bytes]
 ) -> Dict[str, Any]:
-    """Loads an export in this process and times its answers; see `benchmark_inference`."""
-    import tensorflow as tf
+    """Loads an export in this process and times its answers; see `benchmark_inference`.
+
+    Args:
+      saved_model: directory of the export.
+      repeats: timed answers.
+      images: [B, h, w, 3] uint8, for "panoptic".
+      encoded: B images, for "serving_default".
+    """
+    import tensorflow as tf  # and nothing else that a server of the export would not import
 
     import_memory = measure.memory_mib()
-    image = _photo(image_hw)
-    jpeg = cv2.imencode(".jpg", image)[1].tobytes()
     start = time.perf_counter()
     loaded = tf.saved_model.load(saved_model)
     load_ms = 1e3 * (time.perf_counter() - start)
     panoptic = loaded.signatures["panoptic"]
-    images = tf.constant(np.stack([image] * batch_size))
-    encoded = tf.constant([jpeg] * batch_size)
+    images, encoded = tf.constant(images), tf.constant(encoded)
 
     def run():
         return panoptic(images=images)["num_segments"].numpy()
@@ -215,9 +225,18 @@ def _called(node):
 
 def _photo(hw):
     """Something with edges at all scales: [h, w, 3] uint8."""
+    import cv2
+
     rng = np.random.default_rng(0)
     image = np.zeros((*hw, 3), np.float32)
     for cells in (4, 16, 64):
         coarse = rng.uniform(0, 85, (cells, cells * 2, 3)).astype(np.float32)
         image += cv2.resize(coarse, hw[::-1], interpolation=cv2.INTER_NEAREST)
     return image.astype(np.uint8)
+
+
+def _jpeg(image):
+    """[h, w, 3] uint8 -> bytes."""
+    import cv2
+
+    return cv2.imencode(".jpg", image)[1].tobytes()
