@@ -153,11 +153,22 @@ class PanopticModule(tf.Module):
 
     @tf.function(input_signature=[_IMAGES], autograph=False)
     def panoptic(self, images):
-        outputs, image_hw, original_hw = self._run(images, self._fused_score)
-        result = fusion.map_images(
-            self._fuse, outputs, image_hw, original_hw, fusion.result_signature(outputs)
-        )
-        return {"panoptic_ids": result.panoptic_ids, **self._table(result)}
+        image_hw, padded_hw, original_hw = self._sizes_of_images(images)
+
+        def answer(index):
+            """The replies for some images of the batch."""
+            of_group = functools.partial(tf.gather, indices=index)
+            hw, full_hw = of_group(image_hw), of_group(original_hw)
+            inputs = self._prepare_each(lambda image: image, of_group(images), hw, padded_hw[0])
+            outputs = self._network(inputs, hw, self._fused_score)
+            signature = fusion.result_signature(outputs)
+            result = fusion.map_images(self._fuse, outputs, hw, full_hw, signature)
+            return {"panoptic_ids": result.panoptic_ids, **self._table(result)}
+
+        signature = self._table_signature()
+        signature["panoptic_ids"] = tf.TensorSpec([None, None], tf.int32)
+        most_pixels = self.config.export.network_batch_pixels
+        return _by_padded_size(answer, padded_hw, most_pixels, signature)
 
     @tf.function(input_signature=[_IMAGES], autograph=False)
     def instances(self, images):
@@ -229,25 +240,28 @@ class PanopticModule(tf.Module):
 
     @tf.function(input_signature=[_IMAGES, _MASK_SCORE], autograph=False)
     def _run(self, images, mask_score):
-        inputs, image_hw, original_hw = self._inputs_from_images(images)
+        image_hw, padded_hw, original_hw = self._sizes_of_images(images)
+        with tf.control_dependencies([image_hw]):  # not before the sizes are known to be right
+            inputs = self._prepare_each(lambda image: image, images, image_hw, padded_hw[0])
         return self._network(inputs, image_hw, mask_score), image_hw, original_hw
 
-    def _inputs_from_images(self, images):
-        """[B, h, w, 3] uint8 -> network input [B, H, W, 3], image_hw [B, 2], original_hw [B, 2]."""
+    def _sizes_of_images(self, images):
+        """[B, h, w, 3] uint8 -> sizes [B, 2], all equal: content, padded, original."""
         shape = tf.shape(images)
         limit = self.config.export.max_image_pixels
         pixels = tf.cast(shape[1], tf.int64) * tf.cast(shape[2], tf.int64)
         fits = tf.debugging.Assert(
-            (pixels > 0) & (pixels <= limit),
-            ["Image empty or too large: height, width", shape[1:3], "; most pixels", limit],
+            (shape[0] > 0) & (pixels > 0) & (pixels <= limit),
+            [
+                "Image missing, empty or too large: images, height, width",
+                shape[:3],
+                "; most pixels",
+                limit,
+            ],
         )
         with tf.control_dependencies([fits]):
             original_hw = tf.tile(shape[tf.newaxis, 1:3], [shape[0], 1])
-        image_hw, padded_hw = self._network_sizes(original_hw)
-        inputs = self._prepare_each(
-            lambda image: image, images, image_hw, tf.reduce_max(padded_hw, 0)
-        )
-        return inputs, image_hw, original_hw
+        return *self._network_sizes(original_hw), original_hw
 
     def _network_sizes(self, original_hw):
         """[B, 2] original sizes -> [B, 2] content sizes, [B, 2] padded sizes."""
@@ -296,9 +310,12 @@ class PanopticModule(tf.Module):
 
     def _reply_signature(self) -> Dict[str, tf.TensorSpec]:
         """`tf.TensorSpec`s of one image's reply in `serving_default`."""
+        return {"panoptic_png": tf.TensorSpec([], tf.string), **self._table_signature()}
+
+    def _table_signature(self):
+        """`tf.TensorSpec`s of one image's table."""
         rows = self.config.export.max_segments
         return {
-            "panoptic_png": tf.TensorSpec([], tf.string),
             "num_segments": tf.TensorSpec([], tf.int32),
             "segment_ids": tf.TensorSpec([rows], tf.int32),
             "category_ids": tf.TensorSpec([rows], tf.int32),
@@ -354,8 +371,12 @@ def _by_padded_size(function, padded_hw, most_pixels, signature):
         values = tf.nest.flatten(function(places))
         return i + 1, tuple(array.write(i, value) for array, value in zip(arrays, values))
 
+    # While one call does what cannot be divided among the cores, another keeps them busy.
     _, arrays = tf.while_loop(
-        lambda i, _: i < num_groups, run_group, (0, arrays), parallel_iterations=1
+        lambda i, _: i < num_groups,
+        run_group,
+        (0, arrays),
+        parallel_iterations=2,
     )
     # Groups lie one after the other; within them, images are in order.
     back = tf.argsort(tf.argsort(group, stable=True))

@@ -152,6 +152,13 @@ def test_too_large_images_are_refused(loaded):
         loaded.signatures["panoptic"](images=tf.zeros([1, 2000, 1501, 3], tf.uint8))
 
 
+@pytest.mark.parametrize("name", ["panoptic", "instances", "semantic", "network"])
+@pytest.mark.parametrize("shape", [(0, 20, 30, 3), (2, 0, 30, 3)])
+def test_no_images_and_images_without_pixels_are_refused(loaded, name, shape):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="Image missing, empty or too large"):
+        loaded.signatures[name](images=tf.zeros(shape, tf.uint8))
+
+
 def test_metadata_and_asset_say_the_same(loaded, saved_model):
     text = loaded.signatures["metadata"](request=tf.constant(["", "x"]))["metadata_json"]
     assert text.shape == (2,)
