@@ -380,8 +380,8 @@ class Export:
     network_batch_pixels: int = _field(
         1_000_000,
         "Images of one padded size go through the network together up to this many pixels, larger "
-        "ones alone. One photo keeps a CPU's cores busy, and more only wait for memory; with a GPU "
-        "raise it, e.g. to 8000000.",
+        "ones alone; two such groups are under way at a time. One photo nearly keeps a CPU's cores "
+        "busy; with a GPU raise it, e.g. to 8000000.",
         at_least=1,
     )
     allowed_batch_sizes: Tuple[int, ...] = _field(

@@ -235,8 +235,9 @@ def _work(networks, part, num_thing_classes, num_semantic_classes, image_hw, rep
             outputs[-1].numpy()  # waits for the device
 
     times = measure.timed(run, repeats)
-    if tf.config.list_physical_devices("GPU"):
-        return times, (tf.config.experimental.get_memory_info("GPU:0")["peak"] / 2**20, 0.0)
+    gpu_memory = measure.peak_gpu_memory_mib()
+    if gpu_memory is not None:
+        return times, (gpu_memory, 0.0)
     return times, (measure.peak_memory_mib(), started)
 
 

@@ -45,14 +45,14 @@ def leading_rows(scores: tf.Tensor, threshold: tf.Tensor) -> tf.Tensor:
     """How many leading rows hold every score of the batch from a threshold on.
 
     Args:
-      scores: [B, D], falling.
+      scores: [B, D], falling; D is 1 or more.
       threshold: [] float64.
 
     Returns:
-      [] int32, 0..D.
+      [] int32, 1..D: with none, a head with group norm would have nothing to normalise.
     """
     reached = tf.cast(scores, tf.float64) >= threshold
-    return tf.reduce_max(tf.math.count_nonzero(reached, axis=1, dtype=tf.int32))
+    return tf.maximum(tf.reduce_max(tf.math.count_nonzero(reached, axis=1, dtype=tf.int32)), 1)
 
 
 def pad_rows(masks: tf.Tensor, num_rows: int) -> tf.Tensor:

@@ -362,7 +362,7 @@ def semantic_labels(
 
     Returns:
       [h, w] uint8 (uint16 above 254 classes) class with the largest logit, the lowest of equals;
-      S where no logit is a number.
+      S where no logit is a number. What else a NaN or an infinity reaches depends on `in_strips`.
     """
     size = tf.shape(logits)
     rows = _Taps(original_hw[0], image_hw[0], size[0])

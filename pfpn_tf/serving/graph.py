@@ -31,9 +31,9 @@ def reduce(saved_model_dir: str) -> None:
 
     Tracing makes a new constant for every axis and every bound of a slice and computes the same
     shapes again and again; Keras makes a function of each branch. Of equal nodes, and of equal
-    functions, one remains. Functions that only call another are merged with it. The part that saves
-    the variables goes; that which restores them stays. Loading and the first answer take their
-    time, and memory, node by node.
+    functions, one remains. Functions that are small or called once take the place of their calls.
+    The part that saves the variables goes; that which restores them stays. Loading and the first
+    answer take their time, and memory, node by node.
 
     Args:
       saved_model_dir: with saved_model.pb, which is written anew. The fingerprint of the old one is
@@ -75,7 +75,7 @@ def _inline_calls(meta_graph):
     library = meta_graph.graph_def.library
     functions = {function.signature.name: function for function in library.function}
     calls = collections.Counter(
-        called.name for function in library.function for called in _called(function)
+        called.name for function in library.function for called in calls_in(function)
     )
 
     def fits(node):
@@ -83,25 +83,26 @@ def _inline_calls(meta_graph):
             return False
         callee = functions[node.attr["f"].func.name]
         alone = calls[callee.signature.name] == 1
-        return not callee.attr["_noinline"].b and (alone or len(callee.node_def) < _SMALL)
+        stays = "_noinline" in callee.attr and callee.attr["_noinline"].b
+        return not stays and (alone or len(callee.node_def) < _SMALL)
 
     done = set()
 
     def inline_in(function):
         if function.signature.name not in done:
             done.add(function.signature.name)
-            for called in list(_called(function)):
+            for called in list(calls_in(function)):
                 inline_in(functions[called.name])  # the innermost first
             for node in [node for node in function.node_def if fits(node)]:
                 _inline(function, node.name, functions[node.attr["f"].func.name])
 
     for function in library.function:
         inline_in(function)
-    used = {node.attr["f"].func.name for node in meta_graph.graph_def.node}
+    used = {called.name for node in meta_graph.graph_def.node for called in calls_of(node)}
     used |= set(meta_graph.object_graph_def.concrete_functions)
     waiting = [functions[name] for name in used if name in functions]
     while waiting:
-        for called in _called(waiting.pop()):
+        for called in calls_in(waiting.pop()):
             if called.name not in used:
                 used.add(called.name)
                 waiting.append(functions[called.name])
@@ -111,13 +112,16 @@ def _inline_calls(meta_graph):
 def _inline(function, call, callee):
     """Puts the nodes of a FunctionDef in the place of the node `call` of another, in place."""
     (caller,) = (node for node in function.node_def if node.name == call)
+    scope = call
+    while any(node.name.startswith(f"{scope}/") for node in function.node_def):
+        scope += "_"
     given = dict(zip((argument.name for argument in callee.signature.input_arg), caller.input))
 
     def outside(name):
         """An input inside the callee, as it is called outside."""
         control = "^" if name.startswith("^") else ""
         name = name.removeprefix("^")
-        name = given[name] if name in given else f"{call}/{name}"
+        name = given[name] if name in given else f"{scope}/{name}"
         return control + (name.partition(":")[0] if control else name)
 
     outputs = [outside(callee.ret[output.name]) for output in callee.signature.output_arg]
@@ -139,7 +143,7 @@ def _inline(function, call, callee):
             for inner in callee.node_def:
                 inlined = type(inner)()
                 inlined.CopyFrom(inner)
-                inlined.name = f"{call}/{inner.name}"
+                inlined.name = f"{scope}/{inner.name}"
                 inlined.input[:] = [outside(name) for name in inner.input]
                 nodes.append(inlined)
         else:
@@ -170,10 +174,13 @@ def _keep(messages, condition):
 def _merge_in(function):
     """Merges equal nodes of one FunctionDef in place, and takes out those that only pass on."""
     merged = True
+    effects = set(function.control_ret.values())
     while merged:  # once more: what was different before may be equal now
         first, equal, passed = {}, {}, {}
         for node in function.node_def:
             _rename_inputs(node, equal, passed)
+            if node.name in effects:
+                continue
             if node.op in _PASSING and len(node.input) == 1:
                 passed[node.name] = node.input[0]
             elif node.op in _PURE:
@@ -261,17 +268,22 @@ def _share_functions(meta_graph):
                     shared[name] = kept
         _keep(library.function, lambda function: function.signature.name not in shared)
         for function in library.function:
-            for called in _called(function):
+            for called in calls_in(function):
                 called.name = shared.get(called.name, called.name)
 
 
-def _called(function):
+def calls_in(function):
     """References to other functions in the nodes of a FunctionDef."""
     for node in function.node_def:
-        for value in node.attr.values():
-            if value.HasField("func"):
-                yield value.func
-            yield from value.list.func
+        yield from calls_of(node)
+
+
+def calls_of(node):
+    """References to functions in one node."""
+    for value in node.attr.values():
+        if value.HasField("func"):
+            yield value.func
+        yield from value.list.func
 
 
 def _without_names(function):

@@ -285,8 +285,8 @@ class PanopticModule(tf.Module):
             image = preprocess.normalize(image, data.pixel_mean, data.pixel_std)
             return preprocess.pad_to(image, padded_hw)
 
-        # One after the other: large images would take their memory all at once, and the operations
-        # themselves use every core.
+        # One after the other: the images of a group would take their memory all at once, and the
+        # operations themselves use every core.
         return tf.map_fn(
             prepare,
             (items, image_hw),

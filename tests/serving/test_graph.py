@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow.python.framework import op_def_registry
 
 from pfpn_tf.serving import graph
 
@@ -45,7 +46,7 @@ def test_operations_are_the_listed_ones(saved_model):
 
 def test_small_and_without_paths(saved_model, run_dir):
     meta_graph = read(saved_model)
-    assert len(list(all_nodes(meta_graph.graph_def))) < 8_000
+    assert len(list(all_nodes(meta_graph.graph_def))) < 6_000
     content = meta_graph.SerializeToString()
     for path in (os.getcwd(), os.path.dirname(run_dir), os.path.dirname(saved_model)):
         assert path.encode() not in content
@@ -58,6 +59,16 @@ def test_small_and_without_paths(saved_model, run_dir):
     assert strings and not [value for value in strings if value.startswith(b"/")]
     (asset,) = meta_graph.asset_file_def
     assert asset.filename == "metadata.json"
+
+
+def test_no_attribute_that_an_operation_does_not_have(saved_model):
+    """A loader logs an error for each."""
+    meta_graph = read(saved_model)
+    functions = {function.signature.name for function in meta_graph.graph_def.library.function}
+    for node in all_nodes(meta_graph.graph_def):
+        if node.op not in functions:
+            known = {attribute.name for attribute in op_def_registry.get(node.op).attr}
+            assert not [name for name in node.attr if name not in known and name[0] != "_"], node
 
 
 def test_restores_the_variables_and_does_not_save_them(saved_model):
@@ -159,3 +170,45 @@ def test_of_equal_functions_one_remains(small):
     assert len(branches()) == 4 and len(set(branches())) == 2
     library = {f.signature.name for f in read(directory).graph_def.library.function}
     assert set(branches()) <= library
+
+
+@pytest.mark.both_stacks
+def test_calls_give_way_to_what_they_call(tmp_path):
+    """Equal random operations stay apart, a call for its effect keeps it, names do not clash."""
+
+    @tf.function(autograph=False)
+    def checked(x):
+        tf.debugging.Assert(tf.size(x) > 0, ["x is empty"])
+        return 2.0 * x
+
+    @tf.function(autograph=False)
+    def erf_of_double(x):
+        return tf.math.erf(checked(x))
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.float32)], autograph=False)
+    def function(x):
+        checked(x)
+        with tf.name_scope("StatefulPartitionedCall_1/"):  # as the next call is named
+            erf = tf.math.erf(x, name="Erf")
+        noise = tf.random.uniform([8]) - tf.random.uniform([8])
+        return {
+            "erf": erf,
+            "called": erf_of_double(x),
+            "apart": tf.reduce_any(noise != 0.0),
+        }
+
+    directory = str(tmp_path / "model")
+    tf.saved_model.save(tf.Module(), directory, signatures=function.get_concrete_function())
+    graph.reduce(directory)
+    library = read(directory).graph_def.library.function
+    ops = [node.op for node in all_nodes(read(directory).graph_def)]
+    assert not any(f.signature.name.startswith("__inference_checked") for f in library)
+    assert ops.count("RandomUniform") == 2 and ops.count("Erf") == 2
+    reduced = tf.saved_model.load(directory).signatures["serving_default"]
+    x = tf.constant([0.1, -0.7])
+    answer = reduced(x)
+    assert answer["apart"]
+    np.testing.assert_array_equal(answer["erf"], tf.math.erf(x))
+    np.testing.assert_array_equal(answer["called"], tf.math.erf(2.0 * x))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="x is empty"):
+        reduced(tf.constant([], tf.float32))
