@@ -183,12 +183,12 @@ def test_calls_give_way_to_what_they_call(tmp_path):
 
     @tf.function(autograph=False)
     def erf_of_double(x):
-        return tf.math.erf(checked(x))
+        return tf.math.erf(2.0 * x)
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.float32)], autograph=False)
     def function(x):
         checked(x)
-        with tf.name_scope("StatefulPartitionedCall_1/"):  # as the next call is named
+        with tf.name_scope("PartitionedCall/"):  # as the call below is named
             erf = tf.math.erf(x, name="Erf")
         noise = tf.random.uniform([8]) - tf.random.uniform([8])
         return {
