@@ -62,10 +62,9 @@ def peak_memory_mib() -> float:
 
 def peak_gpu_memory_mib() -> Optional[float]:
     """Most that TensorFlow has held on any one GPU so far, in MiB; None without a GPU."""
-    import tensorflow as tf
+    from pfpn_tf.training import memory
 
-    gpus = tf.config.list_logical_devices("GPU")
-    peaks = [tf.config.experimental.get_memory_info(gpu.name)["peak"] for gpu in gpus]
+    peaks = [peak for place, peak in memory.peak().items() if place.startswith("GPU")]
     return round(max(peaks) / 2**20, 1) if peaks else None
 
 
