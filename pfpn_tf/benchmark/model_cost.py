@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from pfpn_tf import config as config_lib
 from pfpn_tf.model import panoptic_fpn
+from pfpn_tf.ops import convolution
 
 BATCH_SIZE = 1
 PYRAMID_COMPONENTS = ("backbone", "fpn", "symmetric_decoder", "backbone_levels")
@@ -63,8 +64,7 @@ def count(
     for op in graph.get_operations():
         parts = op.name.split("/")
         component = next((part for part in parts if part in costs), None)
-        # A norm is no convolution, though group norm scales channels by means of one.
-        if component and "norm" not in parts:
+        if component:
             costs[component] += operation_cost(op)
     return costs
 
@@ -81,11 +81,20 @@ def operation_cost(op: tf.Operation) -> Cost:
     if op.type == "Conv2D":
         # [k, k, in / groups, out]: each output number is the sum of k * k * in / groups products.
         kernel, outputs = _shape(op.inputs[1]), _size(op.outputs[0])
-        return Cost(outputs * kernel[0] * kernel[1] * kernel[2], outputs)
+        inputs = kernel[2] // _groups_in_one_kernel(op)
+        return Cost(outputs * kernel[0] * kernel[1] * inputs, outputs)
     if op.type in ("MatMul", "BatchMatMulV2"):
         inner = _shape(op.inputs[0])[-2 if _is_transposed(op) else -1]
         return Cost(dense_multiply_adds=_size(op.outputs[0]) * inner)
     return Cost()
+
+
+def _groups_in_one_kernel(op):
+    """How many channel groups `convolution.conv2d` has put into the kernel of a Conv2D, with zeros
+    between them that the definition does not multiply.
+    """
+    scope = op.name.rpartition(convolution.GROUPS_SCOPE)[2]
+    return int(scope.split("/")[0].split("_")[0]) if scope != op.name else 1
 
 
 def total(costs: Dict[str, Cost], components: Sequence[str] = ()) -> Cost:

@@ -67,9 +67,6 @@ class PanopticFPN(tf.keras.Model):
             )
         if self.has_semantics:
             self.semantic_head = build_semantic_head(config, num_semantic_classes)
-        for module in self.submodules:
-            if isinstance(module, layers.GroupNorm):
-                module.training_method = training_methods.group_norm
 
     def build(self, input_shape=None):
         """Creates every variable by running each part on a few pixels."""

@@ -17,14 +17,12 @@ class Methods(NamedTuple):
       mask_targets: `masks.mask_targets`.
       mask_slots: RoIs of an image that the mask head sees. "needed": as the batch has foreground;
         "most": as it may have at most.
-      group_norm: `model.layers.GroupNorm`.
     """
 
     rpn_nms: str
     roi_align: str
     mask_targets: str
     mask_slots: str
-    group_norm: str
 
 
 KERNELS = Methods(
@@ -32,12 +30,10 @@ KERNELS = Methods(
     roi_align="sparse",
     mask_targets="sparse",
     mask_slots="needed",
-    group_norm="kernel",
 )
 XLA = Methods(
     rpn_nms="matrix",
     roi_align="gather",
     mask_targets="gather",
     mask_slots="most",
-    group_norm="arithmetic",
 )

@@ -5,7 +5,8 @@ import pytest
 import tensorflow as tf
 
 from pfpn_tf.model import box_head, deeplab_head, mask_head, semantic_head
-from tests.model.test_layers import numpy_conv, numpy_group_norm, numpy_resize
+from tests.model.test_layers import numpy_conv, numpy_resize
+from tests.ops.test_group_norm import numpy_group_norm
 
 
 def randomise(model, stddev=0.2):

@@ -1,7 +1,5 @@
 """Layers against plain numpy, gradients against finite differences."""
 
-import concurrent.futures
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -30,16 +28,6 @@ def numpy_conv(x, kernel, stride, groups=1, dilation=1):
                 outputs = slice(g * group_out, (g + 1) * group_out)
                 out[..., outputs] += window[..., channels] @ kernel[i, j, :, outputs]
     return out
-
-
-def numpy_group_norm(x, gamma, beta, groups):
-    x = x.astype(np.float64)
-    batch, height, width, channels = x.shape
-    grouped = x.reshape(batch, height, width, groups, channels // groups)
-    mean = grouped.mean(axis=(1, 2, 4), keepdims=True)
-    variance = ((grouped - mean) ** 2).mean(axis=(1, 2, 4), keepdims=True)
-    normal = (grouped - mean) / np.sqrt(variance + 1e-5)
-    return normal.reshape(x.shape) * gamma + beta
 
 
 def numpy_resize(x, hw):
@@ -146,179 +134,10 @@ def test_folding_a_frozen_norm_keeps_the_result():
     assert model.layers[0].norm is None
 
 
-@pytest.mark.parametrize("relu", [False, True])
-@pytest.mark.parametrize("channels, groups", [(64, 32), (32, 32), (12, 4)])
-def test_group_norm(maybe_graph, channels, groups, relu):
-    x = np.random.normal(1.0, 2.0, size=(2, 5, 7, channels)).astype(np.float32)
-    gamma, beta = np.random.normal(size=(2, channels)).astype(np.float32)
-    y = maybe_graph(lambda x: layers.group_norm(x, gamma, beta, groups, relu))(tf.constant(x))
-    expected = numpy_group_norm(x, gamma, beta, groups)
-    np.testing.assert_allclose(y, np.maximum(expected, 0) if relu else expected, atol=2e-6)
-
-
 def test_group_norm_takes_fewer_groups_if_the_channels_are_few():
     norm = layers.GroupNorm()
     norm(tf.zeros([1, 2, 2, 48]))
     assert norm.groups == 24
-
-
-def test_group_norm_with_a_large_mean():
-    """float32 itself holds 100 to 4e-6 only; E[x^2] - E[x]^2 would lose a thousand times that."""
-    x = np.random.normal(100.0, 1.0, size=(1, 40, 60, 32)).astype(np.float32)
-    y = layers.group_norm(tf.constant(x), tf.ones([32]), tf.zeros([32]), 32, False)
-    expected = numpy_group_norm(x, 1.0, 0.0, 32)
-    np.testing.assert_allclose(y, expected, atol=3e-5)
-
-
-def test_group_norm_of_a_constant_is_beta():
-    x = tf.fill([1, 3, 5, 8], 7.0)
-    beta = tf.range(8.0)
-    y = layers.group_norm(x, tf.ones([8]), beta, 4, False)
-    np.testing.assert_array_equal(y, tf.broadcast_to(beta, y.shape))
-
-
-@pytest.mark.parametrize("hw", [(3, 5), (5, 6), (100, 150)])
-def test_group_norm_of_a_constant_that_has_no_exact_mean(maybe_graph, hw):
-    """Adding up 0.1 rounds, and the deviation of the mean grows by 1 / sqrt(1e-5)."""
-    x, beta = tf.fill([1, *hw, 8], 0.1), tf.range(8.0)
-    y = maybe_graph(lambda x: layers.group_norm(x, tf.ones([8]), beta, 4, False))(x)
-    np.testing.assert_allclose(y, tf.broadcast_to(beta, y.shape), atol=1e-5)
-
-
-@pytest.mark.parametrize("relu", [False, True])
-def test_group_norm_gradient(relu):
-    x = tf.random.normal([2, 3, 5, 8], dtype=tf.float64)
-    gamma, beta = tf.unstack(tf.random.normal([2, 8], dtype=tf.float64))
-    weight = tf.random.normal([2, 3, 5, 8], dtype=tf.float64)
-
-    def loss(x, gamma, beta):
-        return tf.reduce_sum(weight * layers.group_norm(x, gamma, beta, 4, relu))
-
-    theory, numeric = tf.test.compute_gradient(loss, [x, gamma, beta], delta=1e-6)
-    for a, b in zip(theory, numeric):
-        np.testing.assert_allclose(a, b, atol=2e-8)
-
-
-@pytest.mark.both_stacks
-def test_group_norm_gradient_with_a_large_mean():
-    x = np.random.normal(100.0, 1.0, size=(1, 20, 30, 32))
-    weight = np.random.normal(size=x.shape)
-
-    def gradient(dtype):
-        inputs = [tf.constant(v, dtype) for v in (x, np.ones(32), np.full(32, 0.1))]
-        with tf.GradientTape() as tape:
-            tape.watch(inputs)
-            y = layers.group_norm(*inputs, 16, False)
-        return tape.gradient(y, inputs, output_gradients=tf.constant(weight, dtype))
-
-    for low, high in zip(gradient(tf.float32), gradient(tf.float64)):
-        scale = np.abs(high).max()
-        np.testing.assert_allclose(low, high, atol=5e-5 * scale)
-
-
-def norm_and_gradient(x, gamma, beta, upstream, groups, relu):
-    """Group norm of x, and the gradient for all that it depends on."""
-    with tf.GradientTape() as tape:
-        tape.watch([x, gamma, beta])
-        y = layers.group_norm(x, gamma, beta, groups, relu)
-    return (y, *tape.gradient(y, [x, gamma, beta], output_gradients=upstream))
-
-
-@pytest.mark.both_stacks
-@pytest.mark.parametrize("relu", [False, True])
-@pytest.mark.parametrize("kind", ["usual", "zero", "constant", "half_dead", "tiny", "huge", "rare"])
-@pytest.mark.parametrize("hw", [(1, 1), (1, 2), (3, 2), (7, 9)])
-@pytest.mark.parametrize("channels, groups", [(4, 2), (32, 32), (64, 32)])
-def test_group_norm_of_unusual_images(channels, groups, hw, kind, relu):
-    """The result and its gradient are finite and those in float64, whatever the image holds."""
-    x, upstream = np.random.normal(size=(2, 1, *hw, channels))
-    gamma, beta = np.random.normal(size=(2, channels))
-    x = {
-        "usual": x,
-        "zero": 0 * x,
-        "constant": 0 * x + 7.0,
-        "half_dead": x * (np.arange(channels) % 4 < 2),
-        "tiny": 1e-20 * x,
-        "huge": 1e17 * x,
-        "rare": np.maximum(x - 2.0, 0.0),
-    }[kind]
-    inputs = [tf.constant(v, tf.float32) for v in (x, gamma, beta, upstream)]
-    answers = norm_and_gradient(*inputs, groups, relu)
-    references = norm_and_gradient(*(tf.cast(v, tf.float64) for v in inputs), groups, relu)
-    # A group without variance multiplies rounding, and the gradient, by 1 / sqrt(1e-5) = 316.
-    for answer, reference, unit in zip(answers, references, (1.0, 316.0, 1.0, 1.0)):
-        assert np.isfinite(answer).all()
-        scale = max(unit, np.abs(reference).max())
-        np.testing.assert_allclose(answer, reference, atol=316 * 1.2e-7 * scale)
-
-
-def test_group_norm_of_values_whose_squares_overflow():
-    x = 1e20 * tf.random.normal([1, 4, 5, 8])
-    answers = norm_and_gradient(x, tf.ones([8]), tf.ones([8]), tf.ones_like(x), 4, True)
-    for answer in answers:
-        assert np.isfinite(answer).all()
-
-
-@pytest.mark.both_stacks
-def test_group_norm_of_images_at_the_same_time():
-    """Images must not see each other, even if a kernel keeps values of one between its steps.
-
-    With many channels such a step lasts long enough to be interrupted.
-    """
-    count, channels = 64, 8192
-    x, upstream = tf.unstack(tf.random.normal([2, count, 1, 1, channels]))
-    gamma, beta = tf.unstack(tf.random.normal([2, channels]))
-
-    @tf.function(input_signature=2 * [tf.TensorSpec([None, 1, 1, channels])])
-    def answer(x, upstream):
-        return norm_and_gradient(x, gamma, beta, upstream, 32, True)[:2]
-
-    alone = [answer(x[i : i + 1], upstream[i : i + 1]) for i in range(count)]
-    y, dx = (np.concatenate(part) for part in zip(*alone))
-    for _ in range(100):
-        together = answer(x, upstream)
-        np.testing.assert_array_equal(together[0], y)
-        np.testing.assert_allclose(together[1], dx, atol=1e-6 * np.abs(dx).max())
-
-
-@pytest.mark.both_stacks
-def test_group_norm_from_several_threads():
-    """As a server does."""
-    count, channels = 4, 8192
-    x = tf.random.normal([count, 1, 1, 2, channels])
-    gamma, beta = tf.unstack(tf.random.normal([2, channels]))
-
-    @tf.function(input_signature=[tf.TensorSpec([None, 1, 2, channels])])
-    def answer(x):
-        return layers.group_norm(x, gamma, beta, 32, True)
-
-    alone = [answer(image).numpy() for image in x]
-
-    def is_the_same(i):
-        return np.array_equal(answer(x[i % count]), alone[i % count])
-
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        assert all(pool.map(is_the_same, range(2000)))
-
-
-@pytest.mark.parametrize("dtype", [tf.float16, tf.bfloat16])
-def test_group_norm_in_half_precision(dtype):
-    x = tf.cast(tf.random.normal([1, 64, 48, 32], mean=3.0), dtype)
-    y = layers.group_norm(x, tf.ones([32]), tf.zeros([32]), 32, True)
-    assert y.dtype == dtype
-    expected = np.maximum(numpy_group_norm(tf.cast(x, tf.float32).numpy(), 1.0, 0.0, 32), 0)
-    np.testing.assert_allclose(tf.cast(y, tf.float32), expected, atol=0.05)
-
-
-@pytest.mark.parametrize("dtype, tolerance", [(tf.float16, 0.003), (tf.bfloat16, 0.02)])
-def test_group_norm_gradient_in_half_precision(dtype, tolerance):
-    x, upstream = (tf.cast(v, dtype) for v in tf.unstack(tf.random.normal([2, 1, 24, 20, 32])))
-    gamma, beta = tf.unstack(tf.random.normal([2, 32]))
-    answers = norm_and_gradient(x, gamma, beta, upstream, 16, False)
-    inputs = (tf.cast(v, tf.float64) for v in (x, gamma, beta, upstream))
-    for answer, reference in zip(answers, norm_and_gradient(*inputs, 16, False)):
-        scale = np.abs(reference).max()
-        np.testing.assert_allclose(tf.cast(answer, tf.float64), reference, atol=tolerance * scale)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(tf.float32, 1e-5), (tf.float64, 1e-12)])
@@ -328,16 +147,6 @@ def test_resize_bilinear(maybe_graph, hw, dtype, tolerance):
     y = maybe_graph(lambda x: layers.resize_bilinear(x, hw))(tf.constant(x, dtype))
     assert y.dtype == dtype
     np.testing.assert_allclose(y, numpy_resize(x, hw), atol=tolerance)
-
-
-def test_as_float32_or_more():
-    for dtype, expected in (
-        (tf.float16, tf.float32),
-        (tf.bfloat16, tf.float32),
-        (tf.float32, tf.float32),
-        (tf.float64, tf.float64),
-    ):
-        assert layers.as_float32_or_more(tf.zeros([1], dtype)).dtype == expected
 
 
 def test_initialisers():

@@ -4,7 +4,8 @@ import numpy as np
 import tensorflow as tf
 
 from pfpn_tf.model import resnet, symmetric_decoder
-from tests.model.test_layers import numpy_conv, numpy_group_norm, numpy_resize
+from tests.model.test_layers import numpy_conv, numpy_resize
+from tests.ops.test_group_norm import numpy_group_norm
 
 
 def numpy_block(block, x):
