@@ -71,10 +71,19 @@ def found(folder, kind):
 
 def test_training(found):
     """Two steps: the second one shows what the first one's update made of the weights."""
-    without, with_onednn = found
-    assert without["scalars"].shape[0] == processors.STEPS
-    assert (without["scalars"][:, list(without["scalar_names"]).index("gradient_norm")] > 0).all()
-    np.testing.assert_allclose(with_onednn["scalars"], without["scalars"], rtol=2e-4, atol=2e-5)
+    names = list(found[0]["scalar_names"])
+    without, with_onednn = (
+        dict(zip(names, result["scalars"].T)) for result in found  # [steps] each
+    )
+    assert len(without["loss/total"]) == processors.STEPS
+    assert without["loss/total"][0] != without["loss/total"][1]
+    assert (without["gradient_norm"] > 0).all()
+    for name in names:
+        # Group norm over the few pixels of a deep level divides rounding by small deviations.
+        tolerance = 2e-3 if name == "gradient_norm" else 2e-5
+        np.testing.assert_allclose(
+            with_onednn[name], without[name], rtol=tolerance, atol=1e-6, err_msg=name
+        )
 
 
 def test_evaluation(found):
