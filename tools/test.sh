@@ -23,8 +23,8 @@ error() {
   exit 2
 }
 
-# version PYTHON: as 3.12. Fails where PYTHON does not run; pyenv's commands for versions that are not
-# chosen do not.
+# version PYTHON: as 3.12. Fails where PYTHON does not run, like pyenv's commands for versions not
+# chosen.
 version() {
   "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null
 }
