@@ -74,16 +74,22 @@ make_environment() {
     "$python" -m venv "$folder"
   fi
   local pip=("$folder/bin/python" -m pip -qq --disable-pip-version-check)
-  # The two environments of Python 3.11 have most packages in common. Where pip's own cache is off,
-  # one in the checkout keeps what it downloads until both are there.
-  local cache=()
-  if is_classic && ! "${pip[@]}" cache dir >/dev/null 2>&1; then
-    cache=(--cache-dir="$PWD/.pip_cache")
+  if is_classic && [[ $folder == .venv && ! -f .venv/inputs && ! -d .venv_tf_keras ]]; then
+    # Both environments need most of the packages. Whether pip's own cache keeps them or not, these
+    # are downloaded and built once; .wheels holds them until both environments are there.
+    "${pip[@]}" wheel --no-deps --find-links="$PWD/.wheels" --wheel-dir=.wheels -r <(in_both_lists)
+  fi
+  if [[ -d .wheels ]]; then
+    set -- --find-links="$PWD/.wheels" "$@"
   fi
   # Compiling TensorFlow whole takes longer than installing it; imports compile what they need.
-  "${pip[@]}" install --no-compile ${cache[@]+"${cache[@]}"} "$@"
+  "${pip[@]}" install --no-compile "$@"
   echo "$inputs" >"$folder/inputs"
   echo "Installed into $folder in $((SECONDS - start)) s."
+}
+
+in_both_lists() {
+  sort constraints/classic.txt constraints/tf_keras.txt | uniq --repeated
 }
 
 # TensorFlow 2.15 with Keras 2, as setup.cfg chooses by the version of Python.
@@ -114,7 +120,7 @@ fi
 if is_classic; then
   # Here setup.cfg asks for the classic stack, so the packages of the other come from their list.
   make_environment .venv_tf_keras "$python" --no-deps -r constraints/tf_keras.txt
-  rm -rf .pip_cache
+  rm -rf .wheels
 fi
 
 failed=() allowed_status=0
