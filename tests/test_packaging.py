@@ -155,7 +155,7 @@ def test_the_python_versions_are_told_the_same_everywhere():
 
 # Stands for an interpreter: tells another version, may lack a module, and makes no environment.
 FAKE_PYTHON = """#!/bin/bash
-[[ $1 == -c ]] || {{ echo "chosen: ${{0##*/}} $*"; exit 3; }}
+[[ $1 == -c ]] || {{ echo "chosen: $0 $*"; exit 3; }}
 exec {real!r} -S -c 'import sys; {lie}; exec(sys.argv[1])' "$2"
 """
 BROKEN = "sys.exit(127)"  # pyenv's command for a version that is not chosen
@@ -168,7 +168,7 @@ def version_is(*numbers):
 
 @pytest.fixture
 def set_up(tmp_path):
-    """A function that runs a script in a checkout without .venv where only given Pythons are."""
+    """A function that runs a script in a checkout where only the given Pythons are."""
     checkout, programs = tmp_path / "a checkout", tmp_path / "some programs"
     (checkout / "tools").mkdir(parents=True)
     programs.mkdir()
@@ -179,10 +179,13 @@ def set_up(tmp_path):
 
     def run(pythons, named=None, command=("tools/test.sh", "--setup_only")):
         for name, lie in pythons.items():
-            path = programs / name
+            path = tmp_path / name if "/" in name else programs / name
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(FAKE_PYTHON.format(real=sys.executable, lie=lie.replace("'", '"')))
             path.chmod(0o755)
-        environment = {"PATH": str(programs)} | ({"PYTHON": named} if named else {})
+        environment = {"PATH": f"{programs}:{tmp_path}/system"} | (
+            {"PYTHON": named} if named else {}
+        )
         return subprocess.run(
             ["bash", *command], cwd=checkout, env=environment, capture_output=True, text=True
         )
@@ -203,7 +206,13 @@ def set_up(tmp_path):
 )
 def test_set_up_chooses_a_python(set_up, pythons, named, chosen):
     done = set_up(pythons, named)
-    assert f"chosen: {chosen} -m venv .venv" in done.stdout, done.stderr
+    assert f"{chosen} -m venv .venv" in done.stdout, done.stderr
+
+
+def test_set_up_finds_the_python_behind_one_that_fails(set_up):
+    """pyenv puts its commands before the system's."""
+    done = set_up({"python3": BROKEN, "system/python3": version_is(3, 13)})
+    assert "system/python3 -m venv .venv" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("command", [("tools/test.sh", "--setup_only"), ("tools/demo.sh",)])
@@ -217,6 +226,16 @@ def test_set_up_chooses_a_python(set_up, pythons, named, chosen):
         ({"python3": NO_VENV}, None, "python3 is Python 3.13 without the module venv; on Debian"),
         ({"python3": version_is(3, 11), "new one": version_is(3, 14)}, "new one", "is Python 3.14"),
         ({"python3": version_is(3, 11)}, "python3.9", "PYTHON=python3.9 does not run; name a"),
+        (
+            {"a checkout/.venv/bin/python": version_is(3, 14)},
+            None,
+            ".venv has Python 3.14, not 3.11, 3.12 or",
+        ),
+        (
+            {"a checkout/.venv/bin/python": version_is(3, 11), "python3.13": version_is(3, 13)},
+            "python3.13",
+            ".venv has Python 3.11, PYTHON=python3.13 is 3.13; rm -r .venv",
+        ),
     ],
 )
 def test_set_up_says_in_one_line_what_is_missing(set_up, command, pythons, named, message):

@@ -33,12 +33,18 @@ is_supported() {
   [[ $1 == 3.11 || $1 == 3.12 || $1 == 3.13 ]]
 }
 
-find_python() {
-  local name found without_venv='' others='' names=(python3.11 python3.12 python3.13 python3 python)
+candidates() {
   if [[ -n ${PYTHON:-} ]]; then
-    names=("$PYTHON")
+    echo "$PYTHON"
+  else
+    # All in PATH: behind a command of pyenv that fails there may be the system's.
+    type -aP python3.11 python3.12 python3.13 python3 python
   fi
-  for name in "${names[@]}"; do
+}
+
+find_python() {
+  local name found without_venv='' others=''
+  while read -r -u 3 name; do
     found=$(version "$name") || continue
     if ! is_supported "$found"; then
       others=$found
@@ -48,7 +54,7 @@ find_python() {
     else
       without_venv="$name is Python $found"
     fi
-  done
+  done 3< <(candidates)
   if [[ $without_venv ]]; then
     error "$without_venv without the module venv; on Debian and Ubuntu: apt install python3-venv"
   elif [[ -n ${PYTHON:-} ]]; then
