@@ -82,8 +82,8 @@ make_environment() {
   local pip=("$folder/bin/python" -m pip -qq --disable-pip-version-check)
   if is_classic && [[ $folder == .venv && ! -f .venv/inputs && ! -d .venv_tf_keras ]]; then
     # Both environments need most of the packages. Whether pip's own cache keeps them or not, these
-    # are downloaded and built once; .wheels holds them until both environments are there.
-    "${pip[@]}" wheel --no-deps --find-links="$PWD/.wheels" --wheel-dir=.wheels -r <(in_both_lists)
+    # are downloaded once; .wheels holds them until both environments are there.
+    "${pip[@]}" download --no-deps --find-links="$PWD/.wheels" --dest=.wheels -r <(in_both_lists)
   fi
   if [[ -d .wheels ]]; then
     set -- --find-links="$PWD/.wheels" "$@"
