@@ -223,7 +223,7 @@ def test_set_up_finds_the_python_behind_one_that_fails(set_up):
         ({"python3.11": BROKEN}, None, "no Python found; install"),
         ({"python3": version_is(3, 14)}, None, "only Python 3.14 found; install Python 3.11"),
         ({"python3": version_is(3, 10)}, None, "only Python 3.10 found; install Python 3.11"),
-        ({"python3": NO_VENV}, None, "python3 is Python 3.13 without the module venv; on Debian"),
+        ({"python3": NO_VENV}, None, "without the module venv: apt install python3-venv (or"),
         ({"python3": version_is(3, 11), "new one": version_is(3, 14)}, "new one", "is Python 3.14"),
         ({"python3": version_is(3, 11)}, "python3.9", "PYTHON=python3.9 does not run; name a"),
         (
@@ -243,3 +243,45 @@ def test_set_up_says_in_one_line_what_is_missing(set_up, command, pythons, named
     assert done.returncode == 2
     assert done.stderr.startswith("Error: ") and done.stderr.count("\n") == 1
     assert message in done.stderr
+
+
+# Stands for the Python of an environment: installs nothing, and says how it would run the tests.
+FAKE_ENVIRONMENT = """#!/bin/bash
+[[ $1 == -c ]] && echo {version}
+[[ $2 == pytest ]] || exit 0
+echo "$0 $TF_ENABLE_ONEDNN_OPTS ${{*: -1}}"
+[[ $* != *" {failing}" ]]
+"""
+KERNELS = "TF_ENABLE_ONEDNN_OPTS"
+BOTH, REST, TRAINING = "both_stacks", "--ignore=tests/training", "tests/training"
+
+
+@pytest.mark.parametrize(
+    "version, onednn, parts",
+    [
+        ("3.11", None, [(".venv_tf_keras", 0, BOTH), (".venv", 1, REST), (".venv", 1, TRAINING)]),
+        ("3.11", "0", [(".venv_tf_keras", 0, BOTH), (".venv", 0, REST), (".venv", 0, TRAINING)]),
+        ("3.13", None, [(".venv", 0, BOTH), (".venv", 1, REST), (".venv", 1, TRAINING)]),
+        ("3.13", "1", [(".venv", 1, REST), (".venv", 1, TRAINING)]),
+    ],
+)
+@pytest.mark.parametrize("failing", [BOTH, REST, TRAINING, "nothing"])
+def test_parts_of_the_tests(tmp_path, version, onednn, parts, failing):
+    (tmp_path / "tools").mkdir()
+    shutil.copy(ROOT / "tools" / "test.sh", tmp_path / "tools")
+    for name in ("setup.cfg", "pyproject.toml", "constraints"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    for folder in {folder for folder, _, _ in parts}:
+        python = tmp_path / folder / "bin" / "python"
+        python.parent.mkdir(parents=True)
+        python.write_text(FAKE_ENVIRONMENT.format(version=version, failing=failing))
+        python.chmod(0o755)
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHON", KERNELS)}
+    environment |= {KERNELS: onednn} if onednn else {}
+    command = ["bash", "tools/test.sh"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    ran = re.findall(r"^(\S+)/bin/python (\d) (\S+)$", done.stdout, re.MULTILINE)
+    assert ran == [(folder, str(value), last) for folder, value, last in parts], done.stderr
+    fails = failing in [last for _, _, last in parts]
+    assert done.returncode == int(fails)
+    assert done.stderr.count("FAILED") == int(fails)

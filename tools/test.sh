@@ -56,7 +56,8 @@ find_python() {
     fi
   done 3< <(candidates)
   if [[ $without_venv ]]; then
-    error "$without_venv without the module venv; on Debian and Ubuntu: apt install python3-venv"
+    error "$without_venv without the module venv: apt install python3-venv" \
+      "(or python${without_venv##* }-venv)"
   elif [[ -n ${PYTHON:-} ]]; then
     error "PYTHON=$PYTHON ${others:+is Python }${others:-does not run}; name a Python 3.11, 3.12" \
       "or 3.13."
