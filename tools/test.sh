@@ -83,14 +83,16 @@ make_environment() {
   local pip=("$folder/bin/python" -m pip -qq --disable-pip-version-check)
   if is_classic && [[ $folder == .venv && ! -f .venv/inputs && ! -d .venv_tf_keras ]]; then
     # Both environments need most of the packages. Whether pip's own cache keeps them or not, these
-    # are downloaded once; .wheels holds them until both environments are there.
-    "${pip[@]}" download --no-deps --find-links="$PWD/.wheels" --dest=.wheels -r <(in_both_lists)
+    # are downloaded and built once; .wheels holds them until both environments are there.
+    "${pip[@]}" wheel --no-deps --use-pep517 --find-links="$PWD/.wheels" --wheel-dir=.wheels \
+      -r <(in_both_lists)
   fi
   if [[ -d .wheels ]]; then
     set -- --find-links="$PWD/.wheels" "$@"
   fi
-  # Compiling TensorFlow whole takes longer than installing it; imports compile what they need.
-  "${pip[@]}" install --no-compile "$@"
+  # Compiling TensorFlow whole takes longer than installing it; imports compile what they need. The
+  # pip of Debian 12 builds no wheels without --use-pep517; newer ones always do as it says.
+  "${pip[@]}" install --no-compile --use-pep517 "$@"
   echo "$inputs" >"$folder/inputs"
   echo "Installed into $folder in $((SECONDS - start)) s."
 }
