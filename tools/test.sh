@@ -81,18 +81,18 @@ make_environment() {
     "$python" -m venv "$folder"
   fi
   local pip=("$folder/bin/python" -m pip -qq --disable-pip-version-check)
+  # Compiling TensorFlow whole takes longer than installing it; imports compile what they need. The
+  # pip of Debian 12 builds no wheels without --use-pep517; newer ones always do as it says.
+  local install=(install --no-compile --use-pep517)
   if is_classic && [[ $folder == .venv && ! -f .venv/inputs && ! -d .venv_tf_keras ]]; then
     # Both environments need most of the packages. Whether pip's own cache keeps them or not, these
     # are downloaded and built once; .wheels holds them until both environments are there.
-    "${pip[@]}" wheel --no-deps --use-pep517 --find-links="$PWD/.wheels" --wheel-dir=.wheels \
-      -r <(in_both_lists)
+    "${pip[@]}" wheel --no-deps --use-pep517 --wheel-dir=.wheels -r <(in_both_lists)
   fi
-  if [[ -d .wheels ]]; then
-    set -- --find-links="$PWD/.wheels" "$@"
+  if [[ -d .wheels && ! -f $folder/inputs ]]; then
+    "${pip[@]}" "${install[@]}" --no-deps .wheels/*.whl
   fi
-  # Compiling TensorFlow whole takes longer than installing it; imports compile what they need. The
-  # pip of Debian 12 builds no wheels without --use-pep517; newer ones always do as it says.
-  "${pip[@]}" install --no-compile --use-pep517 "$@"
+  "${pip[@]}" "${install[@]}" "$@"
   echo "$inputs" >"$folder/inputs"
   echo "Installed into $folder in $((SECONDS - start)) s."
 }
