@@ -52,7 +52,7 @@ main_environment() {
   local python=.venv/bin/python constraints=constraints/tf_keras.txt
   "$python" -c '' 2>/dev/null || python=$(find_python)
   is_classic "$python" && constraints=constraints/classic.txt
-  make_environment .venv -c "$constraints" -e '.[dev,eval,serving]'
+  make_environment .venv -c "$constraints" -e '.[dev,eval,serving,panopticapi]'
 }
 
 main_environment

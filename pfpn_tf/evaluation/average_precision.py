@@ -233,7 +233,7 @@ class AveragePrecision:
 
     def result(self) -> Dict[str, Any]:
         """See `average_precision`."""
-        evaluation = copy.copy(self._matches).finalize()
+        evaluation: Any = copy.copy(self._matches).finalize()
         evaluation.accumulate()
         # IoU threshold, recall, class, area (all, small, medium, large), detections (1, 10, 100).
         precision = evaluation.eval["precision"][..., -1]  # [10, 101, K, 4]
