@@ -122,7 +122,7 @@ constraints=constraints/tf_keras.txt
 if is_classic; then
   constraints=constraints/classic.txt
 fi
-make_environment .venv "$python" -c "$constraints" -e '.[dev,eval,serving]'
+make_environment .venv "$python" -c "$constraints" -e '.[dev,eval,serving,panopticapi]'
 if [[ ${1:-} == --setup_only ]]; then
   exit
 fi

@@ -73,7 +73,7 @@ def count_images(num_images: int, hw: Tuple[int, int], num_detections: int) -> D
         truth = truth._replace(image_id=i, annotations=annotations)
         scores = np.sort(rng.uniform(0.05, 1.0, num_detections))[::-1].astype(np.float32)
         outputs = outputs._replace(detections=outputs.detections._replace(scores=scores))
-        image_counts, segments = counts.add(outputs, truth, hw, None)
+        image_counts, segments = counts.add(i, outputs, truth, hw, None)
         parts = (
             np.zeros((*hw, 3), np.uint8),
             (truth.panoptic_ids, truth.segments),

@@ -1,24 +1,25 @@
-"""COCO average precision of boxes and masks, by pycocotools.
+"""COCO average precision of boxes and masks: pycocotools' numbers, computed by hotcoco.
 
 The area of an object decides whether it counts for APs, APm or APl. pycocotools takes the box area
-of a mask result that also carries a box; here masks are always measured by their pixels.
+of a mask result that also carries a box; here masks are always measured by their pixels. It also
+takes a match with an annotation of id 0 for none; here all ids count alike.
 """
 
-import array
-import contextlib
-import io
+import copy
 import math
-from typing import Any, Dict, List, NamedTuple, Sequence
+import re
+from typing import Any, Dict, Iterable, List, Sequence
 
+import hotcoco
 import numpy as np
 
-_STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+_KEYS = {"bbox": "bbox", "segm": "segmentation"}
+# Whole numbers of compressed RLE: the last character of each is at most "O".
+_RLE = re.compile("[0-o]*[0-O]")
 
 
 def kinds_of(results: Sequence[Dict[str, Any]]) -> List[str]:
-    """Which of pycocotools' "bbox" and "segm" the results can be scored for: every entry has to
-    carry it.
-    """
+    """Which of "bbox" and "segm" the results can be scored for: every entry has to carry it."""
     kinds = []
     if all(_has_box(r) for r in results):
         kinds.append("bbox")
@@ -96,7 +97,7 @@ def check_results(results: Any, gt: Dict[str, Any], name: str) -> None:
 
 
 def _has_box(result):
-    """pycocotools takes an empty list for no box; mask results often carry one."""
+    """An empty list is no box; mask results often carry one."""
     return result.get("bbox", []) != []
 
 
@@ -113,40 +114,36 @@ def _check_mask(mask, size, where):
             " pycocotools.mask.frPyObjects converts them."
         )
     height_width = mask.get("size")
-    if not isinstance(height_width, list) or len(height_width) != 2:
+    if not (
+        isinstance(height_width, list)
+        and len(height_width) == 2
+        and all(isinstance(side, int) and side > 0 for side in height_width)
+    ):
         raise ValueError(f'{where}: the segmentation has no "size", height and width.')
     if None not in size and height_width != list(size):
         raise ValueError(
             f"{where}: the mask has size {height_width}, the image {list(size)} (height, width)."
         )
-    if _num_pixels(mask["counts"]) != height_width[0] * height_width[1]:
+    if not _covers(mask["counts"], height_width[0] * height_width[1]):
         raise ValueError(
             f"{where}: the segmentation's counts do not add up to its size {height_width}."
         )
 
 
-def _num_pixels(counts: str) -> int:
-    """Pixels that compressed RLE covers, zeros included; -1 if it is malformed.
+def _covers(counts: str, num_pixels: int) -> bool:
+    """Whether the runs of compressed RLE have so many pixels together, neither more nor fewer."""
+    # hotcoco refuses a mask with fewer pixels than its runs.
+    return bool(_RLE.fullmatch(counts)) and (
+        _fits(counts, num_pixels) and not _fits(counts, num_pixels - 1)
+    )
 
-    A number is a little-endian row of 5-bit digits, each in a character from "0" on; 32 marks that
-    more follow, 16 in the last one a negative number. From the third on a run is stored as its
-    difference from the one two before.
-    """
-    digits = np.frombuffer(counts.encode(), np.uint8).astype(np.int64) - 48
-    if not digits.size:
-        return 0
-    ends = np.flatnonzero(digits < 32)
-    if digits.min() < 0 or digits.max() > 63 or not ends.size or ends[-1] != digits.size - 1:
-        return -1
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    lengths = ends - starts + 1
-    if lengths.max() > 7:  # 35 bits
-        return -1
-    place = np.arange(digits.size) - np.repeat(starts, lengths)
-    numbers = np.add.reduceat((digits & 31) << (5 * place), starts)
-    numbers -= ((digits[ends] >> 4) & 1) << (5 * lengths)
-    runs = np.concatenate([numbers[:1], np.cumsum(numbers[1::2]), np.cumsum(numbers[2::2])])
-    return int(runs.sum()) if runs.min() >= 0 else -1
+
+def _fits(counts, num_pixels):
+    try:
+        hotcoco.mask.area({"size": [num_pixels, 1], "counts": counts})
+    except (ValueError, OverflowError):
+        return False
+    return True
 
 
 def _is_number(value):
@@ -159,8 +156,8 @@ def average_precision(
     """COCO's twelve numbers and the AP of each class.
 
     Args:
-      gt: content of a COCO instances JSON; not changed.
-      results: COCO results with `bbox` or `segmentation`; not changed.
+      gt: content of a COCO instances JSON that `check_ground_truth` has passed.
+      results: COCO results with `bbox` or `segmentation` that `check_results` has passed.
       iou_type: "bbox" or "segm".
 
     Returns:
@@ -171,218 +168,127 @@ def average_precision(
     Raises:
       ValueError: the ground truth lacks what this type needs.
     """
-    evaluation = _evaluate(gt, results, iou_type)
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation.accumulate()
-        evaluation.summarize()
-    return _summary(evaluation)
+    images = {image["id"]: image for image in gt["images"]}
+    for annotation in gt["annotations"]:
+        _check_annotation(annotation, images.get(annotation["image_id"], {}), iou_type)
+    precision = AveragePrecision(gt["categories"], iou_type)
+    try:
+        precision.update(
+            dict(enumerate(images[i] for i in _sorted(images))), gt["annotations"], results
+        )
+    except ValueError as error:
+        raise ValueError(f"The ground-truth instances JSON: {error}") from None
+    return precision.result()
 
 
 class AveragePrecision:
-    """The same numbers image by image: of each image only scores and match flags are kept, no
+    """The same numbers, a few images at a time: of each image only scores and matches are kept, no
     masks.
     """
 
-    def __init__(self, categories: Sequence[Dict[str, Any]], iou_type: str):
+    def __init__(self, categories: Iterable[Dict[str, Any]], iou_type: str):
         """Args: categories: COCO categories of the things. iou_type: "bbox" or "segm"."""
-        self._categories = sorted(({"id": c["id"]} for c in categories), key=lambda c: c["id"])
-        self._iou_type = iou_type
-        self._images = {}
+        self._key = _KEYS[iou_type]
+        # hotcoco's ids are integers: here the place of a category in the order of the ids.
+        self._classes = {c: n for n, c in enumerate(_sorted({c["id"] for c in categories}))}
+        names = [{"id": n, "name": str(c)} for c, n in self._classes.items()]
+        self._matches = hotcoco.StreamingEval(names, iou_type)
 
-    def update(self, image: Dict[str, Any], annotations: List[dict], results: List[dict]) -> None:
-        """Adds one image.
+    def update(
+        self, images: Dict[int, Dict[str, Any]], annotations: List[dict], results: List[dict]
+    ) -> None:
+        """Adds images. What belongs to other images or unknown categories does not count.
 
         Args:
-          image: COCO image entry with id, height, width.
-          annotations: COCO annotations of the image.
-          results: COCO results of the image.
+          images: by an integer of its own, the COCO entry of each image with id, height, width. Of
+            detections with equal scores, those of the image with the lower integer come first;
+            pycocotools orders images by id.
+          annotations: COCO annotations of the images.
+          results: COCO results of the images.
         """
-        gt = {"images": [image], "annotations": annotations, "categories": self._categories}
-        evaluation = _evaluate(gt, results, self._iou_type)
-        self._images[image["id"]] = _Matches.of(evaluation.evalImgs)
+        places = {image["id"]: place for place, image in images.items()}
+
+        def kept(entries, *keys):
+            return [
+                {
+                    "id": n,
+                    "image_id": places[entry["image_id"]],
+                    "category_id": self._classes[entry["category_id"]],
+                    self._key: entry[self._key],
+                    **{key: entry.get(key, 0) for key in keys},
+                }
+                for n, entry in enumerate(entries, 1)
+                if entry["image_id"] in places and entry["category_id"] in self._classes
+            ]
+
+        sizes = [
+            {"id": place, **{side: image[side] for side in ("height", "width") if image.get(side)}}
+            for place, image in images.items()
+        ]
+        self._matches.update(sizes, kept(annotations, "area", "iscrowd"), kept(results, "score"))
 
     def merge(self, other: "AveragePrecision") -> None:
         """Adds the images of another accumulator with the same categories."""
-        self._images.update(other._images)
+        self._matches = hotcoco.StreamingEval.merge([self._matches, other._matches])
 
     def result(self) -> Dict[str, Any]:
         """See `average_precision`."""
-        from pycocotools.cocoeval import COCOeval
-
-        with contextlib.redirect_stdout(io.StringIO()):
-            evaluation = COCOeval(iouType=self._iou_type)
-            params = evaluation.params
-            params.catIds = [c["id"] for c in self._categories]
-            params.imgIds = sorted(self._images)
-            num_lists = len(params.catIds) * len(params.areaRng)
-            images = [self._images[i] for i in params.imgIds]
-            evaluation.evalImgs = _EvalImgs(images, num_lists, len(params.iouThrs))
-            evaluation._paramsEval = params
-            evaluation.accumulate()
-            evaluation.summarize()
-        return _summary(evaluation)
-
-
-class _Matches(NamedTuple):
-    """What COCOeval.accumulate reads of one image, in few kilobytes.
-
-    Entries are the pairs of class and area range with ground truth or detections; most have
-    neither.
-
-    Attributes:
-      entry_of: number of the entry of each pair in pycocotools' order, -1 where there is none.
-      detections: bounds of each entry's part of `scores` and `flags`. objects: of `ignored`.
-      scores: of the detections, float64.
-      flags: of the detections, uint32; bit t: matched at the t-th IoU threshold, bit 16 + t:
-        ignored there.
-      ignored: of the ground-truth objects, bool.
-    """
-
-    entry_of: array.array
-    detections: array.array
-    objects: array.array
-    scores: np.ndarray
-    flags: np.ndarray
-    ignored: np.ndarray
-
-    @classmethod
-    def of(cls, eval_imgs: Sequence[Any]) -> "_Matches":
-        """Packs the list that COCOeval.evaluate has made of one image."""
-        entry_of, detections, objects = (
-            array.array("i"),
-            array.array("i", [0]),
-            array.array("i", [0]),
-        )
-        scores, flags, ignored = [np.zeros(0)], [np.zeros(0, np.uint32)], [np.zeros(0, bool)]
-        for entry in eval_imgs:
-            entry_of.append(-1 if entry is None else len(detections) - 1)
-            if entry is None:
-                continue
-            matched, dropped = (
-                np.asarray(entry[k], bool) for k in ("dtMatches", "dtIgnore")
-            )  # [T, D]
-            bits = np.arange(len(matched), dtype=np.uint32)[:, None]
-            scores.append(np.asarray(entry["dtScores"], np.float64))
-            flags.append(np.sum((matched << bits) | (dropped << (bits + 16)), 0, np.uint32))
-            ignored.append(np.asarray(entry["gtIgnore"], bool))
-            detections.append(detections[-1] + len(scores[-1]))
-            objects.append(objects[-1] + len(ignored[-1]))
-        return cls(
-            entry_of,
-            detections,
-            objects,
-            np.concatenate(scores),
-            np.concatenate(flags),
-            np.concatenate(ignored),
-        )
-
-    def entry(self, pair: int, num_thresholds: int):
-        """The entry of a pair of class and area range, as pycocotools has it; None if there is
-        none.
-        """
-        i = self.entry_of[pair]
-        if i < 0:
-            return None
-        part = slice(self.detections[i], self.detections[i + 1])
-        bits = np.arange(num_thresholds, dtype=np.uint32)[:, None]
-        flags = self.flags[part]
-        return {
-            "dtScores": self.scores[part],
-            "dtMatches": (flags >> bits & 1).astype(bool),
-            "dtIgnore": (flags >> (bits + 16) & 1).astype(bool),
-            "gtIgnore": self.ignored[self.objects[i] : self.objects[i + 1]].astype(np.uint8),
+        evaluation: Any = copy.copy(self._matches).finalize()
+        evaluation.accumulate()
+        # IoU threshold, recall, class, area (all, small, medium, large), detections (1, 10, 100).
+        precision = evaluation.eval["precision"][..., -1]  # [10, 101, K, 4]
+        recall = evaluation.eval["recall"]  # [10, K, 4, 3]
+        parts = {
+            "AP": precision[..., 0],
+            "AP50": precision[0, ..., 0],
+            "AP75": precision[5, ..., 0],
+            "APs": precision[..., 1],
+            "APm": precision[..., 2],
+            "APl": precision[..., 3],
+            "AR1": recall[..., 0, 0],
+            "AR10": recall[..., 0, 1],
+            "AR100": recall[..., 0, 2],
+            "ARs": recall[..., 1, 2],
+            "ARm": recall[..., 2, 2],
+            "ARl": recall[..., 3, 2],
         }
-
-
-class _EvalImgs:
-    """Stands for COCOeval.evalImgs; unpacks one pair of class and area range at a time."""
-
-    def __init__(self, images, num_pairs, num_thresholds):
-        self._images = images
-        self._num_pairs = num_pairs
-        self._num_thresholds = num_thresholds
-        self._pair, self._entries = None, []
-
-    def __len__(self):
-        return self._num_pairs * len(self._images)
-
-    def __getitem__(self, index):
-        pair, image = divmod(index, len(self._images))
-        if pair != self._pair:
-            self._pair = pair
-            self._entries = [m.entry(pair, self._num_thresholds) for m in self._images]
-        return self._entries[image]
-
-
-def _evaluate(gt, results, iou_type):
-    """A COCOeval that has matched the results, image by image; pycocotools' prints are dropped."""
-    from pycocotools.cocoeval import COCOeval
-
-    with contextlib.redirect_stdout(io.StringIO()):
-        gt_index = _index(_complete(gt, iou_type))
-        # Other keys might make pycocotools take the results for captions or keypoints.
-        keys = (
-            "image_id",
-            "category_id",
-            "score",
-            "bbox" if iou_type == "bbox" else "segmentation",
-        )
-        results = [{key: r[key] for key in keys} for r in results]
-        if results:
-            pred_index = gt_index.loadRes(results)
-        else:
-            pred_index = _index({**gt_index.dataset, "annotations": []})
-        evaluation = COCOeval(gt_index, pred_index, iou_type)
-        evaluation.evaluate()
-    return evaluation
-
-
-def _summary(evaluation):
-    stats = dict(zip(_STATS, (float(v) for v in evaluation.stats)))
-    precision = evaluation.eval["precision"][
-        :, :, :, 0, -1
-    ]  # [IoU, recall, class]: all areas, 100 detections
-    per_class = {
-        str(category_id): {
-            "AP": _mean(precision[:, :, k]),
-            "AP50": _mean(precision[0, :, k]),
-            "AP75": _mean(precision[5, :, k]),
+        stats = {name: _mean(part, -1.0) for name, part in parts.items()}
+        per_class = {
+            str(category_id): {
+                name: _mean(parts[name][..., n], None) for name in ("AP", "AP50", "AP75")
+            }
+            for category_id, n in self._classes.items()
         }
-        for k, category_id in enumerate(evaluation.params.catIds)
-    }
-    return {**stats, "AR": stats["AR100"], "per_class": per_class}
+        return {**stats, "AR": stats["AR100"], "per_class": per_class}
 
 
-def _mean(precision):
-    known = precision[precision > -1]
-    return float(np.mean(known)) if known.size else None
+def _mean(values, otherwise):
+    known = values[values > -1]
+    return float(np.mean(known)) if known.size else otherwise
 
 
-def _index(dataset):
-    from pycocotools.coco import COCO
-
-    coco = COCO()
-    coco.dataset = dataset
-    coco.createIndex()
-    return coco
+def _sorted(ids):
+    """Numbers before strings."""
+    return sorted(ids, key=lambda i: (isinstance(i, str), i))
 
 
-def _complete(gt, iou_type):
-    """A copy that pycocotools can take: it writes into annotations and needs `iscrowd`."""
-    needed = (
-        "id",
-        "image_id",
-        "category_id",
-        "area",
-        "bbox" if iou_type == "bbox" else "segmentation",
+def _check_annotation(annotation, image, iou_type):
+    where = (
+        f"The ground-truth instances JSON: annotation {annotation['id']} (image"
+        f" {annotation['image_id']})"
     )
-    annotations = []
-    for annotation in gt["annotations"]:
-        for key in needed:
-            if key not in annotation:
-                raise ValueError(
-                    f"The ground-truth instances JSON: annotation {annotation.get('id')} (image "
-                    f'{annotation.get("image_id")}) has no "{key}", which AP needs.'
-                )
-        annotations.append({"iscrowd": 0, **annotation})
-    return {"images": gt["images"], "categories": gt["categories"], "annotations": annotations}
+    for key in ("area", _KEYS[iou_type]):
+        if key not in annotation:
+            raise ValueError(f'{where} has no "{key}", which AP needs.')
+    if not _is_number(annotation["area"]):
+        raise ValueError(f"{where}: area {annotation['area']!r} is not a finite number.")
+    if annotation.get("iscrowd", 0) not in (0, 1):
+        raise ValueError(f"{where}: iscrowd {annotation['iscrowd']!r} is neither 0 nor 1.")
+    value, size = annotation[_KEYS[iou_type]], (image.get("height"), image.get("width"))
+    if iou_type == "bbox":
+        _check_box(value, where)
+    elif isinstance(value, dict):
+        if isinstance(value.get("counts"), str):
+            _check_mask(value, (None, None), where)
+    elif not value or None in size:
+        raise ValueError(f"{where}: polygons need corners, and the image its height and width.")

@@ -124,8 +124,15 @@ class Counts:
         """[C, C + 1] pixels of the panoptic maps over the categories, void last."""
         return self._maps.confusion
 
-    def add(self, outputs: ImageOutputs, truth: ImageTruth, image_hw, writer):
+    def add(self, position: int, outputs: ImageOutputs, truth: ImageTruth, image_hw, writer):
         """Adds one image, and writes its predictions if there is a writer.
+
+        Args:
+          position: of the image in the split.
+          outputs: what the network says about the image.
+          truth: its ground truth.
+          image_hw: (height, width) at which the network has seen it.
+          writer: `PredictionWriter` or None.
 
         Returns:
           (`ImageCounts`, predicted segments_info); None for either without panoptic maps, for the
@@ -168,9 +175,10 @@ class Counts:
                 self._info.thing_category_ids[found.class_ids],
                 found.masks,
             )
-            image = {"id": truth.image_id, "height": height, "width": width}
+            place = truth.image_id if isinstance(truth.image_id, int) else position
+            images = {place: {"id": truth.image_id, "height": height, "width": width}}
             for precision in self._precision.values() if scored else ():
-                precision.update(image, truth.annotations, results)
+                precision.update(images, truth.annotations, results)
             if writer:
                 writer.add_instances(results)
         return image_counts, segments

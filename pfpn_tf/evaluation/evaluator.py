@@ -177,7 +177,9 @@ class Evaluator:
                 def consume(position, outputs, example):
                     truth = read_truth(example, self._string_ids)
                     found.image_ids.append(truth.image_id)
-                    image_counts, segments = counts.add(outputs, truth, example["image_hw"], writer)
+                    image_counts, segments = counts.add(
+                        position, outputs, truth, example["image_hw"], writer
+                    )
                     if found.gallery and image_counts:
                         ids = outputs.panoptic.panoptic_ids[: truth.hw[0], : truth.hw[1]]
                         gt, pred = (truth.panoptic_ids, truth.segments), (ids, segments)

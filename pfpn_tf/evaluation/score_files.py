@@ -10,24 +10,18 @@ import json
 import multiprocessing
 import os
 import sys
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
 from pfpn_tf.evaluation import average_precision, coco_format, file_report, report
 from pfpn_tf.evaluation.html_report import Tally
-from pfpn_tf.evaluation.panoptic_quality import (
-    ImageCounts,
-    Overlaps,
-    PanopticQuality,
-    overlaps_of_pixels,
-)
+from pfpn_tf.evaluation.panoptic_quality import ImageCounts, PanopticQuality, overlaps_of_pixels
 from pfpn_tf.evaluation.semantic_iou import SemanticIoU
 
 _IMAGES_PER_JOB = 64
 _MIN_IMAGES_PER_PROCESS = 64
 _MAX_THREADS = 4  # More decode faster than one counts.
-_MIN_IMAGES_COMPILED = 256  # Fewer are scored before numba is imported.
 
 
 class _Job(NamedTuple):
@@ -41,7 +35,6 @@ class _Job(NamedTuple):
     categories: List[dict]
     semantic: bool
     num_threads: int
-    compiled: bool  # Whether by `map_kernels`.
 
 
 def score_panoptic(
@@ -98,8 +91,6 @@ def score_panoptic(
     # Below a number of images, starting a process costs more than it saves.
     num_processes = min(num_processes or _num_cpus(), max(1, len(pairs) // _MIN_IMAGES_PER_PROCESS))
     num_threads = min(_num_cpus() // num_processes, _MAX_THREADS)
-    # Imported here already so that forked processes have it.
-    compiled = len(pairs) >= _MIN_IMAGES_COMPILED and _map_kernels() is not None
     jobs = [
         _Job(
             pairs[i : i + _IMAGES_PER_JOB],
@@ -108,7 +99,6 @@ def score_panoptic(
             categories,
             iou is not None,
             num_threads,
-            compiled,
         )
         for i in range(0, len(pairs), _IMAGES_PER_JOB)
     ]
@@ -173,15 +163,13 @@ def score_image(
     where: str,
     quality: PanopticQuality,
     iou: Optional[SemanticIoU],
-    overlaps: Callable[[np.ndarray, np.ndarray], Overlaps] = overlaps_of_pixels,
 ) -> ImageCounts:
     """Adds one image to the accumulators and returns its own counts.
 
     Args:
       gt, pred: COCO panoptic annotations of the image.
-      maps: their two PNGs, [h, w, 3] uint8 RGB, or whatever `overlaps` takes.
+      maps: their two PNGs, [h, w, 3] uint8 RGB.
       where: opening of an error message: image and file.
-      overlaps: counts the pixels of each pair of ids.
 
     Raises:
       ValueError: names the image and file.
@@ -193,7 +181,7 @@ def score_image(
             f" truth {gt['file_name']} is {gt_map.shape[0]} x {gt_map.shape[1]}; predict at the"
             " original image size."
         )
-    found = overlaps(gt_map, pred_map)
+    found = overlaps_of_pixels(gt_map, pred_map)
     counts = quality.update(found, gt["segments_info"], pred["segments_info"], where)
     if iou is not None:
         iou.update(found, gt["segments_info"], pred["segments_info"])
@@ -270,38 +258,25 @@ def _renamed_category(gt_categories, pred_categories):
 
 def _score_job(job):
     quality, iou = accumulators(job.categories, job.semantic)
-    overlaps = _map_kernels().overlaps if job.compiled else overlaps_of_pixels
     tallies = []
     for (gt, pred), maps in zip(job.pairs, _decoded(job)):
         where = (
             f"Image {gt['image_id']}: prediction {os.path.join(job.pred_dir, pred['file_name'])}"
         )
-        tallies.append(Tally.of(score_image(gt, pred, maps, where, quality, iou, overlaps)))
+        tallies.append(Tally.of(score_image(gt, pred, maps, where, quality, iou)))
     return quality.state(), None if iou is None else iou.confusion, tallies
-
-
-def _map_kernels():
-    """The module of compiled loops; None where its packages are not installed or cannot compile."""
-    try:
-        from pfpn_tf.evaluation import map_kernels
-    except (ImportError, RuntimeError):  # The latter: no folder to keep the result in.
-        return None
-    return map_kernels
-
-
-def _decode_compiled(png, name):
-    """Segment ids [h, w] uint32."""
-    ids = _map_kernels().decode(png)
-    return coco_format.decode_panoptic_png(png, name) if ids is None else ids
 
 
 def _decoded(job):
     """Yields the maps of each pair of PNGs; threads that have a core to themselves decode ahead."""
-    decode = _decode_compiled if job.compiled else coco_format.decode_panoptic_pixels
 
     def read(directory, annotation, what):
         return coco_format.read_panoptic_png(
-            directory, annotation["file_name"], annotation["image_id"], what, decode
+            directory,
+            annotation["file_name"],
+            annotation["image_id"],
+            what,
+            coco_format.decode_panoptic_pixels,
         )
 
     def read_pair(pair):

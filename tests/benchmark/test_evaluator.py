@@ -19,7 +19,7 @@ def test_drawn_predictions_are_neither_all_right_nor_all_wrong():
     truth, outputs = evaluator._draw(np.random.default_rng(0), info, (120, 160), 20)
     scores = np.linspace(0.9, 0.1, 20, dtype=np.float32)
     outputs = outputs._replace(detections=outputs.detections._replace(scores=scores))
-    counts.add(outputs, truth, (120, 160), None)
+    counts.add(0, outputs, truth, (120, 160), None)
     metrics = counts.result()
     assert 0.2 < metrics["panoptic"]["All"]["pq"] < 1
     assert 0.02 < metrics["bbox"]["AP"] < 1 and 0.02 < metrics["segm"]["AP"] < 1

@@ -1,13 +1,19 @@
-"""AP collected image by image against pycocotools on the whole set."""
+"""AP of all images at once and collected image by image against pycocotools."""
 
+import contextlib
+import io
 import json
+import pickle
 
 import numpy as np
 import pytest
 from pycocotools import mask as mask_utils
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from pfpn_tf.evaluation import average_precision as ap
 
+STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 CASES = [
     "01_coco",
     "02_coco_ties_few_images",
@@ -17,16 +23,38 @@ CASES = [
 
 
 def by_image(gt, results, kind, parts=1):
+    """Parts travel as bytes, as those of several workers do."""
     accumulators = [ap.AveragePrecision(gt["categories"], kind) for _ in range(parts)]
+    places = {i: n for n, i in enumerate(sorted(image["id"] for image in gt["images"]))}
     for n, image in enumerate(reversed(gt["images"])):
         accumulators[n % parts].update(
-            image,
+            {places[image["id"]]: image},
             [a for a in gt["annotations"] if a["image_id"] == image["id"]],
             [r for r in results if r["image_id"] == image["id"]],
         )
     for other in accumulators[1:]:
-        accumulators[0].merge(other)
+        accumulators[0].merge(pickle.loads(pickle.dumps(other)))
+    assert accumulators[0].result() == accumulators[0].result()
     return accumulators[0].result()
+
+
+def pycocotools(gt, results, kind):
+    """pycocotools' twelve numbers."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = json.loads(json.dumps(gt))  # pycocotools writes into both.
+        truth.createIndex()
+        found = truth.loadRes(json.loads(json.dumps(results)))
+        evaluation = COCOeval(truth, found, kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return dict(zip(STATS, evaluation.stats.tolist()))
+
+
+def assert_pycocotools(ours, gt, results, kind):
+    expected = pycocotools(gt, results, kind)
+    assert {name: ours[name] for name in STATS} == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
@@ -36,6 +64,49 @@ def test_image_by_image_equals_all_at_once(test_data, case, kind):
     gt = json.loads((folder / "gt.json").read_text())
     results = json.loads((folder / f"detections_{kind}.json").read_text())
     assert by_image(gt, results, kind, parts=3) == ap.average_precision(gt, results, kind)
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+@pytest.mark.parametrize("string_ids", [False, True])
+def test_crowds_and_ties_equal_pycocotools(kind, string_ids):
+    """Images listed in another order than their ids, many equal scores, a fourth of the objects
+    crowds, categories and images that nothing belongs to.
+    """
+    rng = np.random.default_rng(0)
+    hw, names = (60, 80), (lambda i: f"town_{i:03d}") if string_ids else (lambda i: 7 * i)
+    gt = {
+        "images": [{"id": names(int(i)), "height": 60, "width": 80} for i in rng.permutation(40)],
+        "annotations": [],
+        "categories": [{"id": i, "name": str(i)} for i in (9, 2, 40)],
+    }
+    results = []
+
+    def described(image_id, box):
+        y, x, height, width = (int(v) for v in box)
+        mask = np.zeros(hw, np.uint8, order="F")
+        mask[y : y + height, x : x + width] = 1
+        rle = mask_utils.encode(mask)
+        rle["counts"] = rle["counts"].decode()
+        return {
+            "image_id": image_id,
+            "category_id": int(rng.choice([9, 2])),
+            **({"bbox": [x, y, width, height]} if kind == "bbox" else {"segmentation": rle}),
+        }
+
+    for image in gt["images"][:-3]:
+        for _ in range(5):
+            box = rng.integers([0, 0, 3, 3], [20, 30, 40, 50])
+            number = {"id": len(gt["annotations"]) + 1, "area": int(box[2] * box[3])}
+            crowd = {"iscrowd": int(rng.random() < 0.25)}
+            gt["annotations"].append({**described(image["id"], box), **number, **crowd})
+            for _ in range(3):
+                near = np.maximum(box + rng.integers(-2, 3, 4), [0, 0, 1, 1])
+                score = float(rng.integers(1, 5) / 4)
+                results.append({**described(image["id"], near), "score": score})
+    assert_pycocotools(ap.average_precision(gt, results, kind), gt, results, kind)
+    ours = by_image(gt, results, kind, parts=4)
+    assert_pycocotools(ours, gt, results, kind)
+    assert 0.1 < ours["AP"] < 0.9 and ours["per_class"]["40"]["AP"] is None
 
 
 def toy():

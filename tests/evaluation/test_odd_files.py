@@ -585,6 +585,27 @@ def test_broken_results_are_named(instances, change, words):
         assert word in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"area": None}, ["area None", "finite"]),
+        ({"iscrowd": "yes"}, ["iscrowd 'yes'", "neither 0 nor 1"]),
+        ({"bbox": [1, 2, 3]}, ["[1, 2, 3]", "four finite numbers"]),
+        ({"segmentation": []}, ["polygons"]),
+        ({"segmentation": {"size": [20, 30], "counts": "n1:"}}, ["add up"]),
+    ],
+)
+def test_broken_ground_truth_is_named(instances, change, words):
+    path = pathlib.Path(instances[0])
+    content = json.loads(path.read_text())
+    content["annotations"][1].update(change)
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError) as error:
+        score_instances(*instances)
+    for word in ["ground-truth instances JSON", "annotation 2 (image 2)", *words]:
+        assert word in str(error.value)
+
+
 def test_masks_of_any_shape_add_up(instances):
     """The sum of runs is right for long and for negative differences."""
     rng = np.random.default_rng(0)
