@@ -273,6 +273,8 @@ _OUTLINES = {
     "tent": np.array([[-0.95, 0.0], [0.75, 1.05], [0.75, -1.05]]),
     "star": _star_outline(),
 }
+_HUES = {"ball": 0, "crate": 135, "tent": 25, "star": 85}  # the usual ones, of OpenCV's 0..179
+_HUE_DEVIATION = 20
 _LARGEST_TURN = {"ball": 0.0, "crate": np.pi / 4, "tent": 0.4, "star": np.pi / 5}  # radians
 
 
@@ -303,8 +305,9 @@ def _paint(rng, image, name, centre, radius):
     """Paints one thing with its shadow. Returns its pixels [h, w] bool."""
     turn = rng.uniform(-1, 1) * _LARGEST_TURN[name]
     rotation = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
-    hue = np.uint8([[[rng.integers(180), rng.integers(150, 240), rng.integers(180, 256)]]])
-    color = cv2.cvtColor(hue, cv2.COLOR_HSV2RGB)[0, 0].astype(np.float64)
+    hue = int(rng.normal(_HUES[name], _HUE_DEVIATION)) % 180
+    hsv = np.uint8([[[hue, rng.integers(150, 240), rng.integers(180, 256)]]])
+    color = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0].astype(np.float64)
 
     # All that follows touches only a window around the thing.
     low = np.maximum(centre - 1.7 * radius, 0).astype(int)
@@ -333,7 +336,7 @@ def _draw_things(rng, image, owners, things):
     areas = {1: (owners == 1).sum()} if things else {}
     for _ in range(rng.integers(1, 8)):
         name = THING_NAMES[rng.integers(len(THING_NAMES))]
-        radius = min(hw) * np.exp(rng.uniform(np.log(0.07), np.log(0.24)))
+        radius = min(hw) * np.exp(rng.uniform(np.log(0.09), np.log(0.24)))
         centre = np.array([rng.uniform(0.05, 0.95) * hw[0], rng.uniform(0.05, 0.95) * hw[1]])
         distance = np.hypot(y + 0.5 - centre[0], x + 0.5 - centre[1])
         disc = distance < 1.3 * radius
