@@ -6,19 +6,25 @@ import importlib.metadata
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import pfpn_tf
 from pfpn_tf.data import synthetic
 
 ROOT = pathlib.Path(__file__).parents[1]
-STACKS = {"constraints/classic.txt": "3.11", "constraints/tf_keras.txt": "3.12"}
+LISTS = {
+    "3.11": "constraints/classic.txt",
+    "3.12": "constraints/tf_keras.txt",
+    "3.13": "constraints/tf_keras.txt",
+}
 # In no public package index, so in no list.
 NOT_PINNED = {"panopticapi"}
 
@@ -48,8 +54,8 @@ def pins(path):
     return {canonicalize_name(f[1]): f[2] for f in found}
 
 
-@pytest.mark.parametrize("path, python_version", STACKS.items())
-def test_lists_fulfil_the_requirements(path, python_version):
+@pytest.mark.parametrize("python_version, path", LISTS.items())
+def test_lists_fulfil_the_requirements(python_version, path):
     versions = pins(path)
     environment = {"python_version": python_version}
     for requirement in requirements():
@@ -64,7 +70,7 @@ def test_lists_fulfil_the_requirements(path, python_version):
 
 def test_one_opencv():
     """Both distributions install into the same folder."""
-    for path in STACKS:
+    for path in set(LISTS.values()):
         versions = pins(path)
         assert versions["opencv-python"] == versions["opencv-python-headless"]
 
@@ -132,3 +138,150 @@ def test_a_tool_says_nothing_but_its_own_words(tmp_path):
     noise = [line for line in done.stderr.splitlines() if not line.startswith("train")]
     assert noise == []
     assert "train: 2 images" in done.stdout
+
+
+def test_the_python_versions_are_told_the_same_everywhere():
+    parser = setup_cfg()
+    required = SpecifierSet(parser["options"]["python_requires"])
+    assert [f"3.{minor}" for minor in range(40) if f"3.{minor}" in required] == list(LISTS)
+    classifiers = parser["metadata"]["classifiers"]
+    assert re.findall(r"Python :: (3\.\d+)", classifiers) == list(LISTS)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "Python 3.11, 3.12 or 3.13" in readme
+    for path in set(LISTS.values()):
+        versions = ", ".join(version for version, of in LISTS.items() if of == path)
+        assert re.search(rf"^\| {re.escape(versions)} \|.* `{path}` \|$", readme, re.MULTILINE)
+
+
+# Stands for an interpreter: tells another version, may lack a module, and makes no environment.
+FAKE_PYTHON = """#!/bin/bash
+[[ $1 == -c ]] || {{ echo "chosen: $0 $*"; exit 3; }}
+exec {real!r} -S -c 'import sys; {lie}; exec(sys.argv[1])' "$2"
+"""
+BROKEN = "sys.exit(127)"  # pyenv's command for a version that is not chosen
+NO_VENV = "sys.version_info = (3, 13); sys.modules['ensurepip'] = None"  # Debian's python3 alone
+
+
+def version_is(*numbers):
+    return f"sys.version_info = {numbers}"
+
+
+@pytest.fixture
+def set_up(tmp_path):
+    """A function that runs a script in a checkout where only the given Pythons are."""
+    checkout, programs = tmp_path / "a checkout", tmp_path / "some programs"
+    (checkout / "tools").mkdir(parents=True)
+    programs.mkdir()
+    for script in ("test.sh", "demo.sh"):
+        shutil.copy(ROOT / "tools" / script, checkout / "tools")
+    for name in ("bash", "cat", "cksum", "dirname", "rm"):
+        (programs / name).symlink_to(shutil.which(name))
+
+    def run(pythons, named=None, command=("tools/test.sh", "--setup_only")):
+        for name, lie in pythons.items():
+            path = tmp_path / name if "/" in name else programs / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(FAKE_PYTHON.format(real=sys.executable, lie=lie.replace("'", '"')))
+            path.chmod(0o755)
+        environment = {"PATH": f"{programs}:{tmp_path}/system"} | (
+            {"PYTHON": named} if named else {}
+        )
+        return subprocess.run(
+            ["bash", *command], cwd=checkout, env=environment, capture_output=True, text=True
+        )
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "pythons, named, chosen",
+    [
+        ({"python3.11": version_is(3, 11), "python3.12": version_is(3, 12)}, None, "python3.11"),
+        ({"python3.11": BROKEN, "python3.12": version_is(3, 12)}, None, "python3.12"),
+        ({"python3.11": BROKEN, "python3": version_is(3, 13)}, None, "python3"),
+        ({"python3.13": NO_VENV, "python3": version_is(3, 13)}, None, "python3"),
+        ({"python3": version_is(3, 14), "python": version_is(3, 12)}, None, "python"),
+        ({"python3": version_is(3, 11), "my python": version_is(3, 13)}, "my python", "my python"),
+    ],
+)
+def test_set_up_chooses_a_python(set_up, pythons, named, chosen):
+    done = set_up(pythons, named)
+    assert f"{chosen} -m venv .venv" in done.stdout, done.stderr
+
+
+def test_set_up_finds_the_python_behind_one_that_fails(set_up):
+    """pyenv puts its commands before the system's."""
+    done = set_up({"python3": BROKEN, "system/python3": version_is(3, 13)})
+    assert "system/python3 -m venv .venv" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("command", [("tools/test.sh", "--setup_only"), ("tools/demo.sh",)])
+@pytest.mark.parametrize(
+    "pythons, named, message",
+    [
+        ({}, None, "no Python found; install Python 3.11, 3.12 or 3.13, or name one"),
+        ({"python3.11": BROKEN}, None, "no Python found; install"),
+        ({"python3": version_is(3, 14)}, None, "only Python 3.14 found; install Python 3.11"),
+        ({"python3": version_is(3, 10)}, None, "only Python 3.10 found; install Python 3.11"),
+        ({"python3": NO_VENV}, None, "without the module venv: apt install python3-venv (or"),
+        ({"python3": version_is(3, 11), "new one": version_is(3, 14)}, "new one", "is Python 3.14"),
+        ({"python3": version_is(3, 11)}, "python3.9", "PYTHON=python3.9 does not run; name a"),
+        (
+            {"a checkout/.venv/bin/python": version_is(3, 14)},
+            None,
+            ".venv has Python 3.14, not 3.11, 3.12 or",
+        ),
+        (
+            {"a checkout/.venv/bin/python": version_is(3, 11), "python3.13": version_is(3, 13)},
+            "python3.13",
+            ".venv has Python 3.11, PYTHON=python3.13 is 3.13; rm -r .venv",
+        ),
+    ],
+)
+def test_set_up_says_in_one_line_what_is_missing(set_up, command, pythons, named, message):
+    done = set_up(pythons, named, command)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: ") and done.stderr.count("\n") == 1
+    assert message in done.stderr
+
+
+# Stands for the Python of an environment: installs nothing, and says how it would run the tests.
+FAKE_ENVIRONMENT = """#!/bin/bash
+[[ $1 == -c ]] && echo {version}
+[[ $2 == pytest ]] || exit 0
+echo "$0 $TF_ENABLE_ONEDNN_OPTS ${{*: -1}}"
+[[ $* != *" {failing}" ]]
+"""
+KERNELS = "TF_ENABLE_ONEDNN_OPTS"
+BOTH, REST, TRAINING = "both_stacks", "--ignore=tests/training", "tests/training"
+
+
+@pytest.mark.parametrize(
+    "version, onednn, parts",
+    [
+        ("3.11", None, [(".venv_tf_keras", 0, BOTH), (".venv", 1, REST), (".venv", 1, TRAINING)]),
+        ("3.11", "0", [(".venv_tf_keras", 0, BOTH), (".venv", 0, REST), (".venv", 0, TRAINING)]),
+        ("3.13", None, [(".venv", 0, BOTH), (".venv", 1, REST), (".venv", 1, TRAINING)]),
+        ("3.13", "1", [(".venv", 1, REST), (".venv", 1, TRAINING)]),
+    ],
+)
+@pytest.mark.parametrize("failing", [BOTH, REST, TRAINING, "nothing"])
+def test_parts_of_the_tests(tmp_path, version, onednn, parts, failing):
+    (tmp_path / "tools").mkdir()
+    shutil.copy(ROOT / "tools" / "test.sh", tmp_path / "tools")
+    for name in ("setup.cfg", "pyproject.toml", "constraints"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    for folder in {folder for folder, _, _ in parts}:
+        python = tmp_path / folder / "bin" / "python"
+        python.parent.mkdir(parents=True)
+        python.write_text(FAKE_ENVIRONMENT.format(version=version, failing=failing))
+        python.chmod(0o755)
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHON", KERNELS)}
+    environment |= {KERNELS: onednn} if onednn else {}
+    command = ["bash", "tools/test.sh"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    ran = re.findall(r"^(\S+)/bin/python (\d) (\S+)$", done.stdout, re.MULTILINE)
+    assert ran == [(folder, str(value), last) for folder, value, last in parts], done.stderr
+    fails = failing in [last for _, _, last in parts]
+    assert done.returncode == int(fails)
+    assert done.stderr.count("FAILED") == int(fails)

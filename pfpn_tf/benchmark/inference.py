@@ -66,7 +66,7 @@ def benchmark_inference(
             raise ValueError(
                 f"--saved_model={saved_model} holds no saved_model.pb; give MODEL/VERSION."
             )
-        image = _photo(image_hw)
+        image = photo(image_hw)
         result = measure.in_fresh_process(
             answer,
             saved_model,
@@ -126,7 +126,7 @@ def spread_predictions(network, config, image_hw):
 
     data = config.data
     hw = preprocess.resized_hw(tf.constant(image_hw), data.eval_min_side, data.eval_max_side)
-    image = preprocess.resize_image(tf.constant(_photo(image_hw)), hw)
+    image = preprocess.resize_image(tf.constant(photo(image_hw)), hw)
     image = preprocess.normalize(image, data.pixel_mean, data.pixel_std)
     image = preprocess.pad_to(image, preprocess.padded_hw(hw, data.size_divisor))
     pyramid = network.fpn(network.backbone(image[None]))
@@ -216,7 +216,7 @@ def count_nodes(saved_model: str) -> Dict[str, int]:
     return {"all": total, "panoptic": sum(len(functions[name].node_def) for name in reached)}
 
 
-def _photo(hw):
+def photo(hw):
     """Something with edges at all scales: [h, w, 3] uint8."""
     import cv2
 

@@ -104,6 +104,7 @@ def machine() -> Dict[str, Any]:
         ],
         "python": platform.python_version(),
         "tensorflow": tf.__version__,
+        "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "as TensorFlow chooses"),
         "load_average": round(os.getloadavg()[0], 2),
     }
 

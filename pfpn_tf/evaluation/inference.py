@@ -76,6 +76,7 @@ class Inference:
         info: DatasetInfo,
         model: tf.keras.Model,
         semantic: Optional[Network] = None,
+        for_gpu: bool = False,
     ):
         """Plans the inputs.
 
@@ -84,7 +85,9 @@ class Inference:
           info: the dataset.
           model: the network; with `semantic` only its instances count.
           semantic: a second network, for the semantic branch.
+          for_gpu: as `fusion.semantic_labels`.
         """
+        self._for_gpu = for_gpu
         self._config = config
         self._model = model
         self._semantic_model = semantic.model if semantic else model
@@ -137,6 +140,7 @@ class Inference:
             self._config.model,
             self._tables,
             frame.image_hw,
+            self._for_gpu,
         )
 
     def _semantic_logits(self, inputs, known):
@@ -212,6 +216,7 @@ def batch_outputs(
     model_config: config_lib.Model,
     tables: fusion.FusionTables,
     semantic_hw: Optional[tf.Tensor] = None,
+    for_gpu: bool = False,
 ) -> ImageOutputs:
     """Labels and panoptic maps at original size, in graph.
 
@@ -221,6 +226,7 @@ def batch_outputs(
       model_config: fusion settings.
       tables: from `fusion.fusion_tables`.
       semantic_hw: [B, 2] int32 content size of what the semantic branch saw, if not `image_hw`.
+      for_gpu: as `fusion.semantic_labels`.
 
     Returns:
       Batched `ImageOutputs`; maps are padded with 0 to the largest original size.
@@ -235,7 +241,9 @@ def batch_outputs(
         instance_hw, labels_hw = hw[0], hw[1]
         rest = padded_hw - full_hw
         padding = [[0, rest[0]], [0, rest[1]]]
-        labels = fusion.semantic_labels(image_outputs.semantic_logits, labels_hw, full_hw)
+        labels = fusion.semantic_labels(
+            image_outputs.semantic_logits, labels_hw, full_hw, for_gpu
+        )
         maps = {"labels": tf.pad(tf.cast(labels, tf.int32), padding)}
         if has_panoptic:
             result = fusion.fuse_image(

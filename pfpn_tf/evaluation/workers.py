@@ -55,6 +55,11 @@ def workers_of(strategy: tf.distribute.Strategy) -> Workers:
     return Workers(count, before + resolver.task_id)
 
 
+def computes_on_gpu(strategy: tf.distribute.Strategy) -> bool:
+    """Whether the replicas of a strategy are on GPUs, whatever else the machine has."""
+    return any("GPU" in device.upper() for device in strategy.extended.worker_devices)
+
+
 class Gatherer:
     """Hands an object of each worker to all workers. All of them have to call it equally often."""
 

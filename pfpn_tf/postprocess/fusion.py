@@ -160,6 +160,7 @@ def fuse_image(
     overlap_threshold: float,
     stuff_area_threshold_px: int,
     labels: Optional[tf.Tensor] = None,
+    for_gpu: bool = False,
 ) -> structures.PanopticResult:
     """The panoptic map of one image.
 
@@ -168,6 +169,7 @@ def fuse_image(
       image_hw: [2] int32. original_hw: [2] int32.
       tables, score_threshold, overlap_threshold, stuff_area_threshold_px: as `panoptic_fusion`.
       labels: [h, w] from `semantic_labels`, if the caller has them already.
+      for_gpu: as `semantic_labels`, for the labels that the caller does not have.
 
     Returns:
       `PanopticResult` of one image. Ids run from 1: instances by falling score, then stuff by
@@ -183,7 +185,7 @@ def fuse_image(
                 detections, image_hw, original_hw, score_threshold, overlap_threshold
             )
     if labels is None and outputs.semantic_logits is not None:
-        labels = semantic_labels(outputs.semantic_logits, image_hw, original_hw)
+        labels = semantic_labels(outputs.semantic_logits, image_hw, original_hw, for_gpu)
     codes = tf.cast(canvas, tf.int32)  # [h, w]: 0 free, 1..D detections
     stuff_category_ids = np.zeros(0, np.int32)
     if labels is not None:
@@ -346,7 +348,7 @@ def semantic_labels(
     logits: tf.Tensor,
     image_hw: tf.Tensor,
     original_hw: tf.Tensor,
-    in_strips: Optional[bool] = None,
+    for_gpu: bool = False,
 ) -> tf.Tensor:
     """The semantic class of every pixel of one original image.
 
@@ -357,19 +359,17 @@ def semantic_labels(
     Args:
       logits: [h4, w4, S] float at 1/4 of the padded input; S is static.
       image_hw: [2] int32 content size. original_hw: [2] int32.
-      in_strips: few large operations, as a GPU wants them, instead of many small ones with less
-        work in all; None: if there is a GPU.
+      for_gpu: few large operations, as a GPU wants them, in place of many small ones with less
+        work in all, which are placed on the CPU. Either runs on any device.
 
     Returns:
       [h, w] uint8 (uint16 above 254 classes) class with the largest logit, the lowest of equals;
-      S where no logit is a number. What else a NaN or an infinity reaches depends on `in_strips`.
+      S where no logit is a number. What else a NaN or an infinity reaches depends on `for_gpu`.
     """
     size = tf.shape(logits)
     rows = _Taps(original_hw[0], image_hw[0], size[0])
     columns = _Taps(original_hw[1], image_hw[1], size[1])
-    if in_strips is None:
-        in_strips = bool(tf.config.list_logical_devices("GPU"))
-    if in_strips:
+    if for_gpu:
         return _label_strips(logits, rows, columns)
     with tf.device("CPU:0"):
         return _label_tiles(logits, rows, columns)

@@ -201,7 +201,9 @@ class PanopticModule(tf.Module):
         outputs, image_hw, original_hw = self._run(images, _NO_SCORE)
 
         def one_image(image_outputs, hw, full_hw):
-            labels = fusion.semantic_labels(image_outputs.semantic_logits, hw, full_hw)
+            labels = fusion.semantic_labels(
+                image_outputs.semantic_logits, hw, full_hw, self.config.export.for_gpu
+            )
             return tf.cast(labels, tf.int32)
 
         signature = tf.TensorSpec([None, None], tf.int32)
@@ -306,6 +308,7 @@ class PanopticModule(tf.Module):
             model.fusion_score_threshold,
             model.fusion_overlap_threshold,
             model.fusion_stuff_area_threshold_px,
+            for_gpu=self.config.export.for_gpu,
         )
 
     def _reply_signature(self) -> Dict[str, tf.TensorSpec]:

@@ -1,8 +1,13 @@
 """How every command-line tool starts and ends.
 
-Import this before TensorFlow: it silences TensorFlow's start-up chatter, which says nothing to a
-user, unless they ask for it with TF_CPP_MIN_LOG_LEVEL. TensorFlow 2.15 calls part of it errors;
-real errors reach us as Python exceptions as well.
+Import this before TensorFlow, for the two variables that it sets unless the user has set them.
+
+TF_CPP_MIN_LOG_LEVEL silences TensorFlow's start-up chatter, which says nothing to a user. TensorFlow
+2.15 calls part of it errors; real errors reach us as Python exceptions as well.
+
+TF_ENABLE_ONEDNN_OPTS=1 takes oneDNN's kernels also on processors without AVX512_VNNI, AVX512_BF16,
+AVX_VNNI and AMX, where TensorFlow does not by itself: they are the faster ones there, too. Results
+are the same within float32's rounding.
 """
 
 import contextlib
@@ -13,6 +18,7 @@ import sys
 import warnings
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 for _category in (DeprecationWarning, FutureWarning):
     warnings.filterwarnings("ignore", category=_category)
 

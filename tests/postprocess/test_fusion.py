@@ -189,21 +189,21 @@ def test_extreme_overlap_thresholds(overlap):
     assert sum(s["is_thing"] for s in segments) == (1 if overlap == 0 else 2)
 
 
-in_strips = pytest.mark.parametrize("in_strips", [False, True])
+for_gpu = pytest.mark.parametrize("for_gpu", [False, True])
 
 
-@in_strips
-def test_equal_logits_give_the_lowest_class(in_strips):
+@for_gpu
+def test_equal_logits_give_the_lowest_class(for_gpu):
     logits = np.zeros((8, 16, 5), np.float32)
     logits[..., 2:4] = 1
-    labels = fusion.semantic_labels(tf.constant(logits), [32, 64], [32, 64], in_strips)
+    labels = fusion.semantic_labels(tf.constant(logits), [32, 64], [32, 64], for_gpu)
     assert np.all(labels.numpy() == 2)
 
 
-@in_strips
-def test_logits_without_any_number_get_the_code_of_none(in_strips):
+@for_gpu
+def test_logits_without_any_number_get_the_code_of_none(for_gpu):
     logits = np.full((8, 16, 5), np.nan, np.float32)
-    labels = fusion.semantic_labels(tf.constant(logits), [32, 64], [32, 64], in_strips)
+    labels = fusion.semantic_labels(tf.constant(logits), [32, 64], [32, 64], for_gpu)
     assert np.all(labels.numpy() == 5)
 
 
@@ -303,15 +303,15 @@ def test_batch_of_different_sizes_equals_single_images():
         )
 
 
-@in_strips
-def test_semantic_labels_at_extreme_sizes(in_strips):
+@for_gpu
+def test_semantic_labels_at_extreme_sizes(for_gpu):
     rng = np.random.default_rng(5)
     for image_hw, original_hw in [((80, 1333), (300, 5000)), ((400, 24), (2500, 150))]:
         logits = np.float32(
             rng.normal(size=(-(-image_hw[0] // 32) * 8, -(-image_hw[1] // 32) * 8, 3))
         )
         labels = fusion.semantic_labels(
-            tf.constant(logits), image_hw, original_hw, in_strips
+            tf.constant(logits), image_hw, original_hw, for_gpu
         ).numpy()
         values = reference.semantic_values(logits, image_hw, original_hw)
         top = np.sort(values, -1)
@@ -320,9 +320,9 @@ def test_semantic_labels_at_extreme_sizes(in_strips):
         np.testing.assert_array_equal(labels[clear], values.argmax(-1)[clear])
 
 
-@in_strips
+@for_gpu
 @pytest.mark.parametrize("slope", [0.2, 20.0])
-def test_classes_that_win_only_between_logits_are_not_left_out(slope, in_strips):
+def test_classes_that_win_only_between_logits_are_not_left_out(slope, for_gpu):
     """Class 2 is first at no logit, but between those where 0 and 1 change places."""
     side = np.arange(24, dtype=np.float32)[None, :, None] * np.float32(slope)
     wave = np.where(np.arange(24) % 2, 1.0, -1.0).astype(np.float32)[None, :, None]
@@ -331,7 +331,7 @@ def test_classes_that_win_only_between_logits_are_not_left_out(slope, in_strips)
     )
     logits = np.tile(logits, [16, 1, 1])
     hw = tf.constant([64, 96])
-    labels = fusion.semantic_labels(tf.constant(logits), hw, hw, in_strips).numpy()
+    labels = fusion.semantic_labels(tf.constant(logits), hw, hw, for_gpu).numpy()
     values = reference.semantic_values(logits, (64, 96), (64, 96))
     np.testing.assert_array_equal(labels, values.argmax(-1))
     assert set(np.unique(labels)) == {0, 1, 2}
@@ -357,11 +357,11 @@ def golden_detections(data):
     )
 
 
-@in_strips
-def test_semantic_labels_of_detectron2(test_data, in_strips):
+@for_gpu
+def test_semantic_labels_of_detectron2(test_data, for_gpu):
     data, image_hw, original_hw = golden(test_data, "c")
     logits = np.float32(data["sem_logits_stride4_full"]).transpose(1, 2, 0)
-    labels = fusion.semantic_labels(tf.constant(logits), image_hw, original_hw, in_strips).numpy()
+    labels = fusion.semantic_labels(tf.constant(logits), image_hw, original_hw, for_gpu).numpy()
     clear = (
         data["sem_margin_orig"] > 0.02
     )  # the file's logits are float16: steps of 0.016 at 16 to 32

@@ -1,0 +1,134 @@
+"""Every kind of network on both kinds of processor: with oneDNN's kernels and without them.
+
+Each kind is trained, evaluated and exported by a process of its own under either value of
+TF_ENABLE_ONEDNN_OPTS, with the graph optimiser on. Each export also answers through TensorFlow's C
+API, as in a server, on the other kind of processor than the one that exported it.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.integration import processors
+from tests.serving import c_api
+from tests.training import tiny
+
+ROOT = pathlib.Path(__file__).parents[2]
+OPTIONS = ("0", "1")
+
+
+def start(option, *command):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
+    environment["TF_ENABLE_ONEDNN_OPTS"] = option
+    return subprocess.Popen(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process):
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """What `processors` writes under option 0 and 1, in the folders 0 and 1."""
+    path = tmp_path_factory.mktemp("processors")
+    records = tiny.make_records(path)
+    # At the same time: compiling, which takes most of it, keeps one core busy.
+    both = [
+        start(option, "-m", processors.__name__, str(records), str(path / option))
+        for option in OPTIONS
+    ]
+    for process in both:
+        finish(process)
+    return path
+
+
+@pytest.fixture(scope="module", params=processors.KINDS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def found(folder, kind):
+    """What was computed without oneDNN and with it."""
+    results = [np.load(folder / option / f"{kind}.npz") for option in OPTIONS]
+    assert set(results[0]) == set(results[1])
+    return results
+
+
+def test_training(found):
+    """Two steps: the second one shows what the first one's update made of the weights."""
+    names = list(found[0]["scalar_names"])
+    without, with_onednn = (
+        dict(zip(names, result["scalars"].T)) for result in found  # [steps] each
+    )
+    assert len(without["loss/total"]) == processors.STEPS
+    assert without["loss/total"][0] != without["loss/total"][1]
+    assert (without["gradient_norm"] > 0).all()
+    for name in names:
+        # Group norm over the few pixels of a deep level divides rounding by small deviations.
+        tolerance = 2e-3 if name == "gradient_norm" else 2e-5
+        np.testing.assert_allclose(
+            with_onednn[name], without[name], rtol=tolerance, atol=1e-6, err_msg=name
+        )
+
+
+def test_evaluation(found):
+    without, with_onednn = found
+    np.testing.assert_allclose(with_onednn["metrics"], without["metrics"], atol=0.1)
+
+
+def assert_same_answers(actual, expected):
+    """Numbers within the noise of float32, and the same map but for a few pixels."""
+    assert actual and set(actual) == set(expected)
+    for name in expected:
+        if name == "panoptic/panoptic_ids":
+            assert (actual[name] != expected[name]).mean() <= 0.002
+        elif name == "panoptic/areas":
+            np.testing.assert_allclose(actual[name], expected[name], atol=10, err_msg=name)
+        else:
+            scale = max(1.0, np.abs(expected[name]).max())
+            np.testing.assert_allclose(
+                actual[name], expected[name], rtol=1e-4, atol=1e-4 * scale, err_msg=name
+            )
+
+
+def answers(result):
+    return {name: result[name] for name in result if "/" in name}
+
+
+def test_export(found):
+    without, with_onednn = found
+    assert np.min(without["panoptic/num_segments"]) >= 2
+    assert_same_answers(answers(with_onednn), answers(without))
+
+
+@pytest.mark.parametrize("exported, served", [("0", "1"), ("1", "0")])
+def test_export_in_a_server_on_the_other_kind(exported, served, folder, kind, tmp_path):
+    for signature in ("network", "panoptic"):
+        inputs = {"images": c_api.write_value(tmp_path / signature, processors.image())}
+        request = json.dumps({"signature": signature, "inputs": inputs})
+        (tmp_path / f"request_{signature}.json").write_text(request)
+    saved_model = folder / exported / kind / "1"
+    library = os.path.dirname(tf.__file__)
+    finish(start(served, c_api.__file__, library, str(saved_model), str(tmp_path), str(tmp_path)))
+    actual = {}
+    for signature in ("network", "panoptic"):
+        reply = json.loads((tmp_path / f"request_{signature}.json").read_text())
+        assert "error" not in reply, reply
+        for name, file in reply.items():
+            actual[f"{signature}/{name}"] = c_api.read_value(tmp_path / file)
+    assert_same_answers(actual, answers(np.load(folder / exported / f"{kind}.npz")))
