@@ -122,8 +122,8 @@ TOOL_FLAGS = {
     ),
     "images_per_request": ToolFlag(1, "Images in each request that is measured."),
     # make_demo_dataset
-    "num_train": ToolFlag(600, "Images of the training split."),
-    "num_val": ToolFlag(60, "Images of the validation split."),
+    "num_train": ToolFlag(300, "Images of the training split."),
+    "num_val": ToolFlag(50, "Images of the validation split."),
     # convert_weights
     "weights": ToolFlag(
         "", "Weights file (.pkl, .pth) or imagenet; with --to=detectron2 the .pkl to write."

@@ -90,6 +90,8 @@ step predict "Prediction with the exported model: $predictions" predict
 heading "Results"
 cat demo/evaluation.txt
 echo
-echo "Overlays, for example:"
+echo "The best and the worst images beside the truth:"
+find "$PWD/$run/eval" -name report.html
+echo "What the exported model makes of images that it has not seen, for example:"
 find "$PWD/$predictions/pictures" -type f | sort | sed -n 1,5p
 printf '\nThe demo took %d min %02d s.\n' $((SECONDS / 60)) $((SECONDS % 60))

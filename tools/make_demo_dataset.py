@@ -13,7 +13,7 @@ from pfpn_tf.utils import cli  # noqa: E402
 
 from pfpn_tf import flags  # noqa: E402
 
-flags.define_tool_flags("output_dir", "num_train", "num_val")
+flags.define_tool_flags("output_dir", "num_train", "num_val", "num_workers")
 
 
 def main():
@@ -26,7 +26,15 @@ def main():
     for name in ("num_train", "num_val"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name}={getattr(args, name)} must be 1 or more.")
-    synthetic.make_dataset(args.output_dir, args.num_train, args.num_val, progress=track)
+    if args.num_workers < 0:
+        raise ValueError(f"--num_workers={args.num_workers} must be 0 or more.")
+    synthetic.make_dataset(
+        args.output_dir,
+        args.num_train,
+        args.num_val,
+        progress=track,
+        num_workers=args.num_workers,
+    )
     print(f"{args.output_dir}: {args.num_train} training and {args.num_val} validation images.")
 
 

@@ -7,7 +7,11 @@ images of every orientation, and category ids with gaps. The same seed draws the
 Shapes: h, w size of one scene · P corners of an outline.
 """
 
+import concurrent.futures
+import contextlib
+import functools
 import json
+import multiprocessing
 import os
 import shutil
 import tempfile
@@ -60,8 +64,9 @@ def make_dataset(
     num_train: int,
     num_val: int,
     seed: int = 0,
-    sides: Tuple[int, int] = (160, 256),
+    sides: Tuple[int, int] = (112, 192),
     progress: Callable = lambda items, split: items,
+    num_workers: int = 1,
 ) -> None:
     """Writes a dataset: train/, val/ and annotations/ in `directory`, as COCO lays them out.
 
@@ -76,9 +81,11 @@ def make_dataset(
       sides: smallest and largest side of an image, in pixels.
       progress: function of the positions and the name of a split that yields the positions, for a
         progress bar.
+      num_workers: processes; 0: one per CPU core; 1: none beside this one. Any number draws the
+        same scenes.
 
     Raises:
-      ValueError: the directory already holds one of the folders.
+      ValueError: the directory already holds one of the folders, or a process was killed.
     """
     directory = os.fspath(directory)
     folders = ("train", "val", "annotations")
@@ -91,17 +98,16 @@ def make_dataset(
     partial = tempfile.mkdtemp(dir=directory, prefix=".partial-")
     try:
         os.makedirs(os.path.join(partial, "annotations"))
-        _write_split(partial, "train", num_train, (seed, 0), sides, first_id=1, progress=progress)
-        _write_split(
-            partial, "val", num_val, (seed, 1), sides, first_id=num_train + 1, progress=progress
-        )
+        with _mapping(num_workers or os.cpu_count() or 1) as run:
+            _write_split(run, partial, "train", num_train, (seed, 0), sides, 1, progress)
+            _write_split(run, partial, "val", num_val, (seed, 1), sides, num_train + 1, progress)
         for name in folders:
             os.rename(os.path.join(partial, name), os.path.join(directory, name))
     finally:
         shutil.rmtree(partial)
 
 
-def draw_scene(seed, sides: Tuple[int, int] = (160, 256)) -> Scene:
+def draw_scene(seed, sides: Tuple[int, int] = (112, 192)) -> Scene:
     """Draws one scene.
 
     Args:
@@ -120,7 +126,7 @@ def draw_scene(seed, sides: Tuple[int, int] = (160, 256)) -> Scene:
         things.append((_draw_crowd(rng, image, owners, 1), 1))
     if rng.random() >= _NO_THINGS_SHARE:
         _draw_things(rng, image, owners, things)
-    noise = rng.normal(0, 3, image.shape)
+    noise = 3 * rng.standard_normal(image.shape, np.float32)
     image = np.clip(image * rng.uniform(0.85, 1.1) + noise, 0, 255).astype(np.uint8)
     return Scene(image, *_label(rng, category_ids, owners, things))
 
@@ -135,7 +141,7 @@ def _draw_size(rng, sides):
 
 
 def _draw_stuff(rng, hw):
-    """Returns image [h, w, 3] float RGB and category_ids [h, w] int64, 0 along the borders."""
+    """Returns image [h, w, 3] float32 RGB and category_ids [h, w] int64, 0 along the borders."""
     top = rng.choice(["sky", "sky", "brick"])
     grounds = list(rng.permutation(["water", "grass", "sand"]))
     names = [top] + (["brick"] if top == "sky" and rng.random() < 0.4 else [])
@@ -144,7 +150,7 @@ def _draw_stuff(rng, hw):
         if len(names) == 1
         else [rng.uniform(0.15, 0.25), rng.uniform(0.4, 0.5)]
     )
-    y, x = np.mgrid[: hw[0], : hw[1]].astype(np.float64)
+    y, x = np.ogrid[: hw[0], : hw[1]]
 
     region = np.zeros(hw, np.int64)  # [h, w] index into `names`
     for border in borders:
@@ -156,9 +162,9 @@ def _draw_stuff(rng, hw):
         divide = hw[1] * rng.uniform(0.35, 0.65) + slope * (y - hw[0] * 0.7) + _winding(rng, y, hw)
         region[(region == len(names) - 2) & (x > divide)] += 1
 
-    image = np.zeros(hw + (3,))
+    image = np.zeros(hw + (3,), np.float32)
     for index, name in enumerate(names):
-        image[region == index] = _TEXTURES[name](rng, y, x)[region == index]
+        np.copyto(image, _TEXTURES[name](rng, hw), where=(region == index)[..., None])
     category_ids = np.array([_BY_NAME[name]["id"] for name in names])[region]
     lowest, highest = (
         f(region.astype(np.uint8), np.ones((3, 3), np.uint8)) for f in (cv2.erode, cv2.dilate)
@@ -178,53 +184,55 @@ def _winding(rng, along, hw):
 
 
 def _smooth_noise(rng, hw, cells_yx):
-    """[h, w] noise in 0..1 with about `cells_yx` bumps along each axis."""
+    """[h, w] float32 noise in 0..1 with about `cells_yx` bumps along each axis."""
     coarse = rng.random((max(2, cells_yx[0]), max(2, cells_yx[1]))).astype(np.float32)
-    return cv2.resize(coarse, hw[::-1], interpolation=cv2.INTER_CUBIC).astype(np.float64)
+    return cv2.resize(coarse, hw[::-1], interpolation=cv2.INTER_CUBIC)
 
 
 def _mix(low, high, share):
-    """Colours between `low` and `high` (RGB) by share [h, w]. -> [h, w, 3]"""
-    return np.asarray(low) + (np.asarray(high, np.float64) - low) * np.clip(share, 0, 1)[..., None]
+    """Colours between `low` and `high` (RGB) by share [h, w]. -> [h, w, 3] float32"""
+    share = np.clip(np.float32(share), 0, 1)
+    return cv2.merge([a + np.float32(b - a) * share for a, b in zip(low, high)])
 
 
-def _sky(rng, y, x):
-    gradient = _mix((70, 130, 225), (190, 220, 250), y / (0.5 * y.shape[0]))
-    clouds = np.clip(_smooth_noise(rng, y.shape, (9, 5)) * 2.4 - 1.3, 0, 0.9)
+def _sky(rng, hw):
+    y = np.arange(hw[0])[:, None]
+    gradient = _mix((70, 130, 225), (190, 220, 250), np.broadcast_to(y / (0.5 * hw[0]), hw))
+    clouds = np.clip(_smooth_noise(rng, hw, (9, 5)) * 2.4 - 1.3, 0, 0.9)
     return gradient + (250 - gradient) * clouds[..., None]
 
 
-def _water(rng, y, x):
-    bend = 4 * _smooth_noise(rng, y.shape, (5, 9))
-    stripes = 0.5 + 0.5 * np.sin(2 * np.pi * (y / rng.uniform(7, 11) + bend / 4))
+def _water(rng, hw):
+    y = np.arange(hw[0])[:, None]
+    bend = _smooth_noise(rng, hw, (5, 9))
+    stripes = 0.5 + 0.5 * np.sin(2 * np.pi * np.float32(y / rng.uniform(7, 11) + bend))
     return _mix(
-        (15, 60, 130), (70, 140, 190), stripes * (0.5 + 0.5 * _smooth_noise(rng, y.shape, (30, 12)))
+        (15, 60, 130), (70, 140, 190), stripes * (0.5 + 0.5 * _smooth_noise(rng, hw, (30, 12)))
     )
 
 
-def _grass(rng, y, x):
-    blades = _smooth_noise(rng, y.shape, (y.shape[0] // 7, y.shape[1] // 2))
+def _grass(rng, hw):
+    blades = _smooth_noise(rng, hw, (hw[0] // 7, hw[1] // 2))
     return _mix(
-        (25, 80, 25),
-        (130, 190, 60),
-        0.75 * blades + 0.35 * _smooth_noise(rng, y.shape, (4, 4)) - 0.05,
+        (25, 80, 25), (130, 190, 60), 0.75 * blades + 0.35 * _smooth_noise(rng, hw, (4, 4)) - 0.05
     )
 
 
-def _brick(rng, y, x):
+def _brick(rng, hw):
     height, width = 9, 20
+    y, x = np.ogrid[: hw[0], : hw[1]]
     row = y // height
-    column = (x + (row % 2) * width / 2) // width
-    tone = np.modf(np.abs(np.sin(row * 12.9898 + column * 78.233 + rng.random()) * 43758.5453))[0]
-    bricks = _mix((130, 55, 40), (190, 95, 70), tone)
-    mortar = (y % height < 1.5) | ((x + (row % 2) * width / 2) % width < 1.5)
-    bricks[mortar] = (195, 185, 175)
-    return bricks + 10 * (_smooth_noise(rng, y.shape, (60, 60)) - 0.5)[..., None]
+    shifted = x + (row % 2) * (width // 2)  # every other row by half a brick
+    tones = rng.random((hw[0] // height + 1, hw[1] // width + 2))
+    bricks = _mix((130, 55, 40), (190, 95, 70), tones[row, shifted // width])
+    bricks[(y % height < 1.5) | (shifted % width < 1.5)] = (195, 185, 175)  # mortar
+    return bricks + 10 * (_smooth_noise(rng, hw, (60, 60)) - 0.5)[..., None]
 
 
-def _sand(rng, y, x):
-    dunes = np.sin(2 * np.pi * (x / 60 + y / 25 + 1.5 * _smooth_noise(rng, y.shape, (4, 4))))
-    grains = rng.random(y.shape)
+def _sand(rng, hw):
+    y, x = np.ogrid[: hw[0], : hw[1]]
+    dunes = np.sin(2 * np.pi * np.float32(x / 60 + y / 25 + 1.5 * _smooth_noise(rng, hw, (4, 4))))
+    grains = rng.random(hw, np.float32)
     return _mix((185, 150, 95), (245, 222, 170), 0.5 + 0.25 * dunes + 0.3 * (grains - 0.5))
 
 
@@ -239,8 +247,8 @@ def _draw_void_patch(rng, image, category_ids):
     centre = np.array([rng.uniform(0, hw[0]), rng.uniform(0, hw[1])])
     outline = centre + radius[:, None] * np.stack([np.sin(angle), np.cos(angle)], 1)  # [P, 2] yx
     cover = _cover(outline, hw)
-    y, x = np.mgrid[: hw[0], : hw[1]]
-    hatch = _mix((70, 70, 75), (120, 120, 125), ((y + x) % 8 < 4).astype(np.float64))
+    y, x = np.ogrid[: hw[0], : hw[1]]
+    hatch = _mix((70, 70, 75), (120, 120, 125), (y + x) % 8 < 4)
     image += (hatch - image) * cover[..., None]
     category_ids[cover >= 0.5] = 0
 
@@ -265,6 +273,8 @@ _OUTLINES = {
     "tent": np.array([[-0.95, 0.0], [0.75, 1.05], [0.75, -1.05]]),
     "star": _star_outline(),
 }
+_HUES = {"ball": 0, "crate": 135, "tent": 25, "star": 85}  # the usual ones, of OpenCV's 0..179
+_HUE_DEVIATION = 20
 _LARGEST_TURN = {"ball": 0.0, "crate": np.pi / 4, "tent": 0.4, "star": np.pi / 5}  # radians
 
 
@@ -295,8 +305,9 @@ def _paint(rng, image, name, centre, radius):
     """Paints one thing with its shadow. Returns its pixels [h, w] bool."""
     turn = rng.uniform(-1, 1) * _LARGEST_TURN[name]
     rotation = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
-    hue = np.uint8([[[rng.integers(180), rng.integers(150, 240), rng.integers(180, 256)]]])
-    color = cv2.cvtColor(hue, cv2.COLOR_HSV2RGB)[0, 0].astype(np.float64)
+    hue = int(rng.normal(_HUES[name], _HUE_DEVIATION)) % 180
+    hsv = np.uint8([[[hue, rng.integers(150, 240), rng.integers(180, 256)]]])
+    color = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0].astype(np.float64)
 
     # All that follows touches only a window around the thing.
     low = np.maximum(centre - 1.7 * radius, 0).astype(int)
@@ -321,12 +332,14 @@ def _paint(rng, image, name, centre, radius):
 def _draw_things(rng, image, owners, things):
     """Draws things from back to front, so that none is hidden by more than _MAX_HIDDEN_SHARE."""
     hw = owners.shape
+    y, x = np.ogrid[: hw[0], : hw[1]]
     areas = {1: (owners == 1).sum()} if things else {}
     for _ in range(rng.integers(1, 8)):
         name = THING_NAMES[rng.integers(len(THING_NAMES))]
-        radius = min(hw) * np.exp(rng.uniform(np.log(0.07), np.log(0.24)))
+        radius = min(hw) * np.exp(rng.uniform(np.log(0.09), np.log(0.24)))
         centre = np.array([rng.uniform(0.05, 0.95) * hw[0], rng.uniform(0.05, 0.95) * hw[1]])
-        disc = np.hypot(*(np.mgrid[: hw[0], : hw[1]] + 0.5 - centre[:, None, None])) < 1.3 * radius
+        distance = np.hypot(y + 0.5 - centre[0], x + 0.5 - centre[1])
+        disc = distance < 1.3 * radius
         left = np.bincount(owners[~disc], minlength=len(things) + 1)
         if any(left[k] < (1 - _MAX_HIDDEN_SHARE) * area for k, area in areas.items()):
             continue
@@ -359,7 +372,7 @@ def _label(rng, category_ids, owners, things):
     used = {0}
     stuff = [
         (category_id, 0, (category_ids == category_id) & (owners == 0))
-        for category_id in np.unique(category_ids)
+        for category_id in np.flatnonzero(np.bincount(category_ids.ravel()))
     ]
     instances = [
         (_BY_NAME[name]["id"], iscrowd, owners == k) for k, (name, iscrowd) in enumerate(things, 1)
@@ -393,32 +406,38 @@ def _segment_id(rng, category, used):
         color = np.clip(np.array(category["color"]) + rng.integers(-25, 26, 3), 0, 255)
 
 
-def _write_split(directory, split, num_images, seed, sides, first_id, progress):
-    images_dir = os.path.join(directory, split)
-    png_dir = os.path.join(directory, "annotations", f"panoptic_{split}")
-    os.makedirs(images_dir)
-    os.makedirs(png_dir)
+@contextlib.contextmanager
+def _mapping(num_workers):
+    """A `map` whose calls run in `num_workers` processes; the results come in order."""
+    if num_workers == 1:
+        yield map
+        return
+    # Not fork: the caller may have started TensorFlow's threads.
+    pool = concurrent.futures.ProcessPoolExecutor(
+        num_workers, multiprocessing.get_context("spawn"), cv2.setNumThreads, (1,)
+    )
+    try:
+        yield functools.partial(pool.map, chunksize=4)
+    except concurrent.futures.process.BrokenProcessPool:
+        raise ValueError(
+            "A worker process was killed, perhaps for lack of memory; try fewer --num_workers."
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _write_split(run, directory, split, num_images, seed, sides, first_id, progress):
+    os.makedirs(os.path.join(directory, split))
+    os.makedirs(os.path.join(directory, "annotations", f"panoptic_{split}"))
+    write = functools.partial(_write_scene, directory, split, seed, sides, first_id)
+    entries = iter(run(write, range(num_images)))
     images, annotations, instances = [], [], []
-    for index in progress(range(num_images), split):
-        scene = draw_scene((*seed, index), sides)
-        image_id = first_id + index
-        stem = f"{image_id:012d}"
-        _write_image(os.path.join(images_dir, stem + ".jpg"), scene.image)
-        ids = scene.panoptic_ids
-        colors = np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(
-            np.uint8
-        )  # [h, w, 3]
-        _write_image(os.path.join(png_dir, stem + ".png"), colors)
-        height, width = ids.shape
-        images.append(
-            {"id": image_id, "file_name": stem + ".jpg", "height": height, "width": width}
-        )
-        annotations.append(
-            {"image_id": image_id, "file_name": stem + ".png", "segments_info": scene.segments_info}
-        )
-        for segment in scene.segments_info:
-            if _BY_ID[segment["category_id"]]["isthing"]:
-                instances.append(_instance(scene, segment, image_id, len(instances) + 1))
+    for _ in progress(range(num_images), split):
+        image, annotation, instances_of_image = next(entries)
+        images.append(image)
+        annotations.append(annotation)
+        for instance in instances_of_image:
+            instances.append({"id": len(instances) + 1, **instance})
 
     things = [c for c in CATEGORIES if c["isthing"]]
     for name, annotations_of_kind, categories in (
@@ -434,11 +453,34 @@ def _write_split(directory, split, num_images, seed, sides, first_id, progress):
             json.dump(content, f)
 
 
-def _instance(scene, segment, image_id, instance_id):
-    """The segment as an annotation of a COCO instances JSON."""
+def _write_scene(directory, split, seed, sides, first_id, index):
+    """Draws a scene and writes its two files.
+
+    Returns:
+      Its entries in the JSON files: image, panoptic annotation and instances, these without ids.
+    """
+    scene = draw_scene((*seed, index), sides)
+    image_id = first_id + index
+    stem = f"{image_id:012d}"
+    _write_image(os.path.join(directory, split, stem + ".jpg"), scene.image)
+    ids = scene.panoptic_ids
+    colors = np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8)  # [h, w, 3]
+    _write_image(os.path.join(directory, "annotations", f"panoptic_{split}", stem + ".png"), colors)
+    height, width = ids.shape
+    image = {"id": image_id, "file_name": stem + ".jpg", "height": height, "width": width}
+    annotation = {
+        "image_id": image_id,
+        "file_name": stem + ".png",
+        "segments_info": scene.segments_info,
+    }
+    things = [s for s in scene.segments_info if _BY_ID[s["category_id"]]["isthing"]]
+    return image, annotation, [_instance(scene, segment, image_id) for segment in things]
+
+
+def _instance(scene, segment, image_id):
+    """The segment as an annotation of a COCO instances JSON, without its id."""
     rle = coco_mask.encode(np.asfortranarray(scene.panoptic_ids == segment["id"], np.uint8))
     return {
-        "id": instance_id,
         "image_id": image_id,
         "category_id": segment["category_id"],
         "segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")},

@@ -76,6 +76,19 @@ def test_same_seed_same_scene_other_seed_other_scene():
     assert first.image.shape != other.image.shape or (first.image != other.image).any()
 
 
+def test_several_processes_write_the_same_files(dataset, tmp_path):
+    synthetic.make_dataset(
+        tmp_path / "drawn", NUM_TRAIN, NUM_VAL, seed=3, sides=(40, 72), num_workers=2
+    )
+    names, again = (
+        sorted(path.relative_to(root) for path in root.rglob("*") if path.is_file())
+        for root in (dataset, tmp_path / "drawn")
+    )
+    assert names == again and len(names) == 2 * (NUM_TRAIN + NUM_VAL) + 4
+    for name in names:
+        assert (tmp_path / "drawn" / name).read_bytes() == (dataset / name).read_bytes(), name
+
+
 def test_splits_share_no_scene(dataset):
     train, val = (
         {
@@ -121,10 +134,14 @@ def test_refuses_to_mix_with_what_is_there(dataset):
         synthetic.make_dataset(dataset, 1, 1)
 
 
-def test_failure_leaves_nothing_behind(tmp_path):
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_failure_leaves_nothing_behind(tmp_path, num_workers):
     def stop(items, split):
+        yield items[0]
         raise RuntimeError("stopped")
 
     with pytest.raises(RuntimeError):
-        synthetic.make_dataset(tmp_path / "drawn", 1, 1, progress=stop)
+        synthetic.make_dataset(
+            tmp_path / "drawn", 9, 1, sides=(40, 72), progress=stop, num_workers=num_workers
+        )
     assert list((tmp_path / "drawn").iterdir()) == []
