@@ -43,15 +43,6 @@ def _free_graphs():
     gc.collect()
 
 
-@pytest.fixture(autouse=True)
-def _fast_first_call(request):
-    """Without graph rewriting, as most graphs run once; the integration tests run them as users
-    do.
-    """
-    disable = "tests/integration/" not in request.node.nodeid
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": disable})
-
-
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """Files go to the workers whole; those that share a costly session fixture, to one worker."""
