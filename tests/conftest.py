@@ -19,6 +19,15 @@ import tensorflow as tf  # noqa: E402
 DATA_VARIABLE = "PFPN_TF_TEST_DATA"
 # Beginnings of test names.
 ONE_WORKER = ("tests/serving/", "tests/integration/test_detectron2")
+LONG = (
+    *ONE_WORKER,
+    "tests/integration/test_tools",
+    "tests/training/test_workers",
+    "tests/training/test_resume",
+    "tests/training/test_evaluate_run",
+    "tests/training/test_trainer",
+    "tests/training/test_xla",
+)
 
 # pytest-xdist's workers share the cores.
 tf.config.threading.set_intra_op_parallelism_threads(
@@ -41,6 +50,11 @@ def _free_graphs():
     """Traced functions refer to each other in circles, and a worker runs thousands of tests."""
     yield
     gc.collect()
+
+
+def pytest_collection_modifyitems(items):
+    """What takes long begins first, so that no process is left with it at the end."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
 
 
 @pytest.hookimpl(optionalhook=True)
