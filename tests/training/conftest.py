@@ -1,13 +1,12 @@
 """A drawn dataset as TFRecords, and the settings of a network that trains in seconds."""
 
-import gc
-
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from pfpn_tf.structures import TrainOutputs
 from pfpn_tf.training import trainer
+from tests import untuned
 from tests.training import tiny
 
 
@@ -19,13 +18,8 @@ def tiny_records(tmp_path_factory):
 
 @pytest.fixture
 def tiny_config(tiny_records):
-    """The full Panoptic FPN, but thin, on 64-pixel images.
-
-    Iterators over datasets go with the test that made them: on a busy machine TensorFlow may miss
-    that one is to end, and then waits as long as it has lived, up to a minute.
-    """
-    yield tiny.config(tiny_records)
-    gc.collect()
+    """The full Panoptic FPN, but thin, on 64-pixel images."""
+    return tiny.config(tiny_records)
 
 
 class ToyNetwork(tf.keras.Model):
@@ -77,9 +71,6 @@ def toy(monkeypatch, tiny_config):
             task="semantic", train_steps=6, warmup_steps=0, lr_decay_steps=()
         )
 
-    options = tf.data.Options()
-    options.autotune.enabled = False  # nothing to tune; see `tiny_config` for what it costs
-
     def build_dataset(config, info, training, input_context=None, start_step=0):
         assert training
 
@@ -88,7 +79,7 @@ def toy(monkeypatch, tiny_config):
             factor = tf.where(step == Toy.bad_step, np.float32(np.nan), 1.0)
             return {**made, "images": made["images"] * factor}
 
-        return tf.data.Dataset.range(start_step, 10**6).map(batch).with_options(options)
+        return untuned.without_tuning(tf.data.Dataset.range(start_step, 10**6).map(batch))
 
     def losses(outputs, ground_truth, config, step=None):
         logits = tf.cast(outputs.semantic_logits, tf.float32)  # [B, H, W, 4]

@@ -89,7 +89,9 @@ def _main():
     import tensorflow as tf
 
     from pfpn_tf.training import distribution
+    from tests import untuned
 
+    untuned.install()
     if STOP_AT in os.environ:
         moment, number = os.environ[STOP_AT].split()
         _stop_at(moment, int(number))
