@@ -16,9 +16,20 @@ import pytest  # noqa: E402
 import pfpn_tf  # noqa: E402, F401  (sets TF_USE_LEGACY_KERAS before TensorFlow is imported)
 import tensorflow as tf  # noqa: E402
 
+from tests import untuned  # noqa: E402
+
 DATA_VARIABLE = "PFPN_TF_TEST_DATA"
 # Beginnings of test names.
 ONE_WORKER = ("tests/serving/", "tests/integration/test_detectron2")
+LONG = (
+    *ONE_WORKER,
+    "tests/integration/test_tools",
+    "tests/training/test_workers",
+    "tests/training/test_resume",
+    "tests/training/test_evaluate_run",
+    "tests/training/test_trainer",
+    "tests/training/test_xla",
+)
 
 # pytest-xdist's workers share the cores.
 tf.config.threading.set_intra_op_parallelism_threads(
@@ -29,6 +40,7 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],
     [tf.config.LogicalDeviceConfiguration(), tf.config.LogicalDeviceConfiguration()],
 )
+untuned.install()
 
 
 @pytest.fixture(autouse=True)
@@ -43,13 +55,9 @@ def _free_graphs():
     gc.collect()
 
 
-@pytest.fixture(autouse=True)
-def _fast_first_call(request):
-    """Without graph rewriting, as most graphs run once; the integration tests run them as users
-    do.
-    """
-    disable = "tests/integration/" not in request.node.nodeid
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": disable})
+def pytest_collection_modifyitems(items):
+    """What takes long begins first, so that no process is left with it at the end."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
 
 
 @pytest.hookimpl(optionalhook=True)

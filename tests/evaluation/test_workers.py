@@ -54,7 +54,7 @@ def test_two_workers_give_the_same(tmp_path):
     one = Evaluator(config, info, Oracle(config, info, Oracle.notes(config, info)))
     expected = {"all": run(one, str(tmp_path / "one")), "one": run(one, None, max_images=1)}
     for process in started:
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=1200)
         assert process.returncode == 0, output.decode()
     for i in range(2):
         assert json.loads((tmp_path / f"metrics{i}.json").read_text()) == expected

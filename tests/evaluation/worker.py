@@ -11,13 +11,14 @@ import pfpn_tf  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
 from pfpn_tf.evaluation.evaluator import Evaluator
+from tests import untuned
 from tests.evaluation.oracle import Oracle, config_of, info_of, run
 
 
 def main(scenes, output_dir, metrics_json):
+    untuned.install()
     scenes = pathlib.Path(scenes)
     tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     strategy = tf.distribute.MultiWorkerMirroredStrategy()  # before any operation
     config, info = config_of(scenes), info_of(scenes)
     notes = Oracle.notes(config, info)

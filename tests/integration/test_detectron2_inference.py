@@ -212,8 +212,17 @@ def test_panoptic_map(stages):
     assert wrong <= PANOPTIC_PIXELS
 
 
+@pytest.fixture(scope="module")
+def network(golden_model):
+    """The whole network in one graph for all sizes."""
+    signature = [tf.TensorSpec([1, None, None, 3]), tf.TensorSpec([1, 2], tf.int32)]
+    return tf.function(
+        lambda images, image_hw: golden_model(images, image_hw), signature, autograph=False
+    )
+
+
 @pytest.mark.parametrize("case, sides", [("c", (320, 533)), ("b", (800, 1333))])
-def test_photo_to_panoptic_map(golden_model, test_data, case, sides):
+def test_photo_to_panoptic_map(network, golden_model, test_data, case, sides):
     """From the bytes of the JPEG to the map; decoding and resizing are ours, too."""
     photo = test_data("data/coco_samples/panoptic/val2017/000000142238.jpg").read_bytes()
     image = preprocess.decode_image(tf.constant(photo))
@@ -224,7 +233,6 @@ def test_photo_to_panoptic_map(golden_model, test_data, case, sides):
         preprocess.resize_image(image, hw), data.pixel_mean, data.pixel_std
     )
     image = preprocess.pad_to(image, preprocess.padded_hw(hw, data.size_divisor))
-    network = tf.function(lambda *args: golden_model(*args), autograph=False)
     outputs = tf.nest.map_structure(lambda x: x[0], network(image[None], hw[None]))
     panoptic_ids = _fuse(outputs, hw, original_hw, golden_model.config).panoptic_ids.numpy()
     golden = np.load(test_data(f"golden/detectron2/{case}_000000142238.npz"))["panoptic_seg"]

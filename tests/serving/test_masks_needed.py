@@ -1,5 +1,7 @@
 """The mask head runs for what fusion takes, and answers are those with all masks."""
 
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -15,11 +17,10 @@ from tests.serving.test_module import encode, photo
 IMAGES = np.stack([photo(90, 130), photo(130, 90).transpose(1, 0, 2), photo(90, 130)[::-1]])
 
 
-@pytest.fixture(scope="module", params=["none", "group_norm"])
-def module(request, run_dir):
+def build(run_dir, head_norm):
     """A random network with many instances; the threshold of fusion splits them."""
     config, info = checkpoints.load_run(run_dir)
-    config = config.replace(fusion_score_threshold=0.5, head_norm=request.param)
+    config = config.replace(fusion_score_threshold=0.5, head_norm=head_norm)
     tf.keras.utils.set_random_seed(0)
     network = panoptic_fpn.build_model(
         config.model, info.num_thing_classes, info.num_semantic_classes("other")
@@ -28,28 +29,49 @@ def module(request, run_dir):
     return exporter.module_of(network, config, info)
 
 
-@pytest.fixture
-def full(module):
-    """`InferenceOutputs` with all masks, some of whose pixels are inside.
-
-    Of each test anew, as graphs are rewritten outside of tests, and rewritten ones round otherwise.
+def with_all_masks(module):
+    """(`InferenceOutputs` with all masks, some of whose pixels are inside; their fusion: a function
+    of outputs and threshold.)
     """
     outputs = module._run(tf.constant(IMAGES), -np.inf)[0]
     assert np.any(outputs.detections.mask_logits > 0, axis=(2, 3)).mean() > 0.5
-    return outputs
-
-
-def fuse(outputs, module, threshold):
     model = module.config.model
-    return fusion.panoptic_fusion(
-        outputs,
-        tf.constant([[64, 92]] * len(IMAGES)),
-        tf.constant([[90, 130]] * len(IMAGES)),
-        module._tables,
-        threshold,
-        model.fusion_overlap_threshold,
-        model.fusion_stuff_area_threshold_px,
-    )
+
+    @tf.function(autograph=False)
+    def fuse(outputs, threshold):
+        return fusion.panoptic_fusion(
+            outputs,
+            tf.constant([[64, 92]] * len(IMAGES)),
+            tf.constant([[90, 130]] * len(IMAGES)),
+            module._tables,
+            threshold,
+            model.fusion_overlap_threshold,
+            model.fusion_stuff_area_threshold_px,
+        )
+
+    return outputs, lambda outputs, threshold: fuse(outputs, tf.constant(threshold, tf.float64))
+
+
+@pytest.fixture(scope="module")
+def built(run_dir):
+    """A function of the mask head's norm: (module, outputs with all masks, fusion)."""
+
+    @functools.lru_cache
+    def of_norm(head_norm):
+        module = build(run_dir, head_norm)
+        return module, *with_all_masks(module)
+
+    return of_norm
+
+
+@pytest.fixture(params=["none", "group_norm"])
+def either(request, built):
+    return built(request.param)
+
+
+@pytest.fixture
+def plain(built):
+    return built("none")
 
 
 def thresholds(scores):
@@ -69,7 +91,8 @@ def thresholds(scores):
 @pytest.mark.parametrize(
     "survivors", ["all", "different numbers", "of one image", "exactly one", "none"]
 )
-def test_fusion_misses_no_mask(survivors, module, full):
+def test_fusion_misses_no_mask(survivors, either):
+    module, full, fuse = either
     scores = full.detections.scores.numpy()
     threshold = float(thresholds(scores)[survivors])
     counts = (scores >= threshold).sum(1)
@@ -83,14 +106,15 @@ def test_fusion_misses_no_mask(survivors, module, full):
     assert masks.shape == all_masks.shape
     np.testing.assert_array_equal(masks[:, :most], all_masks[:, :most])
     assert not np.any(masks[:, most:])
-    actual, expected = (fuse(o, module, threshold) for o in (outputs, full))
+    actual, expected = (fuse(o, threshold) for o in (outputs, full))
     for name, value in expected._asdict().items():
         np.testing.assert_array_equal(getattr(actual, name), value, err_msg=name)
     assert np.any(actual.is_thing) == (survivors != "none")
 
 
-def test_signatures(module, full):
+def test_signatures(plain):
     """`network` gives all masks; panoptic maps come of those that fusion takes, to the same."""
+    module, full, fuse = plain
     raw = module.network(tf.constant(IMAGES))
     np.testing.assert_array_equal(raw["mask_logits"], full.detections.mask_logits)
     threshold = module.config.model.fusion_score_threshold
@@ -98,9 +122,7 @@ def test_signatures(module, full):
     image_hw, semantic_logits = raw.pop("image_hw"), raw.pop("semantic_logits")
     assert image_hw.numpy().tolist() == [[64, 92]] * len(IMAGES)
     expected = fuse(
-        structures.InferenceOutputs(structures.Detections(**raw), semantic_logits),
-        module,
-        threshold,
+        structures.InferenceOutputs(structures.Detections(**raw), semantic_logits), threshold
     )
     assert np.any(expected.is_thing) and not np.all(expected.is_thing)
     of_pixels = module.panoptic(tf.constant(IMAGES))
@@ -113,14 +135,16 @@ def test_signatures(module, full):
             np.testing.assert_array_equal(reply[name][:, : column.shape[1]], column, name)
 
 
-def test_semantic_needs_no_mask(module, full):
+def test_semantic_needs_no_mask(plain):
+    module, full, _ = plain
     labels = module.semantic(tf.constant(IMAGES))["semantic_labels"]
     for i, logits in enumerate(full.semantic_logits):
         expected = fusion.semantic_labels(logits, tf.constant([64, 92]), tf.constant([90, 130]))
         np.testing.assert_array_equal(labels[i], expected)
 
 
-def test_instances_keep_all_masks(module, full):
+def test_instances_keep_all_masks(plain):
+    module, _, _ = plain
     reply = module.instances(tf.constant(IMAGES))
     weak = (reply["scores"] < module.config.model.fusion_score_threshold) & (reply["scores"] > 0)
     assert np.any(np.any(reply["masks"], axis=(2, 3)) & weak)

@@ -3,7 +3,7 @@
     python -m tests.training.kill_and_resume --kills=20
 
 draws a dataset, trains the whole tiny network on it and kills it with SIGKILL at random moments:
-while it starts, between two lines of its log, and while it writes a checkpoint. It exits with 1 if
+while it starts, before a step, and while it writes a checkpoint. It exits with 1 if
 losses, learning rate, weights, optimizer slots or moving averages differ from those of the run left
 alone.
 """
@@ -21,65 +21,41 @@ import time
 import pfpn_tf.utils.cli  # noqa: F401  (quiet, before TensorFlow)
 from tests.training import tiny, train_process
 
-MOMENTS = ("start", "step", "save")
 _OWN_TO_A_RUN = ("images_per_second", "input_wait", "peak_gib")
 
 
-def train_with_kills(config, run_dir, log, moments, rng):
+def train_with_kills(config, run_dir, log, moments):
     """Trains to the end, killed once at each of `moments`.
 
     Args:
       config: settings.
       run_dir: path.
       log: path of the processes' output.
-      moments: list of "start", "step" and "save".
-      rng: `random.Random`.
+      moments: list of "start 3.5" (seconds after the start), and of what `train_process.STOP_AT`
+        takes.
 
     Returns:
       What each kill left in the folder of checkpoints: list of sets of file names.
     """
     left = []
     for moment in moments:
-        process = train_process.start(config, run_dir, log)
-        if not _wait_for(moment, process, run_dir, rng):
-            raise AssertionError(
-                f"the run ended with {process.returncode} before its kill; see {log}"
+        kind, number = moment.split()
+        if kind == "start":
+            process = train_process.start(config, run_dir, log)
+            time.sleep(float(number))
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        else:
+            train_process.kill_when_stopped(
+                train_process.start(config, run_dir, log, **{train_process.STOP_AT: moment})
             )
-        process.send_signal(signal.SIGKILL)
-        process.wait()
         left.append(_names(run_dir / "checkpoints"))
+    if (run_dir / "metrics.jsonl").exists():
+        with open(run_dir / "metrics.jsonl", "a", encoding="utf-8") as f:
+            f.write('{"step": 7, "lo')  # as a kill leaves it that comes while a line is written
     process = train_process.start(config, run_dir, log)
     assert process.wait() == 0, pathlib.Path(log).read_text()
     return left
-
-
-def _wait_for(moment, process, run_dir, rng):
-    """Waits for the moment; whether the process is still there."""
-    if moment == "start":
-        time.sleep(rng.uniform(0, 6))
-    elif moment == "step":
-        lines = num_lines(run_dir) + rng.randint(1, 3)
-        while process.poll() is None and num_lines(run_dir) < lines:
-            time.sleep(0.002)
-        time.sleep(rng.uniform(0, 0.1))
-    else:
-        known = _names(run_dir / "checkpoints")
-        number = rng.randint(1, 2)  # of the save
-        while process.poll() is None and number:
-            new = {
-                name for name in _names(run_dir / "checkpoints") - known if name.endswith("_temp")
-            }
-            known |= new
-            number -= bool(new)
-    return process.poll() is None
-
-
-def num_lines(run_dir):
-    """Lines of metrics.jsonl so far."""
-    try:
-        return (run_dir / "metrics.jsonl").read_text().count("\n")
-    except FileNotFoundError:
-        return 0
 
 
 def _names(folder):
@@ -134,7 +110,12 @@ def main():
     arguments = parser.parse_args()
     seed = random.randrange(10**6) if arguments.seed is None else arguments.seed
     rng = random.Random(seed)
-    moments = [MOMENTS[i % 3] for i in range(arguments.kills)]
+    choices = (
+        lambda: f"start {rng.uniform(0, 6):.3f}",
+        lambda: f"step {rng.randint(2, 6)}",
+        lambda: f"save {rng.randint(1, 2)}",
+    )
+    moments = [choices[i % 3]() for i in range(arguments.kills)]
     rng.shuffle(moments)
     folder = pathlib.Path(tempfile.mkdtemp(prefix="kill_and_resume_"))
     config = tiny.config(tiny.make_records(folder)).replace(
@@ -149,15 +130,14 @@ def main():
         flush=True,
     )
     alone = train_process.start(config, folder / "alone", folder / "alone.log")
-    left = train_with_kills(config, folder / "killed", folder / "killed.log", moments, rng)
+    left = train_with_kills(config, folder / "killed", folder / "killed.log", moments)
     assert alone.wait() == 0
-    halves = sum(
-        m == "save" and any("_temp" in n for n in names) for m, names in zip(moments, left)
-    )
+    for moment, names in zip(moments, left):
+        if moment.startswith("save"):
+            assert any(name.endswith("_temp") for name in names), "no half-written checkpoint"
     values, states = largest_difference(
         folder / "alone", folder / "killed", config.train.train_steps
     )
-    print(f"{halves} of {moments.count('save')} kills while saving left a half-written checkpoint.")
     print(
         f"Largest differences: curve {values:.2g} (relative), checkpoint {states:.2g} (absolute)."
     )

