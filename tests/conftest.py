@@ -16,8 +16,6 @@ import pytest  # noqa: E402
 import pfpn_tf  # noqa: E402, F401  (sets TF_USE_LEGACY_KERAS before TensorFlow is imported)
 import tensorflow as tf  # noqa: E402
 
-from tests import untuned  # noqa: E402
-
 DATA_VARIABLE = "PFPN_TF_TEST_DATA"
 # Beginnings of test names.
 ONE_WORKER = ("tests/serving/", "tests/integration/test_detectron2")
@@ -40,7 +38,6 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],
     [tf.config.LogicalDeviceConfiguration(), tf.config.LogicalDeviceConfiguration()],
 )
-untuned.install()
 
 
 @pytest.fixture(autouse=True)

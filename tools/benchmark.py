@@ -31,6 +31,7 @@ from pfpn_tf.utils import cli  # noqa: E402
 from absl import flags, logging  # noqa: E402
 
 from pfpn_tf import flags as flags_lib  # noqa: E402
+from pfpn_tf.utils import process  # noqa: E402
 from pfpn_tf.utils.files import atomic_write  # noqa: E402
 
 FLAGS = flags.FLAGS
@@ -45,7 +46,7 @@ def main():
     options = suite.Options(
         repeats=FLAGS.repeats,
         num_images=FLAGS.num_images if FLAGS["num_images"].present else 0,
-        num_processes=FLAGS.num_processes or os.cpu_count(),
+        num_processes=FLAGS.num_processes or process.num_cores(),
         num_instances=FLAGS.num_instances,
         saved_model=FLAGS.saved_model,
         serving_batch_size=FLAGS.serving_batch_size,

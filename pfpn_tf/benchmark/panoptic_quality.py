@@ -21,6 +21,7 @@ from PIL import Image
 
 from pfpn_tf.benchmark import measure
 from pfpn_tf.evaluation import score_files
+from pfpn_tf.utils import process
 
 _CATEGORIES = [{"id": i, "name": str(i), "isthing": int(i <= 80)} for i in range(1, 134)]
 _HW = (480, 640)  # The most frequent size in COCO.
@@ -83,7 +84,7 @@ def benchmark_panoptic_quality(
         "equal": equal,
         "num_images": num_images,
         "processes": processes,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": process.num_cores(),
         "images": directory or f"{_NUM_DRAWN} drawn, {_HW[1]} x {_HW[0]}",
     }
 

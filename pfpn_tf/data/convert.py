@@ -20,6 +20,7 @@ from absl import logging
 
 from pfpn_tf.data import categories as categories_lib
 from pfpn_tf.data import coco_panoptic, tfrecord
+from pfpn_tf.utils import process
 
 IMAGES_PER_SHARD = 500  # about 100 MB of COCO
 MAX_ERRORS_SHOWN = 20
@@ -67,7 +68,7 @@ def convert(
     os.makedirs(output_dir, exist_ok=True)
 
     num_shards = min(num_shards or -(-len(dataset) // IMAGES_PER_SHARD), len(dataset))
-    num_workers = min(num_workers or os.cpu_count() or 1, num_shards)
+    num_workers = min(num_workers or process.num_cores(), num_shards)
     bounds = np.linspace(0, len(dataset), num_shards + 1).round().astype(int)
     prefix = os.path.join(output_dir, split)
     paths = [tfrecord.shard_path(prefix, i, num_shards) for i in range(num_shards)]

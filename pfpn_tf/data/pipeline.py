@@ -23,6 +23,7 @@ from pfpn_tf.config import Config
 from pfpn_tf.data import augment, order, preprocess, tfrecord
 from pfpn_tf.data import categories as categories_lib
 from pfpn_tf.data.categories import VOID, DatasetInfo
+from pfpn_tf.utils import process
 
 SOURCE_ID_BYTES = 64  # image ids as numbers, since accelerators take no strings
 PREFETCHED_BATCHES = 2
@@ -69,7 +70,9 @@ def build_dataset(
         record = tfrecord.decode_example(tfrecord.read_record(index, example["position"]))
         return load(record, example)
 
-    dataset = examples.map(read_and_load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    dataset = examples.map(
+        read_and_load, num_parallel_calls=process.num_cores(), deterministic=True
+    )
     dataset = dataset.padded_batch(
         batch_size,
         padded_shapes=_padded_shapes(dataset.element_spec, data),
@@ -80,6 +83,9 @@ def build_dataset(
     )
     options = tf.data.Options()
     options.deterministic = True
+    # With one parallel step there is nothing to tune, and whoever drops an iterator waits for the
+    # thread that tunes: up to a minute at the end of a training.
+    options.autotune.enabled = False
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return dataset.with_options(options).prefetch(PREFETCHED_BATCHES * (replicas // workers))
 

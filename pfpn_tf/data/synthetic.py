@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from pfpn_tf.utils import process
 from pfpn_tf.utils.files import atomic_write
 
 CATEGORIES = [
@@ -98,7 +99,7 @@ def make_dataset(
     partial = tempfile.mkdtemp(dir=directory, prefix=".partial-")
     try:
         os.makedirs(os.path.join(partial, "annotations"))
-        with _mapping(num_workers or os.cpu_count() or 1) as run:
+        with _mapping(num_workers or process.num_cores()) as run:
             _write_split(run, partial, "train", num_train, (seed, 0), sides, 1, progress)
             _write_split(run, partial, "val", num_val, (seed, 1), sides, num_train + 1, progress)
         for name in folders:

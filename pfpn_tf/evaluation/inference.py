@@ -241,9 +241,7 @@ def batch_outputs(
         instance_hw, labels_hw = hw[0], hw[1]
         rest = padded_hw - full_hw
         padding = [[0, rest[0]], [0, rest[1]]]
-        labels = fusion.semantic_labels(
-            image_outputs.semantic_logits, labels_hw, full_hw, for_gpu
-        )
+        labels = fusion.semantic_labels(image_outputs.semantic_logits, labels_hw, full_hw, for_gpu)
         maps = {"labels": tf.pad(tf.cast(labels, tf.int32), padding)}
         if has_panoptic:
             result = fusion.fuse_image(

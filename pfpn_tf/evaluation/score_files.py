@@ -18,6 +18,7 @@ from pfpn_tf.evaluation import average_precision, coco_format, file_report, repo
 from pfpn_tf.evaluation.html_report import Tally
 from pfpn_tf.evaluation.panoptic_quality import ImageCounts, PanopticQuality, overlaps_of_pixels
 from pfpn_tf.evaluation.semantic_iou import SemanticIoU
+from pfpn_tf.utils import process
 
 _IMAGES_PER_JOB = 64
 _MIN_IMAGES_PER_PROCESS = 64
@@ -89,8 +90,9 @@ def score_panoptic(
 
     quality, iou = accumulators(categories, semantic or bool(output_dir))
     # Below a number of images, starting a process costs more than it saves.
-    num_processes = min(num_processes or _num_cpus(), max(1, len(pairs) // _MIN_IMAGES_PER_PROCESS))
-    num_threads = min(_num_cpus() // num_processes, _MAX_THREADS)
+    most = max(1, len(pairs) // _MIN_IMAGES_PER_PROCESS)
+    num_processes = min(num_processes or process.num_cores(), most)
+    num_threads = min(process.num_cores() // num_processes, _MAX_THREADS)
     jobs = [
         _Job(
             pairs[i : i + _IMAGES_PER_JOB],
@@ -312,7 +314,3 @@ def start_method() -> str:
     threads.
     """
     return "spawn" if "tensorflow" in sys.modules else "fork"
-
-
-def _num_cpus():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -9,7 +9,7 @@ from typing import Optional, Union
 import tensorflow as tf
 
 from pfpn_tf import config as config_lib
-from pfpn_tf.model import box_head, detections, layers, mask_head, rpn, targets
+from pfpn_tf.model import box_head, detections, mask_head, rpn, targets
 from pfpn_tf.model.deeplab_head import DeepLabV3Head
 from pfpn_tf.model.fpn import FPN, branch_pyramids
 from pfpn_tf.model.resnet import ResNet

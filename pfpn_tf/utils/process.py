@@ -1,6 +1,14 @@
 """What the operating system knows of this process."""
 
+import os
 from typing import Optional
+
+
+def num_cores() -> int:
+    """Processor cores that this process may use; a container can have fewer than the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def memory_kib(key: str) -> Optional[int]:

@@ -11,12 +11,10 @@ import pfpn_tf  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
 from pfpn_tf.evaluation.evaluator import Evaluator
-from tests import untuned
 from tests.evaluation.oracle import Oracle, config_of, info_of, run
 
 
 def main(scenes, output_dir, metrics_json):
-    untuned.install()
     scenes = pathlib.Path(scenes)
     tf.config.threading.set_intra_op_parallelism_threads(1)
     strategy = tf.distribute.MultiWorkerMirroredStrategy()  # before any operation

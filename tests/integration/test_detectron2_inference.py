@@ -17,6 +17,9 @@ from pfpn_tf.model import box_head, detections, mask_head, rpn
 from pfpn_tf.postprocess import fusion
 from pfpn_tf.structures import Proposals
 
+# With and without oneDNN's kernels; see tools/test.sh.
+pytestmark = pytest.mark.both_stacks
+
 FEATURES = 2 * 2.5e-5
 OBJECTNESS = 2 * 2.9e-5
 DELTAS = 2 * 1e-5

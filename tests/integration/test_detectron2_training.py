@@ -17,6 +17,9 @@ from pfpn_tf.training import detectron2_weights
 from pfpn_tf.training import optimizer as optimizer_lib
 from tests import precision
 
+# With and without oneDNN's kernels; see tools/test.sh.
+pytestmark = pytest.mark.both_stacks
+
 NUM_THINGS, NUM_SEMANTIC = 80, 54
 LOSSES = ("rpn_objectness", "rpn_box", "class", "box", "mask", "semantic", "total")
 

@@ -310,9 +310,7 @@ def test_semantic_labels_at_extreme_sizes(for_gpu):
         logits = np.float32(
             rng.normal(size=(-(-image_hw[0] // 32) * 8, -(-image_hw[1] // 32) * 8, 3))
         )
-        labels = fusion.semantic_labels(
-            tf.constant(logits), image_hw, original_hw, for_gpu
-        ).numpy()
+        labels = fusion.semantic_labels(tf.constant(logits), image_hw, original_hw, for_gpu).numpy()
         values = reference.semantic_values(logits, image_hw, original_hw)
         top = np.sort(values, -1)
         clear = top[..., -1] - top[..., -2] > 1e-5  # float32 interpolation decides closer ones

@@ -6,7 +6,6 @@ import tensorflow as tf
 
 from pfpn_tf.structures import TrainOutputs
 from pfpn_tf.training import trainer
-from tests import untuned
 from tests.training import tiny
 
 
@@ -79,7 +78,9 @@ def toy(monkeypatch, tiny_config):
             factor = tf.where(step == Toy.bad_step, np.float32(np.nan), 1.0)
             return {**made, "images": made["images"] * factor}
 
-        return untuned.without_tuning(tf.data.Dataset.range(start_step, 10**6).map(batch))
+        options = tf.data.Options()
+        options.autotune.enabled = False  # as in `pipeline.build_dataset`
+        return tf.data.Dataset.range(start_step, 10**6).map(batch).with_options(options)
 
     def losses(outputs, ground_truth, config, step=None):
         logits = tf.cast(outputs.semantic_logits, tf.float32)  # [B, H, W, 4]

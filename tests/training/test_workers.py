@@ -6,9 +6,10 @@ from tests.training import kill_and_resume, train_process
 
 
 def test_two_workers_step_like_two_replicas_and_come_back_after_a_kill(tiny_config, tmp_path):
-    """The losses of the first step agree to float32's rounding: kernels, and the fused ones that the
-    graph optimiser makes, share their work among a device's threads, of which two devices in one
-    process have others. The small learning rate keeps that from growing from step to step."""
+    """The losses of the first step agree to the last bit but one, as a + b = b + a: only the
+    optimiser's constant folding rounds differently in a graph that holds both replicas (without it
+    they agree bit for bit). Gradients agree to rounding, and the small learning rate keeps that
+    from growing from step to step."""
     config = tiny_config.replace(
         train_steps=12, checkpoint_interval_steps=3, ema_decay=0.9, learning_rate=1e-4
     )
@@ -33,6 +34,6 @@ def test_two_workers_step_like_two_replicas_and_come_back_after_a_kill(tiny_conf
         {name: value for name, value in kill_and_resume.curve(folder)[1].items() if "loss/" in name}
         for folder in (tmp_path / "alone", run_dir)
     )
-    assert len(first) == 7 and first == pytest.approx(same, rel=1e-6)
+    assert len(first) == 7 and first == pytest.approx(same, rel=2.0**-22)
     values, states = kill_and_resume.largest_difference(tmp_path / "alone", run_dir, 12)
     assert values < 1e-4 and states < 1e-4

@@ -25,7 +25,11 @@ def start(config, run_dir, log, **environment) -> subprocess.Popen:
     "save 2" for a process that stops, but does not end, before its third step or in the middle of
     its second save; see `kill_when_stopped`.
     """
-    names = {k: v for k, v in os.environ.items() if not k.startswith(("TF_", "PYTEST"))}
+    names = {
+        k: v
+        for k, v in os.environ.items()
+        if k == "TF_ENABLE_ONEDNN_OPTS" or not k.startswith(("TF_", "PYTEST"))
+    }
     names.update(environment, PYTHONPATH=str(ROOT))
     settings = config.replace(train_cpu_threads=1).flat().items()
     flags = [f"--{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in settings]
@@ -89,9 +93,7 @@ def _main():
     import tensorflow as tf
 
     from pfpn_tf.training import distribution
-    from tests import untuned
 
-    untuned.install()
     if STOP_AT in os.environ:
         moment, number = os.environ[STOP_AT].split()
         _stop_at(moment, int(number))
