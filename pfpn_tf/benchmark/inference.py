@@ -199,21 +199,25 @@ def count_nodes(saved_model: str) -> Dict[str, int]:
     """
     from tensorflow.core.protobuf import saved_model_pb2
 
-    from pfpn_tf.serving import graph
-
     with open(os.path.join(saved_model, "saved_model.pb"), "rb") as f:
         (meta_graph,) = saved_model_pb2.SavedModel.FromString(f.read()).meta_graphs
     functions = {f.signature.name: f for f in meta_graph.graph_def.library.function}
     total = len(meta_graph.graph_def.node) + sum(len(f.node_def) for f in functions.values())
     output = next(iter(meta_graph.signature_def["panoptic"].outputs.values())).name.split(":")[0]
     call = next(node for node in meta_graph.graph_def.node if node.name == output)
-    reached, waiting = set(), [called.name for called in graph.calls_of(call)]
+    reached, waiting = set(), _called(call)
     while waiting:
         name = waiting.pop()
         if name in functions and name not in reached:
             reached.add(name)
-            waiting += [called.name for called in graph.calls_in(functions[name])]
+            waiting += [called for node in functions[name].node_def for called in _called(node)]
     return {"all": total, "panoptic": sum(len(functions[name].node_def) for name in reached)}
+
+
+def _called(node):
+    """Names of the functions in the attributes of a NodeDef."""
+    values = node.attr.values()
+    return [f.name for value in values for f in [value.func, *value.list.func] if f.name]
 
 
 def photo(hw):

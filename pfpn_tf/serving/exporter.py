@@ -12,7 +12,7 @@ import tensorflow as tf
 from pfpn_tf import config as config_lib
 from pfpn_tf.data import categories
 from pfpn_tf.model import layers, panoptic_fpn
-from pfpn_tf.serving import graph, server_files
+from pfpn_tf.serving import server_files
 from pfpn_tf.serving import module as module_lib
 from pfpn_tf.training import checkpoints
 
@@ -144,7 +144,6 @@ def export(module: module_lib.PanopticModule, export_dir: str) -> Dict[str, Any]
             options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
             with errors_only():
                 tf.saved_model.save(content, temporary, signatures=signatures, options=options)
-        graph.reduce(temporary)
         server_files.write(
             temporary,
             os.path.basename(parent),
