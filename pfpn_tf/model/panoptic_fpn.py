@@ -15,7 +15,6 @@ from pfpn_tf.model.fpn import FPN, branch_pyramids
 from pfpn_tf.model.resnet import ResNet
 from pfpn_tf.model.semantic_head import SemanticHead
 from pfpn_tf.model.symmetric_decoder import SymmetricDecoder
-from pfpn_tf.ops.methods import KERNELS, Methods
 from pfpn_tf.ops.roi_align import multilevel_roi_align
 from pfpn_tf.structures import GroundTruth, InferenceOutputs, TrainOutputs
 
@@ -27,7 +26,8 @@ class PanopticFPN(tf.keras.Model):
       config: settings of the model.
       num_thing_classes: K.
       num_semantic_classes: S.
-      training_methods: how the training pass computes; inference takes `KERNELS`.
+      for_xla: whether XLA compiles the training pass. It then consists of operations that XLA has,
+        with shapes that follow from the batch's shape alone; outside XLA the others are faster.
     """
 
     def __init__(
@@ -35,14 +35,14 @@ class PanopticFPN(tf.keras.Model):
         config: config_lib.Model,
         num_thing_classes: int,
         num_semantic_classes: int,
-        training_methods: Methods = KERNELS,
+        for_xla: bool = False,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.config = config
         self.num_thing_classes = num_thing_classes
         self.num_semantic_classes = num_semantic_classes
-        self.training_methods = training_methods
+        self.for_xla = for_xla
         self.has_instances = config.task in ("panoptic", "instance")
         self.has_semantics = config.task in ("panoptic", "semantic")
         self.backbone = ResNet(
@@ -118,13 +118,11 @@ class PanopticFPN(tf.keras.Model):
 
         logits, deltas = self.rpn_head(pyramid)
         anchors = rpn.pyramid_anchors(pyramid, self.config, logits["p2"].dtype)
-        methods = self.training_methods if training else KERNELS
-        proposals = rpn.propose(
-            logits, deltas, anchors, image_hw, self.config, training, methods.rpn_nms
-        )
+        for_xla = self.for_xla and training
+        proposals = rpn.propose(logits, deltas, anchors, image_hw, self.config, training, for_xla)
 
         def pool(boxes, head):
-            return self._pool(pyramid, boxes, head, methods.roi_align)
+            return self._pool(pyramid, boxes, head, for_xla)
 
         if not training:
             class_logits, box_deltas = self.box_head(pool(proposals.boxes, box_head))
@@ -148,7 +146,7 @@ class PanopticFPN(tf.keras.Model):
         all_anchors = tf.concat([anchors[level] for level in config_lib.LEVELS], axis=0)  # [A, 4]
         rpn_targets = targets.rpn_targets(all_anchors, ground_truth, seed, self.config)
         roi_targets = targets.roi_targets(
-            proposals, ground_truth, self.num_thing_classes, seed, self.config, methods
+            proposals, ground_truth, self.num_thing_classes, seed, self.config, for_xla
         )
         class_logits, box_deltas = self.box_head(pool(roi_targets.boxes, box_head))
         mask_rois = pool(roi_targets.mask_boxes, mask_head)
@@ -173,14 +171,14 @@ class PanopticFPN(tf.keras.Model):
         pyramid = self.fpn(self.backbone(images, training=training), training=training)
         return branch_pyramids(pyramid, self.config.fpn_groups)
 
-    def _pool(self, pyramid, boxes, head, method=KERNELS.roi_align):
+    def _pool(self, pyramid, boxes, head, for_xla=False):
         """RoI features of the size that `head` takes. [B, R, 4] -> [B, R, P, P, C]"""
         return multilevel_roi_align(
             {level: pyramid[level] for level in ("p2", "p3", "p4", "p5")},
             boxes,
             head.POOLED_SIZE,
             self.config.roi_sampling_ratio,
-            method,
+            for_xla,
         )
 
 
@@ -218,9 +216,9 @@ def build_model(
     config: config_lib.Model,
     num_thing_classes: int,
     num_semantic_classes: int,
-    training_methods: Methods = KERNELS,
+    for_xla: bool = False,
 ) -> PanopticFPN:
     """A `PanopticFPN` with all its variables created."""
-    model = PanopticFPN(config, num_thing_classes, num_semantic_classes, training_methods)
+    model = PanopticFPN(config, num_thing_classes, num_semantic_classes, for_xla)
     model.build()
     return model

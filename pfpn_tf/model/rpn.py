@@ -75,7 +75,7 @@ def propose(
     image_hw: tf.Tensor,
     config: config_lib.Model,
     training: bool,
-    nms_method: str = "kernel",
+    for_xla: bool = False,
 ) -> Proposals:
     """The best boxes of the RPN, without gradient.
 
@@ -89,7 +89,7 @@ def propose(
       image_hw: [B, 2] int32 content size, without the padding.
       config: settings of the model.
       training: which of the two numbers of candidates to take.
-      nms_method: of `nms.rpn_nms`.
+      for_xla: as `nms.rpn_nms`.
 
     Returns:
       `Proposals` with N = config.rpn_post_nms_top_k rows.
@@ -109,7 +109,7 @@ def propose(
         tf.stack(parts, axis=1) for parts in zip(*candidates)
     )  # [B, L, k, 4], [B, L, k]
     return Proposals(
-        *nms.rpn_nms(boxes, logits, config.rpn_nms_threshold, config.rpn_post_nms_top_k, nms_method)
+        *nms.rpn_nms(boxes, logits, config.rpn_nms_threshold, config.rpn_post_nms_top_k, for_xla)
     )
 
 

@@ -13,7 +13,6 @@ from pfpn_tf.model import box_head, mask_head
 from pfpn_tf.ops import boxes as box_ops
 from pfpn_tf.ops import masks as mask_ops
 from pfpn_tf.ops import matching
-from pfpn_tf.ops.methods import KERNELS, Methods
 from pfpn_tf.structures import GroundTruth, Proposals, RoiTargets, RpnTargets
 
 # The mask head runs on as many slots as the batch has foreground, in steps of this: few distinct
@@ -65,7 +64,7 @@ def roi_targets(
     num_classes: int,
     seed: tf.Tensor,
     config: config_lib.Model,
-    methods: Methods = KERNELS,
+    for_xla: bool = False,
 ) -> RoiTargets:
     """Samples RoIs from proposals and ground-truth boxes, and labels them.
 
@@ -79,12 +78,13 @@ def roi_targets(
       num_classes: K, the background's class id.
       seed: [B, 2] int32 stateless seeds, one an image.
       config: threshold and sample sizes.
-      methods: how many mask slots there are, and how their targets are computed.
+      for_xla: the number of mask slots follows from the settings alone, and mask targets come from
+        operations that XLA compiles.
 
     Returns:
       `RoiTargets`. R is `roi_samples_per_image`, or L where that is less. F is at most R: the
-      largest number of foreground RoIs among the images, rounded up to a multiple of 16, or with
-      the mask slots "most" the largest number that the sample allows.
+      largest number of foreground RoIs among the images, rounded up to a multiple of 16, or for
+      XLA the largest number that the sample allows.
     """
     gt_boxes = tf.cast(ground_truth.boxes, proposals.boxes.dtype)  # [B, M, 4]
     candidates = tf.concat([proposals.boxes, gt_boxes], axis=1)  # [B, L, 4]
@@ -114,7 +114,7 @@ def roi_targets(
     matched = _gather_gt(gt_boxes, gt_index)  # [B, R, 4]
     matched = tf.where(foreground[..., tf.newaxis], matched, boxes)
 
-    slots = _num_mask_slots(foreground, config, methods.mask_slots)
+    slots = _num_mask_slots(foreground, config, for_xla)
     return RoiTargets(
         boxes=boxes,
         valid=valid,
@@ -128,7 +128,7 @@ def roi_targets(
             boxes[:, :slots],
             gt_index[:, :slots],
             2 * mask_head.POOLED_SIZE,
-            methods.mask_targets,
+            for_xla,
         ),
     )
 
@@ -147,9 +147,9 @@ def _foreground_first(labels, num_samples) -> Tuple[tf.Tensor, tf.Tensor]:
     return index, tf.gather(labels, index, batch_dims=1)
 
 
-def _num_mask_slots(foreground: tf.Tensor, config, method: str) -> tf.Tensor:
+def _num_mask_slots(foreground: tf.Tensor, config, for_xla: bool) -> tf.Tensor:
     """F for the foreground flags of the RoIs, [B, R]: at least one slot, at most R."""
-    if method == "most":
+    if for_xla:
         most = matching.most_positives(config.roi_samples_per_image, config.roi_positive_fraction)
         return tf.minimum(max(most, 1), tf.shape(foreground)[1])
     most = tf.reduce_max(tf.math.count_nonzero(foreground, axis=1, dtype=tf.int32))

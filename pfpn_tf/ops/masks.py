@@ -14,7 +14,7 @@ def mask_targets(
     boxes: tf.Tensor,
     gt_index: tf.Tensor,
     size: int,
-    method: str = "sparse",
+    for_xla: bool = False,
 ) -> tf.Tensor:
     """The part of its ground-truth mask that each RoI sees, as 0 and 1.
 
@@ -27,15 +27,13 @@ def mask_targets(
       gt_index: [B, F] int32 mask of each RoI. An index outside 0..M-1 (an image without masks)
         counts as an empty mask.
       size: P.
-      method: "sparse": sparse matrix products, the fastest outside XLA; "gather": a loop over the
-        samples, which XLA can compile.
+      for_xla: a loop over the samples, which XLA can compile, in place of sparse matrix products,
+        which take an eighth of the time outside XLA.
 
     Returns:
       [B, F, P, P] in the boxes' type.
     """
-    if method not in ("sparse", "gather"):
-        raise ValueError(f"Mask target method must be 'sparse' or 'gather', got {method!r}.")
-    targets = _sparse_targets if method == "sparse" else _gather_targets
+    targets = _gather_targets if for_xla else _sparse_targets
     return tf.cast(targets(gt_masks, boxes, gt_index, size), boxes.dtype)
 
 

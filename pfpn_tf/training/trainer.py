@@ -14,7 +14,6 @@ from pfpn_tf.data import categories, pipeline
 from pfpn_tf.evaluation.workers import workers_of
 from pfpn_tf.losses import panoptic_fpn_losses
 from pfpn_tf.model import panoptic_fpn
-from pfpn_tf.ops import methods
 from pfpn_tf.structures import GroundTruth
 from pfpn_tf.training import checkpoints, memory, optimizer as optimizer_lib, schedule, summaries
 
@@ -411,7 +410,7 @@ def build_trainer(
             config.model,
             info.num_thing_classes,
             info.num_semantic_classes(config.model.semantic_targets),
-            methods.XLA if config.train.xla else methods.KERNELS,
+            config.train.xla,
         )
         optimizer = optimizer_lib.build_optimizer(config.train, model)
     return Trainer(config, model, optimizer, strategy)

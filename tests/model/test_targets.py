@@ -7,7 +7,6 @@ import tensorflow as tf
 from pfpn_tf.config import Config
 from pfpn_tf.model import targets
 from pfpn_tf.ops import anchors as anchor_ops
-from pfpn_tf.ops import methods
 from pfpn_tf.structures import GroundTruth, Proposals
 from tests.reference import targets as reference
 
@@ -241,7 +240,7 @@ def test_as_many_mask_slots_as_can_be_needed():
     ground_truth, proposals = example((5, 0), num_proposals=90, valid_proposals=(90, 90))
     config = Config().replace(roi_samples_per_image=80).model
     needed = targets.roi_targets(proposals, ground_truth, K, SEED, config)
-    most = targets.roi_targets(proposals, ground_truth, K, SEED, config, methods.XLA)
+    most = targets.roi_targets(proposals, ground_truth, K, SEED, config, for_xla=True)
     assert most.mask_boxes.shape == (2, 20, 4) and most.masks.shape == (2, 20, 28, 28)
     foreground = [np.count_nonzero(rois.mask_class_ids >= 0) for rois in (needed, most)]
     assert foreground[0] == foreground[1] > 0

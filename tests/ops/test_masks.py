@@ -8,8 +8,8 @@ from pfpn_tf.ops import masks
 from tests.reference import masks as reference
 
 
-@pytest.fixture(params=["sparse", "gather"])
-def method(request):
+@pytest.fixture(params=[False, True])
+def for_xla(request):
     return request.param
 
 
@@ -26,7 +26,7 @@ def blobs(shape, seed=0):
 
 
 @pytest.mark.both_stacks
-def test_mask_targets(method, maybe_graph):
+def test_mask_targets(for_xla, maybe_graph):
     gt_masks = blobs([2, 3, 37, 61])
     rng = np.random.default_rng(1)
     corner = rng.uniform(-5, (30, 50), [2, 6, 2])
@@ -35,7 +35,7 @@ def test_mask_targets(method, maybe_graph):
     boxes[0, 1] = [3, 4, 4, 5]  # one pixel
     boxes[0, 2] = [10, 0, 12, 61]  # much wider than high
     gt_index = rng.integers(0, 3, [2, 6]).astype(np.int32)
-    got = maybe_graph(lambda *a: masks.mask_targets(*a, 7, method))(
+    got = maybe_graph(lambda *a: masks.mask_targets(*a, 7, for_xla))(
         tf.constant(gt_masks), tf.constant(boxes), tf.constant(gt_index)
     )
     for b, f in np.ndindex(2, 6):
@@ -45,56 +45,45 @@ def test_mask_targets(method, maybe_graph):
     assert 0.05 < np.mean(got) < 0.95
 
 
-def test_exactly_one_half_is_foreground(method):
+def test_exactly_one_half_is_foreground(for_xla):
     """The edge of the mask cuts the box's cells of 2 x 2 pixels through the middle."""
     gt_masks = np.zeros([1, 1, 8, 12], np.uint8)
     gt_masks[..., 3:] = 1
     got = masks.mask_targets(
-        tf.constant(gt_masks), tf.constant([[[0.0, 0.0, 8.0, 8.0]]]), tf.constant([[0]]), 4, method
+        tf.constant(gt_masks), tf.constant([[[0.0, 0.0, 8.0, 8.0]]]), tf.constant([[0]]), 4, for_xla
     )
     np.testing.assert_array_equal(got[0, 0], [[0, 1, 1, 1]] * 4)
 
 
-def test_padding_and_no_ground_truth(method, maybe_graph):
-    call = maybe_graph(lambda *a: masks.mask_targets(*a, 5, method))
+def test_padding_and_no_ground_truth(for_xla, maybe_graph):
+    call = maybe_graph(lambda *a: masks.mask_targets(*a, 5, for_xla))
     boxes = tf.zeros([2, 3, 4])
     for gt_masks in (tf.zeros([2, 0, 16, 24], tf.uint8), tf.zeros([2, 2, 16, 24], tf.uint8)):
         got = call(gt_masks, boxes, tf.zeros([2, 3], tf.int32))
         assert got.shape == (2, 3, 5, 5) and not got.numpy().any()
 
 
-def test_an_index_without_a_mask_is_empty(method):
+def test_an_index_without_a_mask_is_empty(for_xla):
     ones = tf.ones([1, 2, 16, 24], tf.uint8)
     boxes = tf.constant([[[1.0, 1.0, 9.0, 9.0]] * 3])
-    got = masks.mask_targets(ones, boxes, tf.constant([[-1, 1, 2]]), 4, method).numpy()
+    got = masks.mask_targets(ones, boxes, tf.constant([[-1, 1, 2]]), 4, for_xla).numpy()
     assert not got[0, [0, 2]].any() and got[0, 1].all()
 
 
-def test_gather_compiles_under_xla():
+def test_it_compiles_under_xla():
     gt_masks = tf.constant(blobs([2, 3, 32, 64]))
     boxes = tf.constant([[[0.0, 0, 32, 64], [1, 2, 30, 60]], [[3, 4, 20, 50], [0, 0, 0, 0]]])
     gt_index = tf.constant([[0, 1], [2, -1]])
     compiled = tf.function(
-        lambda *a: masks.mask_targets(*a, 7, "gather"), jit_compile=True, autograph=False
+        lambda *a: masks.mask_targets(*a, 7, for_xla=True), jit_compile=True, autograph=False
     )
     got = compiled(gt_masks, boxes, gt_index)
     np.testing.assert_array_equal(got, masks.mask_targets(gt_masks, boxes, gt_index, 7))
     assert got.numpy().any()
 
 
-def test_unknown_method_is_refused():
-    with pytest.raises(ValueError, match="gather"):
-        masks.mask_targets(
-            tf.zeros([1, 1, 4, 4], tf.uint8),
-            tf.zeros([1, 1, 4]),
-            tf.zeros([1, 1], tf.int32),
-            2,
-            "dense",
-        )
-
-
 @pytest.mark.parametrize("forward_pass", ("", "traj1_", "traj2_", "traj3_", "after0.02_"))
-def test_detectron2_mask_targets(forward_pass, method, test_data):
+def test_detectron2_mask_targets(forward_pass, for_xla, test_data):
     """Every bit, those of values at 0.5 but for rounding included."""
     golden = np.load(test_data("golden/detectron2_train/train_142238.npz"))
 
@@ -110,7 +99,7 @@ def test_detectron2_mask_targets(forward_pass, method, test_data):
         tf.constant(boxes[None]),
         tf.constant(gt_index[None]),
         28,
-        method,
+        for_xla,
     )
     expected = unpack(f"{forward_pass}mask_targets_packed", [len(boxes), 28, 28])
     np.testing.assert_array_equal(got[0], expected)

@@ -16,13 +16,13 @@ def random_case(shape, seed=0, offset=0.0, ties=False):
     return boxes.astype(np.float32), (np.round(scores) if ties else scores).astype(np.float32)
 
 
-@pytest.fixture(params=["kernel", "matrix"])
-def method(request):
+@pytest.fixture(params=[False, True])
+def for_xla(request):
     return request.param
 
 
-def check_rpn(boxes, logits, threshold, max_outputs, method, wrap=lambda f: f):
-    got = wrap(lambda b, s: nms.rpn_nms(b, s, threshold, max_outputs, method))(
+def check_rpn(boxes, logits, threshold, max_outputs, for_xla, wrap=lambda f: f):
+    got = wrap(lambda b, s: nms.rpn_nms(b, s, threshold, max_outputs, for_xla))(
         tf.constant(boxes), tf.constant(logits)
     )
     for image in range(len(boxes)):
@@ -38,69 +38,64 @@ def check_rpn(boxes, logits, threshold, max_outputs, method, wrap=lambda f: f):
 
 
 @pytest.mark.both_stacks
-def test_rpn_nms(method, maybe_graph):
+def test_rpn_nms(for_xla, maybe_graph):
     boxes, logits = random_case([2, 3, 40])
-    got = check_rpn(boxes, logits, 0.3, 30, method, maybe_graph)
+    got = check_rpn(boxes, logits, 0.3, 30, for_xla, maybe_graph)
     assert got[2].numpy().all()  # more survive than fit
 
 
-def test_rpn_nms_with_equal_logits_prefers_the_first(method):
+def test_rpn_nms_with_equal_logits_prefers_the_first(for_xla):
     boxes, logits = random_case([2, 3, 60], ties=True)
-    check_rpn(boxes, logits, 0.3, 50, method)
+    check_rpn(boxes, logits, 0.3, 50, for_xla)
 
 
-def test_rpn_nms_of_large_negative_logits_and_coordinates(method):
+def test_rpn_nms_of_large_negative_logits_and_coordinates(for_xla):
     boxes, logits = random_case([1, 2, 40], offset=-3000.0)
-    check_rpn(boxes, logits * 1e6 - 1e9, 0.3, 200, method)
+    check_rpn(boxes, logits * 1e6 - 1e9, 0.3, 200, for_xla)
 
 
-def test_rpn_nms_leaves_out_padding_and_empty_boxes(method):
+def test_rpn_nms_leaves_out_padding_and_empty_boxes(for_xla):
     boxes, logits = random_case([2, 2, 20])
     logits[0, 1, 7:] = -np.inf  # a level with fewer anchors
     logits[1] = -np.inf  # an image without any
     boxes[0, 0, 3, 2] = boxes[0, 0, 3, 0]
-    got = check_rpn(boxes, logits, 0.5, 40, method)
+    got = check_rpn(boxes, logits, 0.5, 40, for_xla)
     assert not got[2][1].numpy().any()
 
 
-def test_rpn_nms_keeps_a_box_at_the_threshold(method):
+def test_rpn_nms_keeps_a_box_at_the_threshold(for_xla):
     boxes = np.array(
         [[[[0, 0, 4, 4], [0, 0, 2, 4], [0, 0, 3, 4]]]], np.float32
     )  # IoU 1/2 and 3/4 with the first
-    check_rpn(boxes, np.array([[[3, 2, 1]]], np.float32), 0.5, 3, method)
-    got = nms.rpn_nms(tf.constant(boxes), tf.constant([[[3.0, 2.0, 1.0]]]), 0.5, 3, method)
+    check_rpn(boxes, np.array([[[3, 2, 1]]], np.float32), 0.5, 3, for_xla)
+    got = nms.rpn_nms(tf.constant(boxes), tf.constant([[[3.0, 2.0, 1.0]]]), 0.5, 3, for_xla)
     np.testing.assert_array_equal(got[2], [[True, True, False]])
 
 
-def test_rpn_nms_levels_do_not_suppress_each_other(method):
+def test_rpn_nms_levels_do_not_suppress_each_other(for_xla):
     boxes = np.tile(np.array([[0, 0, 9, 9]], np.float32), [1, 4, 1, 1]).reshape(1, 4, 1, 4)
-    valid = nms.rpn_nms(tf.constant(boxes), tf.zeros([1, 4, 1]), 0.5, 6, method)[2]
+    valid = nms.rpn_nms(tf.constant(boxes), tf.zeros([1, 4, 1]), 0.5, 6, for_xla)[2]
     np.testing.assert_array_equal(valid, [[True] * 4 + [False] * 2])
 
 
-def test_rpn_nms_returns_the_callers_precision(method):
+def test_rpn_nms_returns_the_callers_precision(for_xla):
     boxes, logits = random_case([1, 2, 20])
     boxes = boxes.astype(np.float64) + 1e-9
-    got = nms.rpn_nms(tf.constant(boxes), tf.constant(logits, tf.float64), 0.7, 10, method)
+    got = nms.rpn_nms(tf.constant(boxes), tf.constant(logits, tf.float64), 0.7, 10, for_xla)
     assert got[0].dtype == got[1].dtype == tf.float64
     assert set(got[0][0, :, 0].numpy()) <= set(boxes[..., 0].ravel())
 
 
-def test_rpn_nms_by_matrix_compiles_under_xla():
+def test_rpn_nms_compiles_under_xla():
     boxes, logits = random_case([2, 3, 40])
     check_rpn(
         boxes,
         logits,
         0.3,
         150,
-        "matrix",
+        True,
         lambda f: tf.function(f, jit_compile=True, autograph=False),
     )
-
-
-def test_unknown_method_is_refused():
-    with pytest.raises(ValueError, match="kernel"):
-        nms.rpn_nms(tf.zeros([1, 1, 1, 4]), tf.zeros([1, 1, 1]), 0.5, 1, method="fast")
 
 
 def check_class(boxes, scores, score_threshold, iou_threshold, max_detections, wrap=lambda f: f):

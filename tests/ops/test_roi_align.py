@@ -7,7 +7,6 @@ import tensorflow as tf
 from pfpn_tf.ops import roi_align
 from tests.reference import roi_align as reference
 
-METHODS = ("sparse", "gather")
 RATIOS = (2, 0, 1, 3)
 
 
@@ -37,12 +36,12 @@ def expected(features, boxes, output_size, ratio, stride):
     )
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("for_xla", [False, True])
 @pytest.mark.parametrize("ratio", RATIOS)
-def test_roi_align(method, ratio, maybe_graph):
+def test_roi_align(for_xla, ratio, maybe_graph):
     features = random_features([11, 17])
     boxes = np.array([list(BOXES.values()), list(BOXES.values())[::-1]])
-    call = maybe_graph(lambda f, b: roi_align.roi_align(f, b, 3, ratio, stride=4, method=method))
+    call = maybe_graph(lambda f, b: roi_align.roi_align(f, b, 3, ratio, stride=4, for_xla=for_xla))
     np.testing.assert_allclose(
         call(tf.constant(features), tf.constant(boxes)),
         expected(features, boxes, 3, ratio, 4),
@@ -59,9 +58,9 @@ def test_half_pixel_alignment_on_a_ramp():
 
 
 @pytest.mark.both_stacks
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("for_xla", [False, True])
 @pytest.mark.parametrize("ratio", (2, 0))
-def test_multilevel(method, ratio):
+def test_multilevel(for_xla, ratio):
     pyramid = {
         f"p{k}": random_features([-(-160 // 2**k), -(-224 // 2**k)], seed=k) for k in range(2, 7)
     }
@@ -79,7 +78,11 @@ def test_multilevel(method, ratio):
         np.float64,
     )
     got = roi_align.multilevel_roi_align(
-        {k: tf.constant(v) for k, v in pyramid.items()}, tf.constant(boxes), 2, ratio, method=method
+        {k: tf.constant(v) for k, v in pyramid.items()},
+        tf.constant(boxes),
+        2,
+        ratio,
+        for_xla=for_xla,
     ).numpy()
     assert np.isfinite(got).all()
     for b, r in np.ndindex(2, 5):
@@ -107,9 +110,9 @@ def test_level_depends_on_the_area_alone():
     assert roi_align.roi_levels(tf.constant([0.0, 0.0, 0.0, 0.0])) == 2
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("for_xla", [False, True])
 @pytest.mark.parametrize("ratio", (2, 0))
-def test_gradient_is_the_transpose(method, ratio):
+def test_gradient_is_the_transpose(for_xla, ratio):
     """For a linear map f, <f(x), u> = <x, f'(u)>, and f(e) of each unit vector e is a column of
     f.
     """
@@ -119,7 +122,10 @@ def test_gradient_is_the_transpose(method, ratio):
         tf.float64,
     )
     upstream = np.random.default_rng(1).normal(size=[2, 2, 2, 2, 1])
-    pool = lambda x: roi_align.roi_align(x, boxes, 2, ratio, stride=2, method=method)
+
+    def pool(x):
+        return roi_align.roi_align(x, boxes, 2, ratio, stride=2, for_xla=for_xla)
+
     with tf.GradientTape() as tape:
         tape.watch(features)
         loss = tf.reduce_sum(pool(features) * upstream)
@@ -132,11 +138,11 @@ def test_gradient_is_the_transpose(method, ratio):
 
 
 @pytest.mark.parametrize("dtype", (tf.bfloat16, tf.float16))
-@pytest.mark.parametrize("method", METHODS)
-def test_half_precision_sums_in_float32(dtype, method):
+@pytest.mark.parametrize("for_xla", [False, True])
+def test_half_precision_sums_in_float32(dtype, for_xla):
     features = tf.cast(random_features([11, 17]), dtype)
     boxes = tf.constant([list(BOXES.values())[:4]] * 2)
-    got = roi_align.roi_align(features, boxes, 3, 2, stride=4, method=method)
+    got = roi_align.roi_align(features, boxes, 3, 2, stride=4, for_xla=for_xla)
     assert got.dtype == dtype
     exact = roi_align.roi_align(tf.cast(features, tf.float32), boxes, 3, 2, stride=4)
     np.testing.assert_array_equal(
@@ -144,10 +150,12 @@ def test_half_precision_sums_in_float32(dtype, method):
     )
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("for_xla", [False, True])
 @pytest.mark.parametrize("ratio", (2, 0))
-def test_no_rois(method, ratio):
-    got = roi_align.roi_align(tf.zeros([2, 6, 8, 3]), tf.zeros([2, 0, 4]), 7, ratio, method=method)
+def test_no_rois(for_xla, ratio):
+    got = roi_align.roi_align(
+        tf.zeros([2, 6, 8, 3]), tf.zeros([2, 0, 4]), 7, ratio, for_xla=for_xla
+    )
     assert got.shape == (2, 0, 7, 7, 3)
 
 
@@ -163,7 +171,7 @@ def test_unknown_sizes_in_a_graph():
     np.testing.assert_allclose(pool(features, boxes), expected(features, boxes, 4, 0, 1), atol=1e-5)
 
 
-def test_gather_compiles_under_xla():
+def test_it_compiles_under_xla():
     features = random_features([11, 17]).astype(np.float32)
     boxes = np.array([list(BOXES.values())] * 2, np.float32)
 
@@ -171,15 +179,10 @@ def test_gather_compiles_under_xla():
     def loss_and_gradient(features, boxes):
         with tf.GradientTape() as tape:
             tape.watch(features)
-            pooled = roi_align.roi_align(features, boxes, 3, 2, stride=4, method="gather")
+            pooled = roi_align.roi_align(features, boxes, 3, 2, stride=4, for_xla=True)
             loss = tf.reduce_sum(pooled**2)
         return pooled, tape.gradient(loss, features)
 
     pooled, gradient = loss_and_gradient(tf.constant(features), tf.constant(boxes))
     np.testing.assert_allclose(pooled, expected(features, boxes, 3, 2, 4), atol=1e-5)
     assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0
-
-
-def test_unknown_method_is_refused():
-    with pytest.raises(ValueError, match="sparse"):
-        roi_align.roi_align(tf.zeros([1, 4, 4, 1]), tf.zeros([1, 1, 4]), 2, 2, method="dense")

@@ -10,7 +10,6 @@ import tensorflow as tf
 from pfpn_tf.data import pipeline
 from pfpn_tf.losses import panoptic_fpn_losses
 from pfpn_tf.model import panoptic_fpn
-from pfpn_tf.ops import methods
 from pfpn_tf.structures import GroundTruth
 from pfpn_tf.training import checks, run, summaries
 from tests.training.test_replicas import two_cpus
@@ -32,8 +31,8 @@ def test_the_compiled_network_equals_the_plain_one(tiny_config):
     tf.keras.backend.set_floatx("float64")
     tf.keras.mixed_precision.set_global_policy("float64")
     try:
-        losses, gradients, outputs = step(config, info, batch, methods.KERNELS, False)
-        xla_losses, xla_gradients, xla_outputs = step(config, info, batch, methods.XLA, True)
+        losses, gradients, outputs = step(config, info, batch, False)
+        xla_losses, xla_gradients, xla_outputs = step(config, info, batch, True)
     finally:
         tf.keras.backend.set_floatx("float32")
         tf.keras.mixed_precision.set_global_policy("float32")
@@ -54,17 +53,17 @@ def test_the_compiled_network_equals_the_plain_one(tiny_config):
         np.testing.assert_allclose(xla_gradients[name], gradient, atol=tolerance, err_msg=name)
 
 
-def step(config, info, batch, training_methods, jit_compile):
+def step(config, info, batch, for_xla):
     """Losses, gradients and outputs, as numpy, of a network with seeded weights."""
     tf.keras.utils.set_random_seed(1)
     model = panoptic_fpn.build_model(
         config.model,
         info.num_thing_classes,
         info.num_semantic_classes(config.model.semantic_targets),
-        training_methods,
+        for_xla,
     )
 
-    @tf.function(autograph=False, jit_compile=jit_compile)
+    @tf.function(autograph=False, jit_compile=for_xla)
     def function(batch):
         names = ("gt_boxes", "gt_class_ids", "gt_masks", "gt_semantic")
         ground_truth = GroundTruth(*(batch[name] for name in names))
