@@ -16,11 +16,10 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from pfpn_tf.utils import cli  # noqa: E402
-
 from absl import flags  # noqa: E402
 
 from pfpn_tf import flags as flags_lib  # noqa: E402
+from pfpn_tf.utils import cli  # noqa: E402
 
 FLAGS = flags.FLAGS
 SOME_FAILED = 1
@@ -49,9 +48,10 @@ def main():
 
 
 def send_files(connection, paths):
+    import tqdm
+
     from pfpn_tf.data.categories import DatasetInfo
     from pfpn_tf.serving import results
-    import tqdm
 
     info = DatasetInfo.from_coco_categories(connection.metadata()["categories"])
     writer = results.Writer(FLAGS.output_dir, info, FLAGS.overlays, FLAGS.serving_reply)
@@ -72,8 +72,9 @@ def send_files(connection, paths):
 def measure(connection, paths):
     import json
 
-    from pfpn_tf.serving import client, results
     import tqdm
+
+    from pfpn_tf.serving import client, results
 
     images = [results.read_image(path) for path in paths]
     with tqdm.tqdm(total=FLAGS.num_requests, unit="request", smoothing=0.1) as bar:

@@ -15,11 +15,10 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from pfpn_tf.utils import cli  # noqa: E402
-
 from absl import flags  # noqa: E402
 
 from pfpn_tf import flags as flags_lib  # noqa: E402
+from pfpn_tf.utils import cli  # noqa: E402
 
 FLAGS = flags.FLAGS
 

@@ -14,6 +14,8 @@ os.environ.setdefault(
 import pytest  # noqa: E402
 
 import pfpn_tf  # noqa: E402, F401  (sets TF_USE_LEGACY_KERAS before TensorFlow is imported)
+
+# isort: split
 import tensorflow as tf  # noqa: E402
 
 DATA_VARIABLE = "PFPN_TF_TEST_DATA"

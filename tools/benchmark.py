@@ -26,11 +26,10 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from pfpn_tf.utils import cli  # noqa: E402
-
 from absl import flags, logging  # noqa: E402
 
 from pfpn_tf import flags as flags_lib  # noqa: E402
+from pfpn_tf.utils import cli  # noqa: E402
 from pfpn_tf.utils import process  # noqa: E402
 from pfpn_tf.utils.files import atomic_write  # noqa: E402
 

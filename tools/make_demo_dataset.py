@@ -9,9 +9,8 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from pfpn_tf.utils import cli  # noqa: E402
-
 from pfpn_tf import flags  # noqa: E402
+from pfpn_tf.utils import cli  # noqa: E402
 
 flags.define_tool_flags("output_dir", "num_train", "num_val", "num_workers")
 

@@ -17,11 +17,10 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from pfpn_tf.utils import cli  # noqa: E402
-
 from absl import flags  # noqa: E402
 
 from pfpn_tf import flags as flags_lib  # noqa: E402
+from pfpn_tf.utils import cli  # noqa: E402
 
 FLAGS = flags.FLAGS
 SOME_FAILED = 1
@@ -56,8 +55,9 @@ def main():
 
 
 def predict_images(model, paths):
-    from pfpn_tf.serving import predictor
     import tqdm
+
+    from pfpn_tf.serving import predictor
 
     with tqdm.tqdm(total=len(paths), unit="image", smoothing=0.1) as bar:
         failures = predictor.predict_files(
@@ -70,8 +70,9 @@ def predict_images(model, paths):
 
 
 def predict_video(model, video):
-    from pfpn_tf.serving import predictor
     import tqdm
+
+    from pfpn_tf.serving import predictor
 
     name = os.path.splitext(os.path.basename(FLAGS.video))[0]
     with tqdm.tqdm(total=video.num_frames or None, unit="frame", smoothing=0.1) as bar:

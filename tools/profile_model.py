@@ -21,9 +21,8 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from pfpn_tf.utils import cli  # noqa: E402  (before TensorFlow)
-
 from pfpn_tf import flags  # noqa: E402
+from pfpn_tf.utils import cli  # noqa: E402  (before TensorFlow)
 
 
 def main():

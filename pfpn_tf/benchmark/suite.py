@@ -3,8 +3,15 @@
 from typing import Any, Callable, Dict, Mapping, NamedTuple
 
 from pfpn_tf import config as config_lib
-from pfpn_tf.benchmark import components, evaluator, inference, measure, panoptic_quality
-from pfpn_tf.benchmark import serving_memory, training
+from pfpn_tf.benchmark import (
+    components,
+    evaluator,
+    inference,
+    measure,
+    panoptic_quality,
+    serving_memory,
+    training,
+)
 
 
 class Options(NamedTuple):

@@ -20,8 +20,9 @@ import numpy as np
 import tensorflow as tf
 
 from pfpn_tf.config import Config
-from pfpn_tf.data import augment, order, preprocess, tfrecord
+from pfpn_tf.data import augment
 from pfpn_tf.data import categories as categories_lib
+from pfpn_tf.data import order, preprocess, tfrecord
 from pfpn_tf.data.categories import VOID, DatasetInfo
 from pfpn_tf.utils import process
 

@@ -24,7 +24,8 @@ import tensorflow as tf
 from pfpn_tf import config as config_lib
 from pfpn_tf.data import pipeline, tfrecord
 from pfpn_tf.data.categories import DatasetInfo
-from pfpn_tf.evaluation import coco_format, confusion, html_report, report, workers as workers_lib
+from pfpn_tf.evaluation import coco_format, confusion, html_report, report
+from pfpn_tf.evaluation import workers as workers_lib
 from pfpn_tf.evaluation.counts import Counts, read_truth
 from pfpn_tf.evaluation.inference import Inference, Input, Network
 from pfpn_tf.utils.files import atomic_write

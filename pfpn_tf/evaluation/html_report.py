@@ -23,11 +23,15 @@ from pfpn_tf.utils.files import atomic_write
 REPORT = "report.html"
 CONFUSION = "confusion.png"
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; margin: 2em auto; max-width: 1200px; padding: 0 1em }
-h1, h2 { font-weight: 600 } pre { background: #f5f5f5; padding: 1em; overflow-x: auto }
-table { border-collapse: collapse } th, td { padding: .2em .7em; text-align: right } th { border-bottom: 1px solid #aaa }
-th:first-child, td:first-child { text-align: left } tr:nth-child(even) { background: #f7f7f7 }
-.swatch { display: inline-block; width: .9em; height: .9em; margin-right: .5em; vertical-align: -.1em }
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; margin: 2em auto; max-width: 1200px;
+  padding: 0 1em }
+h1, h2 { font-weight: 600 }
+pre { background: #f5f5f5; padding: 1em; overflow-x: auto }
+table { border-collapse: collapse } th, td { padding: .2em .7em; text-align: right }
+th { border-bottom: 1px solid #aaa } th:first-child, td:first-child { text-align: left }
+tr:nth-child(even) { background: #f7f7f7 }
+.swatch { display: inline-block; width: .9em; height: .9em; margin-right: .5em;
+  vertical-align: -.1em }
 .mistakes td:nth-child(2), .mistakes th:nth-child(2) { text-align: left }
 .scroll { overflow-x: auto } figure { margin: 1em 0 } figure img { max-width: 100% }
 """
@@ -83,7 +87,10 @@ class Gallery:
         if not tally.tp + tally.fp + tally.fn:
             return
         score = tally.iou_sum / (tally.tp + 0.5 * tally.fp + 0.5 * tally.fn)
-        caption = f"{name}: PQ {100 * score:.1f} ({tally.tp} matched, {tally.fp} false, {tally.fn} missed segments)"
+        caption = (
+            f"{name}: PQ {100 * score:.1f} ({tally.tp} matched, {tally.fp} false, {tally.fn} missed"
+            " segments)"
+        )
         picture = _Picture(score, position, caption, b"")
         if picture in self._worst_of([*self.worst, picture]) or picture in self._best_of(
             [*self.best, picture]
@@ -164,8 +171,8 @@ def write(
         _class_table(metrics, info),
         "<h2 id='confusion'>Confusion of the panoptic maps</h2>",
         _mistakes_table(confusion, info),
-        "<p>Blue: share of a class's pixels that is right; red: what the others were predicted as. Colours follow the "
-        "square root of the share. Classes that do not occur are grey.</p>",
+        "<p>Blue: share of a class's pixels that is right; red: what the others were predicted as."
+        " Colours follow the square root of the share. Classes that do not occur are grey.</p>",
         f"<div class='scroll'>{_image(picture, 'png', 'Confusion matrix')}</div>",
     ]
     for anchor, heading, pictures in (
@@ -175,9 +182,8 @@ def write(
         parts.append(f"<h2 id='{anchor}'>{heading}</h2>")
         for item in pictures:
             caption = html.escape(item.caption)
-            parts.append(
-                f"<figure><figcaption>{caption}</figcaption>{_image(item.jpeg, 'jpeg', item.caption)}</figure>"
-            )
+            image = _image(item.jpeg, "jpeg", item.caption)
+            parts.append(f"<figure><figcaption>{caption}</figcaption>{image}</figure>")
     parts.append("</body></html>\n")
     with atomic_write(os.path.join(output_dir, REPORT)) as f:
         f.write("\n".join(parts))
@@ -214,7 +220,8 @@ def _mistakes_table(confusion, info):
     head = (
         "<tr><th>Ground truth</th><th>Predicted as</th><th>Pixels</th><th>% of the class</th></tr>"
     )
-    return f"<p>The mistakes that cost the most pixels:</p><table class='mistakes'>{head}{''.join(rows)}</table>"
+    table = f"<table class='mistakes'>{head}{''.join(rows)}</table>"
+    return f"<p>The mistakes that cost the most pixels:</p>{table}"
 
 
 def _cells(values):

@@ -8,11 +8,11 @@ import sys
 import time
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
-from absl import logging
 import rich.box
 import rich.console
 import rich.markup
 import rich.table
+from absl import logging
 
 _GROUPS = (("All", ""), ("Things", "_th"), ("Stuff", "_st"))
 _CITYSCAPES = {"mIoU": "miou", "iIoU": "iiou", "AP": "AP", "AP50": "AP50"}

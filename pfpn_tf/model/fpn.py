@@ -32,7 +32,7 @@ class FPN(tf.keras.layers.Layer):
             )
 
         self.lateral = {level: conv(f"lateral_{level}", 1) for level in resnet.STAGES}
-        self.output_convs = {f"p{l}": conv(f"output_p{l}", 3) for l in range(2, 6)}
+        self.output_convs = {f"p{level}": conv(f"output_p{level}", 3) for level in range(2, 6)}
 
     def call(self, features: Dict[str, tf.Tensor], training: bool = False) -> Pyramid:
         """{"c2": [B, H2, W2, _], ...} -> {"p2": [B, H2, W2, C], ..., "p6"}."""

@@ -10,7 +10,8 @@ from typing import Callable, Optional
 import tensorflow as tf
 
 from pfpn_tf.ops import convolution
-from pfpn_tf.ops.group_norm import EPSILON as NORM_EPSILON, as_float32_or_more, group_norm
+from pfpn_tf.ops.group_norm import EPSILON as NORM_EPSILON
+from pfpn_tf.ops.group_norm import as_float32_or_more, group_norm
 
 
 def msra_initializer() -> tf.keras.initializers.Initializer:

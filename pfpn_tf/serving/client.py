@@ -4,12 +4,12 @@ gRPC needs tensorflow-serving-api (the extra `serving`); REST needs nothing, not
 """
 
 import base64
-from concurrent import futures
 import http.client
 import itertools
 import json
 import threading
 import time
+from concurrent import futures
 from typing import Any, Dict, List, NamedTuple, Sequence
 from urllib import parse
 
@@ -141,8 +141,12 @@ class GrpcConnection:
     def __init__(self, parts: parse.SplitResult, model_name: str, timeout_s: float):
         try:
             import grpc
-            from tensorflow_serving.apis import get_model_status_pb2, model_service_pb2_grpc
-            from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+            from tensorflow_serving.apis import (
+                get_model_status_pb2,
+                model_service_pb2_grpc,
+                predict_pb2,
+                prediction_service_pb2_grpc,
+            )
         except ImportError as error:
             raise ValueError(
                 f"--url={parts.geturl()}: gRPC needs tensorflow-serving-api ({error}); "

@@ -11,12 +11,12 @@ bytes. No TensorFlow here: clients use this, too.
 
 import base64
 import collections
-from concurrent import futures
 import glob
 import io
 import itertools
 import json
 import os
+from concurrent import futures
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Sequence
 
 import cv2

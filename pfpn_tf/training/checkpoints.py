@@ -20,8 +20,8 @@ import shutil
 import tempfile
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
-from absl import logging
 import tensorflow as tf
+from absl import logging
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 from pfpn_tf import config as config_lib

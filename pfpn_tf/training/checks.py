@@ -3,8 +3,8 @@
 import os
 from typing import List
 
-from absl import logging
 import tensorflow as tf
+from absl import logging
 
 from pfpn_tf import config as config_lib
 from pfpn_tf.data import pipeline

@@ -10,8 +10,8 @@ import json
 import os
 from typing import List, Tuple
 
-from absl import logging
 import tensorflow as tf
+from absl import logging
 
 from pfpn_tf import config as config_lib
 from pfpn_tf.evaluation.workers import Workers

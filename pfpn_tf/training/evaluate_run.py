@@ -7,8 +7,8 @@ import json
 import os
 from typing import Any, Dict, Mapping, NamedTuple, Optional
 
-from absl import logging
 import tensorflow as tf
+from absl import logging
 
 from pfpn_tf.config import Config
 from pfpn_tf.data import categories

@@ -8,16 +8,24 @@ import signal
 import time
 from typing import Optional
 
-from absl import logging
 import orbit
 import tensorflow as tf
+from absl import logging
 
 from pfpn_tf import config as config_lib
 from pfpn_tf.data import pipeline
 from pfpn_tf.evaluation import report
 from pfpn_tf.evaluation.workers import Gatherer, workers_of
-from pfpn_tf.training import checkpoints, checks, distribution, memory
-from pfpn_tf.training import pictures, run_directory, summaries, weight_conversion
+from pfpn_tf.training import (
+    checkpoints,
+    checks,
+    distribution,
+    memory,
+    pictures,
+    run_directory,
+    summaries,
+    weight_conversion,
+)
 from pfpn_tf.training.evaluate_run import TrainingEvaluation
 from pfpn_tf.training.trainer import StopRequested, build_trainer, distributed_dataset
 

@@ -9,8 +9,8 @@ import subprocess
 import tempfile
 from typing import List
 
-from absl import logging
 import tensorflow as tf
+from absl import logging
 
 import pfpn_tf
 from pfpn_tf import config as config_lib
@@ -38,7 +38,7 @@ CHANGEABLE = frozenset(
         "max_segments",
     ]
 )
-"""Settings that may differ when a run is continued: they do not touch what the next step computes."""
+"""Settings that may differ when a run is continued: the next step computes the same."""
 
 
 def prepare(run_dir: str, config: config_lib.Config, info: categories.DatasetInfo) -> bool:

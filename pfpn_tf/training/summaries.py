@@ -5,10 +5,10 @@ import os
 import time
 from typing import Any, Dict, List, Mapping
 
-from absl import logging
 import numpy as np
 import orbit
 import tensorflow as tf
+from absl import logging
 
 from pfpn_tf.evaluation import report
 from pfpn_tf.utils import files

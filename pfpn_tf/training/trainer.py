@@ -4,10 +4,10 @@ import functools
 import time
 from typing import Dict, NamedTuple, Optional
 
-from absl import logging
 import numpy as np
 import orbit
 import tensorflow as tf
+from absl import logging
 
 from pfpn_tf import config as config_lib
 from pfpn_tf.data import categories, pipeline
@@ -15,7 +15,9 @@ from pfpn_tf.evaluation.workers import workers_of
 from pfpn_tf.losses import panoptic_fpn_losses
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.structures import GroundTruth
-from pfpn_tf.training import checkpoints, memory, optimizer as optimizer_lib, schedule, summaries
+from pfpn_tf.training import checkpoints, memory
+from pfpn_tf.training import optimizer as optimizer_lib
+from pfpn_tf.training import schedule, summaries
 
 LOSSES = {
     "panoptic": ("rpn_objectness", "rpn_box", "class", "box", "mask", "semantic", "total"),

@@ -2,8 +2,8 @@
 
 Import this before TensorFlow, for the two variables that it sets unless the user has set them.
 
-TF_CPP_MIN_LOG_LEVEL silences TensorFlow's start-up chatter, which says nothing to a user. TensorFlow
-2.15 calls part of it errors; real errors reach us as Python exceptions as well.
+TF_CPP_MIN_LOG_LEVEL silences TensorFlow's start-up chatter, which says nothing to a user.
+TensorFlow 2.15 calls part of it errors; real errors reach us as Python exceptions as well.
 
 TF_ENABLE_ONEDNN_OPTS=1 takes oneDNN's kernels also on processors without AVX512_VNNI, AVX512_BF16,
 AVX_VNNI and AMX, where TensorFlow does not by itself: they are the faster ones there, too. Results

@@ -7,12 +7,15 @@ import pytest
 from pfpn_tf.evaluation.score_files import score_instances, score_panoptic
 
 ROOT = "data/pq_cases/given"
-PANOPTIC = """01_identity_coco 02_identity_camvid 03_shift_global_coco 04_shift_segments_camvid 05_morph_coco
-06_warp_camvid 07_merge_coco 08_split_camvid 09_wrong_class_coco 10_void_in_pred_camvid 11_dropped_coco
-12_crowd_in_gt_camvid 13_two_crowds_one_class_coco 14_over_void_camvid 15_over_crowd_camvid 16_iou_exactly_half_coco
-17_large_ids_camvid 18_absent_classes_camvid 19_one_image_without_segments_camvid 20_gt_all_void_camvid
-21_stuff_only_camvid 22_gt_id_not_listed_camvid 23_gt_area_from_json_coco 24_mixed_camvid 25_mixed0_coco
-26_mixed1_coco 27_string_image_ids_city""".split()
+PANOPTIC = """
+    01_identity_coco 02_identity_camvid 03_shift_global_coco 04_shift_segments_camvid
+    05_morph_coco 06_warp_camvid 07_merge_coco 08_split_camvid 09_wrong_class_coco
+    10_void_in_pred_camvid 11_dropped_coco 12_crowd_in_gt_camvid 13_two_crowds_one_class_coco
+    14_over_void_camvid 15_over_crowd_camvid 16_iou_exactly_half_coco 17_large_ids_camvid
+    18_absent_classes_camvid 19_one_image_without_segments_camvid 20_gt_all_void_camvid
+    21_stuff_only_camvid 22_gt_id_not_listed_camvid 23_gt_area_from_json_coco 24_mixed_camvid
+    25_mixed0_coco 26_mixed1_coco 27_string_image_ids_city
+""".split()
 # Case, and what its message has to name: image, file, segment or category.
 BAD = {
     "28_bad_png_id_not_in_json": ("368", "0016E5_07959.png", "12492311"),

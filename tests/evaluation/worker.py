@@ -8,6 +8,8 @@ import pathlib
 import sys
 
 import pfpn_tf  # noqa: F401  (before TensorFlow)
+
+# isort: split
 import tensorflow as tf
 
 from pfpn_tf.evaluation.evaluator import Evaluator

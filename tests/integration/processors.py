@@ -16,6 +16,8 @@ import sys
 import numpy as np
 
 import pfpn_tf  # noqa: F401  (before TensorFlow)
+
+# isort: split
 import tensorflow as tf
 
 from pfpn_tf.benchmark import inference

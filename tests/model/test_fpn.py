@@ -10,8 +10,8 @@ from tests.model.test_layers import numpy_conv
 
 def random_features(hw):
     return {
-        f"c{l}": np.random.normal(size=(2, hw[0] >> l, hw[1] >> l, 2**l)).astype(np.float32)
-        for l in range(2, 6)
+        f"c{k}": np.random.normal(size=(2, hw[0] >> k, hw[1] >> k, 2**k)).astype(np.float32)
+        for k in range(2, 6)
     }
 
 

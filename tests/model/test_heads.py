@@ -88,8 +88,8 @@ def numpy_conv_norm_relu(conv, x):
 def test_semantic_head(maybe_graph, aggregation, convs_per_stage):
     hw = (64, 96)
     pyramid = {
-        f"p{l}": np.random.normal(size=(2, hw[0] >> l, hw[1] >> l, 6)).astype(np.float32)
-        for l in range(2, 7)
+        f"p{k}": np.random.normal(size=(2, hw[0] >> k, hw[1] >> k, 6)).astype(np.float32)
+        for k in range(2, 7)
     }
     head = semantic_head.SemanticHead(32, 5, aggregation, convs_per_stage)
     head(pyramid)

@@ -138,9 +138,13 @@ def test_every_trainable_variable_has_a_gradient(model):
     with tf.GradientTape() as tape:
         outputs = train(model)
         parts = (
-            outputs.objectness_logits, outputs.anchor_deltas, outputs.class_logits, outputs.box_deltas,
-            outputs.mask_logits, outputs.semantic_logits,
-        )  # fmt: skip
+            outputs.objectness_logits,
+            outputs.anchor_deltas,
+            outputs.class_logits,
+            outputs.box_deltas,
+            outputs.mask_logits,
+            outputs.semantic_logits,
+        )
         loss = tf.add_n([tf.reduce_sum(tf.square(x)) for x in parts])
     gradients = tape.gradient(loss, model.trainable_variables)
     missing = [v.name for v, g in zip(model.trainable_variables, gradients) if g is None]

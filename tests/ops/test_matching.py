@@ -127,7 +127,7 @@ def counts(labels):
 )
 def test_sample_is_balanced(available, expected, maybe_graph):
     labels = random_labels(available)
-    call = maybe_graph(lambda l, s: matching.sample(l, 32, 0.5, s))
+    call = maybe_graph(lambda labels, seed: matching.sample(labels, 32, 0.5, seed))
     got = call(tf.constant([labels]), tf.constant([[1, 2]])).numpy()[0]
     assert counts(got) == expected
     assert np.all((got == labels) | (got == -1))
@@ -161,8 +161,8 @@ def test_sample_is_the_same_under_xla():
 def test_sample_is_uniform():
     labels = tf.constant(np.tile(random_labels((0, 6, 6)), [400, 1]))
     seeds = tf.stack([tf.range(400), tf.zeros([400], tf.int32)], axis=1)
-    sampled = tf.function(lambda l, s: matching.sample(l, 6, 0.5, s), autograph=False)(
-        labels, seeds
-    )
+    sampled = tf.function(
+        lambda labels, seed: matching.sample(labels, 6, 0.5, seed), autograph=False
+    )(labels, seeds)
     kept = np.mean(sampled.numpy() >= 0, axis=0)
     np.testing.assert_allclose(kept, 0.5, atol=0.1)  # 4 standard deviations

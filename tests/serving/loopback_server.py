@@ -5,17 +5,21 @@ format, base64 for outputs whose names end in _bytes), each on a free port of th
 """
 
 import base64
-from concurrent import futures
 import contextlib
 import http.server
 import json
 import threading
+from concurrent import futures
 
 import grpc
 import numpy as np
 import tensorflow as tf
-from tensorflow_serving.apis import get_model_status_pb2, model_service_pb2_grpc
-from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+from tensorflow_serving.apis import (
+    get_model_status_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
 
 VERSION = 1
 

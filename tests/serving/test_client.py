@@ -10,8 +10,8 @@ import sys
 import threading
 
 import numpy as np
-from PIL import Image
 import pytest
+from PIL import Image
 
 pytest.importorskip("tensorflow_serving", reason="needs the extra serving")
 

@@ -7,9 +7,9 @@ fusion is the slow one of tests/reference.
 import json
 
 import numpy as np
-from PIL import Image
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.postprocess import fusion

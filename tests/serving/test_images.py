@@ -6,9 +6,9 @@ import re
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
 import pytest
 import tensorflow as tf
+from PIL import Image, ImageOps
 
 from pfpn_tf.serving import images
 

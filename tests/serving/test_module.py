@@ -5,9 +5,9 @@ import json
 import os
 
 import numpy as np
-from PIL import Image
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 from pfpn_tf.evaluation import coco_format
 from pfpn_tf.postprocess import fusion

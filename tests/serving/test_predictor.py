@@ -9,8 +9,8 @@ import threading
 
 import cv2
 import numpy as np
-from PIL import Image
 import pytest
+from PIL import Image
 
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.evaluation import coco_format

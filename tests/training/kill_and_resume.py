@@ -19,6 +19,8 @@ import tempfile
 import time
 
 import pfpn_tf.utils.cli  # noqa: F401  (quiet, before TensorFlow)
+
+# isort: split
 from tests.training import tiny, train_process
 
 _OWN_TO_A_RUN = ("images_per_second", "input_wait", "peak_gib")

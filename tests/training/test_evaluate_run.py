@@ -9,7 +9,9 @@ import tensorflow as tf
 
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.model import panoptic_fpn
-from pfpn_tf.training import checkpoints, evaluate_run as evaluate_run_lib, summaries
+from pfpn_tf.training import checkpoints
+from pfpn_tf.training import evaluate_run as evaluate_run_lib
+from pfpn_tf.training import summaries
 from pfpn_tf.training.evaluate_run import TrainingEvaluation, evaluate_run, evaluate_two_runs
 from tests.training import tiny
 
