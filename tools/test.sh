@@ -8,7 +8,7 @@
 # The checks are black, isort, flake8 and mypy with the settings of pyproject.toml and setup.cfg.
 # They change no file. .pre-commit-config.yaml runs the same four.
 #
-# PYTHON names the interpreter for new environments. Two processes share the files. Tests against
+# PYTHON names the interpreter for new environments. Two processes run the tests. Tests against
 # reference data need its folder in PFPN_TF_TEST_DATA and are skipped without it.
 #
 # Processors differ in the kernels that TensorFlow takes, oneDNN's or Eigen's, so on any machine the
