@@ -27,6 +27,10 @@ LISTS = {
 }
 
 
+def read_yaml(path):
+    return yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
+
+
 def setup_cfg():
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg")
@@ -104,7 +108,7 @@ def test_every_package_is_packaged():
 
 
 def test_the_version_is_told_the_same_everywhere():
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    citation = read_yaml("CITATION.cff")
     assert {"cff-version", "message", "title", "authors"} <= set(citation)
     assert str(citation["version"]) == pfpn_tf.__version__
     assert f"## {pfpn_tf.__version__}" in (ROOT / "CHANGELOG.md").read_text()
@@ -145,6 +149,8 @@ def test_the_python_versions_are_told_the_same_everywhere():
     assert re.findall(r"Python :: (3\.\d+)", classifiers) == list(LISTS)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert "Python 3.11, 3.12 or 3.13" in readme
+    job = read_yaml(".github/workflows/test.yml")["jobs"]["test"]
+    assert job["strategy"]["matrix"]["python"] == list(LISTS)
     for path in set(LISTS.values()):
         versions = ", ".join(version for version, of in LISTS.items() if of == path)
         assert re.search(rf"^\| {re.escape(versions)} \|.* `{path}` \|$", readme, re.MULTILINE)
@@ -317,3 +323,36 @@ def test_arguments_select_tests_and_no_checks(tmp_path):
     assert checks_of(done.stdout) == []
     assert parts_of(done.stdout) == [(".venv", "0", "tests/ops"), (".venv", "1", "tests/ops")]
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_pre_commit_runs_the_same_checks():
+    """But on the files of the commit, where a check takes files."""
+    (repository,) = read_yaml(".pre-commit-config.yaml")["repos"]
+    assert repository["repo"] == "local"
+    entries = {hook["id"]: hook["entry"] for hook in repository["hooks"]}
+    assert list(entries.values()) == [
+        f".venv/bin/python -m {check.removesuffix(' .')}" for check in CHECKS
+    ]
+    assert all(hook["language"] == "system" for hook in repository["hooks"])
+
+
+def test_the_workflow_runs_the_commands_of_the_readme():
+    steps = read_yaml(".github/workflows/test.yml")["jobs"]["test"]["steps"]
+    commands = [step["run"] for step in steps if "run" in step]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert commands == ["bash tools/test.sh", "bash tools/demo.sh"]
+    assert all(f"\n    {command}\n" in readme for command in commands)
+
+
+@pytest.mark.parametrize("path", (ROOT / ".github/ISSUE_TEMPLATE").iterdir(), ids=lambda p: p.name)
+def test_issue_forms(path):
+    """GitHub shows no form that breaks one of these rules."""
+    form = read_yaml(path)
+    assert form["name"] and form["description"]
+    ids = [element["id"] for element in form["body"]]
+    assert len(set(ids)) == len(ids)
+    for element in form["body"]:
+        assert set(element) <= {"type", "id", "attributes", "validations"}
+        assert element["type"] in ("input", "textarea")
+        assert isinstance(element["attributes"]["label"], str)
+        assert isinstance(element["attributes"].get("description", ""), str)
