@@ -27,6 +27,10 @@ LISTS = {
 }
 
 
+def read_yaml(path):
+    return yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
+
+
 def setup_cfg():
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg")
@@ -104,7 +108,7 @@ def test_every_package_is_packaged():
 
 
 def test_the_version_is_told_the_same_everywhere():
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    citation = read_yaml("CITATION.cff")
     assert {"cff-version", "message", "title", "authors"} <= set(citation)
     assert str(citation["version"]) == pfpn_tf.__version__
     assert f"## {pfpn_tf.__version__}" in (ROOT / "CHANGELOG.md").read_text()
@@ -145,6 +149,8 @@ def test_the_python_versions_are_told_the_same_everywhere():
     assert re.findall(r"Python :: (3\.\d+)", classifiers) == list(LISTS)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert "Python 3.11, 3.12 or 3.13" in readme
+    job = read_yaml(".github/workflows/test.yml")["jobs"]["test"]
+    assert job["strategy"]["matrix"]["python"] == list(LISTS)
     for path in set(LISTS.values()):
         versions = ", ".join(version for version, of in LISTS.items() if of == path)
         assert re.search(rf"^\| {re.escape(versions)} \|.* `{path}` \|$", readme, re.MULTILINE)
@@ -242,15 +248,44 @@ def test_set_up_says_in_one_line_what_is_missing(set_up, command, pythons, named
     assert message in done.stderr
 
 
-# Stands for the Python of an environment: installs nothing, and says how it would run the tests.
+# Stands for the Python of an environment: installs nothing, and says which checks and tests it
+# would run, and how.
 FAKE_ENVIRONMENT = """#!/bin/bash
 [[ $1 == -c ]] && echo {version}
-[[ $2 == pytest ]] || exit 0
-echo "$0 $TF_ENABLE_ONEDNN_OPTS ${{*: -1}}"
-[[ $* != *" {failing}" ]]
+case $2 in
+  pytest) echo "$0 $TF_ENABLE_ONEDNN_OPTS ${{*: -1}}" ;;
+  black|isort|flake8|mypy) echo "check: $0 $*" ;;
+esac
+[[ " $* " != *" {failing} "* ]]
 """
 KERNELS = "TF_ENABLE_ONEDNN_OPTS"
+CHECKS = ["black --check .", "isort --check .", "flake8", "mypy"]
 BOTH, REST, TRAINING = "both_stacks", "--ignore=tests/training", "tests/training"
+
+
+def run_with_stand_ins(folder, version, failing="nothing", onednn=None, arguments=()):
+    """Runs a copy of tools/test.sh in `folder`, with stand-ins for both environments."""
+    (folder / "tools").mkdir()
+    shutil.copy(ROOT / "tools" / "test.sh", folder / "tools")
+    for name in ("setup.cfg", "pyproject.toml", "constraints"):
+        (folder / name).symlink_to(ROOT / name)
+    for environment in (".venv", ".venv_tf_keras") if version == "3.11" else (".venv",):
+        python = folder / environment / "bin" / "python"
+        python.parent.mkdir(parents=True)
+        python.write_text(FAKE_ENVIRONMENT.format(version=version, failing=failing))
+        python.chmod(0o755)
+    variables = {k: v for k, v in os.environ.items() if k not in ("PYTHON", KERNELS)}
+    variables |= {KERNELS: onednn} if onednn else {}
+    command = ["bash", "tools/test.sh", *arguments]
+    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True)
+
+
+def checks_of(output):
+    return re.findall(r"^check: \.venv/bin/python -m (.*)$", output, re.MULTILINE)
+
+
+def parts_of(output):
+    return re.findall(r"^(\S+)/bin/python (\d) (\S+)$", output, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
@@ -264,21 +299,60 @@ BOTH, REST, TRAINING = "both_stacks", "--ignore=tests/training", "tests/training
 )
 @pytest.mark.parametrize("failing", [BOTH, REST, TRAINING, "nothing"])
 def test_parts_of_the_tests(tmp_path, version, onednn, parts, failing):
-    (tmp_path / "tools").mkdir()
-    shutil.copy(ROOT / "tools" / "test.sh", tmp_path / "tools")
-    for name in ("setup.cfg", "pyproject.toml", "constraints"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    for folder in {folder for folder, _, _ in parts}:
-        python = tmp_path / folder / "bin" / "python"
-        python.parent.mkdir(parents=True)
-        python.write_text(FAKE_ENVIRONMENT.format(version=version, failing=failing))
-        python.chmod(0o755)
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHON", KERNELS)}
-    environment |= {KERNELS: onednn} if onednn else {}
-    command = ["bash", "tools/test.sh"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    ran = re.findall(r"^(\S+)/bin/python (\d) (\S+)$", done.stdout, re.MULTILINE)
-    assert ran == [(folder, str(value), last) for folder, value, last in parts], done.stderr
+    done = run_with_stand_ins(tmp_path, version, failing, onednn)
+    expected = [(folder, str(value), last) for folder, value, last in parts]
+    assert parts_of(done.stdout) == expected, done.stderr
     fails = failing in [last for _, _, last in parts]
     assert done.returncode == int(fails)
     assert done.stderr.count("FAILED") == int(fails)
+
+
+@pytest.mark.parametrize("failing", [None, *CHECKS])
+def test_the_checks_come_first(tmp_path, failing):
+    """A check that fails is named at the end; the others and the tests run all the same."""
+    done = run_with_stand_ins(tmp_path, "3.13", failing)
+    assert checks_of(done.stdout) == CHECKS
+    assert done.stdout.rindex("check: ") < done.stdout.index(BOTH)
+    assert len(parts_of(done.stdout)) == 3
+    assert done.returncode == (1 if failing else 0)
+    assert done.stderr == (f"FAILED, see above: {failing}\n" if failing else "")
+
+
+def test_arguments_select_tests_and_no_checks(tmp_path):
+    done = run_with_stand_ins(tmp_path, "3.13", arguments=["tests/ops"])
+    assert checks_of(done.stdout) == []
+    assert parts_of(done.stdout) == [(".venv", "0", "tests/ops"), (".venv", "1", "tests/ops")]
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_pre_commit_runs_the_same_checks():
+    """But on the files of the commit, where a check takes files."""
+    (repository,) = read_yaml(".pre-commit-config.yaml")["repos"]
+    assert repository["repo"] == "local"
+    entries = {hook["id"]: hook["entry"] for hook in repository["hooks"]}
+    assert list(entries.values()) == [
+        f".venv/bin/python -m {check.removesuffix(' .')}" for check in CHECKS
+    ]
+    assert all(hook["language"] == "system" for hook in repository["hooks"])
+
+
+def test_the_workflow_runs_the_commands_of_the_readme():
+    steps = read_yaml(".github/workflows/test.yml")["jobs"]["test"]["steps"]
+    commands = [step["run"] for step in steps if "run" in step]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert commands == ["bash tools/test.sh", "bash tools/demo.sh"]
+    assert all(f"\n    {command}\n" in readme for command in commands)
+
+
+@pytest.mark.parametrize("path", (ROOT / ".github/ISSUE_TEMPLATE").iterdir(), ids=lambda p: p.name)
+def test_issue_forms(path):
+    """GitHub shows no form that breaks one of these rules."""
+    form = read_yaml(path)
+    assert form["name"] and form["description"]
+    ids = [element["id"] for element in form["body"]]
+    assert len(set(ids)) == len(ids)
+    for element in form["body"]:
+        assert set(element) <= {"type", "id", "attributes", "validations"}
+        assert element["type"] in ("input", "textarea")
+        assert isinstance(element["attributes"]["label"], str)
+        assert isinstance(element["attributes"].get("description", ""), str)

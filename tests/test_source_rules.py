@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -76,13 +77,31 @@ def test_imports_follow_the_data_flow(path):
     if own == "__init__":
         assert not list(project_imports(path)), "importing pfpn_tf must import nothing else"
         return
-    assert own in ORDER, f"{own} is new: give it its place in ORDER and in the map of README.md"
+    assert (
+        own in ORDER
+    ), f"{own} is new: give it its place in ORDER, CONTRIBUTING.md and README.md's map"
     for line, module in project_imports(path):
         other = module.split(".")[0]
         assert other in ORDER[: ORDER.index(own) + 1], (
             f"{relative(path)}:{line}: {own} comes before {other} in the data flow, so it must not "
             f"import it; move what both need to the earlier one, or pass it as an argument"
         )
+
+
+def test_the_order_of_imports_is_told():
+    assert f"\n    {' '.join(ORDER)}\n" in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+def test_contributing_names_files_that_exist():
+    folders = ("configs", "pfpn_tf", "tests", "tools")
+    files = [*ROOT.iterdir(), *(p for folder in folders for p in (ROOT / folder).rglob("*"))]
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:\w+/)*(?:\w+\.(?:py|md|cfg|toml))?)`", text)
+    named = [name for name in named if name and name != "make_seeded_checkpoint.py"]
+    assert "pfpn_tf/config.py" in named and "evaluation/" in named
+    for name in named:
+        end = f"/{name.rstrip('/')}"
+        assert any(str(file).endswith(end) for file in files), f"CONTRIBUTING.md names {name}"
 
 
 def test_no_import_cycles_inside_a_part():

@@ -1,17 +1,20 @@
 #!/usr/bin/env bash
-# Installs what the project needs into .venv and runs the tests.
+# Installs what the project needs into .venv, checks the source code and runs the tests.
 #
-#   bash tools/test.sh                    all tests
-#   bash tools/test.sh tests/ops -k nms   some tests; arguments go to pytest
+#   bash tools/test.sh                    the checks of the code and all tests
+#   bash tools/test.sh tests/ops -k nms   some tests, no checks; arguments go to pytest
 #   bash tools/test.sh --setup_only       install and stop
 #
-# PYTHON names the interpreter for new environments. Two processes share the files. Tests against
+# The checks are black, isort, flake8 and mypy with the settings of pyproject.toml and setup.cfg.
+# They change no file. .pre-commit-config.yaml runs the same four.
+#
+# PYTHON names the interpreter for new environments. Two processes run the tests. Tests against
 # reference data need its folder in PFPN_TF_TEST_DATA and are skipped without it.
 #
 # Processors differ in the kernels that TensorFlow takes, oneDNN's or Eigen's, so on any machine the
 # tests marked both_stacks run with TF_ENABLE_ONEDNN_OPTS=0, then all tests with 1; where the user
-# has set the variable, everything runs with that value. On Python 3.11 the first part runs on
-# TensorFlow 2.20 with tf-keras (.venv_tf_keras), the others on TensorFlow 2.15 (.venv).
+# has set the variable, all tests run with that value. On Python 3.11 the first of these two runs
+# takes TensorFlow 2.20 with tf-keras (.venv_tf_keras), the other TensorFlow 2.15 (.venv).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # Without bytecode each process compiles TensorFlow's thousands of modules anew, which takes 8 s
@@ -133,6 +136,13 @@ if is_classic; then
 fi
 
 failed=() allowed_status=0
+if ((!$#)); then
+  for check in "black --check ." "isort --check ." flake8 mypy; do
+    printf '\n=== %s ===\n' "$check"
+    # shellcheck disable=SC2086 # The words of $check are the arguments.
+    .venv/bin/python -m $check || failed+=("$check")
+  done
+fi
 # part TITLE PYTHON ONEDNN ARGUMENTS...: runs pytest, with TF_ENABLE_ONEDNN_OPTS=ONEDNN unless the
 # user has set it. Tracing and Python, which take most of the time, use one core each.
 part() {
