@@ -83,10 +83,10 @@ def test_number_of_processes_changes_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("pfpn_tf.evaluation.score_files._MIN_IMAGES_PER_PROCESS", 1)
     monkeypatch.setattr("pfpn_tf.evaluation.score_files._IMAGES_PER_JOB", 2)
     write_dataset(tmp_path, 7)
-    monkeypatch.setattr("pfpn_tf.evaluation.score_files._num_cpus", lambda: 1)
+    monkeypatch.setattr("pfpn_tf.utils.process.num_cores", lambda: 1)
     expected = score(tmp_path, semantic=True, num_processes=1)
     for cores, processes in ((3, 1), (2, 2), (16, 2)):
-        monkeypatch.setattr("pfpn_tf.evaluation.score_files._num_cpus", lambda cores=cores: cores)
+        monkeypatch.setattr("pfpn_tf.utils.process.num_cores", lambda cores=cores: cores)
         assert score(tmp_path, semantic=True, num_processes=processes) == expected
 
 

@@ -33,7 +33,7 @@ _SEMANTIC = {"task": "semantic", "semantic_targets": "all"}
 KINDS = {
     "r50_frozen_bn": {"backbone": "resnet50", "backbone_norm": "frozen_bn", "head_norm": "none"},
     "r50_group_norm": {"backbone": "resnet50", "fpn_channels": 64},
-    "resnext_frozen_bn": {"backbone": "resnext50_32x4d", "backbone_norm": "frozen_bn"},
+    "resnext_frozen_bn": {"backbone": "resnext_tiny", "backbone_norm": "frozen_bn"},
     "resnext_sync_bn": {"backbone": "resnext_tiny", "backbone_norm": "sync_bn"},
     "symmetric_decoder": {**_SEMANTIC, "backbone": "resnext_tiny", "decoder": "symmetric"},
     "deeplabv3_d8": {

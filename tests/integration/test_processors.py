@@ -106,29 +106,26 @@ def assert_same_answers(actual, expected):
             )
 
 
-def answers(result):
-    return {name: result[name] for name in result if "/" in name}
+def answers(result, signature=""):
+    return {name: result[name] for name in result if f"{signature}/" in name}
 
 
 def test_export(found):
     without, with_onednn = found
-    assert np.min(without["panoptic/num_segments"]) >= 2
+    assert np.min(without["panoptic/num_segments"]) >= 1
     assert_same_answers(answers(with_onednn), answers(without))
 
 
 @pytest.mark.parametrize("exported, served", [("0", "1"), ("1", "0")])
 def test_export_in_a_server_on_the_other_kind(exported, served, folder, kind, tmp_path):
-    for signature in ("network", "panoptic"):
-        inputs = {"images": c_api.write_value(tmp_path / signature, processors.image())}
-        request = json.dumps({"signature": signature, "inputs": inputs})
-        (tmp_path / f"request_{signature}.json").write_text(request)
+    inputs = {"images": c_api.write_value(tmp_path / "images", processors.image())}
+    request = tmp_path / "request.json"
+    request.write_text(json.dumps({"signature": "panoptic", "inputs": inputs}))
     saved_model = folder / exported / kind / "1"
     library = os.path.dirname(tf.__file__)
     finish(start(served, c_api.__file__, library, str(saved_model), str(tmp_path), str(tmp_path)))
-    actual = {}
-    for signature in ("network", "panoptic"):
-        reply = json.loads((tmp_path / f"request_{signature}.json").read_text())
-        assert "error" not in reply, reply
-        for name, file in reply.items():
-            actual[f"{signature}/{name}"] = c_api.read_value(tmp_path / file)
-    assert_same_answers(actual, answers(np.load(folder / exported / f"{kind}.npz")))
+    reply = json.loads(request.read_text())
+    assert "error" not in reply, reply
+    actual = {f"panoptic/{name}": c_api.read_value(tmp_path / f) for name, f in reply.items()}
+    expected = answers(np.load(folder / exported / f"{kind}.npz"), "panoptic")
+    assert_same_answers(actual, expected)
