@@ -88,8 +88,9 @@ def test_things_as_one_class_have_no_category(dataset, tmp_path):
     assert found - {255} <= {c.id for c in oracle.info_of(dataset).stuff}
 
 
-def test_pictures_of_training_show_an_image_without_ground_truth(dataset):
-    config, info = oracle.config_of(dataset), oracle.info_of(dataset)
+@pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
+def test_pictures_of_training_show_an_image_without_ground_truth(dataset, task):
+    config, info = oracle.config_of(dataset, task=task), oracle.info_of(dataset)
     model = oracle.Oracle(config, info, oracle.Oracle.notes(config, info))
 
     def drawn(split):
