@@ -45,9 +45,7 @@ class Pictures:
                 gt_ids = np.zeros(truth.hw, np.uint32)
             photo = self._photo(batch, truth.hw)
             outputs = self._predict(batch["images"], batch["image_hw"], batch["original_hw"])
-            outputs = tf.nest.map_structure(
-                lambda t: None if t is None else t[0].numpy(), outputs
-            )
+            outputs = tf.nest.map_structure(lambda t: None if t is None else t[0].numpy(), outputs)
             parts = [
                 photo,
                 visualize.overlay_panoptic(photo, gt_ids, truth.segments, self._info),
