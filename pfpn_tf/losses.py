@@ -55,9 +55,10 @@ def panoptic_fpn_losses(
         anchors = tf.shape(rpn.labels, tf.int64)[0] * config.model.rpn_samples_per_image
         counts["rpn_objectness"] = counts["rpn_box"] = anchors
     if outputs.roi_targets is not None:
-        rois = outputs.roi_targets
-        sums["class"] = class_loss(outputs.class_logits, rois)
-        sums["box"] = box_loss(outputs.box_deltas, rois, outputs.class_logits.shape[-1] - 1)
+        rois, class_logits = outputs.roi_targets, outputs.class_logits
+        assert class_logits is not None  # The network sets all fields of a branch, or none.
+        sums["class"] = class_loss(class_logits, rois)
+        sums["box"] = box_loss(outputs.box_deltas, rois, class_logits.shape[-1] - 1)
         sums["mask"] = mask_loss(outputs.mask_logits, rois)
         counts["class"] = counts["box"] = tf.math.count_nonzero(rois.valid)
         mask_pixels = rois.masks.shape[-2] * rois.masks.shape[-1]

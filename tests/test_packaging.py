@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 import pytest
+import setuptools
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -105,6 +106,16 @@ def top_level_imports(path):
 def test_every_package_is_packaged():
     folders = [path.parent for path in (ROOT / "pfpn_tf").rglob("*.py")]
     assert all((folder / "__init__.py").exists() for folder in folders)
+
+
+def test_the_package_says_that_it_is_typed(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    distribution = setuptools.Distribution()
+    distribution.parse_config_files(["setup.cfg"])
+    build = distribution.get_command_obj("build_py")
+    build.ensure_finalized()
+    files = {package: names for package, _, _, names in build.data_files}
+    assert files["pfpn_tf"] == ["py.typed"]
 
 
 def test_the_version_is_told_the_same_everywhere():

@@ -15,6 +15,7 @@ of its own. --measure_training adds a forward pass with the gradients of one ima
 --output_dir the figures also go to profile.json and, of a comparison, a picture to profile.png.
 """
 
+import dataclasses
 import json
 import os
 import sys
@@ -64,7 +65,7 @@ def main():
     if args.output_dir:
         content = {"image_hw": image_hw, "networks": model_comparison.as_json(results)}
         if not args.compare:
-            content["components"] = {name: cost._asdict() for name, cost in costs.items()}
+            content["components"] = {name: dataclasses.asdict(cost) for name, cost in costs.items()}
         if is_measured:
             from pfpn_tf.benchmark import measure
 

@@ -79,7 +79,7 @@ def count_images(num_images: int, hw: Tuple[int, int], num_detections: int) -> D
             (truth.panoptic_ids, truth.segments),
             (outputs.panoptic.panoptic_ids, segments),
         )
-        gallery.add(i, f"Image {i}", html_report.Tally.of(image_counts), lambda parts=parts: parts)
+        gallery.add(i, f"Image {i}", html_report.Tally.of(image_counts), lambda: parts)
     seconds = time.perf_counter() - start
     counts.result()
     return {

@@ -319,8 +319,8 @@ def measured_table(results: Sequence[Result]) -> str:
     the networks take turns; see `measure_row`.
     """
     header = ["Network", "work", "ms", "networks MiB", "TensorFlow MiB", "peak MiB", "in turn MiB"]
-    names = ("median_ms", "network_memory_mib", "import_memory_mib", "peak_memory_mib")
-    names += ("in_turn_peak_memory_mib",)
+    names = ["median_ms", "network_memory_mib", "import_memory_mib", "peak_memory_mib"]
+    names += ["in_turn_peak_memory_mib"]
     rows = [
         [result.row.label, work, *(f"{result.measured[work][name]:,.0f}" for name in names)]
         for work in (INFERENCE, TRAINING)
@@ -337,7 +337,7 @@ def as_json(results: Sequence[Result]) -> List[Dict[str, Any]]:
             "label": row.label,
             "part": row.part,
             "backbones": [network.backbone for network in row.networks],
-            **cost._asdict(),
+            **dataclasses.asdict(cost),
             "paper": row.paper,
             "measured": measured,
         }

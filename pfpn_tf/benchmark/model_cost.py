@@ -6,7 +6,8 @@ layers, the mask head's last ones) are counted on their own. Nothing is computed
 built and traced at the given size, and every convolution of the graph says its shapes.
 """
 
-from typing import Dict, List, NamedTuple, Sequence, Tuple
+import dataclasses
+from typing import Dict, List, Sequence, Tuple
 
 import tensorflow as tf
 
@@ -19,7 +20,8 @@ PYRAMID_COMPONENTS = ("backbone", "fpn", "symmetric_decoder", "backbone_levels")
 """Layers up to the pyramid: what the paper calls the backbone architecture."""
 
 
-class Cost(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Cost:
     """What one component costs for one image.
 
     Attributes:
@@ -35,7 +37,8 @@ class Cost(NamedTuple):
     parameters: int = 0
 
     def __add__(self, other: "Cost") -> "Cost":
-        return Cost(*(a + b for a, b in zip(self, other)))
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other))
+        return Cost(*(a + b for a, b in pairs))
 
 
 def count(
@@ -148,7 +151,7 @@ def check_size(image_hw: Tuple[int, int]) -> None:
 
 def _in_units(cost):
     units = (1e9, 1e6, 1e9, 1e6)
-    return [f"{value / unit:,.2f}" for value, unit in zip(cost, units)]
+    return [f"{value / unit:,.2f}" for value, unit in zip(dataclasses.astuple(cost), units)]
 
 
 def _num_parameters(layer):

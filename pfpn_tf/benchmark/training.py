@@ -10,7 +10,7 @@ import contextlib
 import os
 import sys
 import tempfile
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 import numpy as np
 
@@ -64,7 +64,7 @@ def benchmark_training(
       input_wait, the share of the time that steps waited for their batch; "waits_for", "input" or
       "step".
     """
-    result = {"step": benchmark_step(config, repeats, num_instances)}
+    result: Dict[str, Any] = {"step": benchmark_step(config, repeats, num_instances)}
     with _records(config) as with_records:
         result["input"] = measure.in_fresh_process(_batches, with_records, repeats)
         result["together"] = measure.in_fresh_process(_steps_on_records, with_records, repeats)
@@ -191,8 +191,8 @@ def drawn_batch(
         masks[b, m, y1:y2, x1:x2] = 1
     return {
         "images": rng.normal(0.0, 50.0, (batch_size, *hw, 3)).astype(np.float32),
-        "image_hw": np.tile(np.int32(hw), (batch_size, 1)),
-        "original_hw": np.tile(np.int32(hw), (batch_size, 1)),
+        "image_hw": np.tile(np.array(hw, np.int32), (batch_size, 1)),
+        "original_hw": np.tile(np.array(hw, np.int32), (batch_size, 1)),
         "source_id_bytes": np.zeros((batch_size, 64), np.uint8),
         "seed": rng.integers(0, 2**31, (batch_size, 2)).astype(np.int32),
         "gt_boxes": boxes,
@@ -209,7 +209,7 @@ class _records:
 
     def __init__(self, config: config_lib.Config):
         self._config = config
-        self._folder = None
+        self._folder: Optional[tempfile.TemporaryDirectory] = None
 
     def __enter__(self) -> config_lib.Config:
         if self._config.data.train_records:

@@ -240,9 +240,9 @@ def distinct_colors(count: int) -> List[Tuple[int, int, int]]:
         hue = (i * 0.618033988749895) % 1.0  # golden ratio: successive hues never bunch
         saturation = (0.85, 0.6, 0.95)[i % 3]
         value = (0.95, 0.75, 0.55, 0.85)[i % 4]
-        colors.append(
-            tuple(int(round(255 * v)) for v in colorsys.hsv_to_rgb(hue, saturation, value))
-        )
+        rgb = colorsys.hsv_to_rgb(hue, saturation, value)
+        red, green, blue = (int(round(255 * v)) for v in rgb)
+        colors.append((red, green, blue))
     return colors
 
 

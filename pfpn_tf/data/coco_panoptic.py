@@ -270,7 +270,7 @@ class CocoPanoptic(CocoImages):
                     f"{'no category' if known is None else repr(known)} in "
                     f"{self.source}; the categories of instances must be its things."
                 )
-        by_image = {image["id"]: [] for image in content["images"]}
+        by_image: Dict[Any, List[Dict]] = {image["id"]: [] for image in content["images"]}
         keys = ("id", "image_id", "category_id", "bbox", "segmentation")
         for i, annotation in enumerate(content["annotations"]):
             self._checked(annotation, keys, f"annotations[{i}]", self.instances_json)

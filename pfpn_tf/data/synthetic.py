@@ -15,7 +15,7 @@ import multiprocessing
 import os
 import shutil
 import tempfile
-from typing import Callable, Dict, List, NamedTuple, Tuple
+from typing import Callable, List, NamedTuple, Tuple
 
 import cv2
 import numpy as np
@@ -445,7 +445,7 @@ def _write_split(run, directory, split, num_images, seed, sides, first_id, progr
         ("panoptic", annotations, CATEGORIES),
         ("instances", instances, things),
     ):
-        content: Dict[str, list] = {
+        content = {
             "images": images,
             "annotations": annotations_of_kind,
             "categories": categories,

@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import struct
-from typing import Dict, List, NamedTuple
+from typing import Dict, List, NamedTuple, Optional, Set, Tuple
 
 import cv2
 import numpy as np
@@ -21,7 +21,7 @@ from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.data.coco_panoptic import Record
 
 # key -> ([] for one value per record or None for a list, type)
-FEATURES = {
+FEATURES: Dict[str, Tuple[Optional[List[int]], tf.DType]] = {
     # The photo as stored: JPEG or PNG bytes, whose pixels are height x width.
     "image/height": ([], tf.int64),
     "image/width": ([], tf.int64),
@@ -212,7 +212,7 @@ def matching_files(pattern: str, flag: str) -> List[str]:
         raise ValueError(
             f"--{flag} is empty; give a glob of TFRecords, e.g. data/coco/train-*.tfrecord."
         )
-    sets = {}
+    sets: Dict[Tuple[str, int], Set[int]] = {}
     for path in files:
         match = re.fullmatch(r"(.*)-(\d+)-of-(\d+)(\..*)?", path)
         if match:

@@ -20,7 +20,7 @@ import math
 import os
 import tempfile
 import warnings
-from typing import Any, Dict, Mapping, Optional, Sequence
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
 
 import cv2
 import numpy as np
@@ -71,7 +71,8 @@ def score_files(
     """
     truth = _Truth(gt_dir)
     label_of = label_ids(categories_json or panoptic_json)
-    maps = results = None
+    maps: Union[_SemanticMaps, _PanopticMaps, None] = None
+    results: Optional[Dict[str, List[Dict[str, Any]]]] = None
     if semantic_dir:
         maps = _SemanticMaps(semantic_dir, label_of)
     elif panoptic_json:
@@ -80,7 +81,8 @@ def score_files(
         results = _results_by_image(instances_json)
     image_ids = truth.image_ids
     if only_predicted:
-        image_ids = [i for i in image_ids if i in (maps.image_ids if maps else results)]
+        predicted = maps.image_ids if maps else results or ()
+        image_ids = [i for i in image_ids if i in predicted]
         if not image_ids:
             raise ValueError(
                 f"{gt_dir}: none of its images is predicted; is it the ground truth of this split?"
@@ -210,7 +212,7 @@ def write_instances(
                 f"Image {image_id}: instance {index} needs a segmentation in RLE of the image's"
                 f" size {list(hw)} (height, width)."
             )
-        if category_id not in label_of:
+        if category_id is None or category_id not in label_of:
             raise ValueError(
                 f"Image {image_id}: instance {index} has the unknown category_id {category_id!r}."
             )

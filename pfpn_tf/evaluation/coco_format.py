@@ -8,7 +8,7 @@ Shapes: h, w original image size · D instances.
 import contextlib
 import json
 import os
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence
+from typing import Any, Callable, Dict, Generator, Iterable, List, Optional, Sequence, Set
 
 import cv2
 import numpy as np
@@ -276,14 +276,14 @@ class PredictionWriter:
             none; None: no semantic PNGs.
         """
         self.panoptic_json = os.path.join(directory, "panoptic.json") if panoptic else None
-        self.panoptic_dir = os.path.join(directory, "panoptic") if panoptic else None
+        self.panoptic_dir = os.path.join(directory, "panoptic")
         self.instances_json = os.path.join(directory, "instances.json") if instances else None
-        self.semantic_dir = None
+        self.semantic_dir = os.path.join(directory, "semantic")
+        self.writes_semantic = semantic_category_ids is not None
         if semantic_category_ids is not None:
-            self.semantic_dir = os.path.join(directory, "semantic")
             self._category_of_class = _semantic_table(semantic_category_ids)
         self._categories = list(categories)
-        self._file_names = set()
+        self._file_names: Set[str] = set()
 
     def __enter__(self):
         self._files = contextlib.ExitStack()
@@ -401,7 +401,7 @@ class _JsonList:
         self._file.write("\n" + closing + "\n")
 
 
-def read_entries(path: str) -> Iterator[Dict[str, Any]]:
+def read_entries(path: str) -> Generator[Dict[str, Any], None, None]:
     """The entries of a list that `PredictionWriter` wrote, one by one: each is on a line of its
     own.
     """

@@ -3,7 +3,7 @@
 Shapes: h, w original size · C classes.
 """
 
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional
 
 import cv2
 import numpy as np
@@ -36,7 +36,7 @@ class ImageTruth(NamedTuple):
     annotations: List[dict]
 
 
-def read_truth(example: Dict[str, np.ndarray], string_ids: bool) -> ImageTruth:
+def read_truth(example: Mapping[str, Any], string_ids: bool) -> ImageTruth:
     """The ground truth of one image.
 
     Args:
@@ -61,6 +61,8 @@ def read_truth(example: Dict[str, np.ndarray], string_ids: bool) -> ImageTruth:
         if not png:  # Padding.
             continue
         mask = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_GRAYSCALE)
+        if mask is None:
+            raise ValueError(f"Image {image_id}: mask PNG {i} of the record is not readable.")
         y1, x1, y2, x2 = (_decimal(v) for v in example["instance_boxes"][i])
         annotations.append(
             {
@@ -139,41 +141,47 @@ class Counts:
           counts without ground truth.
         """
         height, width = truth.hw
-        scored = truth.panoptic_ids is not None
+        gt_ids = truth.panoptic_ids
+        scored = gt_ids is not None
         self.num_scored += scored
         self.num_unannotated += not scored
         image_counts = segments = None
         if self._quality:
+            assert outputs.panoptic is not None  # The network has the branches of its task.
             ids = outputs.panoptic.panoptic_ids[:height, :width].astype(np.uint32)
             segments = segments_info(outputs.panoptic)
-            if scored:
-                found = overlaps(truth.panoptic_ids, ids)
+            if gt_ids is not None:
+                found = overlaps(gt_ids, ids)
                 image_counts = self._quality.update(
                     found, truth.segments, segments, f"Image {truth.image_id}"
                 )
                 self._maps.update(found, truth.segments, segments)
             if writer:
                 writer.add_panoptic(truth.image_id, ids, segments)
-        if self._branch and writer:
-            writer.add_semantic(truth.image_id, outputs.labels[:height, :width])
-        if self._branch and scored:
-            labels = outputs.labels[:height, :width].astype(np.uint32) + 1  # 0 would be void
-            gt = [
-                {"id": s["id"], "category_id": self._class_of[s["category_id"]]}
-                for s in truth.segments
-            ]
-            pred = [
-                {"id": i + 1, "category_id": name} for i, name in enumerate(self._branch_classes)
-            ]
-            self._branch.update(overlaps(truth.panoptic_ids, labels), gt, pred)
+        if self._branch:
+            assert outputs.labels is not None
+            labels = outputs.labels[:height, :width]
+            if writer:
+                writer.add_semantic(truth.image_id, labels)
+            if gt_ids is not None:
+                gt = [
+                    {"id": s["id"], "category_id": self._class_of[s["category_id"]]}
+                    for s in truth.segments
+                ]
+                pred = [
+                    {"id": i, "category_id": name} for i, name in enumerate(self._branch_classes, 1)
+                ]
+                pred_ids = labels.astype(np.uint32) + 1  # 0 would be void.
+                self._branch.update(overlaps(gt_ids, pred_ids), gt, pred)
         if self._precision:
-            found = instances_at_original_size(outputs.detections, image_hw, truth.hw)
+            assert outputs.detections is not None
+            instances = instances_at_original_size(outputs.detections, image_hw, truth.hw)
             results = coco_format.instance_results(
                 truth.image_id,
-                found.boxes,
-                found.scores,
-                self._info.thing_category_ids[found.class_ids],
-                found.masks,
+                instances.boxes,
+                instances.scores,
+                self._info.thing_category_ids[instances.class_ids],
+                instances.masks,
             )
             place = truth.image_id if isinstance(truth.image_id, int) else position
             images = {place: {"id": truth.image_id, "height": height, "width": width}}
@@ -196,7 +204,7 @@ class Counts:
 
     def result(self) -> Dict[str, Any]:
         """The metrics, as `Evaluator.evaluate` has them."""
-        metrics = {"notes": []}
+        metrics: Dict[str, Any] = {"notes": []}
         if self.num_unannotated:
             metrics["notes"].append(
                 f"{self.num_unannotated} images have no ground truth and were only predicted."

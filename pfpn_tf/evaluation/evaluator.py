@@ -50,7 +50,7 @@ class Findings(NamedTuple):
     def merge(self, other: "Findings") -> None:
         """Adds another worker's findings, but for the order of the images."""
         self.counts.merge(other.counts)
-        if self.gallery:
+        if self.gallery is not None and other.gallery is not None:
             self.gallery.merge(other.gallery)
         self.image_ids.extend(other.image_ids)
 
@@ -150,13 +150,15 @@ class Evaluator:
         """Of the last evaluation: confusion, worst/0, ..., best/0, ..., [h, w, 3] uint8; none
         without panoptic maps.
         """
-        if not self._has_pictures:
+        gallery = self._gallery
+        if gallery is None:
             return {}
-        return {"confusion": self._confusion_picture(), **self.findings.gallery.pictures()}
+        return {"confusion": self._confusion_picture(), **gallery.pictures()}
 
     @property
-    def _has_pictures(self):
-        return self.findings.gallery is not None and self.findings.counts.num_scored > 0
+    def _gallery(self):
+        """That of the last evaluation; None without panoptic maps or ground truth."""
+        return self.findings.gallery if self.findings.counts.num_scored else None
 
     def _confusion_picture(self):
         return confusion.draw(
@@ -225,12 +227,12 @@ class Evaluator:
         with atomic_write(os.path.join(output_dir, METRICS)) as f:
             json.dump(metrics, f, indent=2)
             f.write("\n")
-        if self._has_pictures:
+        if self._gallery is not None:
             html_report.write(
                 output_dir,
                 metrics,
                 self._info,
-                self.findings.gallery,
+                self._gallery,
                 self.findings.counts.confusion,
             )
 

@@ -116,13 +116,13 @@ class Gallery:
 
     def pictures(self) -> Dict[str, np.ndarray]:
         """worst/0, worst/1, ..., best/0, ...: [h, w, 3] uint8."""
-        return {
-            f"{end}/{i}": cv2.imdecode(np.frombuffer(picture.jpeg, np.uint8), cv2.IMREAD_COLOR)[
-                ..., ::-1
-            ]
-            for end, pictures in (("worst", self.worst), ("best", self.best))
-            for i, picture in enumerate(pictures)
-        }
+        found = {}
+        for end, pictures in (("worst", self.worst), ("best", self.best)):
+            for i, picture in enumerate(pictures):
+                bgr = cv2.imdecode(np.frombuffer(picture.jpeg, np.uint8), cv2.IMREAD_COLOR)
+                assert bgr is not None  # `_draw` has encoded it.
+                found[f"{end}/{i}"] = bgr[..., ::-1]
+        return found
 
     def _draw(self, photo, gt, pred):
         scale = max(1.0, 600 / photo.shape[1])

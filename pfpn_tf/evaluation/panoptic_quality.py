@@ -70,10 +70,12 @@ def overlaps_of_pixels(gt_pixels: np.ndarray, pred_pixels: np.ndarray) -> Overla
     size = gt.shape[1]
     starts = np.zeros(1, np.int64)
     if size > 1:
-        changed = cv2.compare(gt[:, 1:], gt[:, :-1], cv2.CMP_NE)  # 255 where a byte differs.
-        changed |= cv2.compare(pred[:, 1:], pred[:, :-1], cv2.CMP_NE)
+        # 255 where a byte differs: [1, h * w - 1, 3].
+        gt_bytes = cv2.compare(gt[:, 1:], gt[:, :-1], cv2.CMP_NE)
+        pred_bytes = cv2.compare(pred[:, 1:], pred[:, :-1], cv2.CMP_NE)
+        changed_bytes = cv2.bitwise_or(gt_bytes, pred_bytes, dst=gt_bytes)
         # The weighted sum of three bytes of 0 or 255 is 0 only if all are.
-        changed = cv2.cvtColor(changed, cv2.COLOR_RGB2GRAY)[0]  # [1, h * w - 1, 3] -> [h * w - 1]
+        changed = cv2.cvtColor(changed_bytes, cv2.COLOR_RGB2GRAY)[0]
         changed[_MAX_RUN - 1 :: _MAX_RUN] = 255
         starts = np.concatenate([starts, np.flatnonzero(changed.view(bool)) + 1])
     return _add_runs(_ids_at(gt[0], starts), _ids_at(pred[0], starts), starts, size)
@@ -137,7 +139,7 @@ def check_prediction(
     Raises:
       ValueError: an id is in only one of the two, or a category is unknown.
     """
-    areas = {}
+    areas: Dict[int, int] = {}
     for pred_id, pixels in zip(found.pred_ids.tolist(), found.pixels.tolist()):
         areas[pred_id] = areas.get(pred_id, 0) + pixels
     listed = {s["id"]: s["category_id"] for s in pred_segments}

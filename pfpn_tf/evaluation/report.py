@@ -161,9 +161,9 @@ def class_table(metrics: Dict[str, Any], categories: Sequence[Dict[str, Any]]) -
             for row in group:
                 made.add_row("  " + rich.markup.escape(row.name), *row.values)
             made.add_section()
-    console = rich.console.Console(file=io.StringIO(), width=160, color_system=None)
-    console.print(made)
-    lines = (line.rstrip() for line in console.file.getvalue().splitlines())
+    text = io.StringIO()
+    rich.console.Console(file=text, width=160, color_system=None).print(made)
+    lines = (line.rstrip() for line in text.getvalue().splitlines())
     return "\n".join(line for line in lines if line)
 
 

@@ -121,9 +121,11 @@ def score_panoptic(
 
     metrics = {"panoptic": quality.result()}
     if semantic:
+        assert iou is not None
         metrics["semantic"] = iou.result()
     metrics["notes"] = notes(metrics["panoptic"]) + _notes_on_files(gt, pred)
     if page:
+        assert iou is not None
         page.write(output_dir, metrics, [c["id"] for c in categories], iou.confusion)
     return metrics
 

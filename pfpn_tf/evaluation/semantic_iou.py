@@ -5,7 +5,7 @@ Ground-truth void is left out. A pixel predicted void counts as a miss of its gr
 Shapes: C classes; row of the confusion matrix: ground truth, column: prediction, column C: void.
 """
 
-from typing import Any, Dict, Hashable, List, Optional, Sequence
+from typing import Any, Dict, Hashable, Optional, Sequence
 
 import numpy as np
 
@@ -93,10 +93,10 @@ def _summary(confusion, classes) -> Dict[str, Any]:
     weighted = [int(n) * i for n, i in zip(gt_pixels, iou) if i is not None]
     return {
         "miou": _mean([i for i, present in zip(iou, in_gt) if present]),
-        "miou_over_classes_in_gt_or_pred": _mean([i for i in iou if i is not None]),
+        "miou_over_classes_in_gt_or_pred": _mean(iou),
         "fwiou": sum(weighted) / total if total else None,
         "pixel_accuracy": _ratio(hits.sum(), total),
-        "mean_class_accuracy": _mean([_ratio(h, n) for h, n in zip(hits, gt_pixels) if n]),
+        "mean_class_accuracy": _mean([_ratio(h, n) for h, n in zip(hits, gt_pixels)]),
         "iou": {str(name): value for name, value in zip(classes, iou)},
     }
 
@@ -105,5 +105,7 @@ def _ratio(part, whole) -> Optional[float]:
     return int(part) / int(whole) if whole else None
 
 
-def _mean(values: List[float]) -> Optional[float]:
-    return sum(values) / len(values) if values else None
+def _mean(values: Sequence[Optional[float]]) -> Optional[float]:
+    """Over the classes that have a value."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

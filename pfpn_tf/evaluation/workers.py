@@ -5,10 +5,11 @@ What a worker has counted travels as bytes by `tf.distribute`'s own gather, so t
 strategy's cluster is needed; predictions, which are large, meet on the shared disk.
 """
 
+import dataclasses
 import os
 import pickle
 import shutil
-from typing import Any, Iterator, List, NamedTuple, Sequence
+from typing import Any, Dict, Iterator, List, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -19,7 +20,8 @@ _CHUNK = 1 << 20  # int64 values gathered at a time: 8 MB from each worker
 _PARTS = ".parts"
 
 
-class Workers(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Workers:
     """This process among the workers of a strategy.
 
     Attributes:
@@ -82,7 +84,7 @@ class Gatherer:
         words = np.frombuffer(payload + b"\0" * (-len(payload) % 8), np.int64)
         header = np.array([self.workers.index, len(payload), len(words)], np.int64)
         headers = self._all(header).reshape(-1, 3).tolist()
-        parts = {worker: [] for worker, _, _ in headers}
+        parts: Dict[int, List[bytes]] = {worker: [] for worker, _, _ in headers}
         for start in range(0, max(length for _, _, length in headers), _CHUNK):
             gathered = self._all(words[start : start + _CHUNK])
             for worker, _, length in headers:  # in the order of the gather
@@ -154,10 +156,12 @@ def merge_predictions(
             writer.move_panoptic(next(panoptic[worker]), os.path.join(parts[worker], "panoptic"))
         if writer.instances_json:
             writer.add_instances(list(instances[worker].while_image(image_id)))
-    for part in parts if writer.semantic_dir else ():
+    for part in parts if writer.writes_semantic else ():
         writer.move_semantic(os.path.join(part, "semantic"))
-    for entries in [*panoptic, *instances]:
+    for entries in panoptic:
         entries.close()
+    for peekable in instances:
+        peekable.close()
     shutil.rmtree(os.path.join(output_dir, _PARTS))
 
 

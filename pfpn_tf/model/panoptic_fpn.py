@@ -140,6 +140,8 @@ class PanopticFPN(tf.keras.Model):
                 semantic_pyramid = {k: tf.identity(x) for k, x in semantic_pyramid.items()}
             return InferenceOutputs(found, self.semantic_head(semantic_pyramid))
 
+        if ground_truth is None:
+            raise ValueError("training=True needs ground_truth.")
         semantic_logits = None
         if self.has_semantics:
             semantic_logits = self.semantic_head(semantic_pyramid, training=True)

@@ -65,7 +65,7 @@ def match_anchors(
     )
     if anchors.shape.rank == 2:
         return tf.map_fn(
-            lambda image: match(*image, anchors),
+            lambda image: match(image[0], image[1], anchors),
             (gt_boxes, gt_valid),
             fn_output_signature=signature,
         )

@@ -9,7 +9,7 @@ are float64, since in float32 they move a boundary pixel of a large mask now and
 is float32, where only values within 1e-7 of 0.5 can fall to the other side.
 """
 
-from typing import NamedTuple, Tuple
+from typing import Iterator, NamedTuple, Tuple
 
 import numpy as np
 import tensorflow as tf
@@ -156,6 +156,9 @@ class MaskSequence:
 
     def __len__(self):
         return len(self._boxes)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[i] for i in range(len(self)))
 
     def __getitem__(self, i) -> np.ndarray:
         logits, (y0, x0, y1, x1) = self._logits[i], self._boxes[i]

@@ -17,7 +17,18 @@ import itertools
 import json
 import os
 from concurrent import futures
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Sequence
+from typing import (
+    Any,
+    Callable,
+    Deque,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Mapping,
+    NamedTuple,
+    Sequence,
+)
 
 import cv2
 import numpy as np
@@ -100,8 +111,8 @@ def read_image(path: str) -> bytes:
 
 def upright_pixels(image_bytes: bytes) -> np.ndarray:
     """[h, w, 3] uint8 RGB of an encoded image, turned as its EXIF orientation asks."""
-    with Image.open(io.BytesIO(image_bytes)) as image:
-        image = ImageOps.exif_transpose(image)
+    with Image.open(io.BytesIO(image_bytes)) as stored:
+        image = ImageOps.exif_transpose(stored)
         if image.mode.startswith("I"):  # 16 bits, of which Pillow would keep the lower 8
             high = (np.asarray(image).astype(np.int64) >> 8).astype(np.uint8)
             return np.repeat(high[..., None], 3, axis=-1)
@@ -110,8 +121,10 @@ def upright_pixels(image_bytes: bytes) -> np.ndarray:
 
 def decode_ids(png: bytes) -> np.ndarray:
     """[h, w] int32 segment ids of a panoptic PNG."""
-    channels = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR).astype(np.int32)
-    return channels[..., 2] + 256 * channels[..., 1] + 65536 * channels[..., 0]  # OpenCV: B, G, R
+    bgr = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
+    assert bgr is not None  # The exported network has encoded it.
+    channels = bgr.astype(np.int32)
+    return channels[..., 2] + 256 * channels[..., 1] + 65536 * channels[..., 0]
 
 
 def encode_ids(panoptic_ids: np.ndarray) -> bytes:
@@ -172,7 +185,7 @@ def overlapped(
     """
     loader, writer = futures.ThreadPoolExecutor(1), futures.ThreadPoolExecutor(1)
     worker = futures.ThreadPoolExecutor(workers)
-    waiting = collections.deque()
+    waiting: Deque[futures.Future] = collections.deque()
 
     def submit(item):
         loaded = loader.submit(load, item)
@@ -209,7 +222,8 @@ class Writer:
         self._info = info
         self._overlays = overlays
         self._replies = replies
-        self._images, self._annotations = [], []
+        self._images: List[Dict[str, Any]] = []
+        self._annotations: List[Dict[str, Any]] = []
 
     def write(self, name: str, file_name: str, pixels: Callable[[], np.ndarray], reply):
         """Files of one image, and its entries for `finish`.

@@ -136,7 +136,7 @@ class RunCheckpoints:
         self._checkpoint = tf.train.Checkpoint(**trackables)
         self._keep = keep
         self._writes = writes
-        self._good = None
+        self._good: Optional[str] = None
         self._best_score = _read_score(self._best_directory)
 
     def newest_step(self) -> Optional[int]:

@@ -22,8 +22,8 @@ from pfpn_tf.evaluation import evaluator, report
 from pfpn_tf.training import checkpoints, run_directory
 from pfpn_tf.utils.files import atomic_write
 
-MAIN_METRICS = ("PQ", "PQ_th", "PQ_st", "mIoU", "fwIoU", "box_AP")
-MAIN_METRICS += ("mask_AP", "mask_AP50", "mask_AP75")
+_MASK_METRICS = ("mask_AP", "mask_AP50", "mask_AP75")
+MAIN_METRICS = ("PQ", "PQ_th", "PQ_st", "mIoU", "fwIoU", "box_AP", *_MASK_METRICS)
 """In the order of a table; an experiment has those of its task."""
 _TOOLS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(pfpn_tf.__file__))), "tools")
 

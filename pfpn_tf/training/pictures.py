@@ -40,12 +40,15 @@ class Pictures:
         for i, batch in enumerate(self._dataset):
             example = {name: value[0].numpy() for name, value in batch.items()}
             truth = counts.read_truth(example, string_ids=True)
+            gt_ids = truth.panoptic_ids
+            if gt_ids is None:  # Without annotations all of the image is void.
+                gt_ids = np.zeros(truth.hw, np.uint32)
             photo = self._photo(batch, truth.hw)
             outputs = self._predict(batch["images"], batch["image_hw"], batch["original_hw"])
-            outputs = tf.nest.map_structure(lambda t: t[0].numpy(), outputs)
+            outputs = tf.nest.map_structure(lambda t: None if t is None else t[0].numpy(), outputs)
             parts = [
                 photo,
-                visualize.overlay_panoptic(photo, truth.panoptic_ids, truth.segments, self._info),
+                visualize.overlay_panoptic(photo, gt_ids, truth.segments, self._info),
                 self._overlay(photo, outputs, batch["image_hw"][0].numpy()),
             ]
             pictures[f"panoptic/{i}"] = visualize.side_by_side(

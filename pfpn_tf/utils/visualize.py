@@ -6,7 +6,7 @@ image. Line widths and text follow the size of the picture.
 
 import colorsys
 import unicodedata
-from typing import Any, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -89,11 +89,11 @@ def overlay_instances(
     canvas = canvas.copy()
     text_px = _text_height(canvas.shape)
     line = max(1, round(text_px / 7))
-    for i in range(len(boxes) if masks is not None else 0):
-        mask = cv2.resize(
-            np.asarray(masks[i], np.uint8), canvas.shape[1::-1], interpolation=cv2.INTER_NEAREST
+    for mask, color in zip(() if masks is None else masks, colors):
+        enlarged = cv2.resize(
+            np.asarray(mask, np.uint8), canvas.shape[1::-1], interpolation=cv2.INTER_NEAREST
         )
-        part = _Part.of(mask.astype(np.int32) - 1, 0)
+        part = _Part.of(enlarged.astype(np.int32) - 1, 0)
         if part is None:
             continue
         window = canvas[
@@ -101,9 +101,9 @@ def overlay_instances(
         ]
         inside = part.mask > 0
         window[inside] = (
-            window[inside] * (1 - THING_OPACITY) + np.float32(colors[i]) * THING_OPACITY
+            window[inside] * (1 - THING_OPACITY) + np.array(color, np.float32) * THING_OPACITY
         )
-        _draw_outline(canvas, part, _lighter(colors[i], 0.45), line)
+        _draw_outline(canvas, part, _lighter(color, 0.45), line)
     placed = _Placed(canvas.shape)
     for box, color in zip(boxes, colors):
         y0, x0, y1, x1 = (int(round(float(c) * scale)) for c in box)
@@ -133,7 +133,9 @@ def color_semantic(
       labels: [h, w] integers; those outside of `colors` are void.
       colors: [S, 3] uint8.
     """
-    table = np.concatenate([np.asarray(colors, np.uint8).reshape(-1, 3), np.uint8([void_color])])
+    table = np.concatenate(
+        [np.asarray(colors, np.uint8).reshape(-1, 3), np.array([void_color], np.uint8)]
+    )
     labels = np.asarray(labels).astype(np.int64)
     return table[np.where((labels < 0) | (labels >= len(colors)), len(colors), labels)]
 
@@ -177,7 +179,9 @@ def stack(images: Sequence[np.ndarray], gap_px: int = 8) -> np.ndarray:
     return np.concatenate(rows)
 
 
-def legend(entries: Sequence[Tuple[str, Color]], width: int, text_px: int = 14) -> np.ndarray:
+def legend(
+    entries: Sequence[Tuple[str, Sequence[int]]], width: int, text_px: int = 14
+) -> np.ndarray:
     """Colour swatches with names, in as many columns as the width has room for."""
     pad = text_px // 2
     cell = (
@@ -203,12 +207,13 @@ def segment_colors(segments: Sequence[Mapping[str, Any]], info) -> List[Color]:
 
     The n-th instance of a class always gets the same shade.
     """
-    count = {}
+    count: Dict[int, int] = {}
     colors = []
     for segment in segments:
         category = info.by_id[int(segment["category_id"])]
         n = count[category.id] = count.get(category.id, -1) + 1
-        color = tuple(int(c) for c in category.color)
+        red, green, blue = (int(c) for c in category.color)
+        color = (red, green, blue)
         colors.append(_shade(color, n) if category.is_thing else color)
     return colors
 

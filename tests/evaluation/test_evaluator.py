@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from pfpn_tf.evaluation import report
+from pfpn_tf.evaluation.counts import read_truth
 from pfpn_tf.evaluation.evaluator import Evaluator
 from pfpn_tf.evaluation.html_report import Gallery
 from pfpn_tf.evaluation.score_files import score_instances, score_panoptic
@@ -192,6 +193,13 @@ def test_report(evaluated):
     for text in ("Things", "Semantic branch", "Mask", f"{scalars['eval/PQ_st']:.2f}"):
         assert text in table
     assert f"{scalars['eval/PQ']:.4f}" in report.copy_paste_line(metrics)
+
+
+def test_damaged_mask_is_named():
+    example = {f"segment_{name}": [] for name in ("ids", "category_ids", "areas", "iscrowd")}
+    example |= {"source_id": b"7", "instance_mask_png": [b"", b"no PNG"]}
+    with pytest.raises(ValueError, match="Image 7: mask PNG 1 of the record is not readable"):
+        read_truth(example, string_ids=False)
 
 
 def test_missing_records_are_named(dataset):

@@ -13,6 +13,7 @@ from pfpn_tf.evaluation import coco_submission, report
 from pfpn_tf.evaluation.evaluator import Evaluator
 from pfpn_tf.evaluation.panoptic_quality import overlaps
 from pfpn_tf.evaluation.semantic_iou import SemanticIoU
+from pfpn_tf.training.pictures import Pictures
 from tests.evaluation import oracle
 from tests.reference.panoptic_quality import read_ids
 
@@ -85,3 +86,21 @@ def test_things_as_one_class_have_no_category(dataset, tmp_path):
     found = set().union(*(np.unique(read_semantic(tmp_path, i)).tolist() for i in image_ids))
     assert 255 in found and len(found) > 1
     assert found - {255} <= {c.id for c in oracle.info_of(dataset).stuff}
+
+
+@pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
+def test_pictures_of_training_show_an_image_without_ground_truth(dataset, task):
+    config, info = oracle.config_of(dataset, task=task), oracle.info_of(dataset)
+    model = oracle.Oracle(config, info, oracle.Oracle.notes(config, info))
+
+    def drawn(split):
+        records = str(dataset / f"records/{split}-*")
+        return Pictures(config.replace(eval_records=records), info, model).draw()
+
+    without, scored = drawn("test-dev"), drawn("val")
+    assert len(without) == NUM_IMAGES
+    for name, picture in without.items():
+        third = picture.shape[1] // 3
+        np.testing.assert_array_equal(picture[:, :third], scored[name][:, :third])
+        assert (picture[:, third : 2 * third] != scored[name][:, third : 2 * third]).any()
+        np.testing.assert_array_equal(picture[:, 2 * third :], scored[name][:, 2 * third :])

@@ -75,6 +75,11 @@ def train(model, gt=None, x=None):
     )
 
 
+def test_training_needs_ground_truth(model):
+    with pytest.raises(ValueError, match="training=True needs ground_truth"):
+        model(images(), tf.constant(IMAGE_HW), seed=SEED, training=True)
+
+
 @pytest.fixture(scope="module")
 def train_graph(model):
     """`train` of the model in one graph for all sizes."""
