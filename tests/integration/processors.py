@@ -34,8 +34,12 @@ KINDS = {
     "r50_frozen_bn": {"backbone": "resnet50", "backbone_norm": "frozen_bn", "head_norm": "none"},
     "r50_group_norm": {"backbone": "resnet50", "fpn_channels": 64},
     "resnext_frozen_bn": {"backbone": "resnext_tiny", "backbone_norm": "frozen_bn"},
-    "resnext_sync_bn": {"backbone": "resnext_tiny", "backbone_norm": "sync_bn"},
-    "symmetric_decoder": {**_SEMANTIC, "backbone": "resnext_tiny", "decoder": "symmetric"},
+    "resnext_sync_bn_symmetric_decoder": {
+        **_SEMANTIC,
+        "backbone": "resnext_tiny",
+        "backbone_norm": "sync_bn",
+        "decoder": "symmetric",
+    },
     "deeplabv3_d8": {
         **_SEMANTIC,
         "decoder": "none",
@@ -103,14 +107,11 @@ def evaluate_and_export(config, export_dir):
     module = exporter.module_of(network, config, info)
     exporter.export(module, str(export_dir))
     loaded = tf.saved_model.load(str(export_dir))
-    answers = {}
-    for signature in ("network", "panoptic"):
-        reply = loaded.signatures[signature](images=tf.constant(image()))
-        answers.update({f"{signature}/{name}": value.numpy() for name, value in reply.items()})
+    reply = loaded.signatures["panoptic"](images=tf.constant(image()))
     return {
         "metric_names": np.array(list(metrics)),
         "metrics": np.array(list(metrics.values())),
-        **answers,
+        **{f"panoptic/{name}": value.numpy() for name, value in reply.items()},
     }
 
 
