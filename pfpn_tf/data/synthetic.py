@@ -492,6 +492,7 @@ def _instance(scene, segment, image_id):
 
 
 def _write_image(path, rgb):
-    encoded = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
-    if not cv2.imwrite(path, encoded, [cv2.IMWRITE_JPEG_QUALITY, 95]):
+    # OpenCV warns of settings that a format does not have.
+    settings = [cv2.IMWRITE_JPEG_QUALITY, 95] if path.endswith(".jpg") else []
+    if not cv2.imwrite(path, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), settings):
         raise OSError(f"{path}: could not be written.")

@@ -145,3 +145,10 @@ def test_failure_leaves_nothing_behind(tmp_path, num_workers):
             tmp_path / "drawn", 9, 1, sides=(40, 72), progress=stop, num_workers=num_workers
         )
     assert list((tmp_path / "drawn").iterdir()) == []
+
+
+@pytest.mark.both_stacks
+def test_drawing_prints_nothing(tmp_path, capfd):
+    """OpenCV writes a warning for each file whose format lacks a setting."""
+    synthetic.make_dataset(tmp_path, 1, 1, sides=(40, 48))
+    assert capfd.readouterr() == ("", "")
