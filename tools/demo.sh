@@ -92,6 +92,6 @@ cat demo/evaluation.txt
 echo
 echo "The best and the worst images beside the truth:"
 find "$PWD/$run/eval" -name report.html
-echo "What the exported model makes of images that it has not seen, for example:"
+echo "What the exported model makes of images that it has not seen; the first five, not chosen:"
 find "$PWD/$predictions/pictures" -type f | sort | sed -n 1,5p
 printf '\nThe demo took %d min %02d s.\n' $((SECONDS / 60)) $((SECONDS % 60))

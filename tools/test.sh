@@ -90,9 +90,10 @@ make_environment() {
   if is_classic && [[ $folder == .venv && ! -f .venv/inputs && ! -d .venv_tf_keras ]]; then
     # Both environments need most of the packages. Whether pip's own cache keeps them or not, these
     # are downloaded and built once; .wheels holds them until both environments are there.
+    rm -rf .wheels
     "${pip[@]}" wheel --no-deps --use-pep517 --wheel-dir=.wheels -r <(in_both_lists)
   fi
-  if [[ -d .wheels && ! -f $folder/inputs ]]; then
+  if is_classic && [[ -d .wheels && ! -f $folder/inputs ]]; then
     "${pip[@]}" "${install[@]}" --no-deps .wheels/*.whl
   fi
   "${pip[@]}" "${install[@]}" "$@"

@@ -17,6 +17,8 @@ from pfpn_tf.evaluation.panoptic_quality import overlaps
 from pfpn_tf.evaluation.semantic_iou import THINGS, SemanticIoU
 from pfpn_tf.postprocess.instances import instances_at_original_size
 
+_OTHER_IDS = 2**62  # where AP orders images whose ids are no numbers: after all others
+
 
 class ImageTruth(NamedTuple):
     """Ground truth of one image, as its record has it.
@@ -183,7 +185,7 @@ class Counts:
                 self._info.thing_category_ids[instances.class_ids],
                 instances.masks,
             )
-            place = truth.image_id if isinstance(truth.image_id, int) else position
+            place = _place(truth.image_id, position)
             images = {place: {"id": truth.image_id, "height": height, "width": width}}
             for precision in self._precision.values() if scored else ():
                 precision.update(images, truth.annotations, results)
@@ -245,3 +247,12 @@ def _decimal(value):
     """Undoes float32: COCO writes boxes with two decimals."""
     rounded = round(float(value), 2)
     return rounded if abs(rounded - value) < 1e-4 else float(value)
+
+
+def _place(image_id, position):
+    """The integer by which AP orders an image: pycocotools' order, that of the ids, where they are
+    numbers. Other ids come after these, in the order of the split.
+    """
+    if isinstance(image_id, int) and 0 <= image_id < _OTHER_IDS:
+        return image_id
+    return _OTHER_IDS + position

@@ -3,6 +3,8 @@
 On CPUs without oneDNN, TensorFlow's own kernels have no gradient for either, and a convolution with
 groups fails once the graph optimiser has merged it with a bias.
 
+An empty batch has no defined result: with oneDNN, TensorFlow gives it the shape of the input.
+
 Shapes: B images · H, W size of the feature map · I input channels · O output channels · k side of
 the kernel.
 """

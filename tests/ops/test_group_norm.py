@@ -35,6 +35,24 @@ def test_group_norm_with_a_large_mean():
     np.testing.assert_allclose(y, expected, atol=3e-5)
 
 
+@pytest.mark.both_stacks
+@pytest.mark.parametrize("mean, deviation", [(1e3, 1e-2), (1e4, 1.0), (1e5, 1.0), (1e5, 0.0)])
+def test_group_norm_of_a_large_map_far_from_zero(mean, deviation):
+    """The mean of many large values is rounded, by more than the deviation if that is small."""
+    x = np.random.normal(mean, deviation, size=(1, 80, 90, 32)).astype(np.float32)
+    upstream = np.random.normal(size=x.shape)
+    gamma, beta = np.random.normal(size=(2, 32))
+    answers = norm_and_gradient(
+        *(tf.constant(v, tf.float32) for v in (x, gamma, beta, upstream)), 32, False
+    )
+    references = norm_and_gradient(
+        *(tf.constant(v, tf.float64) for v in (x, gamma, beta, upstream)), 32, False
+    )
+    for answer, reference in zip(answers, references):
+        tolerance = 1e-5 * max(1.0, np.abs(reference).max())
+        np.testing.assert_allclose(answer, reference, atol=tolerance)
+
+
 def test_group_norm_of_a_constant_is_beta():
     x = tf.fill([1, 3, 5, 8], 7.0)
     beta = tf.range(8.0)
