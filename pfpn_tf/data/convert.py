@@ -134,24 +134,15 @@ def _run(tasks, dataset, num_workers, skip_bad, description):
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
     done = context.Value("q", 0)
-    with concurrent.futures.ProcessPoolExecutor(
-        num_workers, context, _start_worker, (dataset, skip_bad, done)
-    ) as pool:
+    with process.pool(num_workers, context, _start_worker, (dataset, skip_bad, done)) as pool:
         futures = [pool.submit(_write_shard_in_worker, *task) for task in tasks]
         pending = set(futures)
-        try:
-            with _progress(len(dataset), description) as show:
-                while pending:
-                    finished, pending = concurrent.futures.wait(pending, timeout=0.2)
-                    show(done.value)
-                    for future in finished:
-                        future.result()
-        except concurrent.futures.process.BrokenProcessPool:
-            raise ValueError(
-                "A worker process was killed, perhaps for lack of memory; try fewer --num_workers."
-            ) from None
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        with _progress(len(dataset), description) as show:
+            while pending:
+                finished, pending = concurrent.futures.wait(pending, timeout=0.2)
+                show(done.value)
+                for future in finished:
+                    future.result()
         return [future.result() for future in futures]
 
 

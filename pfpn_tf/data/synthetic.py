@@ -7,7 +7,6 @@ images of every orientation, and category ids with gaps. The same seed draws the
 Shapes: h, w size of one scene · P corners of an outline.
 """
 
-import concurrent.futures
 import contextlib
 import functools
 import json
@@ -414,17 +413,9 @@ def _mapping(num_workers):
         yield map
         return
     # Not fork: the caller may have started TensorFlow's threads.
-    pool = concurrent.futures.ProcessPoolExecutor(
-        num_workers, multiprocessing.get_context("spawn"), cv2.setNumThreads, (1,)
-    )
-    try:
+    spawn = multiprocessing.get_context("spawn")
+    with process.pool(num_workers, spawn, cv2.setNumThreads, (1,)) as pool:
         yield functools.partial(pool.map, chunksize=4)
-    except concurrent.futures.process.BrokenProcessPool:
-        raise ValueError(
-            "A worker process was killed, perhaps for lack of memory; try fewer --num_workers."
-        ) from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _write_split(run, directory, split, num_images, seed, sides, first_id, progress):

@@ -1,7 +1,9 @@
 """What the operating system knows of this process."""
 
+import concurrent.futures
+import contextlib
 import os
-from typing import Optional
+from typing import Iterator, Optional
 
 
 def num_cores() -> int:
@@ -9,6 +11,28 @@ def num_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def pool(num_workers: int, *arguments, **settings) -> Iterator[concurrent.futures.Executor]:
+    """A `ProcessPoolExecutor` for the code inside; what it has not begun by then is cancelled.
+
+    Args:
+      num_workers: processes.
+      *arguments, **settings: those of `ProcessPoolExecutor` after the first.
+
+    Raises:
+      ValueError: a process was killed.
+    """
+    executor = concurrent.futures.ProcessPoolExecutor(num_workers, *arguments, **settings)
+    try:
+        yield executor
+    except concurrent.futures.process.BrokenProcessPool:
+        raise ValueError(
+            "A worker process was killed, perhaps for lack of memory; try fewer --num_workers."
+        ) from None
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
 
 
 def memory_kib(key: str) -> Optional[int]:
