@@ -18,6 +18,8 @@ import pfpn_tf  # noqa: E402, F401  (sets TF_USE_LEGACY_KERAS before TensorFlow 
 # isort: split
 import tensorflow as tf  # noqa: E402
 
+from tests import tiny  # noqa: E402
+
 DATA_VARIABLE = "PFPN_TF_TEST_DATA"
 # Beginnings of test names.
 ONE_WORKER = ("tests/serving/", "tests/integration/test_detectron2")
@@ -26,7 +28,7 @@ LONG = (
     "tests/integration/test_tools",
     "tests/training/test_workers",
     "tests/training/test_resume",
-    "tests/training/test_evaluate_run",
+    "tests/evaluation/test_evaluate_run",
     "tests/training/test_trainer",
     "tests/training/test_xla",
 )
@@ -102,3 +104,15 @@ def maybe_graph(request):
     if request.param == "graph":
         return functools.partial(tf.function, autograph=False)
     return lambda function, **_: function
+
+
+@pytest.fixture(scope="session")
+def tiny_records(tmp_path_factory):
+    """A folder with TFRecords of 8 training and 2 validation scenes, and dataset_info.json."""
+    return tiny.make_records(tmp_path_factory.mktemp("tiny_records"))
+
+
+@pytest.fixture
+def tiny_config(tiny_records):
+    """The full Panoptic FPN, but thin, on 64-pixel images."""
+    return tiny.config(tiny_records)

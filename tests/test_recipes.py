@@ -15,11 +15,11 @@ import pytest
 import tensorflow as tf
 
 from pfpn_tf.data import coco_panoptic, convert, pipeline, synthetic
+from pfpn_tf.distribution import strategies
 from pfpn_tf.evaluation.evaluator import Evaluator
 from pfpn_tf.model import layers, panoptic_fpn
-from pfpn_tf.training import distribution, trainer
+from pfpn_tf.training import trainer
 from tests.test_configs import RECIPES, ROOT, parse_flagfile, relative
-from tests.training.conftest import tiny_records  # noqa: F401  (a fixture)
 
 SHRUNKEN = {
     "train_min_sides": (48, 64),
@@ -166,7 +166,7 @@ def train_and_evaluate(config, records):
         eval_records=str(records / "val-*.tfrecord"),
     )
     info = pipeline.load_info(config)
-    strategy = distribution.build_strategy("cpu")
+    strategy = strategies.build_strategy("cpu")
     built = trainer.build_trainer(config, info, strategy)
     built.set_dataset(trainer.distributed_dataset(config, info, strategy, 0))
     before = [v.numpy() for v in built.model.trainable_variables]

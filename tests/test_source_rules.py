@@ -14,20 +14,24 @@ TOOLS = sorted([*(ROOT / "tools").glob("*.py"), *(ROOT / "export").glob("*.py")]
 
 # The data flow; a part imports only from parts before it.
 ORDER = (
+    "utils",
     "compat",
+    "structures",
+    "ops",
+    "postprocess",
     "config",
     "flags",
-    "structures",
-    "utils",
-    "ops",
     "data",
     "model",
     "losses",
-    "postprocess",
-    "evaluation",
-    "training",
+    "distribution",
+    "runs",
     "serving",
+    "evaluation",
+    "weights",
+    "training",
     "benchmark",
+    "experiments",
 )
 
 

@@ -25,14 +25,14 @@ DIRECTIONS = ("run_dir", "detectron2")
 
 
 def main():
-    from pfpn_tf.training import weight_conversion
+    from pfpn_tf.weights import convert
 
     given = flags.FLAGS
     if given.to not in DIRECTIONS:
         raise ValueError(f"--to={given.to} must be one of {', '.join(DIRECTIONS)}.")
     flags_lib.check_given(["weights", "run_dir"])
     if given.to == "detectron2":
-        weight_conversion.to_detectron2(given.run_dir, given.weights)
+        convert.to_detectron2(given.run_dir, given.weights)
     else:
         config = flags_lib.config_from_flags()
         if not config.data.dataset_info:
@@ -40,7 +40,7 @@ def main():
                 "--dataset_info is required: the classes that the weights know, e.g. "
                 "configs/coco/dataset_info.json."
             )
-        weight_conversion.to_run_dir(given.weights, config, given.run_dir)
+        convert.to_run_dir(given.weights, config, given.run_dir)
 
 
 if __name__ == "__main__":

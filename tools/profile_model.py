@@ -30,7 +30,7 @@ def main():
     args = flags.FLAGS
     # This process only counts: the GPU's memory is for those that measure.
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
-    from pfpn_tf.benchmark import model_comparison, model_cost
+    from pfpn_tf.experiments import model_comparison, model_cost
 
     image_hw = model_cost.parse_size(args.image_size)
     if args.compare and args.compare not in model_comparison.COMPARISONS:
@@ -74,7 +74,7 @@ def main():
 
 
 def _save(content, results):
-    from pfpn_tf.benchmark import model_comparison
+    from pfpn_tf.experiments import model_comparison
     from pfpn_tf.utils.files import atomic_write
 
     args = flags.FLAGS

@@ -25,7 +25,7 @@ FAILED = 1
 
 
 def main():
-    from pfpn_tf.training import ablation, experiments
+    from pfpn_tf.experiments import ablation, queue
 
     args = flags.FLAGS
     flags.check_given(["output_dir"])
@@ -33,8 +33,8 @@ def main():
     rows = ablation.rows(config, args.ablations)
     flags.make_output_dir("output_dir")
     try:
-        results = experiments.run_all(ablation.experiments_of(rows), args.output_dir)
-    except experiments.Stopped as stopped:
+        results = queue.run_all(ablation.experiments_of(rows), args.output_dir)
+    except queue.Stopped as stopped:
         return stopped.code
     model, steps = config.model.backbone, config.train.train_steps
     title = f"Panoptic FPN with {model}, {steps:,} steps of {config.train.global_batch_size} images"

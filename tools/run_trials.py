@@ -21,15 +21,15 @@ FAILED = 1
 
 
 def main():
-    from pfpn_tf.training import experiments, trials
+    from pfpn_tf.experiments import queue, trials
 
     args = flags.FLAGS
     flags.check_given(["output_dir"])
     chosen = trials.trials(flags.config_from_flags(), args.num_trials)
     flags.make_output_dir("output_dir")
     try:
-        results = experiments.run_all(chosen, args.output_dir)
-    except experiments.Stopped as stopped:
+        results = queue.run_all(chosen, args.output_dir)
+    except queue.Stopped as stopped:
         return stopped.code
     print(trials.write_report(results, args.output_dir))
     return 0 if all(results.values()) else FAILED

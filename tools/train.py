@@ -25,26 +25,27 @@ WORKER_LOST = (
 
 
 def main():
-    from pfpn_tf.training import distribution, dry_run, run, trainer
+    from pfpn_tf.distribution import strategies
+    from pfpn_tf.training import dry_run, train, trainer
 
     config = flags_lib.config_from_flags()
     run_dir = flags.FLAGS.run_dir
     if not run_dir and not flags.FLAGS.dry_run:
         raise ValueError("--run_dir is required: the directory for checkpoints and logs.")
-    distribution.set_up_runtime(config)
+    strategies.set_up_runtime(config)
     if flags.FLAGS.dry_run:
         print(dry_run.describe(config, run_dir))
         return 0
     try:
-        code = run.train(config, run_dir)
+        code = train.train(config, run_dir)
     except trainer.NonFiniteLoss as error:
         logging.error("%s", error)
         code = NON_FINITE
-    except distribution.WorkerLost as error:
+    except strategies.WorkerLost as error:
         logging.error("%s", error)
         code = WORKER_LOST
     several = config.train.distribution == "multi_worker"
-    if code == WORKER_LOST or not several or distribution.is_follower(config.train.distribution):
+    if code == WORKER_LOST or not several or strategies.is_follower(config.train.distribution):
         # All is written. TensorFlow's own way out waits for the other workers, a minute for a chief
         # that is gone, and sometimes as long for the thread that tunes the input pipeline.
         logging.flush()

@@ -131,9 +131,9 @@ def _steps_on_records(config, repeats):
 
 def _batches(config, repeats):
     from pfpn_tf.data import pipeline
-    from pfpn_tf.training import distribution
+    from pfpn_tf.distribution import strategies
 
-    distribution.set_up_runtime(config)
+    strategies.set_up_runtime(config)
     dataset = pipeline.build_dataset(config, pipeline.load_info(config), training=True)
     batches = iter(dataset)
     # Some batches are there at once, having been prepared while others were awaited: the pace is
@@ -150,10 +150,11 @@ def _batches(config, repeats):
 
 
 def _trainer(config, info):
-    from pfpn_tf.training import distribution, trainer
+    from pfpn_tf.distribution import strategies
+    from pfpn_tf.training import trainer
 
-    distribution.set_up_runtime(config)
-    strategy = distribution.build_strategy(config.train.distribution)
+    strategies.set_up_runtime(config)
+    strategy = strategies.build_strategy(config.train.distribution)
     return strategy, trainer.build_trainer(config, info, strategy)
 
 

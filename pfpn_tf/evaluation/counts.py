@@ -10,7 +10,8 @@ import numpy as np
 from pycocotools import mask as mask_utils
 
 from pfpn_tf import structures
-from pfpn_tf.evaluation import coco_format, score_files
+from pfpn_tf.data import coco_files
+from pfpn_tf.evaluation import score_files
 from pfpn_tf.evaluation.average_precision import AveragePrecision
 from pfpn_tf.evaluation.inference import ImageOutputs
 from pfpn_tf.evaluation.panoptic_quality import overlaps
@@ -80,7 +81,7 @@ def read_truth(example: Mapping[str, Any], string_ids: bool) -> ImageTruth:
     panoptic_ids = None
     if example["panoptic_png"]:
         name = f"Image {image_id}: panoptic PNG of the record"
-        panoptic_ids = coco_format.decode_panoptic_png(example["panoptic_png"], name)
+        panoptic_ids = coco_files.decode_panoptic_png(example["panoptic_png"], name)
     hw = tuple(int(side) for side in example["original_hw"])
     return ImageTruth(image_id, hw, panoptic_ids, segments, annotations)
 
@@ -178,7 +179,7 @@ class Counts:
         if self._precision:
             assert outputs.detections is not None
             instances = instances_at_original_size(outputs.detections, image_hw, truth.hw)
-            results = coco_format.instance_results(
+            results = coco_files.instance_results(
                 truth.image_id,
                 instances.boxes,
                 instances.scores,

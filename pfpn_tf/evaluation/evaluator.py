@@ -22,10 +22,10 @@ import numpy as np
 import tensorflow as tf
 
 from pfpn_tf import config as config_lib
-from pfpn_tf.data import pipeline, tfrecord
+from pfpn_tf.data import coco_files, pipeline, tfrecord
 from pfpn_tf.data.categories import DatasetInfo
-from pfpn_tf.evaluation import coco_format, confusion, html_report, report
-from pfpn_tf.evaluation import workers as workers_lib
+from pfpn_tf.distribution import workers as workers_lib
+from pfpn_tf.evaluation import confusion, html_report, report
 from pfpn_tf.evaluation.counts import Counts, read_truth
 from pfpn_tf.evaluation.inference import Inference, Input, Network
 from pfpn_tf.utils.files import atomic_write
@@ -208,7 +208,7 @@ class Evaluator:
         category_ids = self._info.semantic_category_ids(targets).tolist()
         if targets == "other":
             category_ids[0] = None  # Any thing.
-        return coco_format.PredictionWriter(
+        return coco_files.PredictionWriter(
             directory,
             self._info.coco_categories(),
             panoptic=task == "panoptic",

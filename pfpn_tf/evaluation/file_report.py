@@ -8,8 +8,9 @@ from typing import Any, Dict
 import cv2
 import numpy as np
 
+from pfpn_tf.data import coco_files
 from pfpn_tf.data.categories import DatasetInfo
-from pfpn_tf.evaluation import coco_format, html_report
+from pfpn_tf.evaluation import html_report
 
 _GREY = 205  # Stands for the photo where there is none.
 
@@ -61,10 +62,10 @@ class FileReport:
 
         def read():
             image_id = gt["image_id"]
-            gt_ids = coco_format.read_panoptic_png(
+            gt_ids = coco_files.read_panoptic_png(
                 self._gt_dir, gt["file_name"], image_id, "ground-truth"
             )
-            pred_ids = coco_format.read_panoptic_png(
+            pred_ids = coco_files.read_panoptic_png(
                 self._pred_dir, pred["file_name"], image_id, "prediction"
             )
             # Ground truth of a category that the JSON does not list counts for nothing.

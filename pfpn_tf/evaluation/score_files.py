@@ -14,7 +14,8 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
-from pfpn_tf.evaluation import average_precision, coco_format, file_report, report
+from pfpn_tf.data import coco_files
+from pfpn_tf.evaluation import average_precision, file_report, report
 from pfpn_tf.evaluation.html_report import Tally
 from pfpn_tf.evaluation.panoptic_quality import ImageCounts, PanopticQuality, overlaps_of_pixels
 from pfpn_tf.evaluation.semantic_iou import SemanticIoU
@@ -70,10 +71,10 @@ def score_panoptic(
     Raises:
       ValueError: a file is missing or malformed; names image, file and segment.
     """
-    gt = coco_format.load_panoptic_json(gt_json, "ground-truth", with_categories=True)
-    pred = coco_format.load_panoptic_json(pred_json, "prediction", with_categories=False)
-    gt_dir = gt_dir or coco_format.png_folder(gt_json)
-    pred_dir = pred_dir or coco_format.png_folder(pred_json)
+    gt = coco_files.load_panoptic_json(gt_json, "ground-truth", with_categories=True)
+    pred = coco_files.load_panoptic_json(pred_json, "prediction", with_categories=False)
+    gt_dir = gt_dir or coco_files.png_folder(gt_json)
+    pred_dir = pred_dir or coco_files.png_folder(pred_json)
     for what, directory in (("ground-truth", gt_dir), ("prediction", pred_dir)):
         if not os.path.isdir(directory):
             raise ValueError(f"The folder of the {what} PNGs {directory} does not exist.")
@@ -136,8 +137,8 @@ def score_instances(gt_json: str, pred_json: str) -> Dict[str, Any]:
     Raises:
       ValueError: a file is missing or malformed, or the results can be scored for neither.
     """
-    gt = coco_format.load_json(gt_json, "The ground-truth instances JSON")
-    results = coco_format.load_json(pred_json, "The instance results JSON")
+    gt = coco_files.load_json(gt_json, "The ground-truth instances JSON")
+    results = coco_files.load_json(pred_json, "The instance results JSON")
     average_precision.check_ground_truth(gt, f"The ground-truth instances JSON {gt_json}")
     average_precision.check_results(results, gt, f"The instance results JSON {pred_json}")
     kinds = average_precision.kinds_of(results)
@@ -219,8 +220,8 @@ def _pair(gt, pred, gt_json, pred_json):
         )
     pairs = [(a, by_image[a["image_id"]]) for a in gt["annotations"]]
     for gt_annotation, pred_annotation in pairs:
-        coco_format.check_annotation(gt_annotation, gt_json, "ground-truth", areas=True)
-        coco_format.check_annotation(pred_annotation, pred_json, "prediction")
+        coco_files.check_annotation(gt_annotation, gt_json, "ground-truth", areas=True)
+        coco_files.check_annotation(pred_annotation, pred_json, "prediction")
     return pairs
 
 
@@ -275,12 +276,12 @@ def _decoded(job):
     """Yields the maps of each pair of PNGs; threads that have a core to themselves decode ahead."""
 
     def read(directory, annotation, what):
-        return coco_format.read_panoptic_png(
+        return coco_files.read_panoptic_png(
             directory,
             annotation["file_name"],
             annotation["image_id"],
             what,
-            coco_format.decode_panoptic_pixels,
+            coco_files.decode_panoptic_pixels,
         )
 
     def read_pair(pair):

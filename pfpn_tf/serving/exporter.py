@@ -12,9 +12,9 @@ from absl import logging
 from pfpn_tf import config as config_lib
 from pfpn_tf.data import categories
 from pfpn_tf.model import layers, panoptic_fpn
+from pfpn_tf.runs import checkpoints
 from pfpn_tf.serving import module as module_lib
 from pfpn_tf.serving import server_files
-from pfpn_tf.training import checkpoints
 
 METADATA = "metadata.json"
 

@@ -8,7 +8,8 @@ from absl import logging
 
 from pfpn_tf import config as config_lib
 from pfpn_tf.data import pipeline
-from pfpn_tf.training import checkpoints, run_directory, weight_conversion
+from pfpn_tf.runs import checkpoints, run_directory
+from pfpn_tf.weights import convert
 
 
 def check(config: config_lib.Config, num_replicas: int) -> None:
@@ -72,8 +73,8 @@ def _batch(train, num_replicas) -> List[str]:
 
 def _weights(config) -> List[str]:
     path, model = config.train.init_weights, config.model
-    if weight_conversion.is_foreign(path):
-        if path != weight_conversion.IMAGENET and not os.path.exists(path):
+    if convert.is_foreign(path):
+        if path != convert.IMAGENET and not os.path.exists(path):
             return [
                 f"--init_weights={path}: no such file; give a .pkl or .pth file, a run directory,"
                 " or imagenet."

@@ -7,15 +7,9 @@ import tensorflow as tf
 
 from pfpn_tf import config as config_lib
 from pfpn_tf.data import order, pipeline, tfrecord
-from pfpn_tf.training import (
-    checks,
-    distribution,
-    memory,
-    run_directory,
-    schedule,
-    summaries,
-    trainer,
-)
+from pfpn_tf.distribution import strategies
+from pfpn_tf.runs import run_directory
+from pfpn_tf.training import checks, logs, memory, schedule, trainer
 
 
 def describe(config: config_lib.Config, run_dir: str = "") -> str:
@@ -36,8 +30,8 @@ def describe(config: config_lib.Config, run_dir: str = "") -> str:
     """
     workers = 1
     if config.train.distribution == "multi_worker":
-        workers = len(distribution.parse_tf_config(os.environ.get("TF_CONFIG", ""))[0])
-    strategy = distribution.local_strategy(config.train.distribution)
+        workers = len(strategies.parse_tf_config(os.environ.get("TF_CONFIG", ""))[0])
+    strategy = strategies.local_strategy(config.train.distribution)
     replicas = workers * strategy.num_replicas_in_sync
     checks.check(config, replicas)
     info = pipeline.load_info(config)
@@ -58,7 +52,7 @@ def describe(config: config_lib.Config, run_dir: str = "") -> str:
             f"{info.num_thing_classes} thing classes, "
             f"{info.num_semantic_classes(config.model.semantic_targets)} semantic classes"
         ],
-        "Network": summaries.parameter_counts(built.model),
+        "Network": logs.parameter_counts(built.model),
         f"First batch (of {config.train.global_batch_size} images over {replicas} replica(s))": (
             _shapes(next(iter(dataset)))
         ),

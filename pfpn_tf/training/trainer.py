@@ -11,13 +11,14 @@ from absl import logging
 
 from pfpn_tf import config as config_lib
 from pfpn_tf.data import categories, pipeline
-from pfpn_tf.evaluation.workers import workers_of
+from pfpn_tf.distribution.workers import workers_of
 from pfpn_tf.losses import panoptic_fpn_losses
 from pfpn_tf.model import panoptic_fpn
+from pfpn_tf.runs import checkpoints
 from pfpn_tf.structures import GroundTruth
-from pfpn_tf.training import checkpoints, memory
+from pfpn_tf.training import logs, memory
 from pfpn_tf.training import optimizer as optimizer_lib
-from pfpn_tf.training import schedule, summaries
+from pfpn_tf.training import schedule
 
 LOSSES = {
     "panoptic": ("rpn_objectness", "rpn_box", "class", "box", "mask", "semantic", "total"),
@@ -74,7 +75,7 @@ class Trainer(orbit.StandardTrainer):
         self.workers = workers_of(strategy)
         self.stop_signal: Optional[int] = None
         self._stop_agreed = False
-        self.rate = summaries.Rate()
+        self.rate = logs.Rate()
         self.profile_dir = ""
         self._profiling = False
         self.scalar_names = [f"loss/{name}" for name in LOSSES[config.model.task]]

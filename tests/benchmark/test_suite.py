@@ -1,7 +1,7 @@
 import pytest
 
 from pfpn_tf.benchmark import suite
-from tests.training import tiny
+from tests import tiny
 
 TINY = {
     "backbone": "resnet_tiny",

@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 import pytest
 
+from pfpn_tf.data.coco_files import PredictionWriter, instance_results
 from pfpn_tf.evaluation import cityscapes
-from pfpn_tf.evaluation.coco_format import PredictionWriter, instance_results
 
 pixels = pytest.importorskip("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
 instances = pytest.importorskip("cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling")

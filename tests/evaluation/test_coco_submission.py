@@ -7,8 +7,8 @@ import zipfile
 import numpy as np
 import pytest
 
+from pfpn_tf.data.coco_files import PredictionWriter, instance_results
 from pfpn_tf.evaluation import coco_submission
-from pfpn_tf.evaluation.coco_format import PredictionWriter, instance_results
 from pfpn_tf.evaluation.score_files import score_panoptic
 
 CATEGORIES = [{"id": 3, "name": "ball", "isthing": 1}, {"id": 9, "name": "sand", "isthing": 0}]

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from pfpn_tf.evaluation.coco_format import encode_panoptic_png
+from pfpn_tf.data.coco_files import encode_panoptic_png
 from pfpn_tf.evaluation.score_files import score_instances, score_panoptic
 from tests.reference import panoptic_quality as reference
 

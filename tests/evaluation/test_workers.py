@@ -11,7 +11,8 @@ import types
 import pytest
 import tensorflow as tf
 
-from pfpn_tf.evaluation import coco_format, workers
+from pfpn_tf.data import coco_files
+from pfpn_tf.distribution import workers
 from pfpn_tf.evaluation.evaluator import Evaluator
 from tests.evaluation.oracle import Oracle, config_of, info_of, make_scenes, run
 
@@ -95,7 +96,7 @@ def test_merged_file_names_are_those_of_one_writer(tmp_path):
     categories = [{"id": 1, "name": "cat", "isthing": 1}]
 
     def write(directory, image_ids):
-        with coco_format.PredictionWriter(directory, categories) as writer:
+        with coco_files.PredictionWriter(directory, categories) as writer:
             for image_id in image_ids:
                 writer.add_panoptic(image_id, [[ids.index(image_id)]], [])
                 if image_id != "a_b":
@@ -105,7 +106,7 @@ def test_merged_file_names_are_those_of_one_writer(tmp_path):
     write(one, ids)
     write(workers.part_directory(two, 0), ["a/b", "c"])
     write(workers.part_directory(two, 1), ["a_b"])
-    with coco_format.PredictionWriter(two, categories) as writer:
+    with coco_files.PredictionWriter(two, categories) as writer:
         workers.merge_predictions(
             two, writer, workers.Workers(2, 0).owners(3, 1), [["a/b", "c"], ["a_b"]]
         )

@@ -23,11 +23,12 @@ import tensorflow as tf
 from pfpn_tf.benchmark import inference
 from pfpn_tf.benchmark.training import calm
 from pfpn_tf.data import pipeline
+from pfpn_tf.distribution import strategies
 from pfpn_tf.evaluation import report
 from pfpn_tf.evaluation.evaluator import Evaluator
 from pfpn_tf.serving import exporter
-from pfpn_tf.training import distribution, trainer
-from tests.training import tiny
+from pfpn_tf.training import trainer
+from tests import tiny
 
 _SEMANTIC = {"task": "semantic", "semantic_targets": "all"}
 KINDS = {
@@ -76,7 +77,7 @@ def main(records, output, kinds):
 
 def train(config):
     """Some training steps. Returns the names of the scalars, and their values in each step."""
-    strategy = distribution.build_strategy("cpu")
+    strategy = strategies.build_strategy("cpu")
     info = pipeline.load_info(config)
     built = trainer.build_trainer(config, info, strategy)
     calm(built.model)
@@ -100,7 +101,7 @@ def evaluate_and_export(config, export_dir):
     calm(network)
     if network.has_instances:
         inference.spread_predictions(network, config, IMAGE_HW)
-    metrics = Evaluator(config, info, network, distribution.build_strategy("cpu")).evaluate(
+    metrics = Evaluator(config, info, network, strategies.build_strategy("cpu")).evaluate(
         save_predictions=False
     )
     metrics = report.flat_scalars(metrics)

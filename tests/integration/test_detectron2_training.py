@@ -13,8 +13,8 @@ from pfpn_tf import losses as losses_lib
 from pfpn_tf.model import box_head, panoptic_fpn, rpn, targets
 from pfpn_tf.ops import boxes as box_ops
 from pfpn_tf.structures import GroundTruth, Proposals, RoiTargets, RpnTargets
-from pfpn_tf.training import detectron2_weights
 from pfpn_tf.training import optimizer as optimizer_lib
+from pfpn_tf.weights import detectron2
 from tests import precision
 
 # With and without oneDNN's kernels; see tools/test.sh.
@@ -129,11 +129,9 @@ class Run:
     def __init__(self, checkpoint, config):
         self.config = config
         self.model = panoptic_fpn.build_model(config.model, NUM_THINGS, NUM_SEMANTIC)
-        self.tensors, _ = detectron2_weights.to_detectron2_names(
-            detectron2_weights.read_tensors(checkpoint)
-        )
+        self.tensors, _ = detectron2.to_detectron2_names(detectron2.read_tensors(checkpoint))
         self.reset()
-        parameters = detectron2_weights.parameters(self.model)
+        parameters = detectron2.parameters(self.model)
         trainable = {v.ref() for v in self.model.trainable_variables}
         self.parameters = {p.name: p for p in parameters if p.variable.ref() in trainable}
         self.variables = [p.variable for p in self.parameters.values()]
@@ -142,7 +140,7 @@ class Run:
 
     def reset(self):
         """Back to the weights of the checkpoint."""
-        detectron2_weights.load(self.model, self.tensors)
+        detectron2.load(self.model, self.tensors)
 
     def losses_and_gradients(self, batch, **fed):
         """Losses in the order of LOSSES, and gradients in the order of `variables`.

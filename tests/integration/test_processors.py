@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests import tiny
 from tests.integration import processors
 from tests.serving import c_api
-from tests.training import tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
 OPTIONS = ("0", "1")

@@ -6,8 +6,8 @@ import tensorflow as tf
 from pfpn_tf.config import Config
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.model import panoptic_fpn
+from pfpn_tf.runs import checkpoints
 from pfpn_tf.serving import exporter
-from pfpn_tf.training import checkpoints
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,8 @@ from PIL import Image
 
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.postprocess import fusion
+from pfpn_tf.runs import checkpoints
 from pfpn_tf.serving import results
-from pfpn_tf.training import checkpoints
 from tests.reference import fusion as reference
 from tests.reference import paste
 from tests.reference import preprocess as reference_preprocess

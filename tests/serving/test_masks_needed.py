@@ -10,8 +10,8 @@ from pfpn_tf import structures
 from pfpn_tf.benchmark import inference
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.postprocess import fusion
+from pfpn_tf.runs import checkpoints
 from pfpn_tf.serving import exporter
-from pfpn_tf.training import checkpoints
 from tests.serving.test_module import encode, photo
 
 IMAGES = np.stack([photo(90, 130), photo(130, 90).transpose(1, 0, 2), photo(90, 130)[::-1]])

@@ -1,4 +1,4 @@
-"""A drawn dataset as TFRecords, and the settings of a network that trains in seconds."""
+"""A network of one convolution, to test the loop of training around the network."""
 
 import numpy as np
 import pytest
@@ -6,19 +6,6 @@ import tensorflow as tf
 
 from pfpn_tf.structures import TrainOutputs
 from pfpn_tf.training import trainer
-from tests.training import tiny
-
-
-@pytest.fixture(scope="session")
-def tiny_records(tmp_path_factory):
-    """A folder with TFRecords of 8 training and 2 validation scenes, and dataset_info.json."""
-    return tiny.make_records(tmp_path_factory.mktemp("tiny_records"))
-
-
-@pytest.fixture
-def tiny_config(tiny_records):
-    """The full Panoptic FPN, but thin, on 64-pixel images."""
-    return tiny.config(tiny_records)
 
 
 class ToyNetwork(tf.keras.Model):

@@ -21,7 +21,8 @@ import time
 import pfpn_tf.utils.cli  # noqa: F401  (quiet, before TensorFlow)
 
 # isort: split
-from tests.training import tiny, train_process
+from tests import tiny
+from tests.training import train_process
 
 _OWN_TO_A_RUN = ("images_per_second", "input_wait", "peak_gib")
 

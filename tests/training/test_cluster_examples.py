@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from pfpn_tf.config import all_fields
-from pfpn_tf.training import distribution
+from pfpn_tf.distribution import strategies
 
 FOLDER = pathlib.Path(__file__).parents[2] / "tools" / "cluster"
 
@@ -56,7 +56,7 @@ def test_the_slurm_script(tmp_path, codes, requeued):
     assert done.returncode == max(map(int, codes.split())), done.stderr
     lines = done.stdout.splitlines()
     configs = [line for line in lines if line.startswith("{")]
-    assert [distribution.parse_tf_config(c) for c in configs] == [
+    assert [strategies.parse_tf_config(c) for c in configs] == [
         (["host1:20077", "host2:20077"], i) for i in (0, 1)
     ]
     expected = "ARGUMENTS tools/train.py --distribution=multi_worker --run_dir=/with space --seed=3"

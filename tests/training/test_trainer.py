@@ -10,21 +10,15 @@ import tensorflow as tf
 
 from pfpn_tf.config import Config
 from pfpn_tf.data import pipeline
-from pfpn_tf.training import (
-    checkpoints,
-    checks,
-    distribution,
-    run,
-    run_directory,
-    summaries,
-    trainer,
-)
+from pfpn_tf.distribution import strategies
+from pfpn_tf.runs import checkpoints, run_directory
+from pfpn_tf.training import checks, logs, train, trainer
 
 LOSSES = [f"loss/{name}" for name in trainer.LOSSES["panoptic"]]
 
 
 def metrics(run_dir):
-    with open(os.path.join(run_dir, summaries.METRICS), encoding="utf-8") as f:
+    with open(os.path.join(run_dir, logs.METRICS), encoding="utf-8") as f:
         return [json.loads(line) for line in f]
 
 
@@ -38,7 +32,7 @@ def test_a_run_leaves_everything_behind(tiny_config, tmp_path, caplog):
     # TensorFlow's own logger as `set_up_runtime` leaves it: it counts traces over all tests of the
     # process.
     with caplog.at_level("ERROR", logger="tensorflow"), caplog.at_level("INFO", logger="absl"):
-        assert run.train(config, run_dir) == 0
+        assert train.train(config, run_dir) == 0
     lines = metrics(run_dir)
     assert [line["step"] for line in lines] == [1, 2, 3, 3]
     evaluation = lines.pop()
@@ -59,7 +53,7 @@ def test_a_run_leaves_everything_behind(tiny_config, tmp_path, caplog):
     written = [run_directory.RECIPE, run_directory.VERSIONS, "checkpoints/ckpt-3.index"]
     for name in written + ["checkpoints/best/ckpt-3.index", "eval/3/metrics.json"]:
         assert os.path.exists(os.path.join(run_dir, name)), name
-    assert any("tfevents" in f for f in os.listdir(os.path.join(run_dir, summaries.TENSORBOARD)))
+    assert any("tfevents" in f for f in os.listdir(os.path.join(run_dir, logs.TENSORBOARD)))
     for text in (
         "first step compiles",
         "step 2/3 | rpn_objectness",
@@ -74,9 +68,9 @@ def test_a_run_leaves_everything_behind(tiny_config, tmp_path, caplog):
 
 
 def test_a_finished_run_does_nothing(toy, tmp_path):
-    assert run.train(toy.config, str(tmp_path)) == 0
+    assert train.train(toy.config, str(tmp_path)) == 0
     before = sorted(os.listdir(tmp_path / "checkpoints"))
-    assert run.train(toy.config, str(tmp_path)) == 0
+    assert train.train(toy.config, str(tmp_path)) == 0
     assert sorted(os.listdir(tmp_path / "checkpoints")) == before
 
 
@@ -89,7 +83,7 @@ def test_checkpoints_lines_and_scalars_fall_on_multiples(toy, tmp_path, caplog):
         keep_checkpoints=9,
     )
     with caplog.at_level("INFO", logger="absl"):
-        run.train(config, str(tmp_path))
+        train.train(config, str(tmp_path))
     assert [line["step"] for line in metrics(tmp_path)] == [4, 8, 11]
     assert steps_saved(tmp_path) == [11, 10, 5]
     lines = [r.message.split("/")[0] for r in caplog.records if r.message.startswith("step ")]
@@ -97,25 +91,25 @@ def test_checkpoints_lines_and_scalars_fall_on_multiples(toy, tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    "number, code", [(signal.SIGTERM, run.TERMINATED), (signal.SIGINT, run.INTERRUPTED)]
+    "number, code", [(signal.SIGTERM, train.TERMINATED), (signal.SIGINT, train.INTERRUPTED)]
 )
 def test_a_signal_saves_and_stops(toy, tmp_path, monkeypatch, number, code):
     before = signal.getsignal(number)
     send_at_step(monkeypatch, number, 2)
     config = toy.config.replace(train_steps=50, steps_per_loop=50, summary_interval_steps=50)
-    assert run.train(config, str(tmp_path)) == code
+    assert train.train(config, str(tmp_path)) == code
     assert steps_saved(tmp_path) == [2]
     assert signal.getsignal(number) is before
 
 
 def test_a_run_stopped_between_two_lines_continues_with_the_same_line(toy, tmp_path, monkeypatch):
     config = toy.config.replace(summary_interval_steps=4, train_steps=4)
-    run.train(config, str(tmp_path / "whole"))
+    train.train(config, str(tmp_path / "whole"))
     with monkeypatch.context() as patch:
         send_at_step(patch, signal.SIGTERM, 3)
-        run.train(config, str(tmp_path / "parts"))
-    assert not (tmp_path / "parts" / summaries.METRICS).exists()
-    run.train(config, str(tmp_path / "parts"))
+        train.train(config, str(tmp_path / "parts"))
+    assert not (tmp_path / "parts" / logs.METRICS).exists()
+    train.train(config, str(tmp_path / "parts"))
     (whole,), (parts,) = metrics(tmp_path / "whole"), metrics(tmp_path / "parts")
     assert parts["loss/total"] == pytest.approx(whole["loss/total"], rel=1e-7)
 
@@ -142,14 +136,14 @@ def test_a_non_finite_loss_stops_at_its_step_and_harms_nothing(toy, tmp_path, mo
     built = []
     real_build = trainer.build_trainer
     monkeypatch.setattr(
-        run, "build_trainer", lambda *args: built.append(real_build(*args)) or built[0]
+        train, "build_trainer", lambda *args: built.append(real_build(*args)) or built[0]
     )
     toy.bad_step = 3
     config = toy.config.replace(
         train_steps=9, steps_per_loop=9, summary_interval_steps=9, checkpoint_interval_steps=2
     )
     with pytest.raises(trainer.NonFiniteLoss) as error:
-        run.train(config, str(tmp_path))
+        train.train(config, str(tmp_path))
     text = str(error.value)
     assert "loss is not finite at step 3: semantic nan, total nan, gradient_norm nan" in text
     assert "Images of the batch: i3-0, i3-1." in text
@@ -167,7 +161,7 @@ def test_a_finite_loss_with_a_non_finite_gradient_stops_too(toy, tmp_path, monke
     with pytest.raises(
         trainer.NonFiniteLoss, match="gradient is not finite at step 0: .*gradient_norm nan"
     ):
-        run.train(toy.config, str(tmp_path))
+        train.train(toy.config, str(tmp_path))
 
 
 def test_clipping_limits_what_is_applied(toy):
@@ -203,7 +197,7 @@ def test_accumulated_parts_step_like_the_whole_batch(toy):
 
 
 def one_step(config):
-    strategy = distribution.build_strategy("cpu")
+    strategy = strategies.build_strategy("cpu")
     info = pipeline.load_info(config)
     built = trainer.build_trainer(config, info, strategy)
     built.set_dataset(trainer.distributed_dataset(config, info, strategy, 0))
@@ -218,7 +212,7 @@ def test_the_moving_average_of_the_weights(toy, tmp_path):
         ema_decay=0.15, train_steps=3, checkpoint_interval_steps=1, keep_checkpoints=9
     )
     run_dir = str(tmp_path)
-    run.train(config, run_dir)
+    train.train(config, run_dir)
     model = trainer.panoptic_fpn.build_model()
 
     def kernel(step, averages):
@@ -233,7 +227,7 @@ def test_the_moving_average_of_the_weights(toy, tmp_path):
 
 
 def test_no_moving_average_to_restore(toy, tmp_path):
-    run.train(toy.config.replace(train_steps=1), str(tmp_path))
+    train.train(toy.config.replace(train_steps=1), str(tmp_path))
     with pytest.raises(ValueError, match="--ema_decay=0"):
         checkpoints.restore_for_inference(
             trainer.panoptic_fpn.build_model(), str(tmp_path), averages=True
@@ -262,7 +256,7 @@ def test_the_loss_scale_of_float16_halves_and_skips_on_overflow(toy, monkeypatch
 def test_mixed_precision_trains(toy, tmp_path):
     try:
         for precision in ("mixed_bfloat16", "mixed_float16"):
-            run.train(toy.config.replace(precision=precision), str(tmp_path / precision))
+            train.train(toy.config.replace(precision=precision), str(tmp_path / precision))
             lines = metrics(tmp_path / precision)
             assert lines[-1]["loss/total"] < lines[0]["loss/total"]
     finally:
@@ -272,7 +266,7 @@ def test_mixed_precision_trains(toy, tmp_path):
 def test_half_precision_changes_the_losses_of_the_network_little(tiny_config):
     """bfloat16 rounds to 1 in 256; the losses are means over many such roundings."""
     config = tiny_config.replace(backbone_norm="group_norm", head_norm="group_norm")
-    strategy, info = distribution.build_strategy("cpu"), pipeline.load_info(config)
+    strategy, info = strategies.build_strategy("cpu"), pipeline.load_info(config)
     batch = next(iter(pipeline.build_dataset(config, info, training=True)))
     losses = {}
     try:
@@ -324,8 +318,8 @@ def test_missing_paths_are_all_reported_before_the_first_step(tmp_path):
 
 def test_initialising_from_another_run(toy, tmp_path):
     first, second = str(tmp_path / "first"), str(tmp_path / "second")
-    run.train(toy.config.replace(train_steps=1), first)
-    run.train(toy.config.replace(init_weights=first, learning_rate=1e-12, train_steps=1), second)
+    train.train(toy.config.replace(train_steps=1), first)
+    train.train(toy.config.replace(init_weights=first, learning_rate=1e-12, train_steps=1), second)
     values = [
         tf.train.load_checkpoint(os.path.join(d, "checkpoints", "ckpt-1")).get_tensor(
             "model/stem/kernel/.ATTRIBUTES/VARIABLE_VALUE"

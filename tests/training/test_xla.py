@@ -11,12 +11,12 @@ from pfpn_tf.data import pipeline
 from pfpn_tf.losses import panoptic_fpn_losses
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.structures import GroundTruth
-from pfpn_tf.training import checks, run, summaries
+from pfpn_tf.training import checks, logs, train
 from tests.training.test_replicas import two_cpus
 
 
 def metrics(run_dir):
-    with open(os.path.join(run_dir, summaries.METRICS), encoding="utf-8") as f:
+    with open(os.path.join(run_dir, logs.METRICS), encoding="utf-8") as f:
         return [json.loads(line) for line in f]
 
 
@@ -80,7 +80,7 @@ def step(config, info, batch, for_xla):
 
 def test_a_run_of_the_network(tiny_config, tmp_path):
     config = static(tiny_config).replace(xla=True, train_steps=2, backbone_recompute=True)
-    assert run.train(config, str(tmp_path)) == 0
+    assert train.train(config, str(tmp_path)) == 0
     lines = metrics(tmp_path)
     assert [line["step"] for line in lines] == [1, 2]
     assert all(line["loss/mask"] > 0 and line["gradient_norm"] > 0 for line in lines)
@@ -101,7 +101,7 @@ def test_a_compiled_run_goes_as_a_plain_one(toy, tmp_path, settings, strategy):
     try:
         for xla in (False, True):
             where = strategy() if strategy else None
-            run.train(config.replace(xla=xla), str(tmp_path / str(xla)), where)
+            train.train(config.replace(xla=xla), str(tmp_path / str(xla)), where)
     finally:
         tf.keras.mixed_precision.set_global_policy("float32")
     rel = 1e-5 if config.train.precision == "float32" else 2e-3

@@ -92,7 +92,7 @@ def _stop_at(moment, number):
 def _main():
     import tensorflow as tf
 
-    from pfpn_tf.training import distribution
+    from pfpn_tf.distribution import strategies
 
     if STOP_AT in os.environ:
         moment, number = os.environ[STOP_AT].split()
@@ -102,7 +102,7 @@ def _main():
         tf.config.set_logical_device_configuration(
             cpu, [tf.config.LogicalDeviceConfiguration()] * 2
         )
-        distribution.build_strategy = lambda name: tf.distribute.MirroredStrategy(
+        strategies.build_strategy = lambda name: tf.distribute.MirroredStrategy(
             ["CPU:0", "CPU:1"], tf.distribute.ReductionToOneDevice()
         )
     runpy.run_path(str(ROOT / "tools" / "train.py"), run_name="__main__")

@@ -11,8 +11,8 @@ import cv2
 import pytest
 
 from pfpn_tf import config as config_lib
-from pfpn_tf.training import ablation, experiments, trials
-from pfpn_tf.training.experiments import Experiment
+from pfpn_tf.experiments import ablation, queue, trials
+from pfpn_tf.experiments.queue import Experiment
 from tests.test_configs import ROOT, parse_flagfile
 
 SCHEDULE = {"train_steps": 4, "warmup_steps": 1, "lr_decay_steps": (3,)}
@@ -44,7 +44,7 @@ def stand_ins(tmp_path, monkeypatch):
     """
     for name, code in (("train.py", TRAIN), ("eval.py", EVAL)):
         (tmp_path / name).write_text(textwrap.dedent(code))
-    monkeypatch.setattr(experiments, "_TOOLS", str(tmp_path))
+    monkeypatch.setattr(queue, "_TOOLS", str(tmp_path))
     folder = tmp_path / "out"
     folder.mkdir()
     return folder
@@ -53,8 +53,8 @@ def stand_ins(tmp_path, monkeypatch):
 def test_what_is_done_is_not_done_again(stand_ins):
     runs = [Experiment(f"run{i}", CONFIG.replace(seed=i)) for i in (1, 2)]
     expected = {"run1": {"mIoU": 51.0, "fwIoU": 60.0}, "run2": {"mIoU": 52.0, "fwIoU": 60.0}}
-    assert experiments.run_all(runs[:1], str(stand_ins)) == {"run1": expected["run1"]}
-    assert experiments.run_all(runs, str(stand_ins)) == expected
+    assert queue.run_all(runs[:1], str(stand_ins)) == {"run1": expected["run1"]}
+    assert queue.run_all(runs, str(stand_ins)) == expected
     assert (stand_ins / "run1.calls").read_text() == "train.py eval.py "
     assert (stand_ins / "run2.calls").read_text() == "train.py eval.py "
     assert (stand_ins / "run2.log").read_text() == "train.py run2\neval.py run2\n"
@@ -63,7 +63,7 @@ def test_what_is_done_is_not_done_again(stand_ins):
 
 def test_a_failed_training_leaves_the_others_alone(stand_ins, caplog):
     runs = [Experiment("bad", CONFIG), Experiment("run1", CONFIG)]
-    results = experiments.run_all(runs, str(stand_ins))
+    results = queue.run_all(runs, str(stand_ins))
     assert results["bad"] is None and results["run1"]["mIoU"] == 51.0
     assert (stand_ins / "bad.calls").read_text() == "train.py "
     assert "train.py failed with exit code 1" in caplog.text
@@ -76,9 +76,9 @@ def test_a_directory_of_another_run_is_refused(stand_ins):
     info = (ROOT / "configs/coco/dataset_info.json").read_text()
     (run_dir / "dataset_info.json").write_text(info)
     with pytest.raises(ValueError, match=r"run1 holds a run with other settings \(learning_rate\)"):
-        experiments.run_all([Experiment("run1", CONFIG)], str(stand_ins))
+        queue.run_all([Experiment("run1", CONFIG)], str(stand_ins))
     with pytest.raises(ValueError, match="--eval_records is required"):
-        experiments.run_all([Experiment("run2", CONFIG.replace(eval_records=""))], str(stand_ins))
+        queue.run_all([Experiment("run2", CONFIG.replace(eval_records=""))], str(stand_ins))
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -94,9 +94,9 @@ def test_a_signal_reaches_the_training_once_and_ends_all(stand_ins, number, code
             time.sleep(600)
             """).replace("NUMBER", str(int(number))))
     before = signal.getsignal(number)
-    with pytest.raises(experiments.Stopped) as stopped:
+    with pytest.raises(queue.Stopped) as stopped:
         runs = [Experiment(name, CONFIG) for name in ("run1", "run2")]
-        experiments.run_all(runs, str(stand_ins))
+        queue.run_all(runs, str(stand_ins))
     assert stopped.value.code == code
     assert (stand_ins / "run1.log").read_text() == "saved\n"
     assert not (stand_ins / "run2.log").exists()

@@ -7,9 +7,9 @@ import pytest
 
 from pfpn_tf.data import coco_panoptic, convert
 from pfpn_tf.data.categories import DatasetInfo
+from pfpn_tf.evaluation.evaluate_run import evaluate_run
 from pfpn_tf.model import panoptic_fpn
-from pfpn_tf.training import checkpoints
-from pfpn_tf.training.evaluate_run import evaluate_run
+from pfpn_tf.runs import checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def cityscapes(test_data, tmp_path_factory):
 @pytest.fixture(scope="module")
 def run_dir(cityscapes, tmp_path_factory):
     """A network that has learnt nothing."""
-    from tests.training import tiny
+    from tests import tiny
 
     config = tiny.config(cityscapes[1]).replace(
         eval_records=str(cityscapes[1] / "val-*"), semantic_targets="all", score_threshold=0.01

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pfpn_tf.evaluation import coco_format
+from pfpn_tf.data import coco_files
 from pfpn_tf.evaluation.score_files import score_panoptic
 
 CATEGORIES = [{"id": 3, "name": "ball", "isthing": 1}, {"id": 9, "name": "sand", "isthing": 0}]
@@ -14,17 +14,17 @@ IDS = np.array([[0, 1, 255, 256], [65535, 65536, 2**24 - 1, 7], [7, 7, 7, 7]], n
 
 
 def test_png_round_trip():
-    png = coco_format.encode_panoptic_png(IDS)
-    np.testing.assert_array_equal(coco_format.decode_panoptic_png(png, "x.png"), IDS)
+    png = coco_files.encode_panoptic_png(IDS)
+    np.testing.assert_array_equal(coco_files.decode_panoptic_png(png, "x.png"), IDS)
 
 
 def test_alpha_is_ignored():
     bgr = cv2.imdecode(
-        np.frombuffer(coco_format.encode_panoptic_png(IDS), np.uint8), cv2.IMREAD_COLOR
+        np.frombuffer(coco_files.encode_panoptic_png(IDS), np.uint8), cv2.IMREAD_COLOR
     )
     bgra = np.dstack([bgr, np.full(IDS.shape, 9, np.uint8)])
     np.testing.assert_array_equal(
-        coco_format.decode_panoptic_png(cv2.imencode(".png", bgra)[1].tobytes(), "x"), IDS
+        coco_files.decode_panoptic_png(cv2.imencode(".png", bgra)[1].tobytes(), "x"), IDS
     )
 
 
@@ -47,13 +47,13 @@ def test_alpha_is_ignored():
 )
 def test_bad_png_is_named(damage, message):
     with pytest.raises(ValueError, match=message):
-        coco_format.decode_panoptic_png(damage(coco_format.encode_panoptic_png(IDS)), "x.png")
+        coco_files.decode_panoptic_png(damage(coco_files.encode_panoptic_png(IDS)), "x.png")
 
 
 def write_dataset(directory, num_images=3):
     """Ground truth and an equal prediction, by `PredictionWriter`."""
     for name in ("gt", "pred"):
-        with coco_format.PredictionWriter(directory / name, CATEGORIES, instances=False) as writer:
+        with coco_files.PredictionWriter(directory / name, CATEGORIES, instances=False) as writer:
             for i in range(num_images):
                 ids = np.kron([[5, 6], [6, 0]], np.ones((4 + i, 7))).astype(np.uint32)
                 writer.add_panoptic(i, ids, segments_of(ids))
@@ -92,14 +92,14 @@ def test_number_of_processes_changes_nothing(tmp_path, monkeypatch):
 
 def test_failed_writer_leaves_no_json(tmp_path):
     with pytest.raises(RuntimeError):
-        with coco_format.PredictionWriter(tmp_path, CATEGORIES) as writer:
+        with coco_files.PredictionWriter(tmp_path, CATEGORIES) as writer:
             writer.add_instances([{"image_id": 1}])
             raise RuntimeError
     assert [p.name for p in tmp_path.iterdir()] == ["panoptic"]
 
 
 def test_empty_writer_writes_valid_json(tmp_path):
-    with coco_format.PredictionWriter(tmp_path, CATEGORIES):
+    with coco_files.PredictionWriter(tmp_path, CATEGORIES):
         pass
     assert json.loads((tmp_path / "instances.json").read_text()) == []
     assert json.loads((tmp_path / "panoptic.json").read_text()) == {

@@ -9,8 +9,8 @@ import statistics
 from typing import Any, Dict, List, Mapping, Optional
 
 from pfpn_tf import config as config_lib
-from pfpn_tf.training import experiments
-from pfpn_tf.training.experiments import Experiment
+from pfpn_tf.experiments import queue
+from pfpn_tf.experiments.queue import Experiment
 
 
 def trials(config: config_lib.Config, num_trials: int) -> List[Experiment]:
@@ -31,7 +31,7 @@ def statistics_of(results: Mapping[str, Optional[Dict[str, float]]]) -> Dict[str
     """
     finished = [metrics for metrics in results.values() if metrics]
     found = {}
-    for name in experiments.metric_names(finished):
+    for name in queue.metric_names(finished):
         values = [metrics[name] for metrics in finished if name in metrics]
         found[name] = {
             "median": statistics.median(values),
@@ -47,12 +47,12 @@ def table(results: Mapping[str, Optional[Dict[str, float]]]) -> str:
     """Markdown: one row for each trial, then median, min, max and spread."""
     found = statistics_of(results)
     rows = [
-        [name, *(experiments.points(metrics, metric) for metric in found)]
+        [name, *(queue.points(metrics, metric) for metric in found)]
         for name, metrics in results.items()
     ]
     for key in ("median", "min", "max", "spread"):
         rows.append([f"**{key}**", *(f"{values[key]:.2f}" for values in found.values())])
-    return experiments.markdown_table(["trial", *found], rows)
+    return queue.markdown_table(["trial", *found], rows)
 
 
 def write_report(results: Mapping[str, Optional[Dict[str, float]]], output_dir: str) -> str:
@@ -60,6 +60,6 @@ def write_report(results: Mapping[str, Optional[Dict[str, float]]], output_dir: 
     text = table(results)
     content = {"trials": dict(results), "statistics": statistics_of(results)}
     path = os.path.join(output_dir, "trials.json")
-    experiments.write_text(path, json.dumps(content, indent=2) + "\n")
-    experiments.write_text(os.path.join(output_dir, "trials.md"), text)
+    queue.write_text(path, json.dumps(content, indent=2) + "\n")
+    queue.write_text(os.path.join(output_dir, "trials.md"), text)
     return text

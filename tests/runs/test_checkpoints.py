@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from pfpn_tf.config import Config
 from pfpn_tf.data.categories import DatasetInfo
-from pfpn_tf.training import checkpoints, run_directory
+from pfpn_tf.runs import checkpoints, run_directory
 
 
 class Net(tf.keras.Model):

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pfpn_tf.benchmark import measure, model_comparison, model_cost
+from pfpn_tf.benchmark import measure
 from pfpn_tf.config import Config
+from pfpn_tf.experiments import model_comparison, model_cost
 from pfpn_tf.model import layers, panoptic_fpn
 from tests.test_source_rules import ROOT
 

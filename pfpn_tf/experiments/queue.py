@@ -19,7 +19,7 @@ from absl import logging
 import pfpn_tf
 from pfpn_tf import config as config_lib
 from pfpn_tf.evaluation import evaluator, report
-from pfpn_tf.training import checkpoints, run_directory
+from pfpn_tf.runs import checkpoints, run_directory
 from pfpn_tf.utils.files import atomic_write
 
 _MASK_METRICS = ("mask_AP", "mask_AP50", "mask_AP75")

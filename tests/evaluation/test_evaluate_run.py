@@ -8,12 +8,12 @@ import pytest
 import tensorflow as tf
 
 from pfpn_tf.data.categories import DatasetInfo
+from pfpn_tf.evaluation import evaluate_run as evaluate_run_lib
+from pfpn_tf.evaluation.evaluate_run import TrainingEvaluation, evaluate_run, evaluate_two_runs
 from pfpn_tf.model import panoptic_fpn
-from pfpn_tf.training import checkpoints
-from pfpn_tf.training import evaluate_run as evaluate_run_lib
-from pfpn_tf.training import summaries
-from pfpn_tf.training.evaluate_run import TrainingEvaluation, evaluate_run, evaluate_two_runs
-from tests.training import tiny
+from pfpn_tf.runs import checkpoints
+from pfpn_tf.training import logs
+from tests import tiny
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def test_weights_and_their_averages(run_dir, evaluated, config, info, tmp_path):
     averages = {name: tf.Variable(v) for name, v in checkpoints.model_variables(model).items()}
     checkpoints.restore_for_inference(model, run_dir, prefix)
     weights = [v.numpy() for v in model.variables]
-    log = summaries.RunLog(str(tmp_path), 0)
+    log = logs.RunLog(str(tmp_path), 0)
     evaluation = TrainingEvaluation(
         config, info, str(tmp_path), model, tf.distribute.get_strategy(), averages
     )

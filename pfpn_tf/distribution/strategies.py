@@ -14,7 +14,7 @@ import tensorflow as tf
 from absl import logging
 
 from pfpn_tf import config as config_lib
-from pfpn_tf.evaluation.workers import Workers
+from pfpn_tf.distribution.workers import Workers
 
 _EXAMPLE = (
     """TF_CONFIG='{"cluster": {"worker": ["host1:2222", "host2:2222"]}, """

@@ -16,7 +16,8 @@ import tensorflow as tf
 from pfpn_tf import config as config_lib
 from pfpn_tf.data import categories
 from pfpn_tf.model import panoptic_fpn, resnet
-from pfpn_tf.training import checkpoints, detectron2_weights, weight_conversion
+from pfpn_tf.runs import checkpoints
+from pfpn_tf.weights import convert, detectron2
 
 TINY = {
     "backbone": "resnet_tiny",
@@ -36,7 +37,7 @@ def tiny_model(num_things=3, **settings):
 def random_tensors(model):
     return {
         p.name: np.random.normal(size=p.detectron2_shape()).astype(np.float32)
-        for p in detectron2_weights.parameters(model)
+        for p in detectron2.parameters(model)
     }
 
 
@@ -48,11 +49,9 @@ def test_names_and_shapes_are_detectron2s(test_data):
     model = panoptic_fpn.build_model(config_lib.Config().model, 80, 54)
     lines = test_data("golden/detectron2/param_names.txt").read_text().splitlines()
     expected = {name: shape for name, shape, _ in (line.split("\t") for line in lines)}
-    ours = {p.name: str(list(p.detectron2_shape())) for p in detectron2_weights.parameters(model)}
+    ours = {p.name: str(list(p.detectron2_shape())) for p in detectron2.parameters(model)}
     assert ours == expected
-    assert len({p.variable.ref() for p in detectron2_weights.parameters(model)}) == len(
-        model.variables
-    )
+    assert len({p.variable.ref() for p in detectron2.parameters(model)}) == len(model.variables)
 
 
 @pytest.mark.parametrize(
@@ -68,10 +67,10 @@ def test_names_and_shapes_are_detectron2s(test_data):
 def test_round_trip_is_exact(settings, tmp_path):
     model = tiny_model(**settings)
     tensors = random_tensors(model)
-    detectron2_weights.load(model, tensors)
+    detectron2.load(model, tensors)
     path = str(tmp_path / "weights.pkl")
-    detectron2_weights.write(path, detectron2_weights.to_detectron2(model))
-    back = detectron2_weights.read_tensors(path)
+    detectron2.write(path, detectron2.to_detectron2(model))
+    back = detectron2.read_tensors(path)
     assert back.keys() == tensors.keys()
     for name, value in tensors.items():
         np.testing.assert_array_equal(back[name], value, err_msg=name)
@@ -81,7 +80,7 @@ def test_round_trip_is_exact(settings, tmp_path):
 def test_layouts_one_value_at_a_time():
     model = tiny_model()
     tensors = random_tensors(model)
-    detectron2_weights.load(model, tensors)
+    detectron2.load(model, tensors)
     conv = tensors["backbone.bottom_up.res3.0.conv2.weight"]
     assert model.backbone.stages[1][0].conv2.kernel[0, 2, 3, 4] == conv[4, 3, 0, 2]
     stem = tensors["backbone.bottom_up.stem.conv1.weight"]
@@ -109,7 +108,7 @@ def test_problems_are_listed_together():
     tensors["roi_heads.cascade.weight"] = np.zeros((2, 3), np.float32)
     before = [v.numpy() for v in model.variables]
     with pytest.raises(ValueError) as error:
-        detectron2_weights.load(model, tensors)
+        detectron2.load(model, tensors)
     text = str(error.value)
     assert "missing: backbone.fpn_lateral3.bias" in text
     assert "surplus: roi_heads.cascade.weight [2, 3]" in text
@@ -123,10 +122,10 @@ def test_names_match_by_their_end_and_the_longest_wins():
     tensors = random_tensors(model)
     full = "backbone.bottom_up.res3.0.conv1.weight"
     tensors["res3.0.conv1.weight"] = tensors.pop(full)
-    detectron2_weights.load(model, tensors)
+    detectron2.load(model, tensors)
     tensors[full] = tensors["res3.0.conv1.weight"]
     with pytest.raises(ValueError, match=r"surplus: res3.0.conv1.weight"):
-        detectron2_weights.load(model, tensors)
+        detectron2.load(model, tensors)
 
 
 def test_buffers_and_optimizer_are_left_out():
@@ -135,7 +134,7 @@ def test_buffers_and_optimizer_are_left_out():
         "proposal_generator.anchor_generator.cell_anchors.0": np.zeros(3),
     }
     tensors["backbone.fpn_output2.bias"] = np.zeros(3)
-    renamed, backbone_only = detectron2_weights.to_detectron2_names(tensors)
+    renamed, backbone_only = detectron2.to_detectron2_names(tensors)
     assert list(renamed) == ["backbone.fpn_output2.bias"] and not backbone_only
 
 
@@ -179,11 +178,11 @@ def test_caffe2_backbone():
     tensors = backbone_tensors(model)
     file = {caffe2_name(n): t for n, t in tensors.items() if caffe2_name(n)}
     file.update(fc1000_w=np.zeros((1000, 8)), fc1000_b=np.zeros(1000), conv1_w_momentum=np.zeros(3))
-    renamed, backbone_only = detectron2_weights.to_detectron2_names(file)
+    renamed, backbone_only = detectron2.to_detectron2_names(file)
     assert backbone_only
     heads = model.box_head.fc1.kernel.numpy()
-    detectron2_weights.load(model, renamed, backbone_only=True)
-    back = detectron2_weights.to_detectron2(model)
+    detectron2.load(model, renamed, backbone_only=True)
+    back = detectron2.to_detectron2(model)
     for name, value in tensors.items():
         if name.endswith("running_mean"):
             value = np.zeros_like(value)
@@ -198,9 +197,9 @@ def test_torchvision_backbone():
     tensors = backbone_tensors(model)
     file = {torchvision_name(n): t for n, t in tensors.items()}
     file.update({"fc.weight": np.zeros((1000, 8)), "bn1.num_batches_tracked": np.array(3)})
-    renamed, backbone_only = detectron2_weights.to_detectron2_names(file)
-    detectron2_weights.load(model, renamed, backbone_only)
-    back = detectron2_weights.to_detectron2(model)
+    renamed, backbone_only = detectron2.to_detectron2_names(file)
+    detectron2.load(model, renamed, backbone_only)
+    back = detectron2.to_detectron2(model)
     for name, value in tensors.items():
         value = value[:, ::-1] if "stem.conv1.weight" in name else value  # torchvision sees RGB
         np.testing.assert_array_equal(back[name], value, err_msg=name)
@@ -208,7 +207,7 @@ def test_torchvision_backbone():
 
 def test_caffe2_detectors_are_refused():
     with pytest.raises(ValueError, match="detector in Caffe2's naming"):
-        detectron2_weights.to_detectron2_names({"conv1_w": np.zeros(1), "fpn_res2_w": np.zeros(1)})
+        detectron2.to_detectron2_names({"conv1_w": np.zeros(1), "fpn_res2_w": np.zeros(1)})
 
 
 def test_keras_application_gives_the_same_features():
@@ -222,9 +221,9 @@ def test_keras_application_gives_the_same_features():
             v.assign(np.abs(1 + 0.1 * noise))
         elif "beta" in v.name or "mean" in v.name or "bias" in v.name:
             v.assign(0.1 * noise)
-    tensors = detectron2_weights.from_keras_application(application)
+    tensors = detectron2.from_keras_application(application)
     model = panoptic_fpn.build_model(config_lib.Config().replace(task="semantic").model, 3, 5)
-    detectron2_weights.load(model, tensors, backbone_only=True)
+    detectron2.load(model, tensors, backbone_only=True)
     rgb = np.random.normal(size=(1, 64, 64, 3)).astype(np.float32)
     expected = application(rgb[..., ::-1], training=False)
     ours = model.backbone(rgb)["c5"]
@@ -251,7 +250,7 @@ def test_code_in_a_pickle_is_refused_by_name_and_not_run(tmp_path, protocol):
     path = tmp_path / "evil.pkl"
     path.write_bytes(pickle.dumps({"model": {"a": np.zeros(2), "b": Evil(trace)}}, protocol))
     with pytest.raises(ValueError, match=r"holds posix\.system"):
-        detectron2_weights.read_tensors(str(path))
+        detectron2.read_tensors(str(path))
     assert not trace.exists()
 
 
@@ -269,7 +268,7 @@ def test_what_is_no_data_is_refused(tmp_path, value, named):
     path = tmp_path / "odd.pkl"
     path.write_bytes(pickle.dumps({"a": value}, 4))
     with pytest.raises(ValueError, match=named):
-        detectron2_weights.read_tensors(str(path))
+        detectron2.read_tensors(str(path))
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
@@ -289,7 +288,7 @@ def test_arrays_numbers_strings_containers(tmp_path, protocol):
     }
     path = tmp_path / "good.pkl"
     path.write_bytes(pickle.dumps(content, protocol))
-    tensors = detectron2_weights.read_tensors(str(path))
+    tensors = detectron2.read_tensors(str(path))
     assert list(tensors) == ["f4", "fortran", "big", "half", "empty"]
     for name, value in tensors.items():
         np.testing.assert_array_equal(value, content["model"][name])
@@ -302,14 +301,14 @@ def test_no_checkpoint(tmp_path, content):
     path = tmp_path / "bad.pkl"
     path.write_bytes(content)
     with pytest.raises(ValueError, match="bad.pkl"):
-        detectron2_weights.read_tensors(str(path))
+        detectron2.read_tensors(str(path))
 
 
 def test_truncated_checkpoint(tmp_path):
     path = tmp_path / "cut.pkl"
     path.write_bytes(pickle.dumps({"a": np.zeros(1000)})[:500])
     with pytest.raises(ValueError, match="damaged"):
-        detectron2_weights.read_tensors(str(path))
+        detectron2.read_tensors(str(path))
 
 
 class _TorchPickler(pickle.Pickler):
@@ -391,7 +390,7 @@ def test_pytorch_zip_file(tmp_path, torch_content):
     content, expected = torch_content
     path = str(tmp_path / "model.pth")
     _write_torch_zip(path, content)
-    _assert_tensors(detectron2_weights.read_tensors(path), expected)
+    _assert_tensors(detectron2.read_tensors(path), expected)
 
 
 def test_pytorch_file_of_before_1_6(tmp_path, torch_content):
@@ -405,7 +404,7 @@ def test_pytorch_file_of_before_1_6(tmp_path, torch_content):
         pickle.dump([str(key) for key, _ in pickler.storages.values()], f, 2)
         for _, storage in pickler.storages.values():
             f.write(struct.pack("<q", storage.data.size) + storage.data.tobytes())
-    _assert_tensors(detectron2_weights.read_tensors(path), expected)
+    _assert_tensors(detectron2.read_tensors(path), expected)
 
 
 def test_pytorch_view_outside_its_storage(tmp_path, torch_content):
@@ -421,7 +420,7 @@ def test_pytorch_view_outside_its_storage(tmp_path, torch_content):
     path = str(tmp_path / "model.pth")
     _write_torch_zip(path, content)
     with pytest.raises(ValueError, match="outside its storage"):
-        detectron2_weights.read_tensors(path)
+        detectron2.read_tensors(path)
 
 
 def _assert_tensors(tensors, expected):
@@ -448,25 +447,25 @@ def test_to_run_dir_and_back(tmp_path, dataset_info):
     config = config_lib.Config().replace(**TINY, dataset_info=dataset_info)
     tensors = random_tensors(tiny_model())  # 3 things, 4 stuff classes and "other"
     given, run_dir, back = (str(tmp_path / name) for name in ("given.pkl", "run", "back.pkl"))
-    detectron2_weights.write(given, tensors)
-    weight_conversion.to_run_dir(given, config, run_dir)
+    detectron2.write(given, tensors)
+    convert.to_run_dir(given, config, run_dir)
     assert checkpoints.load_run(run_dir)[0] == config
     model = tiny_model()
     checkpoints.initialise(model, run_dir)
     np.testing.assert_array_equal(model.box_head.fc2.bias, tensors["roi_heads.box_head.fc2.bias"])
-    weight_conversion.to_detectron2(run_dir, back)
-    _assert_tensors(detectron2_weights.read_tensors(back), tensors)
+    convert.to_detectron2(run_dir, back)
+    _assert_tensors(detectron2.read_tensors(back), tensors)
 
 
 def test_backbone_to_run_dir(tmp_path, dataset_info):
     config = config_lib.Config().replace(**TINY, dataset_info=dataset_info)
     tensors = backbone_tensors(tiny_model())
     path = str(tmp_path / "backbone.pkl")
-    detectron2_weights.write(path, tensors)
-    weight_conversion.to_run_dir(path, config, str(tmp_path / "run"))
+    detectron2.write(path, tensors)
+    convert.to_run_dir(path, config, str(tmp_path / "run"))
     model = tiny_model()
     checkpoints.restore_for_inference(model, str(tmp_path / "run"))
-    back = detectron2_weights.to_detectron2(model)
+    back = detectron2.to_detectron2(model)
     for name, value in tensors.items():
         np.testing.assert_array_equal(back[name], value)
 
@@ -474,12 +473,12 @@ def test_backbone_to_run_dir(tmp_path, dataset_info):
 def test_training_starts_from_a_backbone_file(tmp_path):
     tensors = backbone_tensors(tiny_model())
     path = str(tmp_path / "backbone.pkl")
-    detectron2_weights.write(path, tensors)
+    detectron2.write(path, tensors)
     model = tiny_model()
     heads = {v.name: v.numpy() for v in model.fpn.weights}
-    assert weight_conversion.is_foreign(path) and not weight_conversion.is_foreign(str(tmp_path))
-    weight_conversion.initialise(model, path)
-    back = detectron2_weights.to_detectron2(model)
+    assert convert.is_foreign(path) and not convert.is_foreign(str(tmp_path))
+    convert.initialise(model, path)
+    back = detectron2.to_detectron2(model)
     for name, value in tensors.items():
         np.testing.assert_array_equal(back[name], value)
     for variable in model.fpn.weights:
@@ -489,13 +488,13 @@ def test_training_starts_from_a_backbone_file(tmp_path):
 def test_imagenet_names_the_backbones_it_knows(tmp_path, dataset_info):
     config = config_lib.Config().replace(**TINY, dataset_info=dataset_info)
     with pytest.raises(ValueError, match="one of resnet50, resnet101, resnet152"):
-        weight_conversion.to_run_dir("imagenet", config, str(tmp_path / "run"))
+        convert.to_run_dir("imagenet", config, str(tmp_path / "run"))
 
 
 def test_tool(tmp_path, dataset_info):
     model = tiny_model()
     given = str(tmp_path / "given.pkl")
-    detectron2_weights.write(given, detectron2_weights.to_detectron2(model))
+    detectron2.write(given, detectron2.to_detectron2(model))
     tool = [
         sys.executable,
         os.path.join(ROOT, "tools", "convert_weights.py"),
@@ -510,8 +509,8 @@ def test_tool(tmp_path, dataset_info):
     ):
         subprocess.run([*tool, *arguments], check=True)
     _assert_tensors(
-        detectron2_weights.read_tensors(f"{tmp_path}/back.pkl"),
-        detectron2_weights.read_tensors(given),
+        detectron2.read_tensors(f"{tmp_path}/back.pkl"),
+        detectron2.read_tensors(given),
     )
 
 
@@ -519,4 +518,4 @@ def test_every_plain_resnet_of_keras_is_offered():
     plain = [
         name for name, arch in resnet.ARCHITECTURES.items() if arch.groups == 1 and arch.width == 64
     ]
-    assert sorted(plain) == sorted(weight_conversion._APPLICATIONS)
+    assert sorted(plain) == sorted(convert._APPLICATIONS)

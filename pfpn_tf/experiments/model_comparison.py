@@ -11,8 +11,9 @@ from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Seq
 import tensorflow as tf
 
 from pfpn_tf import config as config_lib
-from pfpn_tf.benchmark import measure, model_cost, training
-from pfpn_tf.benchmark.model_cost import Cost
+from pfpn_tf.benchmark import measure, training
+from pfpn_tf.experiments import model_cost
+from pfpn_tf.experiments.model_cost import Cost
 from pfpn_tf.losses import panoptic_fpn_losses
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.structures import GroundTruth

@@ -9,7 +9,8 @@ from absl import logging
 from pfpn_tf import config as config_lib
 from pfpn_tf.data import categories
 from pfpn_tf.model import panoptic_fpn
-from pfpn_tf.training import checkpoints, detectron2_weights
+from pfpn_tf.runs import checkpoints
+from pfpn_tf.weights import detectron2
 
 IMAGENET = "imagenet"
 _APPLICATIONS = {"resnet50": "ResNet50", "resnet101": "ResNet101", "resnet152": "ResNet152"}
@@ -74,8 +75,8 @@ def to_detectron2(run_dir: str, weights: str) -> None:
     config, info = checkpoints.load_run(run_dir)
     model = _build(config, info)
     checkpoints.restore_for_inference(model, run_dir)
-    tensors = detectron2_weights.to_detectron2(model)
-    detectron2_weights.write(weights, tensors)
+    tensors = detectron2.to_detectron2(model)
+    detectron2.write(weights, tensors)
     logging.info("Wrote %d tensors of %s to %s.", len(tensors), run_dir, weights)
 
 
@@ -86,14 +87,14 @@ def _build(config, info):
 
 def _load(model, tensors, backbone_only, weights):
     try:
-        detectron2_weights.load(model, tensors, backbone_only)
+        detectron2.load(model, tensors, backbone_only)
     except ValueError as error:
         raise ValueError(f"{weights}: {error}") from None
 
 
-def _tensors(weights, model_config) -> Tuple[detectron2_weights.Tensors, bool]:
+def _tensors(weights, model_config) -> Tuple[detectron2.Tensors, bool]:
     if weights != IMAGENET or os.path.exists(weights):
-        return detectron2_weights.to_detectron2_names(detectron2_weights.read_tensors(weights))
+        return detectron2.to_detectron2_names(detectron2.read_tensors(weights))
     name = _APPLICATIONS.get(model_config.backbone)
     if not name or not model_config.stride_in_1x1:
         raise ValueError(
@@ -102,4 +103,4 @@ def _tensors(weights, model_config) -> Tuple[detectron2_weights.Tensors, bool]:
             " --stride_in_1x1. For others give a file."
         )
     application = getattr(tf.keras.applications, name)(include_top=False, weights=IMAGENET)
-    return detectron2_weights.from_keras_application(application), True
+    return detectron2.from_keras_application(application), True

@@ -8,8 +8,8 @@ import os
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
 from pfpn_tf import config as config_lib
-from pfpn_tf.training import experiments
-from pfpn_tf.training.experiments import Experiment
+from pfpn_tf.experiments import queue
+from pfpn_tf.experiments.queue import Experiment
 from pfpn_tf.utils.files import atomic_write
 
 LAMBDAS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
@@ -107,13 +107,13 @@ def markdown(table_rows: Sequence[Row], results: Mapping[str, Optional[Dict[str,
         if not chosen:
             continue
         found = [results.get(row.experiment.name) for row in chosen]
-        names = experiments.metric_names(found)
+        names = queue.metric_names(found)
         lines = [
-            [str(row.label), *(experiments.points(metrics, name) for name in names)]
+            [str(row.label), *(queue.points(metrics, name) for name in names)]
             for row, metrics in zip(chosen, found)
         ]
         title = f"## {_TITLES[group]}\n\nAs {_PAPER_TABLES[group]} of the paper.\n\n"
-        parts.append(title + experiments.markdown_table([group, *names], lines))
+        parts.append(title + queue.markdown_table([group, *names], lines))
     return "\n".join(parts)
 
 
@@ -135,8 +135,8 @@ def write_report(
         for row in table_rows
     ]
     path = os.path.join(output_dir, "ablation.json")
-    experiments.write_text(path, json.dumps(content, indent=2) + "\n")
-    experiments.write_text(os.path.join(output_dir, "ablation.md"), text)
+    queue.write_text(path, json.dumps(content, indent=2) + "\n")
+    queue.write_text(os.path.join(output_dir, "ablation.md"), text)
     draw(table_rows, results, os.path.join(output_dir, "ablation.png"), title)
     return text
 

@@ -13,11 +13,13 @@ from absl import logging
 from pfpn_tf.config import Config
 from pfpn_tf.data import categories
 from pfpn_tf.data.categories import DatasetInfo
+from pfpn_tf.distribution import strategies
+from pfpn_tf.distribution.workers import Gatherer, workers_of
 from pfpn_tf.evaluation import cityscapes, coco_submission, evaluator
 from pfpn_tf.evaluation.inference import Network
-from pfpn_tf.evaluation.workers import Gatherer, workers_of
 from pfpn_tf.model import panoptic_fpn
-from pfpn_tf.training import checkpoints, distribution, summaries
+from pfpn_tf.runs import checkpoints
+from pfpn_tf.training import logs
 from pfpn_tf.utils.files import atomic_write
 
 WEIGHTS = ("auto", "raw", "ema", "both")
@@ -170,7 +172,7 @@ class TrainingEvaluation:
         self._is_chief = workers_of(strategy).is_chief
         self._evaluator = evaluator.Evaluator(config, info, model, strategy)
 
-    def evaluate(self, step: int, log: summaries.RunLog) -> Dict[str, Any]:
+    def evaluate(self, step: int, log: logs.RunLog) -> Dict[str, Any]:
         """Evaluates the weights, and their averages if there are any.
 
         Args:
@@ -259,11 +261,11 @@ def _evaluate(
         )
     if weights not in WEIGHTS:
         raise ValueError(f"--eval_weights={weights} must be one of {', '.join(WEIGHTS)}.")
-    distribution.set_up_runtime(config)
-    strategy = distribution.build_strategy(config.train.distribution)
+    strategies.set_up_runtime(config)
+    strategy = strategies.build_strategy(config.train.distribution)
     networks = [_build(run, strategy) for run in runs]
     gather = Gatherer(strategy)
-    with distribution.losing_workers(gather.workers):
+    with strategies.losing_workers(gather.workers):
         # The first worker's choice: another one could find a newer checkpoint.
         prefixes = gather(
             [checkpoints.find_checkpoint(run.directory, checkpoint or None) for run in runs]
@@ -293,7 +295,7 @@ def _evaluate(
             found = {"checkpoint": names, "weights": kind, **found}
             if gather.workers.is_chief:
                 _add_extras(found, os.path.join(output_dir, beside), runs, config, extras)
-                summaries.write_evaluation(
+                logs.write_evaluation(
                     os.path.join(events_dir, beside),
                     found,
                     runner.class_table(found),
@@ -351,12 +353,10 @@ def _kinds(prefixes, weights):
 def _directories(runs, step, output_dir, split):
     """Where results and TensorBoard's events go."""
     if output_dir:
-        return output_dir, os.path.join(output_dir, summaries.TENSORBOARD)
+        return output_dir, os.path.join(output_dir, logs.TENSORBOARD)
     name, events = (f"{step}_{split}", f"eval_{split}") if split else (str(step), "eval")
     if len(runs) > 1:
         other = "_with_" + os.path.basename(os.path.normpath(runs[1].directory))
         name, events = name + other, events + other
     directory = runs[0].directory
-    return os.path.join(directory, "eval", name), os.path.join(
-        directory, summaries.TENSORBOARD, events
-    )
+    return os.path.join(directory, "eval", name), os.path.join(directory, logs.TENSORBOARD, events)

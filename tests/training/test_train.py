@@ -7,8 +7,9 @@ import pytest
 import tensorflow as tf
 
 from pfpn_tf.data import order
-from pfpn_tf.training import checkpoints, checks, dry_run, run, summaries, trainer
-from tests.training import tiny
+from pfpn_tf.runs import checkpoints
+from pfpn_tf.training import checks, dry_run, logs, train, trainer
+from tests import tiny
 
 
 class FakeEvaluation:
@@ -27,11 +28,11 @@ class FakeEvaluation:
 @pytest.fixture
 def evaluations(monkeypatch):
     monkeypatch.setattr(FakeEvaluation, "calls", 0)
-    monkeypatch.setattr(run, "TrainingEvaluation", FakeEvaluation)
+    monkeypatch.setattr(train, "TrainingEvaluation", FakeEvaluation)
     monkeypatch.setattr(
-        run.report, "flat_scalars", lambda metrics: {"eval/PQ": 10.0 * metrics["calls"]}
+        train.report, "flat_scalars", lambda metrics: {"eval/PQ": 10.0 * metrics["calls"]}
     )
-    monkeypatch.setattr(run.report, "table", str)
+    monkeypatch.setattr(train.report, "table", str)
     return FakeEvaluation
 
 
@@ -45,15 +46,15 @@ def test_an_evaluation_that_a_kill_cut_short_is_made_up_for(
     with monkeypatch.context() as patch:
         patch.setattr(evaluations, "evaluate", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            run.train(config, str(tmp_path))
-    assert run.train(config, str(tmp_path)) == 0
-    lines = [json.loads(line) for line in (tmp_path / summaries.METRICS).read_text().splitlines()]
+            train.train(config, str(tmp_path))
+    assert train.train(config, str(tmp_path)) == 0
+    lines = [json.loads(line) for line in (tmp_path / logs.METRICS).read_text().splitlines()]
     assert {line["step"]: line["eval/PQ"] for line in lines if "eval/PQ" in line} == {
         step: 5.0 * step for step in range(2, train_steps + 1, 2)
     }
     (best,) = checkpoints.saved_prefixes(str(tmp_path / "checkpoints" / "best"))
     assert checkpoints.step_of(best) == train_steps
-    assert run.train(config, str(tmp_path)) == 0
+    assert train.train(config, str(tmp_path)) == 0
     assert evaluations.calls == train_steps // 2  # nothing twice
 
 
@@ -75,7 +76,7 @@ def test_the_profiler_records_the_steps_asked_for(
     monkeypatch.setattr(trainer.Trainer, "train_step", step)
     monkeypatch.setattr(profiler, "start", lambda folder: calls.append(f"start {len(steps)}"))
     monkeypatch.setattr(profiler, "stop", lambda: calls.append(f"stop {len(steps)}"))
-    run.train(
+    train.train(
         toy.config.replace(profile_steps=profile_steps, train_steps=train_steps), str(tmp_path)
     )
     assert calls == expected
@@ -85,11 +86,11 @@ def test_a_log_that_cannot_be_written_is_reported_with_its_path(toy, tmp_path, m
     def fail(self, scalars, step):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(summaries.RunLog, "write", fail)
+    monkeypatch.setattr(logs.RunLog, "write", fail)
     with pytest.raises(
         OSError, match=r"Cannot write .*metrics.jsonl at step 1 \(No space left on device\)"
     ):
-        run.train(toy.config, str(tmp_path))
+        train.train(toy.config, str(tmp_path))
 
 
 def test_a_dry_run_says_everything_and_writes_nothing(tiny_config, tmp_path):
@@ -117,7 +118,7 @@ def test_a_dry_run_says_everything_and_writes_nothing(tiny_config, tmp_path):
     assert list(sizes) == ["weights", "optimizer", "gradients", "batch", "activations"]
     assert sizes["activations"] > 0
     run_dir = tmp_path / "run"
-    run.run_directory.prepare(str(run_dir), config, dry_run.pipeline.load_info(config))
+    train.run_directory.prepare(str(run_dir), config, dry_run.pipeline.load_info(config))
     with pytest.raises(ValueError, match="--learning_rate: 0.01 there, 0.5 here"):
         dry_run.describe(config.replace(learning_rate=0.5), str(run_dir))
 

@@ -5,8 +5,8 @@ import json
 import pytest
 import tensorflow as tf
 
-from pfpn_tf.evaluation.workers import Workers
-from pfpn_tf.training import distribution
+from pfpn_tf.distribution import strategies
+from pfpn_tf.distribution.workers import Workers
 
 TWO = {"worker": ["a:1", "b:2"]}
 
@@ -16,17 +16,17 @@ def tf_config(cluster, job="worker", index=0):
 
 
 def test_workers_in_order():
-    assert distribution.parse_tf_config(tf_config(TWO, index=1)) == (["a:1", "b:2"], 1)
+    assert strategies.parse_tf_config(tf_config(TWO, index=1)) == (["a:1", "b:2"], 1)
     with_chief = {"chief": ["c:3"], **TWO}
-    assert distribution.parse_tf_config(tf_config(with_chief, "chief")) == (
+    assert strategies.parse_tf_config(tf_config(with_chief, "chief")) == (
         ["c:3", "a:1", "b:2"],
         0,
     )
-    assert distribution.parse_tf_config(tf_config(with_chief, index=1)) == (
+    assert strategies.parse_tf_config(tf_config(with_chief, index=1)) == (
         ["c:3", "a:1", "b:2"],
         2,
     )
-    assert distribution.parse_tf_config(tf_config({"worker": ["[::1]:5"]})) == (["[::1]:5"], 0)
+    assert strategies.parse_tf_config(tf_config({"worker": ["[::1]:5"]})) == (["[::1]:5"], 0)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_workers_in_order():
 def test_mistakes_in_tf_config_are_named(monkeypatch, text, what):
     monkeypatch.setenv("TF_CONFIG", text)
     with pytest.raises(ValueError) as error:
-        distribution.build_strategy("multi_worker")
+        strategies.build_strategy("multi_worker")
     assert what in str(error.value)
     assert "--distribution=multi_worker" in str(error.value) and '"cluster": {"worker": [' in str(
         error.value
@@ -67,7 +67,7 @@ def test_mistakes_in_tf_config_are_named(monkeypatch, text, what):
 )
 def test_followers(monkeypatch, name, index, expected):
     monkeypatch.setenv("TF_CONFIG", tf_config(TWO, index=index))
-    assert distribution.is_follower(name) is expected
+    assert strategies.is_follower(name) is expected
 
 
 @pytest.mark.parametrize("name", ["mirrored", "cpu", "one_device"])
@@ -77,24 +77,24 @@ def test_a_cluster_is_not_ignored(monkeypatch, name):
         ValueError,
         match=f"--distribution={name} trains in one process alone, but TF_CONFIG names 2",
     ):
-        distribution.build_strategy(name)
+        strategies.build_strategy(name)
     monkeypatch.setenv("TF_CONFIG", tf_config({"worker": ["a:1"]}))
-    assert distribution.build_strategy(name).num_replicas_in_sync == 1
+    assert strategies.build_strategy(name).num_replicas_in_sync == 1
 
 
 def test_only_a_lost_worker_is_called_one():
     gone = tf.errors.UnavailableError(
         None, None, "Graph execution error:\n\nCollective ops is aborted by: Socket closed\n"
     )
-    with pytest.raises(distribution.WorkerLost, match=r"Worker 1 of 2 stops.*Socket closed"):
-        with distribution.losing_workers(Workers(2, 1)):
+    with pytest.raises(strategies.WorkerLost, match=r"Worker 1 of 2 stops.*Socket closed"):
+        with strategies.losing_workers(Workers(2, 1)):
             raise gone
     with pytest.raises(tf.errors.UnavailableError):
-        with distribution.losing_workers(Workers(1, 0)):
+        with strategies.losing_workers(Workers(1, 0)):
             raise gone
     for other in (tf.errors.InternalError(None, None, "cuDNN failed"), ValueError("a setting")):
         with pytest.raises(type(other)):
-            with distribution.losing_workers(Workers(2, 0)):
+            with strategies.losing_workers(Workers(2, 0)):
                 raise other
 
 
@@ -108,11 +108,11 @@ def test_what_xla_cannot_compile():
     with pytest.raises(
         ValueError, match=r"--xla: .*Fail to prove equality at compile time.*--noxla"
     ):
-        with distribution.compiling(True):
+        with strategies.compiling(True):
             raise error
     with pytest.raises(tf.errors.InvalidArgumentError):
-        with distribution.compiling(False):
+        with strategies.compiling(False):
             raise error
     with pytest.raises(tf.errors.ResourceExhaustedError):
-        with distribution.compiling(True):
+        with strategies.compiling(True):
             raise tf.errors.ResourceExhaustedError(None, None, "out of memory")

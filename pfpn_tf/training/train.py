@@ -14,20 +14,14 @@ from absl import logging
 
 from pfpn_tf import config as config_lib
 from pfpn_tf.data import pipeline
+from pfpn_tf.distribution import strategies
+from pfpn_tf.distribution.workers import Gatherer, workers_of
 from pfpn_tf.evaluation import report
-from pfpn_tf.evaluation.workers import Gatherer, workers_of
-from pfpn_tf.training import (
-    checkpoints,
-    checks,
-    distribution,
-    memory,
-    pictures,
-    run_directory,
-    summaries,
-    weight_conversion,
-)
-from pfpn_tf.training.evaluate_run import TrainingEvaluation
+from pfpn_tf.evaluation.evaluate_run import TrainingEvaluation
+from pfpn_tf.runs import checkpoints, run_directory
+from pfpn_tf.training import checks, logs, memory, pictures
 from pfpn_tf.training.trainer import StopRequested, build_trainer, distributed_dataset
+from pfpn_tf.weights import convert
 
 FINISHED = 0
 INTERRUPTED = 130
@@ -54,9 +48,9 @@ def train(
       NonFiniteLoss: see there.
       OSError: a file cannot be written.
     """
-    strategy = strategy or distribution.build_strategy(config.train.distribution)
+    strategy = strategy or strategies.build_strategy(config.train.distribution)
     workers = workers_of(strategy)
-    with distribution.losing_workers(workers), distribution.compiling(config.train.xla):
+    with strategies.losing_workers(workers), strategies.compiling(config.train.xla):
         return _train(config, run_dir, strategy, workers)
 
 
@@ -83,11 +77,11 @@ def _train(config, run_dir, strategy, workers):
     if prefix:
         logging.info("Continuing from %s.", prefix)
     elif config.train.init_weights:
-        foreign = weight_conversion.is_foreign(config.train.init_weights)
-        source = weight_conversion if foreign else checkpoints
+        foreign = convert.is_foreign(config.train.init_weights)
+        source = convert if foreign else checkpoints
         source.initialise(trainer.model, config.train.init_weights)
         trainer.reset_averages()
-    for line in summaries.parameter_counts(trainer.model):
+    for line in logs.parameter_counts(trainer.model):
         logging.info("%s", line)
     trainer.set_dataset(distributed_dataset(config, info, strategy, int(trainer.global_step)))
     with _signals(trainer):
@@ -104,11 +98,11 @@ class _Run:
         self._info = info
         self._run_dir = run_dir
         self._trainer = trainer
-        trainer.profile_dir = os.path.join(run_dir, summaries.TENSORBOARD)
+        trainer.profile_dir = os.path.join(run_dir, logs.TENSORBOARD)
         self._saved = saved
         self._gather = Gatherer(trainer.strategy)
         is_chief = trainer.workers.is_chief
-        self._log = summaries.RunLog(run_dir, int(trainer.global_step)) if is_chief else _NoLog()
+        self._log = logs.RunLog(run_dir, int(trainer.global_step)) if is_chief else _NoLog()
         self._pictures = None
         self._evaluation = None
         self._controller = orbit.Controller(
@@ -175,9 +169,7 @@ class _Run:
 
         if due(train_config.steps_per_loop):
             seconds = self._trainer.rate.seconds_per_step()
-            logging.info(
-                "%s", summaries.progress_line(scalars, step, train_config.train_steps, seconds)
-            )
+            logging.info("%s", logs.progress_line(scalars, step, train_config.train_steps, seconds))
         if due(train_config.summary_interval_steps):
             self._write(scalars, step)
             self._trainer.reset_means()
@@ -219,7 +211,7 @@ class _Run:
             self._log.write(scalars, step)
         except OSError as error:
             raise OSError(
-                f"Cannot write {os.path.join(self._run_dir, summaries.METRICS)} at step {step}"
+                f"Cannot write {os.path.join(self._run_dir, logs.METRICS)} at step {step}"
                 f" ({error.strerror or error}). Make room and start the same command again; it"
                 " continues from the last checkpoint."
             ) from error
@@ -291,7 +283,7 @@ def _log_peak_memory():
 
 def _is_evaluated(run_dir, step):
     """Whether metrics.jsonl has an evaluation of a step."""
-    path = os.path.join(run_dir, summaries.METRICS)
+    path = os.path.join(run_dir, logs.METRICS)
     if not os.path.exists(path):
         return False
     with open(path, encoding="utf-8") as f:

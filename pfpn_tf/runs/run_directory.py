@@ -15,7 +15,7 @@ from absl import logging
 import pfpn_tf
 from pfpn_tf import config as config_lib
 from pfpn_tf.data import categories
-from pfpn_tf.training import checkpoints
+from pfpn_tf.runs import checkpoints
 from pfpn_tf.utils import files
 
 RECIPE = "recipe.flags"

@@ -14,7 +14,7 @@ from typing import Any, Dict, Iterator, List, Sequence
 import numpy as np
 import tensorflow as tf
 
-from pfpn_tf.evaluation import coco_format
+from pfpn_tf.data import coco_files
 
 _CHUNK = 1 << 20  # int64 values gathered at a time: 8 MB from each worker
 _PARTS = ".parts"
@@ -132,7 +132,7 @@ def part_directory(output_dir: str, worker: int) -> str:
 
 def merge_predictions(
     output_dir: str,
-    writer: coco_format.PredictionWriter,
+    writer: coco_files.PredictionWriter,
     owners: Iterator[int],
     image_ids: Sequence[Sequence[Any]],
 ) -> None:
@@ -145,9 +145,9 @@ def merge_predictions(
       image_ids: of each worker's images, in its order.
     """
     parts = [_part(output_dir, i) for i in range(len(image_ids))]
-    panoptic = [coco_format.read_entries(os.path.join(part, "panoptic.json")) for part in parts]
+    panoptic = [coco_files.read_entries(os.path.join(part, "panoptic.json")) for part in parts]
     instances = [
-        _Peekable(coco_format.read_entries(os.path.join(part, "instances.json"))) for part in parts
+        _Peekable(coco_files.read_entries(os.path.join(part, "instances.json"))) for part in parts
     ]
     ids = [iter(i) for i in image_ids]
     for worker in owners:
