@@ -20,6 +20,7 @@ from absl import flags  # noqa: E402
 
 from pfpn_tf import flags as flags_lib  # noqa: E402
 from pfpn_tf.utils import cli  # noqa: E402
+from pfpn_tf.utils.errors import UserError  # noqa: E402
 
 FLAGS = flags.FLAGS
 SOME_FAILED = 1
@@ -28,10 +29,10 @@ SOME_FAILED = 1
 def main():
     flags_lib.check_given(["url", "images"])
     if not (FLAGS.output_dir or FLAGS.num_requests):
-        raise ValueError("Give --output_dir to keep the answers or --num_requests to measure.")
+        raise UserError("Give --output_dir to keep the answers or --num_requests to measure.")
     for name in ("concurrency", "images_per_request", "timeout_s"):
         if FLAGS[name].value <= 0:
-            raise ValueError(f"--{name}={FLAGS[name].value} must be above 0.")
+            raise UserError(f"--{name}={FLAGS[name].value} must be above 0.")
     from pfpn_tf.serving import client, results
 
     paths = results.find_images(FLAGS.images)
@@ -40,7 +41,7 @@ def main():
     connection = client.connect(FLAGS.url, FLAGS.model_name, FLAGS.timeout_s)
     state = connection.status()
     if state != client.AVAILABLE:
-        raise ValueError(f"{FLAGS.url}: the model {FLAGS.model_name} is in state {state}.")
+        raise UserError(f"{FLAGS.url}: the model {FLAGS.model_name} is in state {state}.")
     failures = send_files(connection, paths) if FLAGS.output_dir else []
     if FLAGS.num_requests:
         measure(connection, paths)

@@ -14,6 +14,8 @@ from typing import Any, Dict, List, Mapping, Tuple
 
 from absl import logging
 
+from pfpn_tf.utils.errors import UserError
+
 BACKBONES = (
     "resnet50",
     "resnet101",
@@ -425,7 +427,7 @@ class Config:
         """A validated copy with some settings changed, by flag name.
 
         Raises:
-          ValueError: a name is unknown (the nearest is suggested) or a value is not allowed.
+          UserError: a name is unknown (the nearest is suggested) or a value is not allowed.
         """
         return from_mapping({**self.flat(), **settings})
 
@@ -445,12 +447,12 @@ def from_mapping(settings: Mapping[str, Any]) -> Config:
     """A validated `Config` from flag names and values; what is not named keeps its default.
 
     Raises:
-      ValueError: every problem found, one a line.
+      UserError: every problem found, one a line.
     """
     fields = all_fields()
     unknown = [name for name in settings if name not in fields]
     if unknown:
-        raise ValueError("\n".join(_unknown_setting(name, fields) for name in unknown))
+        raise UserError("\n".join(_unknown_setting(name, fields) for name in unknown))
     groups = {}
     for group_name, group in Config().groups():
         values = {}
@@ -471,12 +473,12 @@ def from_json(text: str) -> Config:
     with a warning.
 
     Raises:
-      ValueError: the text is no JSON of settings, or a value is not allowed.
+      UserError: the text is no JSON of settings, or a value is not allowed.
     """
     try:
         settings = {name: v for group in json.loads(text).values() for name, v in group.items()}
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"not the JSON of a config ({error}).") from None
+        raise UserError(f"not the JSON of a config ({error}).") from None
     unknown = settings.keys() - all_fields().keys()
     if unknown:
         logging.warning(
@@ -489,7 +491,7 @@ def validate(config: Config) -> None:
     """Checks every rule at once.
 
     Raises:
-      ValueError: all problems, one a line; each names the flag, its value, what is allowed and a
+      UserError: all problems, one a line; each names the flag, its value, what is allowed and a
         value that would work.
     """
     problems: List[str] = []
@@ -498,7 +500,7 @@ def validate(config: Config) -> None:
     if not problems:
         problems = _cross_problems(config)
     if problems:
-        raise ValueError("\n".join(problems))
+        raise UserError("\n".join(problems))
 
 
 def _unknown_setting(name, fields):

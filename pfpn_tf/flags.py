@@ -12,6 +12,7 @@ from typing import Iterable, NamedTuple, Union
 from absl import flags
 
 from pfpn_tf import config as config_lib
+from pfpn_tf.utils.errors import UserError
 
 FLAGS = flags.FLAGS
 # A tool's flags count as its own, so that its --help lists them.
@@ -205,7 +206,7 @@ def given_settings() -> dict:
     """The settings given on the command line or in a flagfile, parsed; the others are left out.
 
     Raises:
-      ValueError: an item of a list flag is not a number where one is expected.
+      UserError: an item of a list flag is not a number where one is expected.
     """
     return {
         name: _parse(name, FLAGS[name].value, field)
@@ -220,10 +221,10 @@ def config_from_flags(base: config_lib.Config = config_lib.Config()) -> config_l
 
 
 def check_given(names: Iterable[str]) -> None:
-    """Raises ValueError naming the tool flags among `names` that are empty."""
+    """Raises UserError naming the tool flags among `names` that are empty."""
     missing = [name for name in names if not getattr(FLAGS, name)]
     if missing:
-        raise ValueError(
+        raise UserError(
             "\n".join(f"--{name} is required: {TOOL_FLAGS[name].help}" for name in missing)
         )
 
@@ -232,7 +233,7 @@ def make_output_dir(name: str) -> None:
     """Makes the folder that flag `name` holds and tries to write there, before any long work.
 
     Raises:
-      ValueError: that is not possible; says why.
+      UserError: that is not possible; says why.
     """
     _make_writable(getattr(FLAGS, name), name)
 
@@ -243,7 +244,7 @@ def make_parent(name: str) -> None:
 
 
 def check_files(names: Iterable[str]) -> None:
-    """Raises ValueError naming the flags among `names` whose path is empty or does not exist."""
+    """Raises UserError naming the flags among `names` whose path is empty or does not exist."""
     problems = []
     for name in names:
         value = getattr(FLAGS, name)
@@ -252,7 +253,7 @@ def check_files(names: Iterable[str]) -> None:
         elif not os.path.exists(value):
             problems.append(f"--{name}={value}: no such file or directory; check the path.")
     if problems:
-        raise ValueError("\n".join(problems))
+        raise UserError("\n".join(problems))
 
 
 def _make_writable(folder, name):
@@ -260,7 +261,7 @@ def _make_writable(folder, name):
         os.makedirs(folder, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"--{name}={getattr(FLAGS, name)}: cannot write there ({error.strerror}); choose "
             "another folder."
         ) from None
@@ -273,7 +274,7 @@ def _parse(name, value, field):
     try:
         return tuple(kind(v) for v in value)
     except ValueError:
-        raise ValueError(
+        raise UserError(
             f"--{name}={','.join(value)} must be a comma-separated list of "
             f"{'whole numbers' if kind is int else 'numbers'}."
         ) from None

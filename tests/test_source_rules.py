@@ -34,6 +34,9 @@ ORDER = (
     "experiments",
 )
 
+# Of these no one imports from another.
+BESIDE_EACH_OTHER = {"serving", "evaluation", "weights"}
+
 
 def relative(path):
     return str(path.relative_to(ROOT))
@@ -86,6 +89,10 @@ def test_imports_follow_the_data_flow(path):
     ), f"{own} is new: give it its place in ORDER, CONTRIBUTING.md and README.md's map"
     for line, module in project_imports(path):
         other = module.split(".")[0]
+        assert other == own or not {own, other} <= BESIDE_EACH_OTHER, (
+            f"{relative(path)}:{line}: {own} and {other} stand beside each other, so neither may "
+            "import the other; move what both need to a part before them"
+        )
         assert other in ORDER[: ORDER.index(own) + 1], (
             f"{relative(path)}:{line}: {own} comes before {other} in the data flow, so it must not "
             f"import it; move what both need to the earlier one, or pass it as an argument"

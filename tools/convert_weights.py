@@ -20,6 +20,7 @@ from absl import flags  # noqa: E402
 
 from pfpn_tf import flags as flags_lib  # noqa: E402
 from pfpn_tf.utils import cli  # noqa: E402
+from pfpn_tf.utils.errors import UserError  # noqa: E402
 
 DIRECTIONS = ("run_dir", "detectron2")
 
@@ -29,14 +30,14 @@ def main():
 
     given = flags.FLAGS
     if given.to not in DIRECTIONS:
-        raise ValueError(f"--to={given.to} must be one of {', '.join(DIRECTIONS)}.")
+        raise UserError(f"--to={given.to} must be one of {', '.join(DIRECTIONS)}.")
     flags_lib.check_given(["weights", "run_dir"])
     if given.to == "detectron2":
         convert.to_detectron2(given.run_dir, given.weights)
     else:
         config = flags_lib.config_from_flags()
         if not config.data.dataset_info:
-            raise ValueError(
+            raise UserError(
                 "--dataset_info is required: the classes that the weights know, e.g. "
                 "configs/coco/dataset_info.json."
             )

@@ -20,6 +20,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from pfpn_tf import flags  # noqa: E402
 from pfpn_tf.utils import cli  # noqa: E402  (before TensorFlow)
+from pfpn_tf.utils.errors import UserError  # noqa: E402
 
 flags.define_tool_flags(
     "panoptic_json",
@@ -41,7 +42,7 @@ def main():
 
     args = flags.FLAGS
     if args.image_info_json and (args.panoptic_json or args.instances_json):
-        raise ValueError(
+        raise UserError(
             "--image_info_json is for images without annotations; leave out --panoptic_json and "
             "--instances_json, or leave out this."
         )
@@ -49,11 +50,11 @@ def main():
     flags.check_given(["output_dir", "split"])
     for name in ("num_shards", "num_workers"):
         if getattr(args, name) < 0:
-            raise ValueError(f"--{name}={getattr(args, name)} must be 0 or more.")
+            raise UserError(f"--{name}={getattr(args, name)} must be 0 or more.")
     if args.image_info_json:
         info_path = os.path.join(args.output_dir, categories.FILE_NAME)
         if not os.path.exists(info_path):
-            raise ValueError(
+            raise UserError(
                 f"{info_path} does not exist. It has to tell the categories, which "
                 "--image_info_json does not; convert a split with annotations first."
             )
@@ -75,7 +76,7 @@ def main():
             dataset, args.output_dir, args.split, args.num_shards, args.num_workers, args.skip_bad
         )
     except coco_panoptic.DataError as error:
-        raise ValueError(f"{error} Correct it, or leave such images out with --skip_bad.") from None
+        raise UserError(f"{error} Correct it, or leave such images out with --skip_bad.") from None
     print(
         f"{args.output_dir}: {args.split}: {counts['images']} images "
         f"({counts['skipped']} skipped), {counts['instances']} instances, "

@@ -29,6 +29,7 @@ from absl import flags  # noqa: E402
 from pfpn_tf import flags as flags_lib  # noqa: E402
 from pfpn_tf.evaluation import report  # noqa: E402
 from pfpn_tf.utils import cli  # noqa: E402
+from pfpn_tf.utils.errors import UserError  # noqa: E402
 from pfpn_tf.utils.files import atomic_write  # noqa: E402
 
 FLAGS = flags.FLAGS
@@ -43,7 +44,7 @@ def main():
         "files": any(getattr(FLAGS, name) for name in PANOPTIC_FILES + INSTANCE_FILES),
     }
     if sum(modes.values()) != 1:
-        raise ValueError(
+        raise UserError(
             "Give --run_dir to evaluate a network, or --instance_run_dir and --semantic_run_dir to"
             " fuse two, or --gt_panoptic_json and --pred_panoptic_json (or --gt_instances_json and"
             " --pred_instances_json) to score files; one of the three."
@@ -62,7 +63,7 @@ def main():
 
 def _evaluate_runs():
     from pfpn_tf.evaluation import evaluate_run
-    from pfpn_tf.runs import checkpoints
+    from pfpn_tf.runs import run_directory
 
     options = {
         "checkpoint": FLAGS.checkpoint,
@@ -81,7 +82,7 @@ def _evaluate_runs():
         metrics = evaluate_run.evaluate_two_runs(
             FLAGS.instance_run_dir, FLAGS.semantic_run_dir, **options
         )
-    _, info = checkpoints.load_run(FLAGS.run_dir or FLAGS.instance_run_dir)
+    _, info = run_directory.load_run(FLAGS.run_dir or FLAGS.instance_run_dir)
     return metrics, info.coco_categories()
 
 

@@ -11,6 +11,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from pfpn_tf import flags  # noqa: E402
 from pfpn_tf.utils import cli  # noqa: E402
+from pfpn_tf.utils.errors import UserError  # noqa: E402
 
 flags.define_tool_flags("output_dir", "num_train", "num_val", "num_workers")
 
@@ -24,9 +25,9 @@ def main():
     flags.check_given(["output_dir"])
     for name in ("num_train", "num_val"):
         if getattr(args, name) < 1:
-            raise ValueError(f"--{name}={getattr(args, name)} must be 1 or more.")
+            raise UserError(f"--{name}={getattr(args, name)} must be 1 or more.")
     if args.num_workers < 0:
-        raise ValueError(f"--num_workers={args.num_workers} must be 0 or more.")
+        raise UserError(f"--num_workers={args.num_workers} must be 0 or more.")
     synthetic.make_dataset(
         args.output_dir,
         args.num_train,

@@ -21,6 +21,7 @@ from absl import flags  # noqa: E402
 
 from pfpn_tf import flags as flags_lib  # noqa: E402
 from pfpn_tf.utils import cli  # noqa: E402
+from pfpn_tf.utils.errors import UserError  # noqa: E402
 
 FLAGS = flags.FLAGS
 SOME_FAILED = 1
@@ -28,13 +29,13 @@ SOME_FAILED = 1
 
 def main():
     if bool(FLAGS.saved_model) == bool(FLAGS.run_dir):
-        raise ValueError("Give --saved_model for an exported model, or --run_dir for a training.")
+        raise UserError("Give --saved_model for an exported model, or --run_dir for a training.")
     if bool(FLAGS.images) == bool(FLAGS.video):
-        raise ValueError("Give --images (files, folders or globs), or --video (one file).")
+        raise UserError("Give --images (files, folders or globs), or --video (one file).")
     flags_lib.check_given(["output_dir"])
     settings = flags_lib.given_settings()
     if settings and FLAGS.saved_model:
-        raise ValueError(
+        raise UserError(
             f"--{next(iter(settings))} cannot be changed in an exported model; give it to "
             "export_saved_model.py, or use --run_dir."
         )

@@ -24,6 +24,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from pfpn_tf import flags  # noqa: E402
 from pfpn_tf.utils import cli  # noqa: E402  (before TensorFlow)
+from pfpn_tf.utils.errors import UserError  # noqa: E402
 
 
 def main():
@@ -35,9 +36,9 @@ def main():
     image_hw = model_cost.parse_size(args.image_size)
     if args.compare and args.compare not in model_comparison.COMPARISONS:
         choices = ", ".join(model_comparison.COMPARISONS)
-        raise ValueError(f"--compare={args.compare} must be empty or one of {choices}.")
+        raise UserError(f"--compare={args.compare} must be empty or one of {choices}.")
     if min(args.num_thing_classes, args.num_semantic_classes, args.measure_repeats) < 1:
-        raise ValueError(
+        raise UserError(
             "--num_thing_classes, --num_semantic_classes and --measure_repeats must be at least 1."
         )
     config = flags.config_from_flags()

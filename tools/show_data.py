@@ -14,6 +14,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from pfpn_tf import flags  # noqa: E402
 from pfpn_tf.utils import cli  # noqa: E402  (before TensorFlow)
+from pfpn_tf.utils.errors import UserError  # noqa: E402
 
 flags.define_config_flags()
 flags.define_tool_flags("output_dir", "num_images", "start_step")
@@ -27,7 +28,7 @@ def main():
     args = flags.FLAGS
     flags.check_given(["output_dir"])
     if args.num_images < 1 or args.start_step < 0:
-        raise ValueError("--num_images must be at least 1 and --start_step at least 0.")
+        raise UserError("--num_images must be at least 1 and --start_step at least 0.")
     config = flags.config_from_flags()
     info = pipeline.load_info(config)
     flags.make_output_dir("output_dir")
@@ -35,7 +36,7 @@ def main():
     for name, picture in pictures:
         path = os.path.join(args.output_dir, f"{name}.png")
         if not cv2.imwrite(path, picture[..., ::-1]):
-            raise ValueError(f"{path}: cannot be written.")
+            raise UserError(f"{path}: cannot be written.")
     print(f"{args.output_dir}: {args.num_images} pictures.")
 
 

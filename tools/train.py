@@ -3,9 +3,9 @@
 
     python tools/train.py --flagfile=configs/coco/panoptic_fpn_r50_1x.flags --run_dir=runs/r50
 
-The same command again continues. Exit codes: 0 done, 1 non-finite loss, 2 unusable settings or
-files, 130 stopped by Ctrl-C, 143 by SIGTERM (both after saving a checkpoint), 138 another worker is
-gone (see tools/cluster/README.md).
+The same command again continues. Exit codes: 0 done, 2 unusable settings or files, 3 non-finite
+loss, 130 stopped by Ctrl-C, 143 by SIGTERM (both after saving a checkpoint), 138 another worker is
+gone (see tools/cluster/README.md), 1 any other error.
 """
 
 import os
@@ -17,8 +17,9 @@ from absl import flags, logging  # noqa: E402
 
 from pfpn_tf import flags as flags_lib  # noqa: E402
 from pfpn_tf.utils import cli  # noqa: E402
+from pfpn_tf.utils.errors import UserError  # noqa: E402
 
-NON_FINITE = 1
+NON_FINITE = 3
 WORKER_LOST = (
     138  # Kubernetes' TFJob restarts after codes from 128 on, and leaves this one to users
 )
@@ -31,7 +32,7 @@ def main():
     config = flags_lib.config_from_flags()
     run_dir = flags.FLAGS.run_dir
     if not run_dir and not flags.FLAGS.dry_run:
-        raise ValueError("--run_dir is required: the directory for checkpoints and logs.")
+        raise UserError("--run_dir is required: the directory for checkpoints and logs.")
     strategies.set_up_runtime(config)
     if flags.FLAGS.dry_run:
         print(dry_run.describe(config, run_dir))

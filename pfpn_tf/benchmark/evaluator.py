@@ -14,6 +14,7 @@ import numpy as np
 from pfpn_tf import config as config_lib
 from pfpn_tf.benchmark import measure
 from pfpn_tf.data.categories import DatasetInfo
+from pfpn_tf.utils.errors import UserError
 
 _NUM_THINGS, _NUM_STUFF = 80, 53
 _THINGS_PER_IMAGE = 8
@@ -39,10 +40,10 @@ def benchmark_evaluator_memory(
       kib_per_image: growth of the peak from the first to the last length, over the images between.
 
     Raises:
-      ValueError: fewer than two lengths, or they do not rise.
+      UserError: fewer than two lengths, or they do not rise.
     """
     if len(num_images) < 2 or list(num_images) != sorted(set(num_images)) or num_images[0] < 1:
-        raise ValueError(
+        raise UserError(
             f"num_images={tuple(num_images)} must be two or more rising numbers, e.g. 100, 1000."
         )
     runs = [measure.in_fresh_process(count_images, n, hw, num_detections) for n in num_images]

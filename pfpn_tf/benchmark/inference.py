@@ -22,6 +22,7 @@ import numpy as np
 from pfpn_tf import config as config_lib
 from pfpn_tf.benchmark import measure
 from pfpn_tf.data.categories import DatasetInfo
+from pfpn_tf.utils.errors import UserError
 
 # Standard deviations of what the predictors of a random network give; all means are 0. Those of
 # objectness and deltas are about a trained network's. That of class logits makes about half of the
@@ -54,7 +55,7 @@ def benchmark_inference(
       is TensorFlow's Python, which a server does without; nodes; image_hw, batch_size.
 
     Raises:
-      ValueError: settings do not fit, or there is no such export.
+      UserError: settings do not fit, or there is no such export.
     """
     with tempfile.TemporaryDirectory() as folder:
         if not saved_model:
@@ -63,7 +64,7 @@ def benchmark_inference(
                 export_random_network, config, saved_model, precision, image_hw
             )
         elif not os.path.exists(os.path.join(saved_model, "saved_model.pb")):
-            raise ValueError(
+            raise UserError(
                 f"--saved_model={saved_model} holds no saved_model.pb; give MODEL/VERSION."
             )
         image = photo(image_hw)

@@ -14,6 +14,7 @@ import time
 from typing import Any, Callable, Dict, Optional, Sequence
 
 from pfpn_tf.utils import process
+from pfpn_tf.utils.errors import UserError
 
 
 def timed(function: Callable[[], Any], repeats: int = 7, warmup: int = 2) -> Dict[str, Any]:
@@ -28,10 +29,10 @@ def timed(function: Callable[[], Any], repeats: int = 7, warmup: int = 2) -> Dic
       median_ms, min_ms, max_ms, repeats, warmup.
 
     Raises:
-      ValueError: no repeats.
+      UserError: no repeats.
     """
     if repeats < 1:
-        raise ValueError(f"--repeats={repeats} must be at least 1; 7 is usual.")
+        raise UserError(f"--repeats={repeats} must be at least 1; 7 is usual.")
     for _ in range(warmup):
         function()
     return summary([seconds(function) for _ in range(repeats)], warmup)

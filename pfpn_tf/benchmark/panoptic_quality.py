@@ -22,6 +22,7 @@ from PIL import Image
 from pfpn_tf.benchmark import measure
 from pfpn_tf.evaluation import score_files
 from pfpn_tf.utils import process
+from pfpn_tf.utils.errors import UserError
 
 _CATEGORIES = [{"id": i, "name": str(i), "isthing": int(i <= 80)} for i in range(1, 134)]
 _HW = (480, 640)  # The most frequent size in COCO.
@@ -45,14 +46,14 @@ def benchmark_panoptic_quality(
         `cores`, `images`: what they are.
 
     Raises:
-      ValueError: panopticapi is not installed, a number is too small, or the directory lacks a
+      UserError: panopticapi is not installed, a number is too small, or the directory lacks a
         file.
     """
     for name, value in (("num_images", num_images), ("processes", processes), ("repeats", repeats)):
         if value < 1:
-            raise ValueError(f"--{name}={value} must be at least 1.")
+            raise UserError(f"--{name}={value} must be at least 1.")
     if not importlib.util.find_spec("panopticapi"):
-        raise ValueError(
+        raise UserError(
             "--what=pq compares with panopticapi, which is not installed: pip install"
             " panopticapi-lite."
         )
@@ -133,7 +134,7 @@ def _spread(function: Callable, pairs, processes, *args):
 def _copy(directory, folder):
     for name in ("gt", "pred"):
         if not os.path.isdir(os.path.join(directory, name)):
-            raise ValueError(
+            raise UserError(
                 f"{directory}: has no folder {name}; it should hold gt.json, gt/, pred.json and"
                 " pred/."
             )

@@ -14,6 +14,8 @@ from typing import Any, Dict
 import cv2
 import numpy as np
 
+from pfpn_tf.utils.errors import UserError
+
 SETTLED = 50
 """Requests after which a process has its working memory."""
 
@@ -34,11 +36,11 @@ def benchmark_serving_memory(
       any time), growth (end over settled, less one).
 
     Raises:
-      ValueError: too few requests.
+      UserError: too few requests.
       RuntimeError: the process failed; its last lines are the message.
     """
     if num_requests <= SETTLED:
-        raise ValueError(f"num_requests={num_requests} must be more than {SETTLED}.")
+        raise UserError(f"num_requests={num_requests} must be more than {SETTLED}.")
     command = [sys.executable, os.path.abspath(__file__), saved_model]
     command += [str(number) for number in (num_requests, max_side, seed)]
     done = subprocess.run(command, capture_output=True, text=True)

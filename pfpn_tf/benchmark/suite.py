@@ -12,6 +12,7 @@ from pfpn_tf.benchmark import (
     serving_memory,
     training,
 )
+from pfpn_tf.utils.errors import UserError
 
 
 class Options(NamedTuple):
@@ -47,12 +48,12 @@ def run(name: str, settings: Mapping[str, Any], options: Options) -> Dict[str, A
       what it is, on what machine, and the benchmark's own figures.
 
     Raises:
-      ValueError: there is no such benchmark, or it does not fit settings or options.
+      UserError: there is no such benchmark, or it does not fit settings or options.
     """
     if name not in BENCHMARKS:
-        raise ValueError(f"--what={name} must be one of {', '.join(BENCHMARKS)}.")
+        raise UserError(f"--what={name} must be one of {', '.join(BENCHMARKS)}.")
     if options.repeats < 1:
-        raise ValueError(f"--repeats={options.repeats} must be at least 1; 7 is usual.")
+        raise UserError(f"--repeats={options.repeats} must be at least 1; 7 is usual.")
     machine = measure.machine()
     figures = BENCHMARKS[name](dict(settings), options)
     return {"benchmark": name, "machine": machine, **figures}
@@ -69,7 +70,7 @@ def _inference(settings, options):
 
 def _serving_memory(settings, options):
     if not options.saved_model:
-        raise ValueError("--saved_model is required: the export that answers the requests.")
+        raise UserError("--saved_model is required: the export that answers the requests.")
     requests = {"num_requests": options.num_images} if options.num_images else {}
     return serving_memory.benchmark_serving_memory(options.saved_model, **requests)
 

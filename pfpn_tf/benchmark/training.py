@@ -18,6 +18,7 @@ from pfpn_tf import config as config_lib
 from pfpn_tf.benchmark import measure
 from pfpn_tf.benchmark.inference import coco_like_info
 from pfpn_tf.model import layers
+from pfpn_tf.utils.errors import UserError
 
 _DRAWN_IMAGES = 64
 _DRAWN_SIDES = (480, 640)  # About the size of COCO's photos.
@@ -91,7 +92,7 @@ def _steps(config, repeats, num_instances):
     timed = measure.timed(step, repeats)
     losses = dict(zip(trainer.scalar_names, step().tolist()))
     if not np.all(np.isfinite(list(losses.values()))):
-        raise ValueError(f"The drawn training diverged: {losses}; lower --learning_rate.")
+        raise UserError(f"The drawn training diverged: {losses}; lower --learning_rate.")
     return {
         "step": timed,
         "first_step_ms": round(1e3 * first, 1),

@@ -20,6 +20,7 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Sequence, Tuple
 
 import numpy as np
 
+from pfpn_tf.utils.errors import UserError
 from pfpn_tf.utils.files import atomic_write
 
 FILE_NAME = "dataset_info.json"
@@ -59,13 +60,13 @@ class DatasetInfo:
           source: the file named in errors.
 
         Raises:
-          ValueError: an entry is incomplete or malformed, an id occurs twice, or there are too
+          UserError: an entry is incomplete or malformed, an id occurs twice, or there are too
             many.
         """
         if not isinstance(categories, (list, tuple)) or not categories:
-            raise ValueError(f"{source}: expected a list of at least one category.")
+            raise UserError(f"{source}: expected a list of at least one category.")
         if len(categories) > MAX_CATEGORIES:
-            raise ValueError(
+            raise UserError(
                 f"{source}: {len(categories)} categories, but at most {MAX_CATEGORIES} fit an 8-bit"
                 " map."
             )
@@ -73,7 +74,7 @@ class DatasetInfo:
         entries.sort(key=lambda c: c["id"])
         for a, b in zip(entries, entries[1:]):
             if a["id"] == b["id"]:
-                raise ValueError(
+                raise UserError(
                     f"{source}: category id {a['id']} occurs twice ({a['name']}, {b['name']})."
                 )
         palette = distinct_colors(len(entries))
@@ -91,23 +92,23 @@ class DatasetInfo:
         """Reads a file that `save` wrote.
 
         Raises:
-          ValueError: the file is missing or not a dataset_info.json; says which and why.
+          UserError: the file is missing or not a dataset_info.json; says which and why.
         """
         try:
             with open(path, encoding="utf-8") as f:
                 content = json.load(f)
         except FileNotFoundError:
-            raise ValueError(
+            raise UserError(
                 f"{path}: no such file. tools/create_tfrecords.py writes it beside the TFRecords; "
                 "--dataset_info names another place."
             ) from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: not valid JSON ({error}).") from None
+            raise UserError(f"{path}: not valid JSON ({error}).") from None
         if not isinstance(content, dict) or "categories" not in content:
-            raise ValueError(f"{path}: expected an object with a list named categories.")
+            raise UserError(f"{path}: expected an object with a list named categories.")
         splits = content.get("splits", {})
         if not isinstance(splits, dict):
-            raise ValueError(f"{path}: splits must be an object.")
+            raise UserError(f"{path}: splits must be an object.")
         info = cls.from_coco_categories(content["categories"], source=str(path))
         return dataclasses.replace(info, splits=splits)
 
@@ -230,7 +231,7 @@ class DatasetInfo:
     @staticmethod
     def _check_targets(semantic_targets):
         if semantic_targets not in ("other", "all"):
-            raise ValueError(f"semantic_targets={semantic_targets!r} must be 'other' or 'all'.")
+            raise UserError(f"semantic_targets={semantic_targets!r} must be 'other' or 'all'.")
 
 
 def distinct_colors(count: int) -> List[Tuple[int, int, int]]:
@@ -249,7 +250,7 @@ def distinct_colors(count: int) -> List[Tuple[int, int, int]]:
 def _checked_entry(entry, position, source):
     where = f"{source}: categories[{position}]"
     if not isinstance(entry, Mapping):
-        raise ValueError(f"{where} must be an object, not {entry!r}.")
+        raise UserError(f"{where} must be an object, not {entry!r}.")
     missing = [key for key in ("id", "name", "isthing") if key not in entry]
     if missing:
         hint = (
@@ -257,16 +258,16 @@ def _checked_entry(entry, position, source):
             if missing == ["isthing"]
             else ""
         )
-        raise ValueError(f"{where} ({entry.get('name', '?')}) lacks {', '.join(missing)}.{hint}")
+        raise UserError(f"{where} ({entry.get('name', '?')}) lacks {', '.join(missing)}.{hint}")
     if not isinstance(entry["id"], int) or isinstance(entry["id"], bool) or entry["id"] < 0:
-        raise ValueError(
+        raise UserError(
             f"{where} ({entry['name']}): id {entry['id']!r} must be a whole number from 0."
         )
     if entry["isthing"] not in (0, 1):
-        raise ValueError(f"{where} ({entry['name']}): isthing {entry['isthing']!r} must be 0 or 1.")
+        raise UserError(f"{where} ({entry['name']}): isthing {entry['isthing']!r} must be 0 or 1.")
     color = entry.get("color")
     if color and (len(color) != 3 or not all(isinstance(v, int) and 0 <= v <= 255 for v in color)):
-        raise ValueError(
+        raise UserError(
             f"{where} ({entry['name']}): color {color!r} must be three whole numbers 0..255."
         )
     return entry

@@ -13,6 +13,7 @@ from typing import Any, Callable, Dict, Generator, Iterable, List, Optional, Seq
 import cv2
 import numpy as np
 
+from pfpn_tf.utils.errors import UserError
 from pfpn_tf.utils.files import atomic_write
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -30,13 +31,13 @@ def decode_panoptic_pixels(png: bytes, name: str) -> np.ndarray:
       [h, w, 3] uint8 RGB.
 
     Raises:
-      ValueError: not an 8-bit RGB PNG, or damaged.
+      UserError: not an 8-bit RGB PNG, or damaged.
     """
     if png[:8] != _PNG_SIGNATURE or len(png) < 33:
-        raise ValueError(f"{name}: not a PNG file; panoptic maps are 8-bit RGB PNGs.")
+        raise UserError(f"{name}: not a PNG file; panoptic maps are 8-bit RGB PNGs.")
     bit_depth, color_type = png[24], png[25]
     if bit_depth != 8 or color_type not in _RGB_COLOR_TYPES:
-        raise ValueError(
+        raise UserError(
             f"{name}: a panoptic map must be an 8-bit RGB PNG (id = R + 256 G + 65536 B), this one"
             f" has bit depth {bit_depth} and PNG color type {color_type}; was it saved as grey or"
             " palette?"
@@ -47,7 +48,7 @@ def decode_panoptic_pixels(png: bytes, name: str) -> np.ndarray:
     except cv2.error:  # A header that claims an absurd size.
         rgb = None
     if rgb is None or (b"IEND" not in png[-32:] and b"IEND" not in png):
-        raise ValueError(f"{name}: damaged PNG, cannot be decoded.")
+        raise UserError(f"{name}: damaged PNG, cannot be decoded.")
     return rgb
 
 
@@ -88,14 +89,14 @@ def read_panoptic_png(
     and what it is.
 
     Raises:
-      ValueError: the file is missing or damaged.
+      UserError: the file is missing or damaged.
     """
     path = os.path.join(directory, file_name)
     try:
         with open(path, "rb") as f:
             png = f.read()
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"Image {image_id}: {what} PNG {path} cannot be read ({error.strerror})."
         ) from None
     return decode(png, f"Image {image_id}: {what} PNG {path}")
@@ -110,15 +111,15 @@ def load_json(path: str, what: str) -> Any:
     """The content of a JSON file.
 
     Raises:
-      ValueError: it cannot be read or is not JSON; the message names `what` and the place.
+      UserError: it cannot be read or is not JSON; the message names `what` and the place.
     """
     try:
         with open(path, "rb") as f:
             return json.load(f)
     except OSError as error:
-        raise ValueError(f"{what} {path} cannot be read ({error.strerror}).") from None
+        raise UserError(f"{what} {path} cannot be read ({error.strerror}).") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{what} {path} is not valid JSON: {error}") from None
+        raise UserError(f"{what} {path} is not valid JSON: {error}") from None
 
 
 def load_panoptic_json(path: str, what: str, with_categories: bool) -> Dict[str, Any]:
@@ -132,14 +133,14 @@ def load_panoptic_json(path: str, what: str, with_categories: bool) -> Dict[str,
       with_categories: whether `categories` must be there.
 
     Raises:
-      ValueError: something is missing or of the wrong type; names file and annotation.
+      UserError: something is missing or of the wrong type; names file and annotation.
     """
     content = load_json(path, f"The {what} JSON")
     if not isinstance(content, dict) or not isinstance(content.get("annotations"), list):
         hint = ""
         if isinstance(content, list):
             hint = " It is a list: is it a file of instance results?"
-        raise ValueError(
+        raise UserError(
             f'The {what} JSON {path} must be an object with a list "annotations".{hint}'
         )
     if with_categories:
@@ -147,26 +148,26 @@ def load_panoptic_json(path: str, what: str, with_categories: bool) -> Dict[str,
     for index, annotation in enumerate(content["annotations"]):
         where = f"The {what} JSON {path}: annotation number {index}"
         if not isinstance(annotation, dict):
-            raise ValueError(f"{where} is not an object.")
+            raise UserError(f"{where} is not an object.")
         if "image_id" not in annotation:
-            raise ValueError(f'{where} has no "image_id".')
+            raise UserError(f'{where} has no "image_id".')
         if isinstance(annotation["image_id"], (list, dict)):
-            raise ValueError(f"{where}: the image id must be a number or a string.")
+            raise UserError(f"{where}: the image id must be a number or a string.")
     return content
 
 
 def _check_categories(content, path, what):
     categories = content.get("categories")
     if not isinstance(categories, list) or not categories:
-        raise ValueError(f'The {what} JSON {path} has no list "categories".')
+        raise UserError(f'The {what} JSON {path} has no list "categories".')
     for category in categories:
         if not isinstance(category, dict) or "id" not in category or "isthing" not in category:
-            raise ValueError(
+            raise UserError(
                 f'The {what} JSON {path}: each category needs "id" and "isthing", this one does not'
                 f" have them: {json.dumps(category)[:200]}. Is it an instances JSON?"
             )
         if not isinstance(category["id"], (int, str)):
-            raise ValueError(
+            raise UserError(
                 f"The {what} JSON {path}: category id {json.dumps(category['id'])} must be a"
                 " number."
             )
@@ -181,26 +182,26 @@ def check_annotation(annotation: Dict[str, Any], path: str, what: str, areas: bo
       areas: whether areas are used, and so have to be numbers where they are given.
 
     Raises:
-      ValueError: something is missing or of the wrong type; names image, file and segment.
+      UserError: something is missing or of the wrong type; names image, file and segment.
     """
     where = f"Image {annotation['image_id']}: in the {what} JSON {path}"
     if not isinstance(annotation.get("file_name"), str):
-        raise ValueError(f'{where} the annotation has no "file_name", or it is not a string.')
+        raise UserError(f'{where} the annotation has no "file_name", or it is not a string.')
     if not isinstance(annotation.get("segments_info"), list):
-        raise ValueError(f'{where} the annotation has no list "segments_info".')
+        raise UserError(f'{where} the annotation has no list "segments_info".')
     for segment in annotation["segments_info"]:
         if not isinstance(segment, dict) or "id" not in segment:
-            raise ValueError(
+            raise UserError(
                 f'{where} an entry of segments_info has no "id": {json.dumps(segment)[:200]}.'
             )
         if not _is_whole(segment["id"]):
-            raise ValueError(
+            raise UserError(
                 f"{where} segment id {json.dumps(segment['id'])} is not a whole number."
             )
         if "category_id" not in segment or isinstance(segment["category_id"], (list, dict)):
-            raise ValueError(f'{where} segment {segment["id"]} has no usable "category_id".')
+            raise UserError(f'{where} segment {segment["id"]} has no usable "category_id".')
         if areas and "area" in segment and not isinstance(segment["area"], (int, float)):
-            raise ValueError(f"{where} the area of segment {segment['id']} is not a number.")
+            raise UserError(f"{where} the area of segment {segment['id']} is not a number.")
 
 
 def _is_whole(value):

@@ -21,11 +21,12 @@ import cv2
 import numpy as np
 
 from pfpn_tf.data import categories as categories_lib
+from pfpn_tf.utils.errors import UserError
 
 _CITYSCAPES_SPLITS = ("train", "val", "test")
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """What is wrong with one image of a dataset; the message names file, image and segment."""
 
 
@@ -97,7 +98,7 @@ class CocoImages:
           image_ids: ids, as text, of the images to use; none: all images.
 
         Raises:
-          ValueError: a file is missing or malformed, or lacks one of `image_ids`; says which and
+          UserError: a file is missing or malformed, or lacks one of `image_ids`; says which and
             where.
         """
         self._open(image_info_json, image_dir, _load_json(os.fspath(image_info_json), ("images",)))
@@ -118,7 +119,7 @@ class CocoImages:
             by_id = {str(image["id"]): image for image in self.images}
             unknown = [image_id for image_id in image_ids if image_id not in by_id]
             if unknown:
-                raise ValueError(f"{self.source}: has no image with id {', '.join(unknown)}.")
+                raise UserError(f"{self.source}: has no image with id {', '.join(unknown)}.")
             self.images = [by_id[image_id] for image_id in image_ids]
 
     def __len__(self) -> int:
@@ -146,17 +147,17 @@ class CocoImages:
     def _checked(self, entry, keys, where, source=None):
         source = source or self.source
         if not isinstance(entry, dict):
-            raise ValueError(f"{source}: {where} must be an object, not {entry!r}.")
+            raise UserError(f"{source}: {where} must be an object, not {entry!r}.")
         missing = [key for key in keys if key not in entry]
         if missing:
-            raise ValueError(f"{source}: {where} lacks {', '.join(missing)}.")
+            raise UserError(f"{source}: {where} lacks {', '.join(missing)}.")
         return entry
 
     def _check_unique_ids(self):
         seen = set()
         for image in self.images:
             if image["id"] in seen:
-                raise ValueError(f"{self.source}: image id {image['id']} occurs twice.")
+                raise UserError(f"{self.source}: image id {image['id']} occurs twice.")
             seen.add(image["id"])
 
     def _read_image_file(self, image):
@@ -196,7 +197,7 @@ class CocoPanoptic(CocoImages):
           image_ids: ids, as text, of the images to use; none: all images.
 
         Raises:
-          ValueError: a file is missing or malformed, or lacks one of `image_ids`; says which and
+          UserError: a file is missing or malformed, or lacks one of `image_ids`; says which and
             where.
         """
         content = _load_json(os.fspath(panoptic_json), ("images", "annotations", "categories"))
@@ -252,12 +253,12 @@ class CocoPanoptic(CocoImages):
             self._checked(annotation, keys, f"annotations[{i}]")
             image_id = annotation["image_id"]
             if image_id not in known:
-                raise ValueError(
+                raise UserError(
                     f"{self.source}: annotations[{i}] is for image {image_id}, which is "
                     "not among the images."
                 )
             if image_id in by_image:
-                raise ValueError(f"{self.source}: image {image_id} has two annotations.")
+                raise UserError(f"{self.source}: image {image_id} has two annotations.")
             by_image[image_id] = annotation
         return by_image
 
@@ -265,7 +266,7 @@ class CocoPanoptic(CocoImages):
         for category in content["categories"]:
             known = self.info.by_id.get(category["id"])
             if known is None or not known.is_thing or known.name != category["name"]:
-                raise ValueError(
+                raise UserError(
                     f"{self.instances_json}: category {category['id']} ({category['name']}) is "
                     f"{'no category' if known is None else repr(known)} in "
                     f"{self.source}; the categories of instances must be its things."
@@ -484,7 +485,7 @@ def _size(hw) -> str:
 def _existing_folder(path, content) -> str:
     path = os.fspath(path)
     if not os.path.isdir(path):
-        raise ValueError(f"{path}: no such folder; it should hold the {content}.")
+        raise UserError(f"{path}: no such folder; it should hold the {content}.")
     return path
 
 
@@ -493,12 +494,12 @@ def _load_json(path, keys):
         with open(path, encoding="utf-8") as f:
             content = json.load(f)
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; check the path.") from None
+        raise UserError(f"{path}: no such file; check the path.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error}).") from None
+        raise UserError(f"{path}: not valid JSON ({error}).") from None
     missing = [
         k for k in keys if not isinstance(content, dict) or not isinstance(content.get(k), list)
     ]
     if missing:
-        raise ValueError(f"{path}: lacks the list {', '.join(missing)}; expected COCO's format.")
+        raise UserError(f"{path}: lacks the list {', '.join(missing)}; expected COCO's format.")
     return content

@@ -21,6 +21,7 @@ from absl import logging
 from pfpn_tf.data import categories as categories_lib
 from pfpn_tf.data import coco_panoptic, tfrecord
 from pfpn_tf.utils import process
+from pfpn_tf.utils.errors import UserError
 
 IMAGES_PER_SHARD = 500  # about 100 MB of COCO
 MAX_ERRORS_SHOWN = 20
@@ -56,13 +57,13 @@ def convert(
       The counts that dataset_info.json holds for this split.
 
     Raises:
-      ValueError: the first broken image (`DataError`) unless skip_bad, no usable image, or
+      UserError: the first broken image (`DataError`) unless skip_bad, no usable image, or
         dataset_info.json has other categories.
     """
     if not re.fullmatch(r"\w[\w.-]*", split):
-        raise ValueError(f"--split={split!r} must be a plain name such as train or val.")
+        raise UserError(f"--split={split!r} must be a plain name such as train or val.")
     if not len(dataset):
-        raise ValueError(f"{dataset.source}: lists no image.")
+        raise UserError(f"{dataset.source}: lists no image.")
     info_path = os.path.join(output_dir, categories_lib.FILE_NAME)
     _merged_info(info_path, dataset.info)  # a contradiction shows before the work, not after it
     os.makedirs(output_dir, exist_ok=True)
@@ -78,7 +79,7 @@ def convert(
         results = _run(tasks, dataset, num_workers, skip_bad, description=split)
         counts = _summary(results, dataset, num_shards)
         if not counts["images"]:
-            raise ValueError(
+            raise UserError(
                 f"{dataset.source}: none of its {len(dataset)} images is usable; the first: "
                 f"{results[0].skipped[0]}"
             )
@@ -100,7 +101,7 @@ def _merged_info(path, info):
         return info
     present = categories_lib.DatasetInfo.load(path)
     if not present.same_classes(info):
-        raise ValueError(
+        raise UserError(
             f"{path} belongs to a dataset with other categories; choose another --output_dir or"
             " remove the file."
         )

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from pfpn_tf.config import Config
 from pfpn_tf.data import preprocess
+from pfpn_tf.utils.errors import UserError
 
 MAX_SHAPE_GROUPS = 3  # by aspect ratio, with --static_shapes
 SIDES_PER_CLASS = 2  # neighbours in --train_min_sides that share a padded shape
@@ -49,7 +50,7 @@ def make_buckets(hw: np.ndarray, config: Config) -> Buckets:
       config: the settings.
 
     Raises:
-      ValueError: static shapes are asked for where sizes are drawn freely.
+      UserError: static shapes are asked for where sizes are drawn freely.
     """
     data = config.data
     sides = sorted(data.train_min_sides)
@@ -58,7 +59,7 @@ def make_buckets(hw: np.ndarray, config: Config) -> Buckets:
         shapes = None
         if data.static_shapes:
             if not data.crop_size:
-                raise ValueError(
+                raise UserError(
                     "--static_shapes with --random_scale needs --crop_size, e.g. 512,1024."
                 )
             shapes = _padded(np.array(data.crop_size, np.int32), data)[np.newaxis, np.newaxis]

@@ -52,7 +52,7 @@ def build_dataset(
       start_step: the training step to continue at.
 
     Raises:
-      ValueError: the records are missing or incomplete.
+      UserError: the records are missing or incomplete.
     """
     data = config.data
     workers, worker, replicas = _shares(input_context)
@@ -95,7 +95,7 @@ def load_info(config: Config) -> DatasetInfo:
     """The `DatasetInfo` that --dataset_info names, or the file beside the TFRecords.
 
     Raises:
-      ValueError: no setting says where it is, or it cannot be read.
+      UserError: no setting says where it is, or it cannot be read.
     """
     data = config.data
     if data.dataset_info:

@@ -21,6 +21,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from pfpn_tf.utils import process
+from pfpn_tf.utils.errors import UserError
 from pfpn_tf.utils.files import atomic_write
 
 CATEGORIES = [
@@ -85,13 +86,13 @@ def make_dataset(
         same scenes.
 
     Raises:
-      ValueError: the directory already holds one of the folders, or a process was killed.
+      UserError: the directory already holds one of the folders, or a process was killed.
     """
     directory = os.fspath(directory)
     folders = ("train", "val", "annotations")
     for name in folders:
         if os.path.exists(os.path.join(directory, name)):
-            raise ValueError(
+            raise UserError(
                 f"{directory} already holds {name}/; remove it or choose another directory."
             )
     os.makedirs(directory, exist_ok=True)

@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.data.coco_panoptic import Record
+from pfpn_tf.utils.errors import UserError
 
 # key -> ([] for one value per record or None for a list, type)
 FEATURES: Dict[str, Tuple[Optional[List[int]], tf.DType]] = {
@@ -161,7 +162,7 @@ def read_index(pattern: str, flag: str = "train_records") -> RecordIndex:
       flag: the flag named in errors.
 
     Raises:
-      ValueError: nothing matches, a shard of a set is missing, or a file is no complete TFRecord.
+      UserError: nothing matches, a shard of a set is missing, or a file is no complete TFRecord.
     """
     files = matching_files(pattern, flag)
     file_index, offsets, sizes = [], [], []
@@ -171,7 +172,7 @@ def read_index(pattern: str, flag: str = "train_records") -> RecordIndex:
             offsets.append(offset)
             sizes.append(hw)
     if not offsets:
-        raise ValueError(f"--{flag}={pattern}: the files hold no record.")
+        raise UserError(f"--{flag}={pattern}: the files hold no record.")
     return RecordIndex(
         files,
         np.array(file_index, np.int32),
@@ -200,16 +201,16 @@ def matching_files(pattern: str, flag: str) -> List[str]:
     """The files that one glob or several, separated by commas, match.
 
     Raises:
-      ValueError: there is none, or a shard of a set is missing; names the flag.
+      UserError: there is none, or a shard of a set is missing; names the flag.
     """
     files = []
     for part in filter(None, pattern.split(",")):
         found = sorted(f for f in glob.glob(part) if os.path.isfile(f))
         if not found:
-            raise ValueError(f"--{flag}={pattern}: no file matches {part}.")
+            raise UserError(f"--{flag}={pattern}: no file matches {part}.")
         files += found
     if not files:
-        raise ValueError(
+        raise UserError(
             f"--{flag} is empty; give a glob of TFRecords, e.g. data/coco/train-*.tfrecord."
         )
     sets: Dict[Tuple[str, int], Set[int]] = {}
@@ -220,7 +221,7 @@ def matching_files(pattern: str, flag: str) -> List[str]:
     for (prefix, count), shards in sets.items():
         missing = sorted(set(range(count)) - shards)
         if missing:
-            raise ValueError(
+            raise UserError(
                 f"--{flag}={pattern}: {len(missing)} of the {count} shards are missing, first "
                 f"{shard_path(prefix, missing[0], count)}."
             )
@@ -238,7 +239,7 @@ def _scan(path):
             length = struct.unpack("<Q", start[:8])[0] if len(start) >= 12 else size
             end = offset + 12 + length + 4  # length and its checksum, the record, its checksum
             if end > size:
-                raise ValueError(
+                raise UserError(
                     f"{path}: no TFRecord, or cut off at byte {size}: the record at {offset} ends"
                     f" at {end}."
                 )

@@ -15,6 +15,7 @@ from absl import logging
 
 from pfpn_tf import config as config_lib
 from pfpn_tf.distribution.workers import Workers
+from pfpn_tf.utils.errors import UserError
 
 _EXAMPLE = (
     """TF_CONFIG='{"cluster": {"worker": ["host1:2222", "host2:2222"]}, """
@@ -54,13 +55,13 @@ def build_strategy(distribution: str) -> tf.distribute.Strategy:
     else that makes TensorFlow look at its devices.
 
     Raises:
-      ValueError: TF_CONFIG does not describe this worker and the others, or does not fit.
+      UserError: TF_CONFIG does not describe this worker and the others, or does not fit.
     """
     text = os.environ.get("TF_CONFIG", "")
     if distribution == "multi_worker":
         return _multi_worker_strategy(text)
     if text and len(parse_tf_config(text)[0]) > 1:
-        raise ValueError(
+        raise UserError(
             f"--distribution={distribution} trains in one process alone, but TF_CONFIG names"
             f" {len(parse_tf_config(text)[0])} workers; use --distribution=multi_worker, or unset"
             " TF_CONFIG."
@@ -89,7 +90,7 @@ def _multi_worker_strategy(text):
     try:
         return tf.distribute.MultiWorkerMirroredStrategy()
     except tf.errors.OpError as error:
-        raise ValueError(
+        raise UserError(
             f"This worker cannot start at {addresses[index]} ({_first_line(error)}): the address in"
             " TF_CONFIG must be this machine's, with a port that is free."
         ) from None
@@ -101,11 +102,11 @@ def parse_tf_config(text: str) -> Tuple[List[str], int]:
     The list starts with the "chief", if the cluster has one apart, and goes on with the "worker"s.
 
     Raises:
-      ValueError: says what is wrong and shows a text that would work.
+      UserError: says what is wrong and shows a text that would work.
     """
 
     def wrong(what):
-        return ValueError(
+        return UserError(
             f"--distribution=multi_worker: {what} It must name every worker and say which one this"
             f" is, e.g.\n  {_EXAMPLE}\nOn one machine use --distribution=mirrored."
         )
@@ -177,7 +178,7 @@ def compiling(xla: bool):
     """With --xla, says so when XLA could not compile a part of the step.
 
     Raises:
-      ValueError: in the place of XLA's error.
+      UserError: in the place of XLA's error.
     """
     try:
         yield
@@ -187,7 +188,7 @@ def compiling(xla: bool):
         reason = next(
             (line for line in str(error).splitlines() if "compile time" in line), _first_line(error)
         )
-        raise ValueError(
+        raise UserError(
             "--xla: XLA cannot compile a part of the training step on this device"
             f" ({reason[:300]}). Train with --noxla; the same command continues otherwise."
         ) from error

@@ -13,6 +13,8 @@ from typing import Any, Dict, Iterable, List, Sequence
 import hotcoco
 import numpy as np
 
+from pfpn_tf.utils.errors import UserError
+
 _KEYS = {"bbox": "bbox", "segm": "segmentation"}
 # Whole numbers of compressed RLE: the last character of each is at most "O".
 _RLE = re.compile("[0-o]*[0-O]")
@@ -37,7 +39,7 @@ def check_ground_truth(gt: Any, name: str) -> None:
       name: what an error calls it.
 
     Raises:
-      ValueError: names the list and entry.
+      UserError: names the list and entry.
     """
     keys = {
         "images": ("id",),
@@ -46,13 +48,13 @@ def check_ground_truth(gt: Any, name: str) -> None:
     }
     for key, needed in keys.items():
         if not isinstance(gt, dict) or not isinstance(gt.get(key), list):
-            raise ValueError(f'{name} has no list "{key}".')
+            raise UserError(f'{name} has no list "{key}".')
         for index, entry in enumerate(gt[key]):
             for field in needed:
                 if not isinstance(entry, dict) or not isinstance(
                     entry.get(field), (int, float, str)
                 ):
-                    raise ValueError(f'{name}: {key}[{index}] has no usable "{field}".')
+                    raise UserError(f'{name}: {key}[{index}] has no usable "{field}".')
 
 
 def check_results(results: Any, gt: Dict[str, Any], name: str) -> None:
@@ -64,7 +66,7 @@ def check_results(results: Any, gt: Dict[str, Any], name: str) -> None:
       name: what an error calls the results.
 
     Raises:
-      ValueError: names the entry, its image and what is wrong.
+      UserError: names the entry, its image and what is wrong.
     """
     if not isinstance(results, list):
         hint = (
@@ -72,24 +74,24 @@ def check_results(results: Any, gt: Dict[str, Any], name: str) -> None:
             if isinstance(results, dict)
             else ""
         )
-        raise ValueError(f"{name} must be a list of results.{hint}")
+        raise UserError(f"{name} must be a list of results.{hint}")
     sizes = {image["id"]: (image.get("height"), image.get("width")) for image in gt["images"]}
     for index, result in enumerate(results):
         where = f"{name}: entry {index}"
         if not isinstance(result, dict):
-            raise ValueError(f"{where} is not an object.")
+            raise UserError(f"{where} is not an object.")
         for key in ("image_id", "category_id", "score"):
             if key not in result:
-                raise ValueError(f'{where} has no "{key}".')
+                raise UserError(f'{where} has no "{key}".')
         where += f" (image {result['image_id']})"
         if isinstance(result["image_id"], (list, dict)) or result["image_id"] not in sizes:
-            raise ValueError(f"{where}: the ground truth has no such image.")
+            raise UserError(f"{where}: the ground truth has no such image.")
         if isinstance(result["category_id"], (list, dict)):
-            raise ValueError(f"{where}: category_id {result['category_id']!r} is not a number.")
+            raise UserError(f"{where}: category_id {result['category_id']!r} is not a number.")
         if not _is_number(result["score"]):
-            raise ValueError(f"{where}: score {result['score']!r} is not a finite number.")
+            raise UserError(f"{where}: score {result['score']!r} is not a finite number.")
         if not _has_box(result) and "segmentation" not in result:
-            raise ValueError(f'{where} has neither "bbox" nor "segmentation".')
+            raise UserError(f'{where} has neither "bbox" nor "segmentation".')
         if _has_box(result):
             _check_box(result["bbox"], where)
         if "segmentation" in result:
@@ -103,12 +105,12 @@ def _has_box(result):
 
 def _check_box(box, where):
     if not isinstance(box, list) or len(box) != 4 or not all(_is_number(v) for v in box):
-        raise ValueError(f"{where}: bbox {box!r} must be four finite numbers x, y, width, height.")
+        raise UserError(f"{where}: bbox {box!r} must be four finite numbers x, y, width, height.")
 
 
 def _check_mask(mask, size, where):
     if not isinstance(mask, dict) or not isinstance(mask.get("counts"), str):
-        raise ValueError(
+        raise UserError(
             f'{where}: the segmentation must be compressed RLE, an object with "size" and a text'
             ' "counts"; pycocotools scores no polygons or uncompressed RLE.'
             " pycocotools.mask.frPyObjects converts them."
@@ -119,13 +121,13 @@ def _check_mask(mask, size, where):
         and len(height_width) == 2
         and all(isinstance(side, int) and side > 0 for side in height_width)
     ):
-        raise ValueError(f'{where}: the segmentation has no "size", height and width.')
+        raise UserError(f'{where}: the segmentation has no "size", height and width.')
     if None not in size and height_width != list(size):
-        raise ValueError(
+        raise UserError(
             f"{where}: the mask has size {height_width}, the image {list(size)} (height, width)."
         )
     if not _covers(mask["counts"], height_width[0] * height_width[1]):
-        raise ValueError(
+        raise UserError(
             f"{where}: the segmentation's counts do not add up to its size {height_width}."
         )
 
@@ -166,7 +168,7 @@ def average_precision(
       AP50, AP75, None without ground truth.
 
     Raises:
-      ValueError: the ground truth lacks what this type needs.
+      UserError: the ground truth lacks what this type needs.
     """
     images = {image["id"]: image for image in gt["images"]}
     for annotation in gt["annotations"]:
@@ -177,7 +179,7 @@ def average_precision(
             dict(enumerate(images[i] for i in _sorted(images))), gt["annotations"], results
         )
     except ValueError as error:
-        raise ValueError(f"The ground-truth instances JSON: {error}") from None
+        raise UserError(f"The ground-truth instances JSON: {error}") from None
     return precision.result()
 
 
@@ -279,11 +281,11 @@ def _check_annotation(annotation, image, iou_type):
     )
     for key in ("area", _KEYS[iou_type]):
         if key not in annotation:
-            raise ValueError(f'{where} has no "{key}", which AP needs.')
+            raise UserError(f'{where} has no "{key}", which AP needs.')
     if not _is_number(annotation["area"]):
-        raise ValueError(f"{where}: area {annotation['area']!r} is not a finite number.")
+        raise UserError(f"{where}: area {annotation['area']!r} is not a finite number.")
     if annotation.get("iscrowd", 0) not in (0, 1):
-        raise ValueError(f"{where}: iscrowd {annotation['iscrowd']!r} is neither 0 nor 1.")
+        raise UserError(f"{where}: iscrowd {annotation['iscrowd']!r} is neither 0 nor 1.")
     value, size = annotation[_KEYS[iou_type]], (image.get("height"), image.get("width"))
     if iou_type == "bbox":
         _check_box(value, where)
@@ -291,4 +293,4 @@ def _check_annotation(annotation, image, iou_type):
         if isinstance(value.get("counts"), str):
             _check_mask(value, (None, None), where)
     elif not value or None in size:
-        raise ValueError(f"{where}: polygons need corners, and the image its height and width.")
+        raise UserError(f"{where}: polygons need corners, and the image its height and width.")

@@ -28,6 +28,7 @@ from PIL import Image
 
 from pfpn_tf.data import coco_files
 from pfpn_tf.evaluation import report
+from pfpn_tf.utils.errors import UserError
 from pfpn_tf.utils.files import atomic_write
 
 PIXEL_LEVEL = "pixel_level"
@@ -67,7 +68,7 @@ def score_files(
       `per_class` by name `iou`, `iiou`, `AP`, `AP50`; `num_images`.
 
     Raises:
-      ValueError: cityscapesscripts is not installed, or a file is missing or does not fit; says
+      UserError: cityscapesscripts is not installed, or a file is missing or does not fit; says
         which.
     """
     truth = _Truth(gt_dir)
@@ -85,7 +86,7 @@ def score_files(
         predicted = maps.image_ids if maps else results or ()
         image_ids = [i for i in image_ids if i in predicted]
         if not image_ids:
-            raise ValueError(
+            raise UserError(
                 f"{gt_dir}: none of its images is predicted; is it the ground truth of this split?"
             )
     elif maps:
@@ -148,7 +149,7 @@ def label_ids(categories_json: str) -> Dict[int, int]:
       categories_json: a JSON with COCO categories, such as a panoptic JSON or dataset_info.json.
 
     Raises:
-      ValueError: there are no categories, or one is no class of Cityscapes.
+      UserError: there are no categories, or one is no class of Cityscapes.
     """
     known = _scripts("helpers.labels").name2label
     content = (
@@ -158,14 +159,14 @@ def label_ids(categories_json: str) -> Dict[int, int]:
     )
     categories = content.get("categories") if isinstance(content, dict) else None
     if not categories:
-        raise ValueError(
+        raise UserError(
             f"The JSON of the predictions {categories_json} has no categories, which tell"
             " Cityscapes' classes by name; give the ground truth's panoptic JSON as well"
             " (--gt_panoptic_json)."
         )
     unknown = [c.get("name") for c in categories if c.get("name") not in known]
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"{categories_json}: {', '.join(map(repr, unknown[:5]))} is no class of Cityscapes; its"
             " metrics need categories by the names of cityscapesscripts."
         )
@@ -201,7 +202,7 @@ def write_instances(
       hw: the image's height and width.
 
     Raises:
-      ValueError: a result has no mask of this size, or another category.
+      UserError: a result has no mask of this size, or another category.
     """
     from pycocotools import mask as mask_utils
 
@@ -209,12 +210,12 @@ def write_instances(
     for index, result in enumerate(results):
         mask, category_id = result.get("segmentation"), result.get("category_id")
         if not isinstance(mask, dict) or list(mask.get("size", ())) != list(hw):
-            raise ValueError(
+            raise UserError(
                 f"Image {image_id}: instance {index} needs a segmentation in RLE of the image's"
                 f" size {list(hw)} (height, width)."
             )
         if category_id is None or category_id not in label_of:
-            raise ValueError(
+            raise UserError(
                 f"Image {image_id}: instance {index} has the unknown category_id {category_id!r}."
             )
         name = f"masks/{image_id}_{index:03d}.png"
@@ -246,7 +247,7 @@ class _Truth:
     def __init__(self, directory):
         paths = sorted(glob.glob(os.path.join(glob.escape(directory), "*", f"*{_LABELS}")))
         if not paths:
-            raise ValueError(
+            raise UserError(
                 f"{directory}: holds no CITY/*{_LABELS}; give the folder of one split, e.g."
                 " gtFine/val, as the ground truth of Cityscapes."
             )
@@ -262,7 +263,7 @@ class _Truth:
         missing = [i for i in self._paths if i not in predicted]
         if missing:
             more = f" and {len(missing) - 1} more images" if len(missing) > 1 else ""
-            raise ValueError(
+            raise UserError(
                 f"Image {missing[0]}{more}: not in {name}, but in the ground truth"
                 f" {self._directory}."
             )
@@ -273,7 +274,7 @@ class _Truth:
     def instances(self, image_id) -> str:
         path = self._paths[image_id][: -len(_LABELS)] + _INSTANCES
         if not os.path.exists(path):
-            raise ValueError(f"Image {image_id}: the ground truth {path} does not exist.")
+            raise UserError(f"Image {image_id}: the ground truth {path} does not exist.")
         return path
 
     def size(self, image_id):
@@ -282,7 +283,7 @@ class _Truth:
             with Image.open(self._paths[image_id]) as image:
                 return image.size[::-1]
         except OSError:
-            raise ValueError(
+            raise UserError(
                 f"Image {image_id}: the ground truth {self._paths[image_id]} is no readable PNG."
             ) from None
 
@@ -308,7 +309,7 @@ class _PanopticMaps:
         labels = np.full(ids.shape, _UNLABELED, np.uint8)
         for segment in annotation["segments_info"]:
             if segment["category_id"] not in self._label_of:
-                raise ValueError(
+                raise UserError(
                     f"Image {image_id}: prediction {annotation['file_name']}: segment"
                     f" {segment['id']} has the unknown category_id {segment['category_id']!r}."
                 )
@@ -322,7 +323,7 @@ class _SemanticMaps:
     def __init__(self, directory, label_of):
         self.name = f"the folder of semantic maps {directory}"
         if not os.path.isdir(directory):
-            raise ValueError(f"{directory}: no such folder; it should hold the semantic maps.")
+            raise UserError(f"{directory}: no such folder; it should hold the semantic maps.")
         self.image_ids = {
             os.path.splitext(n)[0] for n in os.listdir(directory) if n.endswith(".png")
         }
@@ -335,14 +336,14 @@ class _SemanticMaps:
         path = os.path.join(self._directory, f"{image_id}.png")
         category_ids = cv2.imread(path, cv2.IMREAD_UNCHANGED)
         if category_ids is None or category_ids.dtype != np.uint8 or category_ids.ndim != 2:
-            raise ValueError(f"Image {image_id}: {path} is not a readable 8-bit grey PNG.")
+            raise UserError(f"Image {image_id}: {path} is not a readable 8-bit grey PNG.")
         _check_size(category_ids, hw, image_id, path)
         return self._table[category_ids]
 
 
 def _check_size(pixels, hw, image_id, name):
     if pixels.shape != tuple(hw):
-        raise ValueError(
+        raise UserError(
             f"Image {image_id}: prediction {name} is {pixels.shape[0]} x {pixels.shape[1]} (height"
             f" x width), the ground truth {hw[0]} x {hw[1]}; predict at the original image size."
         )
@@ -351,18 +352,16 @@ def _check_size(pixels, hw, image_id, name):
 def _results_by_image(path):
     results = coco_files.load_json(path, "The instance results JSON")
     if not isinstance(results, list):
-        raise ValueError(f"The instance results JSON {path} must be a list of results.")
+        raise UserError(f"The instance results JSON {path} must be a list of results.")
     by_image = {}
     for index, result in enumerate(results):
         if not isinstance(result, dict) or not isinstance(result.get("image_id"), str):
-            raise ValueError(
+            raise UserError(
                 f'The instance results JSON {path}: entry {index} has no text as "image_id", such'
                 ' as "frankfurt_000000_000294".'
             )
         if not isinstance(result.get("score"), (int, float)) or not math.isfinite(result["score"]):
-            raise ValueError(
-                f"The instance results JSON {path}: entry {index} has no finite score."
-            )
+            raise UserError(f"The instance results JSON {path}: entry {index} has no finite score.")
         by_image.setdefault(result["image_id"], []).append(result)
     return by_image
 
@@ -375,7 +374,7 @@ def _scripts(name):
     try:
         return importlib.import_module(f"cityscapesscripts.{name}")
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             f"Cityscapes' metrics need cityscapesscripts ({error}): pip install -e .[eval]."
         ) from None
 
@@ -390,7 +389,7 @@ def _exits_as_errors():
             yield
     except SystemExit:
         message = printed.getvalue().strip().splitlines()[-1:] or ["no reason given"]
-        raise ValueError(
+        raise UserError(
             f"cityscapesscripts stopped: {message[0].removeprefix('ERROR: ')}"
         ) from None
 

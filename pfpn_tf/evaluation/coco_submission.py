@@ -12,6 +12,7 @@ import zipfile
 from typing import List
 
 from pfpn_tf.data import coco_files
+from pfpn_tf.utils.errors import UserError
 from pfpn_tf.utils.files import atomic_write
 
 SPLITS = ("test-dev", "test-challenge")
@@ -31,7 +32,7 @@ def write(predictions_dir: str, split: str, algorithm: str) -> List[str]:
       Paths of the zip files.
 
     Raises:
-      ValueError: there are no predictions, or a PNG is missing.
+      UserError: there are no predictions, or a PNG is missing.
     """
     algorithm = re.sub(r"[^\w-]", "", algorithm, flags=re.ASCII) or "pfpn"
     written = []
@@ -46,7 +47,7 @@ def write(predictions_dir: str, split: str, algorithm: str) -> List[str]:
             _pack(predictions_dir, f"detections_{split}{_YEAR}_{algorithm}_results", instances_json)
         )
     if not written:
-        raise ValueError(f"{predictions_dir}: holds no panoptic.json or instances.json to submit.")
+        raise UserError(f"{predictions_dir}: holds no panoptic.json or instances.json to submit.")
     return written
 
 
@@ -59,7 +60,7 @@ def _pack(directory, name, json_path):
         for annotation in content["annotations"] if isinstance(content, dict) else ():
             png = os.path.join(coco_files.png_folder(json_path), annotation["file_name"])
             if not os.path.exists(png):
-                raise ValueError(
+                raise UserError(
                     f"Image {annotation['image_id']}: {png}, which {json_path} names, does not"
                     " exist."
                 )

@@ -17,6 +17,7 @@ from pfpn_tf.evaluation.inference import ImageOutputs
 from pfpn_tf.evaluation.panoptic_quality import overlaps
 from pfpn_tf.evaluation.semantic_iou import THINGS, SemanticIoU
 from pfpn_tf.postprocess.instances import instances_at_original_size
+from pfpn_tf.utils.errors import UserError
 
 _OTHER_IDS = 2**62  # where AP orders images whose ids are no numbers: after all others
 
@@ -65,7 +66,7 @@ def read_truth(example: Mapping[str, Any], string_ids: bool) -> ImageTruth:
             continue
         mask = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_GRAYSCALE)
         if mask is None:
-            raise ValueError(f"Image {image_id}: mask PNG {i} of the record is not readable.")
+            raise UserError(f"Image {image_id}: mask PNG {i} of the record is not readable.")
         y1, x1, y2, x2 = (_decimal(v) for v in example["instance_boxes"][i])
         annotations.append(
             {

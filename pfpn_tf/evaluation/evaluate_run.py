@@ -1,25 +1,21 @@
-"""Evaluates the network of a run directory, those of two (an instance and a semantic one), or one
-in training.
-"""
+"""Evaluates the network of a run directory, or those of two: an instance and a semantic one."""
 
-import contextlib
 import json
 import os
 from typing import Any, Dict, Mapping, NamedTuple, Optional
 
-import tensorflow as tf
 from absl import logging
 
 from pfpn_tf.config import Config
 from pfpn_tf.data import categories
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.distribution import strategies
-from pfpn_tf.distribution.workers import Gatherer, workers_of
-from pfpn_tf.evaluation import cityscapes, coco_submission, evaluator
+from pfpn_tf.distribution.workers import Gatherer
+from pfpn_tf.evaluation import cityscapes, coco_submission, evaluator, tensorboard
 from pfpn_tf.evaluation.inference import Network
 from pfpn_tf.model import panoptic_fpn
-from pfpn_tf.runs import checkpoints
-from pfpn_tf.training import logs
+from pfpn_tf.runs import checkpoints, restore, run_directory
+from pfpn_tf.utils.errors import UserError
 from pfpn_tf.utils.files import atomic_write
 
 WEIGHTS = ("auto", "raw", "ema", "both")
@@ -78,11 +74,11 @@ def evaluate_run(
       metrics of the averages; `cityscapes` if asked for.
 
     Raises:
-      ValueError: the directory, the checkpoint, the records or a setting is not usable.
+      UserError: the directory, the checkpoint, the records or a setting is not usable.
     """
     run = _load(run_dir, settings)
     if not run.config.data.eval_records:
-        raise ValueError("The run has no evaluation records; give --eval_records.")
+        raise UserError("The run has no evaluation records; give --eval_records.")
     config = run.config.replace(
         eval_records=_records(run.config.data.eval_records, split, settings)
     )
@@ -117,14 +113,14 @@ def evaluate_two_runs(
         `evaluate_run`, for both runs.
 
     Raises:
-      ValueError: as `evaluate_run`, or the runs do not fit each other.
+      UserError: as `evaluate_run`, or the runs do not fit each other.
     """
     instance = _load(instance_run_dir, settings, "instance", "--instance_run_dir")
     semantic = _load(semantic_run_dir, settings, "semantic", "--semantic_run_dir")
     _check_classes(instance, semantic)
     records = instance.config.data.eval_records or semantic.config.data.eval_records
     if not records:
-        raise ValueError("Neither run has evaluation records; give --eval_records.")
+        raise UserError("Neither run has evaluation records; give --eval_records.")
     records = _records(records, split, settings)
     config = instance.config.replace(
         task="panoptic",
@@ -144,80 +140,14 @@ def evaluate_two_runs(
     )
 
 
-class TrainingEvaluation:
-    """Evaluates a network between two steps of its training, as often as asked; traced once."""
-
-    def __init__(
-        self,
-        config: Config,
-        info: DatasetInfo,
-        run_dir: str,
-        model: tf.keras.Model,
-        strategy: tf.distribute.Strategy,
-        averages: Mapping[str, tf.Variable],
-    ):
-        """Takes the network.
-
-        Args:
-          config: settings of the run.
-          info: the dataset.
-          run_dir: results go to RUN_DIR/eval/STEP, those of the averages into the folder ema in it.
-          model: built under `strategy`.
-          strategy: of the training.
-          averages: moving averages by the paths of `checkpoints.model_variables`; may be empty.
-        """
-        self._run_dir = run_dir
-        self._model = model
-        self._averages = averages
-        self._is_chief = workers_of(strategy).is_chief
-        self._evaluator = evaluator.Evaluator(config, info, model, strategy)
-
-    def evaluate(self, step: int, log: logs.RunLog) -> Dict[str, Any]:
-        """Evaluates the weights, and their averages if there are any.
-
-        Args:
-          step: of the weights.
-          log: gets tables and pictures; the scalars are left to the caller.
-
-        Returns:
-          See `Evaluator.evaluate`; `ema`: the same of the averages.
-        """
-        output_dir = os.path.join(self._run_dir, "eval", str(step))
-        metrics = self._evaluator.evaluate(output_dir, save_predictions=False)
-        if self._is_chief:
-            log.write_report(
-                metrics, self._evaluator.class_table(metrics), self._evaluator.pictures(), step
-            )
-        if self._averages:
-            with _in_place(self._averages, self._model):
-                metrics["ema"] = self._evaluator.evaluate(
-                    os.path.join(output_dir, "ema"), save_predictions=False
-                )
-        return metrics
-
-
-@contextlib.contextmanager
-def _in_place(averages, model):
-    """Gives the model its averages, and then its own weights back."""
-    variables = checkpoints.model_variables(model)
-    weights = {path: tf.convert_to_tensor(variables[path]) for path in averages}
-    try:
-        for path, average in averages.items():
-            variables[path].assign(tf.convert_to_tensor(average))
-        yield
-    finally:
-        for path, weight in weights.items():
-            variables[path].assign(weight)
-
-
 def _load(run_dir, settings, branch="", flag="--run_dir"):
     try:
-        config, info = checkpoints.load_run(run_dir)
-    except ValueError as error:
-        raise ValueError(str(error).replace("--run_dir=", f"{flag}=", 1)) from None
+        config, info = run_directory.load_run(run_dir)
+    except UserError as error:
+        raise UserError(str(error).replace("--run_dir=", f"{flag}=", 1)) from None
     task = config.model.task
     if branch and task not in (branch, "panoptic"):
-        raise ValueError(
+        raise UserError(
             f"{flag}={run_dir} is a run with --task={task}; it must be {branch} or panoptic."
         )
     config = config.replace(**dict(settings or {}))
@@ -235,7 +165,7 @@ def _check_classes(instance, semantic):
     first = (
         f"the first difference is {words[0]} against {words[1]}" if pairs else "the rest is alike"
     )
-    raise ValueError(
+    raise UserError(
         f"--instance_run_dir={instance.directory} and --semantic_run_dir={semantic.directory} were"
         f" trained on different classes ({len(ours)} and {len(theirs)} categories; {first}). Give"
         " two runs on the same dataset."
@@ -255,12 +185,12 @@ def _evaluate(
     if not save_predictions and (
         extras.cityscapes_gt_dir or extras.split in coco_submission.SPLITS
     ):
-        raise ValueError(
+        raise UserError(
             "--cityscapes_gt_dir and --split=test-dev need the predictions: leave out"
             " --nosave_predictions."
         )
     if weights not in WEIGHTS:
-        raise ValueError(f"--eval_weights={weights} must be one of {', '.join(WEIGHTS)}.")
+        raise UserError(f"--eval_weights={weights} must be one of {', '.join(WEIGHTS)}.")
     strategies.set_up_runtime(config)
     strategy = strategies.build_strategy(config.train.distribution)
     networks = [_build(run, strategy) for run in runs]
@@ -268,7 +198,7 @@ def _evaluate(
     with strategies.losing_workers(gather.workers):
         # The first worker's choice: another one could find a newer checkpoint.
         prefixes = gather(
-            [checkpoints.find_checkpoint(run.directory, checkpoint or None) for run in runs]
+            [restore.find_checkpoint(run.directory, checkpoint or None) for run in runs]
         )[0]
         step = checkpoints.step_of(prefixes[0])
         output_dir, events_dir = _directories(runs, step, output_dir, extras.split)
@@ -278,7 +208,7 @@ def _evaluate(
         metrics = {}
         for kind in _kinds(prefixes, weights):
             for run, network, prefix in zip(runs, networks, prefixes):
-                checkpoints.restore_for_inference(
+                restore.restore_for_inference(
                     network.model, run.directory, prefix, averages=kind == "ema"
                 )
             names = " and ".join(prefixes)
@@ -295,7 +225,7 @@ def _evaluate(
             found = {"checkpoint": names, "weights": kind, **found}
             if gather.workers.is_chief:
                 _add_extras(found, os.path.join(output_dir, beside), runs, config, extras)
-                logs.write_evaluation(
+                tensorboard.write_evaluation(
                     os.path.join(events_dir, beside),
                     found,
                     runner.class_table(found),
@@ -346,17 +276,19 @@ def _build(run, strategy):
 def _kinds(prefixes, weights):
     """Which weights to evaluate, in order."""
     if weights == "auto":
-        weights = "both" if all(checkpoints.has_averages(prefix) for prefix in prefixes) else "raw"
+        weights = "both" if all(restore.has_averages(prefix) for prefix in prefixes) else "raw"
     return ["raw", "ema"] if weights == "both" else [weights]
 
 
 def _directories(runs, step, output_dir, split):
     """Where results and TensorBoard's events go."""
     if output_dir:
-        return output_dir, os.path.join(output_dir, logs.TENSORBOARD)
+        return output_dir, os.path.join(output_dir, run_directory.TENSORBOARD)
     name, events = (f"{step}_{split}", f"eval_{split}") if split else (str(step), "eval")
     if len(runs) > 1:
         other = "_with_" + os.path.basename(os.path.normpath(runs[1].directory))
         name, events = name + other, events + other
     directory = runs[0].directory
-    return os.path.join(directory, "eval", name), os.path.join(directory, logs.TENSORBOARD, events)
+    return os.path.join(directory, "eval", name), os.path.join(
+        directory, run_directory.TENSORBOARD, events
+    )

@@ -25,9 +25,10 @@ from pfpn_tf import config as config_lib
 from pfpn_tf.data import coco_files, pipeline, tfrecord
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.distribution import workers as workers_lib
-from pfpn_tf.evaluation import confusion, html_report, report
+from pfpn_tf.evaluation import confusion, html_report, merge, report
 from pfpn_tf.evaluation.counts import Counts, read_truth
 from pfpn_tf.evaluation.inference import Inference, Input, Network
+from pfpn_tf.utils.errors import UserError
 from pfpn_tf.utils.files import atomic_write
 
 METRICS = "metrics.json"
@@ -83,7 +84,7 @@ class Evaluator:
           semantic: a second network for the semantic branch; that of `model` does not count then.
 
         Raises:
-          ValueError: there are no records.
+          UserError: there are no records.
         """
         self._config = config
         self._info = info
@@ -117,7 +118,7 @@ class Evaluator:
           has them; `num_images`, `seconds`, `notes`.
 
         Raises:
-          ValueError: records and network do not fit.
+          UserError: records and network do not fit.
         """
         max_images = max_images or self._config.eval.max_images
         num_images = min(self._num_images, max_images) if max_images else self._num_images
@@ -126,7 +127,7 @@ class Evaluator:
         parts = self._gather(self._evaluate_share(num_images, predictions_dir))
         failures = [part for part in parts if isinstance(part, str)]
         if failures:
-            raise ValueError(failures[0])
+            raise UserError(failures[0])
         if predictions_dir and self._workers.count > 1:
             self._merge_predictions(predictions_dir, num_images, [part.image_ids for part in parts])
         self.findings = parts[0]
@@ -173,7 +174,7 @@ class Evaluator:
         counts = Counts(self._config.model, self._info)
         found = Findings(counts, html_report.Gallery(self._info) if with_gallery else None, [])
         if predictions_dir and self._workers.count > 1:
-            predictions_dir = workers_lib.part_directory(predictions_dir, self._workers.index)
+            predictions_dir = merge.part_directory(predictions_dir, self._workers.index)
         try:
             with self._writer(predictions_dir) as writer:
 
@@ -195,7 +196,7 @@ class Evaluator:
                         )
 
                 self._run(num_images, consume, keep_images=with_gallery)
-        except ValueError as error:
+        except UserError as error:
             if self._workers.count == 1:
                 raise
             return str(error)
@@ -220,7 +221,7 @@ class Evaluator:
         if self._workers.is_chief:
             owners = self._workers.owners(num_images, self._config.eval.eval_batch_size)
             with self._writer(output_dir) as writer:
-                workers_lib.merge_predictions(output_dir, writer, owners, image_ids)
+                merge.merge_predictions(output_dir, writer, owners, image_ids)
         self._gather.wait()
 
     def _write(self, output_dir, metrics):

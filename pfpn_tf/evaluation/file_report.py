@@ -11,6 +11,7 @@ import numpy as np
 from pfpn_tf.data import coco_files
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.evaluation import html_report
+from pfpn_tf.utils.errors import UserError
 
 _GREY = 205  # Stands for the photo where there is none.
 
@@ -32,10 +33,10 @@ class FileReport:
           image_dir: folder of the photos; empty: maps are drawn without them.
 
         Raises:
-          ValueError: the categories cannot be drawn, or the folder of the photos does not exist.
+          UserError: the categories cannot be drawn, or the folder of the photos does not exist.
         """
         if image_dir and not os.path.isdir(image_dir):
-            raise ValueError(f"--image_dir={image_dir}: no such folder.")
+            raise UserError(f"--image_dir={image_dir}: no such folder.")
         self._info = DatasetInfo.from_coco_categories(gt["categories"], source=gt_json)
         self._gt_json, self._gt_dir, self._pred_dir, self._image_dir = (
             gt_json,
@@ -57,7 +58,7 @@ class FileReport:
           tally: of its segments.
 
         Raises:
-          ValueError: its photo is missing.
+          UserError: its photo is missing.
         """
 
         def read():
@@ -109,7 +110,5 @@ class FileReport:
                 if file_name
                 else f"{self._gt_json} does not name its photo"
             )
-            raise ValueError(
-                f"Image {image_id}: {where}; leave --image_dir out to draw maps alone."
-            )
+            raise UserError(f"Image {image_id}: {where}; leave --image_dir out to draw maps alone.")
         return cv2.resize(photo, hw[::-1], interpolation=cv2.INTER_AREA)[..., ::-1]

@@ -21,6 +21,8 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 import cv2
 import numpy as np
 
+from pfpn_tf.utils.errors import UserError
+
 VOID = 0
 _NUM_IDS = 1 << 24
 _MAX_RUN = 1 << 16  # No run may be longer than 16 bits can say.
@@ -137,7 +139,7 @@ def check_prediction(
       Predicted id -> pixels.
 
     Raises:
-      ValueError: an id is in only one of the two, or a category is unknown.
+      UserError: an id is in only one of the two, or a category is unknown.
     """
     areas: Dict[int, int] = {}
     for pred_id, pixels in zip(found.pred_ids.tolist(), found.pixels.tolist()):
@@ -147,11 +149,11 @@ def check_prediction(
         if pred_id not in listed:
             if pred_id == VOID:
                 continue
-            raise ValueError(
+            raise UserError(
                 f"{where}: segment {pred_id} is in the PNG but not in segments_info of the JSON."
             )
         if listed[pred_id] not in categories:
-            raise ValueError(
+            raise UserError(
                 f"{where}: segment {pred_id} has category_id {listed[pred_id]!r}, which is not"
                 " among the ground truth's categories."
             )
@@ -163,7 +165,7 @@ def check_prediction(
             if any(i >= _NUM_IDS or i < 0 for i in missing)
             else ""
         )
-        raise ValueError(
+        raise UserError(
             f"{where}: {many} {', '.join(map(str, missing[:10]))}"
             f" {'are' if len(missing) > 1 else 'is'} in segments_info of the JSON but not in the"
             f" PNG.{hint}"
@@ -188,7 +190,7 @@ def match_image(
       where: opening of an error message: image and file.
 
     Raises:
-      ValueError: a ground-truth segment that might match has no area.
+      UserError: a ground-truth segment that might match has no area.
     """
     gt = {s["id"]: s for s in gt_segments}
     pred = {s["id"]: s["category_id"] for s in pred_segments}
@@ -202,7 +204,7 @@ def match_image(
         if segment["category_id"] != pred[pred_id]:
             continue
         if "area" not in segment:
-            raise ValueError(
+            raise UserError(
                 f"{where}: the ground-truth segment {gt_id}, which segment {pred_id} overlaps, has"
                 ' no "area" in the ground-truth JSON.'
             )
@@ -267,7 +269,7 @@ class PanopticQuality:
           The image's own counts.
 
         Raises:
-          ValueError: the predicted map and its segments_info disagree; the segment is named.
+          UserError: the predicted map and its segments_info disagree; the segment is named.
         """
         areas = check_prediction(found, pred_segments, self._is_thing, where)
         counts = match_image(found, gt_segments, pred_segments, areas, where)

@@ -20,6 +20,7 @@ from pfpn_tf.evaluation.html_report import Tally
 from pfpn_tf.evaluation.panoptic_quality import ImageCounts, PanopticQuality, overlaps_of_pixels
 from pfpn_tf.evaluation.semantic_iou import SemanticIoU
 from pfpn_tf.utils import process
+from pfpn_tf.utils.errors import UserError
 
 _IMAGES_PER_JOB = 64
 _MIN_IMAGES_PER_PROCESS = 64
@@ -69,7 +70,7 @@ def score_panoptic(
       about the numbers.
 
     Raises:
-      ValueError: a file is missing or malformed; names image, file and segment.
+      UserError: a file is missing or malformed; names image, file and segment.
     """
     gt = coco_files.load_panoptic_json(gt_json, "ground-truth", with_categories=True)
     pred = coco_files.load_panoptic_json(pred_json, "prediction", with_categories=False)
@@ -77,7 +78,7 @@ def score_panoptic(
     pred_dir = pred_dir or coco_files.png_folder(pred_json)
     for what, directory in (("ground-truth", gt_dir), ("prediction", pred_dir)):
         if not os.path.isdir(directory):
-            raise ValueError(f"The folder of the {what} PNGs {directory} does not exist.")
+            raise UserError(f"The folder of the {what} PNGs {directory} does not exist.")
     categories = list({c["id"]: c for c in gt["categories"]}.values())
     scored = {
         **gt,
@@ -135,7 +136,7 @@ def score_instances(gt_json: str, pred_json: str) -> Dict[str, Any]:
     """COCO AP of instance results: `bbox` and `segm`, whichever the results carry.
 
     Raises:
-      ValueError: a file is missing or malformed, or the results can be scored for neither.
+      UserError: a file is missing or malformed, or the results can be scored for neither.
     """
     gt = coco_files.load_json(gt_json, "The ground-truth instances JSON")
     results = coco_files.load_json(pred_json, "The instance results JSON")
@@ -143,7 +144,7 @@ def score_instances(gt_json: str, pred_json: str) -> Dict[str, Any]:
     average_precision.check_results(results, gt, f"The instance results JSON {pred_json}")
     kinds = average_precision.kinds_of(results)
     if not kinds:
-        raise ValueError(
+        raise UserError(
             f'The instance results JSON {pred_json}: every entry must carry "bbox", or every entry'
             ' "segmentation".'
         )
@@ -177,11 +178,11 @@ def score_image(
       where: opening of an error message: image and file.
 
     Raises:
-      ValueError: names the image and file.
+      UserError: names the image and file.
     """
     gt_map, pred_map = maps
     if gt_map.shape != pred_map.shape:
-        raise ValueError(
+        raise UserError(
             f"{where} is {pred_map.shape[0]} x {pred_map.shape[1]} (height x width), the ground"
             f" truth {gt['file_name']} is {gt_map.shape[0]} x {gt_map.shape[1]}; predict at the"
             " original image size."
@@ -214,7 +215,7 @@ def _pair(gt, pred, gt_json, pred_json):
         hint = ""
         if str(missing[0]) in {str(image_id) for image_id in by_image}:
             hint = " The prediction has it as another type: one is a string, the other a number."
-        raise ValueError(
+        raise UserError(
             f"Image {json.dumps(missing[0])}{more}: the prediction JSON {pred_json} has no"
             f" annotation with this image_id (the ground truth is {gt_json}).{hint}"
         )

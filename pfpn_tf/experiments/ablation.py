@@ -10,6 +10,7 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 from pfpn_tf import config as config_lib
 from pfpn_tf.experiments import queue
 from pfpn_tf.experiments.queue import Experiment
+from pfpn_tf.utils.errors import UserError
 from pfpn_tf.utils.files import atomic_write
 
 LAMBDAS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
@@ -51,15 +52,13 @@ def rows(config: config_lib.Config, groups: Sequence[str] = GROUPS) -> List[Row]
       groups: which of `GROUPS`.
 
     Raises:
-      ValueError: a group is unknown, or the recipe is not of a Panoptic FPN.
+      UserError: a group is unknown, or the recipe is not of a Panoptic FPN.
     """
     unknown = set(groups) - set(GROUPS)
     if unknown or not groups:
-        raise ValueError(
-            f"--ablations={','.join(groups)}: each must be one of {', '.join(GROUPS)}."
-        )
+        raise UserError(f"--ablations={','.join(groups)}: each must be one of {', '.join(GROUPS)}.")
     if config.model.task != "panoptic":
-        raise ValueError(
+        raise UserError(
             f"--task={config.model.task}: an ablation compares Panoptic FPNs; use a recipe with "
             "--task=panoptic."
         )
@@ -87,10 +86,10 @@ def with_steps(config: config_lib.Config, steps: int) -> config_lib.Config:
     """The recipe with its schedule stretched or shrunk to `steps`; 0 leaves it as it is.
 
     Raises:
-      ValueError: the number is negative.
+      UserError: the number is negative.
     """
     if steps < 0:
-        raise ValueError(f"--steps={steps} must be positive, or 0 for the recipe's own steps.")
+        raise UserError(f"--steps={steps} must be positive, or 0 for the recipe's own steps.")
     if not steps or steps == config.train.train_steps:
         return config
     factor = steps / config.train.train_steps

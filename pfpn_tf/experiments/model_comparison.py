@@ -132,7 +132,7 @@ def compare(
       measure_training: whether to measure training beside inference.
 
     Raises:
-      ValueError: the size is not a multiple of 32.
+      UserError: the size is not a multiple of 32.
     """
     model_cost.check_size(image_hw)
     classes = num_thing_classes, num_semantic_classes

@@ -14,6 +14,7 @@ import tensorflow as tf
 from pfpn_tf import config as config_lib
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.ops import convolution
+from pfpn_tf.utils.errors import UserError
 
 BATCH_SIZE = 1
 PYRAMID_COMPONENTS = ("backbone", "fpn", "symmetric_decoder", "backbone_levels")
@@ -58,7 +59,7 @@ def count(
       Component name to `Cost`, in the order of the data flow.
 
     Raises:
-      ValueError: the size is not a multiple of 32.
+      UserError: the size is not a multiple of 32.
     """
     check_size(image_hw)
     model = panoptic_fpn.build_model(config, num_thing_classes, num_semantic_classes)
@@ -129,21 +130,21 @@ def parse_size(text: str) -> Tuple[int, int]:
     """ "1024x2048" -> (1024, 2048), height and width.
 
     Raises:
-      ValueError: it is no such text, or not a multiple of 32.
+      UserError: it is no such text, or not a multiple of 32.
     """
     parts = text.lower().split("x")
     if len(parts) != 2 or not all(part.isdigit() for part in parts):
-        raise ValueError(f"--image_size={text} must be HEIGHTxWIDTH in pixels, e.g. 1024x2048.")
+        raise UserError(f"--image_size={text} must be HEIGHTxWIDTH in pixels, e.g. 1024x2048.")
     image_hw = int(parts[0]), int(parts[1])
     check_size(image_hw)
     return image_hw
 
 
 def check_size(image_hw: Tuple[int, int]) -> None:
-    """Raises ValueError if a side is no positive multiple of 32."""
+    """Raises UserError if a side is no positive multiple of 32."""
     if min(image_hw) < 32 or any(side % 32 for side in image_hw):
         nearest = "x".join(str(max(32, round(side / 32) * 32)) for side in image_hw)
-        raise ValueError(
+        raise UserError(
             f"--image_size={image_hw[0]}x{image_hw[1]} must be multiples of 32, as the network "
             f"pads its input; e.g. {nearest}."
         )

@@ -19,7 +19,8 @@ from absl import logging
 import pfpn_tf
 from pfpn_tf import config as config_lib
 from pfpn_tf.evaluation import evaluator, report
-from pfpn_tf.runs import checkpoints, run_directory
+from pfpn_tf.runs import run_directory
+from pfpn_tf.utils.errors import UserError
 from pfpn_tf.utils.files import atomic_write
 
 _MASK_METRICS = ("mask_AP", "mask_AP50", "mask_AP75")
@@ -56,7 +57,7 @@ def run_all(
       Name to metrics in points (see `report.flat_scalars`); None for one that failed.
 
     Raises:
-      ValueError: a directory holds a run with other settings, or there is no evaluation data.
+      UserError: a directory holds a run with other settings, or there is no evaluation data.
       Stopped: SIGINT or SIGTERM.
     """
     for experiment in experiments:
@@ -79,17 +80,17 @@ def run_all(
 
 
 def check(experiment: Experiment, output_dir: str) -> None:
-    """Raises ValueError if the experiment's directory holds another run, or it has no eval data."""
+    """Raises UserError if the experiment's directory holds another run, or it has no eval data."""
     config = experiment.config
     if not config.data.eval_records:
-        raise ValueError("--eval_records is required: every training is evaluated at its end.")
+        raise UserError("--eval_records is required: every training is evaluated at its end.")
     run_dir = os.path.join(output_dir, experiment.name)
-    if not os.path.exists(os.path.join(run_dir, checkpoints.CONFIG)):
+    if not os.path.exists(os.path.join(run_dir, run_directory.CONFIG)):
         return
-    old, _ = checkpoints.load_run(run_dir)
+    old, _ = run_directory.load_run(run_dir)
     changed = set(run_directory.differences(old, config)) - run_directory.CHANGEABLE
     if changed:
-        raise ValueError(
+        raise UserError(
             f"{run_dir} holds a run with other settings ({', '.join(sorted(changed))}); use "
             "another --output_dir, or the settings that it was started with."
         )

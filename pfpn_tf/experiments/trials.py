@@ -11,16 +11,17 @@ from typing import Any, Dict, List, Mapping, Optional
 from pfpn_tf import config as config_lib
 from pfpn_tf.experiments import queue
 from pfpn_tf.experiments.queue import Experiment
+from pfpn_tf.utils.errors import UserError
 
 
 def trials(config: config_lib.Config, num_trials: int) -> List[Experiment]:
     """`num_trials` experiments with the seeds from that of `config` on.
 
     Raises:
-      ValueError: there is not at least one trial.
+      UserError: there is not at least one trial.
     """
     if num_trials < 1:
-        raise ValueError(f"--num_trials={num_trials} must be at least 1; the paper has 5.")
+        raise UserError(f"--num_trials={num_trials} must be at least 1; the paper has 5.")
     seeds = range(config.train.seed, config.train.seed + num_trials)
     return [Experiment(f"seed_{seed}", config.replace(seed=seed)) for seed in seeds]
 

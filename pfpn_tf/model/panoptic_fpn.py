@@ -17,6 +17,7 @@ from pfpn_tf.model.semantic_head import SemanticHead
 from pfpn_tf.model.symmetric_decoder import SymmetricDecoder
 from pfpn_tf.ops.roi_align import multilevel_roi_align
 from pfpn_tf.structures import GroundTruth, InferenceOutputs, TrainOutputs
+from pfpn_tf.utils.errors import UserError
 
 
 class PanopticFPN(tf.keras.Model):
@@ -141,7 +142,7 @@ class PanopticFPN(tf.keras.Model):
             return InferenceOutputs(found, self.semantic_head(semantic_pyramid))
 
         if ground_truth is None:
-            raise ValueError("training=True needs ground_truth.")
+            raise UserError("training=True needs ground_truth.")
         semantic_logits = None
         if self.has_semantics:
             semantic_logits = self.semantic_head(semantic_pyramid, training=True)

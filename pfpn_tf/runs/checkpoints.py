@@ -1,11 +1,4 @@
-"""Run directories and the weights in them: save, resume, initialise, restore for inference.
-
-A run directory holds
-
-    config.json recipe.flags dataset_info.json versions.json
-    checkpoints/ckpt-STEP.{index,data-*}    the newest few, with everything needed to continue
-    checkpoints/best/ckpt-STEP.*            the one with the highest PQ, if evaluated in training
-    metrics.jsonl tensorboard/ eval/
+"""The checkpoints of a training run: save, find the intact ones, continue.
 
 TensorFlow writes a checkpoint under a temporary name and renames it. What a killed process or a
 full disk still leaves half-written is found by reading it back: TensorFlow stores a checksum with
@@ -18,44 +11,21 @@ import os
 import re
 import shutil
 import tempfile
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import List, Optional
 
 import tensorflow as tf
 from absl import logging
-from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 from pfpn_tf import config as config_lib
 from pfpn_tf.data import categories
+from pfpn_tf.runs import run_directory
 from pfpn_tf.utils import files
+from pfpn_tf.utils.errors import UserError
 
-CONFIG = "config.json"
-DATASET_INFO = "dataset_info.json"
-CHECKPOINTS = "checkpoints"
-BEST = os.path.join(CHECKPOINTS, "best")
 BEST_SCORE = "score.json"
+READ_ERRORS = (tf.errors.OpError, ValueError, RuntimeError, IndexError)
+"""What TensorFlow raises of a damaged checkpoint."""
 _NAME = "ckpt"
-_READ_ERRORS = (tf.errors.OpError, ValueError, RuntimeError, IndexError)
-
-
-def load_run(run_dir: str) -> Tuple[config_lib.Config, categories.DatasetInfo]:
-    """The settings and the dataset description that a run directory keeps.
-
-    Raises:
-      ValueError: `run_dir` is no run directory.
-    """
-    for name in (CONFIG, DATASET_INFO):
-        if not os.path.isfile(os.path.join(run_dir, name)):
-            raise ValueError(
-                f"--run_dir={run_dir} is not a run directory: it has no {name}. "
-                "Give the --run_dir of a training or of tools/convert_weights.py."
-            )
-    path = os.path.join(run_dir, CONFIG)
-    try:
-        with open(path, encoding="utf-8") as f:
-            config = config_lib.from_json(f.read())
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    return config, categories.DatasetInfo.load(os.path.join(run_dir, DATASET_INFO))
 
 
 def save_weights(
@@ -68,10 +38,15 @@ def save_weights(
     Returns:
       The checkpoint's prefix.
     """
-    with files.atomic_write(os.path.join(run_dir, CONFIG)) as f:
+    with files.atomic_write(os.path.join(run_dir, run_directory.CONFIG)) as f:
         f.write(config.to_json())
-    info.save(os.path.join(run_dir, DATASET_INFO))
+    info.save(os.path.join(run_dir, run_directory.DATASET_INFO))
     return RunCheckpoints(run_dir, keep=1, model=model).save(0)
+
+
+def prefix_of(directory: str, step: int) -> str:
+    """The prefix of the checkpoint of a step."""
+    return os.path.join(directory, f"{_NAME}-{step}")
 
 
 def saved_prefixes(directory: str) -> List[str]:
@@ -85,7 +60,7 @@ def saved_prefixes(directory: str) -> List[str]:
         )
         if match
     }
-    return [os.path.join(directory, f"{_NAME}-{step}") for step in sorted(steps, reverse=True)]
+    return [prefix_of(directory, step) for step in sorted(steps, reverse=True)]
 
 
 def damage(prefix: str) -> Optional[str]:
@@ -94,7 +69,7 @@ def damage(prefix: str) -> Optional[str]:
         reader = tf.train.load_checkpoint(prefix)
         for name in reader.get_variable_to_shape_map():
             reader.get_tensor(name)
-    except _READ_ERRORS as error:
+    except READ_ERRORS as error:
         return str(error).splitlines()[0][:200] or type(error).__name__
     return None
 
@@ -131,8 +106,8 @@ class RunCheckpoints:
           writes: whether this process writes; of several workers only the chief does.
           **trackables: what is saved, by name.
         """
-        self.directory = os.path.join(run_dir, CHECKPOINTS)
-        self._best_directory = os.path.join(run_dir, BEST)
+        self.directory = os.path.join(run_dir, run_directory.CHECKPOINTS)
+        self._best_directory = os.path.join(run_dir, run_directory.BEST)
         self._checkpoint = tf.train.Checkpoint(**trackables)
         self._keep = keep
         self._writes = writes
@@ -143,11 +118,11 @@ class RunCheckpoints:
         """The step of the newest intact checkpoint, None if there are no checkpoints.
 
         Raises:
-          ValueError: there are, but none is intact.
+          UserError: there are, but none is intact.
         """
         prefix = newest_intact(self.directory)
         if prefix is None and saved_prefixes(self.directory):
-            raise ValueError(
+            raise UserError(
                 f"Every checkpoint in {self.directory} is damaged. Remove that folder to start"
                 " over, or put back a copy of one."
             )
@@ -163,20 +138,20 @@ class RunCheckpoints:
           step: which one; None: none, and nothing is restored.
 
         Raises:
-          ValueError: it is not of a training with this network.
+          UserError: it is not of a training with this network.
         """
         if self._writes:
             _remove_leftovers(self.directory)
             _remove_leftovers(self._best_directory)
         if step is None:
             return None
-        prefix = os.path.join(self.directory, f"{_NAME}-{step}")
+        prefix = prefix_of(self.directory, step)
         try:
             status = self._checkpoint.read(prefix)
             status.expect_partial()  # no warnings on top of the error
             status.assert_consumed()
         except (AssertionError, ValueError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{prefix} is not a checkpoint of a training of this network, so it cannot be"
                 f" continued ({str(error).splitlines()[0][:200]}). Use it with --init_weights and"
                 " another --run_dir."
@@ -197,7 +172,7 @@ class RunCheckpoints:
         Raises:
           OSError: it cannot be written; the checkpoints before it are untouched.
         """
-        prefix = os.path.join(self.directory, f"{_NAME}-{step}")
+        prefix = prefix_of(self.directory, step)
         if prefix != self._good:
             self._write(prefix, self._keep)
             self._good = prefix
@@ -214,7 +189,7 @@ class RunCheckpoints:
         """
         if self._best_score is not None and self._best_score >= score:
             return False
-        self._write(os.path.join(self._best_directory, f"{_NAME}-{step}"), keep=1)
+        self._write(prefix_of(self._best_directory, step), keep=1)
         if self._writes:
             with files.atomic_write(os.path.join(self._best_directory, BEST_SCORE)) as f:
                 json.dump({"step": step, "score": score}, f)
@@ -300,199 +275,3 @@ def _write_marker(directory, prefixes):
     with files.atomic_write(os.path.join(directory, "checkpoint")) as f:
         f.write(f'model_checkpoint_path: "{names[0]}"\n')
         f.writelines(f'all_model_checkpoint_paths: "{name}"\n' for name in reversed(names))
-
-
-def restore_for_inference(
-    model: tf.keras.Model, run_dir: str, checkpoint: Optional[str] = None, averages: bool = False
-) -> str:
-    """Restores a built model's weights from a run directory.
-
-    Args:
-      model: the network that the run directory's config describes.
-      run_dir: the run directory.
-      checkpoint: which one: None for the newest intact one, "best", a step, or a prefix.
-      averages: whether to take the moving averages of the weights (--ema_decay) instead of them.
-
-    Returns:
-      The prefix of the checkpoint used.
-
-    Raises:
-      ValueError: no such checkpoint, or it does not hold all weights of the model.
-    """
-    prefix = find_checkpoint(run_dir, checkpoint)
-    try:
-        status = tf.train.Checkpoint(model=model).read(prefix)
-        status.expect_partial()  # the optimizer's part is not wanted
-        status.assert_existing_objects_matched()
-    except (AssertionError, *_READ_ERRORS) as error:
-        raise ValueError(
-            f"{prefix} does not fit the network of {run_dir}: {str(error).splitlines()[0][:300]}"
-        ) from None
-    if averages:
-        _restore_averages(model, prefix)
-    return prefix
-
-
-def has_averages(prefix: str) -> bool:
-    """Whether a checkpoint holds moving averages of the weights."""
-    return bool(_stored_variables(tf.train.load_checkpoint(prefix), "averages"))
-
-
-def _restore_averages(model, prefix):
-    reader = tf.train.load_checkpoint(prefix)
-    stored = _stored_variables(reader, "averages")
-    if not stored:
-        raise ValueError(f"{prefix} holds no moving averages; the run had --ema_decay=0.")
-    for path, variable in model_variables(model).items():
-        if path in stored:
-            variable.assign(reader.get_tensor(stored[path]))
-
-
-def find_checkpoint(run_dir: str, checkpoint: Optional[str] = None) -> str:
-    """The prefix of a run's checkpoint, chosen as in `restore_for_inference`.
-
-    Raises:
-      ValueError: there is no such checkpoint.
-    """
-    directory = os.path.join(run_dir, CHECKPOINTS)
-    if not checkpoint or checkpoint == "best":
-        prefix = newest_intact(directory if not checkpoint else os.path.join(run_dir, BEST))
-        if prefix is None:
-            raise ValueError(
-                f"--run_dir={run_dir} has no readable {'best ' if checkpoint else ''}checkpoint in"
-                f" {directory}."
-            )
-        return prefix
-    prefix = (
-        os.path.join(directory, f"{_NAME}-{checkpoint}")
-        if str(checkpoint).isdigit()
-        else checkpoint
-    )
-    if not os.path.exists(prefix + ".index"):
-        steps = ", ".join(str(step_of(p)) for p in saved_prefixes(directory))
-        raise ValueError(
-            f"No checkpoint {prefix}. {run_dir} has those of steps: {steps or 'none'}."
-        )
-    return prefix
-
-
-class Initialised(NamedTuple):
-    """What `initialise` did, as paths of variables below the model.
-
-    Attributes:
-      restored: variables that took their value from the checkpoint.
-      other_shape: (path, shape in the model, shape in the checkpoint) of those that kept their
-        random value because the shapes differ, as predictors for other classes do.
-      missing: variables that the checkpoint lacks.
-      unused: variables of the checkpoint's model that the model lacks.
-    """
-
-    restored: List[str]
-    other_shape: List[Tuple[str, Tuple[int, ...], Tuple[int, ...]]]
-    missing: List[str]
-    unused: List[str]
-
-
-def initialise(model: tf.keras.Model, init_weights: str) -> Initialised:
-    """Gives a built model the weights of a checkpoint, wherever name and shape fit, and logs it.
-
-    Args:
-      model: the built network.
-      init_weights: a run directory or a checkpoint prefix.
-
-    Raises:
-      ValueError: there is no such checkpoint, or nothing in it fits.
-    """
-    prefix = find_init_checkpoint(init_weights)
-    reader = tf.train.load_checkpoint(prefix)
-    stored = _stored_variables(reader)
-    restored, other_shape, missing = [], [], []
-    own = model_variables(model)
-    for path, variable in own.items():
-        if path not in stored:
-            missing.append(path)
-            continue
-        value = reader.get_tensor(stored[path])
-        if tuple(value.shape) == tuple(variable.shape):
-            variable.assign(value.astype(variable.dtype.as_numpy_dtype))
-            restored.append(path)
-        else:
-            other_shape.append((path, tuple(variable.shape), tuple(value.shape)))
-    if not restored:
-        raise ValueError(
-            f"--init_weights={init_weights}: none of the {len(own)} variables of the network is in"
-            f" {prefix} with the same shape. Is --backbone the same?"
-        )
-    result = Initialised(restored, other_shape, missing, sorted(set(stored) - set(own)))
-    _log_initialised(prefix, len(own), result)
-    return result
-
-
-def find_init_checkpoint(init_weights: str) -> str:
-    """The checkpoint prefix that --init_weights means.
-
-    Raises:
-      ValueError: there is none.
-    """
-    if os.path.exists(init_weights + ".index"):
-        problem = damage(init_weights)
-        if problem:
-            raise ValueError(f"--init_weights={init_weights} is damaged: {problem}")
-        return init_weights
-    for directory in (os.path.join(init_weights, CHECKPOINTS), init_weights):
-        prefix = newest_intact(directory)
-        if prefix:
-            return prefix
-    raise ValueError(
-        f"--init_weights={init_weights} is neither a run directory with a readable checkpoint nor a"
-        " checkpoint prefix such as DIR/checkpoints/ckpt-1000, nor a .pkl or .pth file, nor"
-        " imagenet."
-    )
-
-
-def _stored_variables(reader, root="model"):
-    """Path below the object `root` of a checkpoint -> key of the tensor."""
-    graph = trackable_object_graph_pb2.TrackableObjectGraph()
-    graph.ParseFromString(reader.get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH"))
-    nodes = graph.nodes
-    roots = [child.node_id for child in nodes[0].children if child.local_name == root]
-    # Breadth first, as in `model_variables`: what has two paths gets the same one in both.
-    paths, seen, queue = {}, set(roots), [(root, "") for root in roots]
-    while queue:
-        node_id, path = queue.pop(0)
-        for attribute in nodes[node_id].attributes:
-            if attribute.name == "VARIABLE_VALUE":
-                paths[path] = attribute.checkpoint_key
-        for child in nodes[node_id].children:
-            if child.node_id not in seen:
-                seen.add(child.node_id)
-                queue.append((child.node_id, f"{path}/{child.local_name}".lstrip("/")))
-    return paths
-
-
-def model_variables(model: tf.keras.Model) -> Dict[str, tf.Variable]:
-    """Path below the model, as in a checkpoint's object graph -> variable."""
-    view = tf.train.TrackableView(model)
-    paths, seen, queue = {}, {id(model)}, [(model, "")]
-    while queue:
-        node, path = queue.pop(0)
-        if isinstance(node, tf.Variable):
-            paths[path] = node
-            continue
-        for name, child in view.children(node).items():
-            if id(child) not in seen:
-                seen.add(id(child))
-                queue.append((child, f"{path}/{name}".lstrip("/")))
-    return paths
-
-
-def _log_initialised(prefix, total, result):
-    logging.info("Initialised %d of %d variables from %s.", len(result.restored), total, prefix)
-    for path, wanted, found in result.other_shape:
-        logging.info(
-            "  Not restored, starts at random: %s is %s here and %s there.", path, wanted, found
-        )
-    if result.missing:
-        logging.info("  Not in the checkpoint, start at random: %s", ", ".join(result.missing))
-    if result.unused:
-        logging.info("  In the checkpoint, not used: %s", ", ".join(result.unused))

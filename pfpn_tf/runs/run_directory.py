@@ -1,5 +1,9 @@
-"""Opens the directory of a training run: writes what describes it, or checks that it is the same
-run.
+"""The directory of a training run, or of converted weights.
+
+config.json recipe.flags dataset_info.json versions.json
+checkpoints/ckpt-STEP.{index,data-*}    the newest few, with everything needed to continue
+checkpoints/best/ckpt-STEP.*            the one with the highest PQ, if evaluated in training
+metrics.jsonl tensorboard/ eval/
 """
 
 import json
@@ -7,7 +11,7 @@ import os
 import platform
 import subprocess
 import tempfile
-from typing import List
+from typing import List, Tuple
 
 import tensorflow as tf
 from absl import logging
@@ -15,9 +19,15 @@ from absl import logging
 import pfpn_tf
 from pfpn_tf import config as config_lib
 from pfpn_tf.data import categories
-from pfpn_tf.runs import checkpoints
 from pfpn_tf.utils import files
+from pfpn_tf.utils.errors import UserError
 
+CONFIG = "config.json"
+DATASET_INFO = "dataset_info.json"
+CHECKPOINTS = "checkpoints"
+BEST = os.path.join(CHECKPOINTS, "best")
+METRICS = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
 RECIPE = "recipe.flags"
 VERSIONS = "versions.json"
 
@@ -41,6 +51,27 @@ CHANGEABLE = frozenset(
 """Settings that may differ when a run is continued: the next step computes the same."""
 
 
+def load_run(run_dir: str) -> Tuple[config_lib.Config, categories.DatasetInfo]:
+    """The settings and the dataset description that a run directory keeps.
+
+    Raises:
+      UserError: `run_dir` is no run directory.
+    """
+    for name in (CONFIG, DATASET_INFO):
+        if not os.path.isfile(os.path.join(run_dir, name)):
+            raise UserError(
+                f"--run_dir={run_dir} is not a run directory: it has no {name}. "
+                "Give the --run_dir of a training or of tools/convert_weights.py."
+            )
+    path = os.path.join(run_dir, CONFIG)
+    try:
+        with open(path, encoding="utf-8") as f:
+            config = config_lib.from_json(f.read())
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return config, categories.DatasetInfo.load(os.path.join(run_dir, DATASET_INFO))
+
+
 def prepare(run_dir: str, config: config_lib.Config, info: categories.DatasetInfo) -> bool:
     """Writes the run directory's description, or checks it against the one that is there.
 
@@ -48,17 +79,17 @@ def prepare(run_dir: str, config: config_lib.Config, info: categories.DatasetInf
       Whether the run existed.
 
     Raises:
-      ValueError: the directory belongs to a run with other settings or other classes, or cannot be
+      UserError: the directory belongs to a run with other settings or other classes, or cannot be
         written.
     """
-    exists = os.path.exists(os.path.join(run_dir, checkpoints.CONFIG))
+    exists = os.path.exists(os.path.join(run_dir, CONFIG))
     if exists:
         _check_same_run(run_dir, config, info)
-    for folder in (run_dir, os.path.join(run_dir, checkpoints.CHECKPOINTS)):
+    for folder in (run_dir, os.path.join(run_dir, CHECKPOINTS)):
         _check_writable(folder)
-    _write(os.path.join(run_dir, checkpoints.CONFIG), config.to_json())
+    _write(os.path.join(run_dir, CONFIG), config.to_json())
     _write(os.path.join(run_dir, RECIPE), recipe_text(config))
-    info.save(os.path.join(run_dir, checkpoints.DATASET_INFO))
+    info.save(os.path.join(run_dir, DATASET_INFO))
     _write(os.path.join(run_dir, VERSIONS), json.dumps(versions(), indent=2) + "\n")
     return exists
 
@@ -67,14 +98,14 @@ def check(run_dir: str, config: config_lib.Config, info: categories.DatasetInfo)
     """Checks all that `prepare` does and leaves no file behind.
 
     Raises:
-      ValueError: as `prepare`.
+      UserError: as `prepare`.
     """
-    if os.path.exists(os.path.join(run_dir, checkpoints.CONFIG)):
+    if os.path.exists(os.path.join(run_dir, CONFIG)):
         _check_same_run(run_dir, config, info)
     existing = os.path.abspath(run_dir)
     while not os.path.isdir(existing):
         if os.path.exists(existing):
-            raise ValueError(f"--run_dir={run_dir}: {existing} is a file; choose another folder.")
+            raise UserError(f"--run_dir={run_dir}: {existing} is a file; choose another folder.")
         existing = os.path.dirname(existing)
     _check_writable(existing)
 
@@ -83,10 +114,10 @@ def check_shared(run_dir: str, config: config_lib.Config, info: categories.Datas
     """Checks what the chief has written, as another worker sees it.
 
     Raises:
-      ValueError: it is not there, or differs from what this worker was given.
+      UserError: it is not there, or differs from what this worker was given.
     """
-    if not os.path.exists(os.path.join(run_dir, checkpoints.CONFIG)):
-        raise ValueError(
+    if not os.path.exists(os.path.join(run_dir, CONFIG)):
+        raise UserError(
             f"--run_dir={run_dir}: the chief has written it, but this worker does not see it; it"
             " must be a folder that all workers share, e.g. on NFS."
         )
@@ -140,7 +171,7 @@ def class_differences(here: categories.DatasetInfo, there: categories.DatasetInf
 
 
 def _check_same_run(run_dir, config, info):
-    old_config, old_info = checkpoints.load_run(run_dir)
+    old_config, old_info = load_run(run_dir)
     changed = differences(old_config, config)
     old, new = old_config.flat(), config.flat()
     clashes = [
@@ -148,7 +179,7 @@ def _check_same_run(run_dir, config, info):
     ]
     clashes += [f"  {line}" for line in class_differences(info, old_info)]
     if clashes:
-        raise ValueError(
+        raise UserError(
             f"--run_dir={run_dir} belongs to a run with other settings or classes:\n"
             + "\n".join(clashes)
             + "\nUse another --run_dir, or give the settings of the run "
@@ -164,7 +195,7 @@ def _check_writable(folder):
         with tempfile.TemporaryFile(dir=folder) as f:
             f.write(bytes(4096))
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"--run_dir: cannot write in {folder} ({error.strerror}); choose another folder, make"
             " room, or change its permissions."
         ) from None

@@ -16,6 +16,7 @@ from urllib import parse
 import numpy as np
 
 from pfpn_tf.serving.results import Refused, refusal
+from pfpn_tf.utils.errors import UserError
 
 AVAILABLE = "AVAILABLE"
 GRPC_PORT, REST_PORT = 8500, 8501
@@ -34,7 +35,7 @@ def connect(url: str, model_name: str, timeout_s: float = 60.0):
       timeout_s: for each request.
 
     Raises:
-      ValueError: no such address.
+      UserError: no such address.
     """
     parts = parse.urlsplit(url)
     try:
@@ -42,7 +43,7 @@ def connect(url: str, model_name: str, timeout_s: float = 60.0):
     except ValueError:
         port = -1
     if parts.scheme not in ("http", "https", "grpc") or not parts.hostname or port == -1:
-        raise ValueError(f"--url={url} must be grpc://HOST:{GRPC_PORT} or http://HOST:{REST_PORT}.")
+        raise UserError(f"--url={url} must be grpc://HOST:{GRPC_PORT} or http://HOST:{REST_PORT}.")
     kind = GrpcConnection if parts.scheme == "grpc" else RestConnection
     return kind(parts, model_name, timeout_s)
 
@@ -148,7 +149,7 @@ class GrpcConnection:
                 prediction_service_pb2_grpc,
             )
         except ImportError as error:
-            raise ValueError(
+            raise UserError(
                 f"--url={parts.geturl()}: gRPC needs tensorflow-serving-api ({error}); "
                 f'pip install -e ".[serving]", or use http://{parts.hostname}:{REST_PORT}.'
             ) from None

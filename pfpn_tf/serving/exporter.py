@@ -12,9 +12,10 @@ from absl import logging
 from pfpn_tf import config as config_lib
 from pfpn_tf.data import categories
 from pfpn_tf.model import layers, panoptic_fpn
-from pfpn_tf.runs import checkpoints
+from pfpn_tf.runs import restore, run_directory
 from pfpn_tf.serving import module as module_lib
 from pfpn_tf.serving import server_files
+from pfpn_tf.utils.errors import UserError
 
 METADATA = "metadata.json"
 
@@ -41,12 +42,12 @@ def load_module(
         stay in float32.
 
     Raises:
-      ValueError: no such run, checkpoint or precision, or settings that do not fit its weights.
+      UserError: no such run, checkpoint or precision, or settings that do not fit its weights.
     """
-    config, info = checkpoints.load_run(run_dir)
+    config, info = run_directory.load_run(run_dir)
     config = config.replace(**settings)
     network = build_network(config, info, precision)
-    prefix = checkpoints.restore_for_inference(network, run_dir, checkpoint or None)
+    prefix = restore.restore_for_inference(network, run_dir, checkpoint or None)
     logging.info("Weights: %s", prefix)
     return module_of(network, config, info), config, info
 
@@ -57,10 +58,10 @@ def build_network(
     """A network that computes in `precision`, a key of `PRECISIONS`, with initial weights.
 
     Raises:
-      ValueError: there is no such precision.
+      UserError: there is no such precision.
     """
     if precision not in PRECISIONS:
-        raise ValueError(
+        raise UserError(
             f"--precision={precision} is none of {', '.join(PRECISIONS)}, which an export can have."
         )
     policy = tf.keras.mixed_precision.global_policy()
@@ -122,7 +123,7 @@ def export(module: module_lib.PanopticModule, export_dir: str) -> Dict[str, Any]
       Signature name to concrete function.
 
     Raises:
-      ValueError: the directory exists and is not empty.
+      UserError: the directory exists and is not empty.
     """
     export_dir = os.path.abspath(export_dir)
     check_target(export_dir)
@@ -176,9 +177,9 @@ def errors_only():
 
 
 def check_target(export_dir: str) -> None:
-    """Raises ValueError if something is in the way at `export_dir`."""
+    """Raises UserError if something is in the way at `export_dir`."""
     if os.path.exists(export_dir) and (not os.path.isdir(export_dir) or os.listdir(export_dir)):
-        raise ValueError(
+        raise UserError(
             f"--export_dir={export_dir} exists already; give a new one, say the next "
             "version number."
         )

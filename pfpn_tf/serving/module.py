@@ -36,6 +36,7 @@ from pfpn_tf import structures
 from pfpn_tf.data import categories, preprocess
 from pfpn_tf.postprocess import fusion, instances
 from pfpn_tf.serving import images as images_lib
+from pfpn_tf.utils.errors import UserError
 
 _IMAGES = tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")
 _IMAGE_BYTES = tf.TensorSpec([None], tf.string, name="image_bytes")
@@ -55,7 +56,7 @@ class PanopticModule(tf.Module):
       info: the dataset's categories.
 
     Raises:
-      ValueError: the table is too narrow for the network.
+      UserError: the table is too narrow for the network.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class PanopticModule(tf.Module):
         self._has_semantics = config.model.task in ("panoptic", "semantic")
         needed = self._table_rows()
         if needed > config.export.max_segments:
-            raise ValueError(
+            raise UserError(
                 f"--max_segments={config.export.max_segments} is less than an image can have: "
                 f"{needed} with --max_detections={config.model.max_detections} and the stuff "
                 "classes. "

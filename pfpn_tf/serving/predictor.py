@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.serving import exporter, results
+from pfpn_tf.utils.errors import UserError
 
 
 class Predictor(NamedTuple):
@@ -59,7 +60,7 @@ def load_saved_model(directory: str) -> Predictor:
     """A `Predictor` of an exported model.
 
     Raises:
-      ValueError: no SavedModel of this project there.
+      UserError: no SavedModel of this project there.
     """
     if not os.path.isfile(os.path.join(directory, "saved_model.pb")):
         versions = [
@@ -70,12 +71,12 @@ def load_saved_model(directory: str) -> Predictor:
         hint = "Give the folder that export_saved_model.py wrote."
         if versions:
             hint = f"Is it {versions[-1]}?"
-        raise ValueError(f"--saved_model={directory} holds no saved_model.pb. {hint}")
+        raise UserError(f"--saved_model={directory} holds no saved_model.pb. {hint}")
     with exporter.errors_only():
         loaded = tf.saved_model.load(directory)
     missing = {"serving_default", "panoptic", "metadata"} - set(loaded.signatures)
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{directory} was not exported by export_saved_model.py: it has no "
             f"{', '.join(sorted(missing))}."
         )
@@ -142,15 +143,15 @@ class Video:
       frames_per_second: likewise; 25 if it does not say.
 
     Raises:
-      ValueError: no such file, or no video that OpenCV reads.
+      UserError: no such file, or no video that OpenCV reads.
     """
 
     def __init__(self, path: str):
         if not os.path.isfile(path):
-            raise ValueError(f"--video={path}: no such file; check the path.")
+            raise UserError(f"--video={path}: no such file; check the path.")
         self._capture = cv2.VideoCapture(path)
         if not self._capture.isOpened():
-            raise ValueError(f"--video={path} is no video that OpenCV can read; try an MP4 file.")
+            raise UserError(f"--video={path} is no video that OpenCV can read; try an MP4 file.")
         self.num_frames = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
         self.frames_per_second = self._capture.get(cv2.CAP_PROP_FPS) or 25.0
 

@@ -36,6 +36,7 @@ from PIL import Image, ImageOps
 
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.utils import visualize
+from pfpn_tf.utils.errors import UserError
 from pfpn_tf.utils.files import atomic_write
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
@@ -51,7 +52,7 @@ class Failure(NamedTuple):
     reason: str
 
 
-class Refused(ValueError):
+class Refused(UserError):
     """The model, or the server, does not take this image; the text says why."""
 
 
@@ -65,7 +66,7 @@ def find_images(patterns: Sequence[str]) -> List[str]:
     """Files that files, folders and globs name, without repetition, in order.
 
     Raises:
-      ValueError: one of them names nothing.
+      UserError: one of them names nothing.
     """
     paths = []
     for pattern in patterns:
@@ -76,7 +77,7 @@ def find_images(patterns: Sequence[str]) -> List[str]:
                 if name.lower().endswith(SUFFIXES)
             ]
             if not found:
-                raise ValueError(
+                raise UserError(
                     f"--images={pattern}: no image in this folder ({', '.join(SUFFIXES)})."
                 )
         elif os.path.isfile(pattern):
@@ -86,7 +87,7 @@ def find_images(patterns: Sequence[str]) -> List[str]:
                 path for path in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(path)
             ]
             if not found:
-                raise ValueError(
+                raise UserError(
                     f"--images={pattern}: no such file or folder, and no file matches it as a "
                     "pattern."
                 )

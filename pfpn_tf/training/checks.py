@@ -8,7 +8,8 @@ from absl import logging
 
 from pfpn_tf import config as config_lib
 from pfpn_tf.data import pipeline
-from pfpn_tf.runs import checkpoints, run_directory
+from pfpn_tf.runs import restore, run_directory
+from pfpn_tf.utils.errors import UserError
 from pfpn_tf.weights import convert
 
 
@@ -16,7 +17,7 @@ def check(config: config_lib.Config, num_replicas: int) -> None:
     """Checks everything that does not need the network.
 
     Raises:
-      ValueError: every problem, one a line.
+      UserError: every problem, one a line.
     """
     problems = _records(config) + _batch(config.train, num_replicas) + _weights(config)
     if config.train.xla and config.model.backbone_norm == "sync_bn" and num_replicas > 1:
@@ -28,7 +29,7 @@ def check(config: config_lib.Config, num_replicas: int) -> None:
     if not problems:
         problems = _classes(config)
     if problems:
-        raise ValueError("\n".join(problems))
+        raise UserError("\n".join(problems))
     if not config.train.init_weights and config.model.backbone_norm == "frozen_bn":
         logging.warning(
             "--backbone_norm=frozen_bn without --init_weights does not normalise at all; "
@@ -81,8 +82,8 @@ def _weights(config) -> List[str]:
             ]
     elif path:
         try:
-            checkpoints.find_init_checkpoint(path)
-        except ValueError as error:
+            restore.find_init_checkpoint(path)
+        except UserError as error:
             return [str(error)]
     elif model.freeze_stages > 0:
         return [

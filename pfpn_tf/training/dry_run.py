@@ -26,7 +26,7 @@ def describe(config: config_lib.Config, run_dir: str = "") -> str:
       first and the largest batch, memory and the learning rate over the run, as text.
 
     Raises:
-      ValueError: what would stop the training before its first step.
+      UserError: what would stop the training before its first step.
     """
     workers = 1
     if config.train.distribution == "multi_worker":

@@ -10,11 +10,9 @@ import orbit
 import tensorflow as tf
 from absl import logging
 
-from pfpn_tf.evaluation import report
+from pfpn_tf.evaluation import tensorboard
+from pfpn_tf.runs import run_directory
 from pfpn_tf.utils import files
-
-METRICS = "metrics.jsonl"
-TENSORBOARD = "tensorboard"
 
 
 class RunLog(orbit.utils.SummaryManagerInterface):
@@ -28,9 +26,11 @@ class RunLog(orbit.utils.SummaryManagerInterface):
           start_step: the step at which the run starts or continues. Lines of later steps, written
             by a run that was killed after its last checkpoint, are dropped: they will come again.
         """
-        self._path = os.path.join(run_dir, METRICS)
+        self._path = os.path.join(run_dir, run_directory.METRICS)
         _drop_later_lines(self._path, start_step)
-        self._writer = tf.summary.create_file_writer(os.path.join(run_dir, TENSORBOARD))
+        self._writer = tf.summary.create_file_writer(
+            os.path.join(run_dir, run_directory.TENSORBOARD)
+        )
 
     def summary_writer(self, relative_path=""):
         """TensorBoard's writer."""
@@ -66,40 +66,8 @@ class RunLog(orbit.utils.SummaryManagerInterface):
     ) -> None:
         """Writes tables and pictures of an evaluation to TensorBoard; `write` takes its scalars."""
         with self._writer.as_default():
-            _write_report(metrics, class_table, pictures, step)
+            tensorboard.write_report(metrics, class_table, pictures, step)
         self._writer.flush()
-
-
-def write_evaluation(
-    directory: str,
-    metrics: Dict[str, Any],
-    class_table: str,
-    pictures: Dict[str, np.ndarray],
-    step: int,
-) -> None:
-    """Writes an evaluation to TensorBoard: scalars, tables and pictures under eval/.
-
-    Args:
-      directory: for the events.
-      metrics: of `Evaluator.evaluate`.
-      class_table: text.
-      pictures: [h, w, 3] uint8 each.
-      step: of the weights.
-    """
-    writer = tf.summary.create_file_writer(directory)
-    with writer.as_default():
-        for name, value in report.flat_scalars(metrics).items():
-            tf.summary.scalar(name, value, step=step)
-        _write_report(metrics, class_table, pictures, step)
-    writer.close()
-
-
-def _write_report(metrics, class_table, pictures, step):
-    for name, text in (("table", report.table(metrics)), ("classes", class_table)):
-        indented = "\n".join("    " + line for line in text.splitlines())  # Markdown for "as it is"
-        tf.summary.text(f"eval/{name}", indented, step=step)
-    for name, picture in pictures.items():
-        tf.summary.image(f"eval/{name}", picture[np.newaxis], step=step)
 
 
 class Rate:

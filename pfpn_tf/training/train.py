@@ -17,9 +17,9 @@ from pfpn_tf.data import pipeline
 from pfpn_tf.distribution import strategies
 from pfpn_tf.distribution.workers import Gatherer, workers_of
 from pfpn_tf.evaluation import report
-from pfpn_tf.evaluation.evaluate_run import TrainingEvaluation
 from pfpn_tf.runs import checkpoints, run_directory
 from pfpn_tf.training import checks, logs, memory, pictures
+from pfpn_tf.training.evaluation import TrainingEvaluation
 from pfpn_tf.training.trainer import StopRequested, build_trainer, distributed_dataset
 from pfpn_tf.weights import convert
 
@@ -44,7 +44,7 @@ def train(
       Exit code: 0 when all steps are done, 143 after SIGTERM, 130 after SIGINT.
 
     Raises:
-      ValueError: a setting, a path or the run directory is not usable.
+      UserError: a setting, a path or the run directory is not usable.
       NonFiniteLoss: see there.
       OSError: a file cannot be written.
     """
@@ -98,7 +98,7 @@ class _Run:
         self._info = info
         self._run_dir = run_dir
         self._trainer = trainer
-        trainer.profile_dir = os.path.join(run_dir, logs.TENSORBOARD)
+        trainer.profile_dir = os.path.join(run_dir, run_directory.TENSORBOARD)
         self._saved = saved
         self._gather = Gatherer(trainer.strategy)
         is_chief = trainer.workers.is_chief
@@ -203,7 +203,7 @@ class _Run:
         logging.info("Evaluation at step %d:\n%s", step, report.table(metrics))
         name = next(n for n in ("eval/PQ", "eval/mIoU", "eval/mask_AP") if n in scalars)
         if self._saved.save_best(step, scalars[name]):
-            logging.info("Best %s so far; kept in %s.", name, checkpoints.BEST)
+            logging.info("Best %s so far; kept in %s.", name, run_directory.BEST)
         self._write(scalars, step)  # last: it says that all of this has been done
 
     def _write(self, scalars, step):
@@ -211,7 +211,7 @@ class _Run:
             self._log.write(scalars, step)
         except OSError as error:
             raise OSError(
-                f"Cannot write {os.path.join(self._run_dir, logs.METRICS)} at step {step}"
+                f"Cannot write {os.path.join(self._run_dir, run_directory.METRICS)} at step {step}"
                 f" ({error.strerror or error}). Make room and start the same command again; it"
                 " continues from the last checkpoint."
             ) from error
@@ -283,7 +283,7 @@ def _log_peak_memory():
 
 def _is_evaluated(run_dir, step):
     """Whether metrics.jsonl has an evaluation of a step."""
-    path = os.path.join(run_dir, logs.METRICS)
+    path = os.path.join(run_dir, run_directory.METRICS)
     if not os.path.exists(path):
         return False
     with open(path, encoding="utf-8") as f:

@@ -14,7 +14,7 @@ from pfpn_tf.data import categories, pipeline
 from pfpn_tf.distribution.workers import workers_of
 from pfpn_tf.losses import panoptic_fpn_losses
 from pfpn_tf.model import panoptic_fpn
-from pfpn_tf.runs import checkpoints
+from pfpn_tf.runs import restore
 from pfpn_tf.structures import GroundTruth
 from pfpn_tf.training import logs, memory
 from pfpn_tf.training import optimizer as optimizer_lib
@@ -92,7 +92,7 @@ class Trainer(orbit.StandardTrainer):
         self._variables = model.trainable_variables
         with strategy.scope():
             optimizer.build(self._variables)
-            self._averaged = checkpoints.model_variables(model) if config.train.ema_decay else {}
+            self._averaged = restore.model_variables(model) if config.train.ema_decay else {}
             self.averages = {
                 path: tf.Variable(v, trainable=False)
                 for path, v in self._averaged.items()

@@ -12,6 +12,7 @@ are the same within float32's rounding.
 
 import contextlib
 import difflib
+import errno
 import os
 import re
 import sys
@@ -24,8 +25,17 @@ for _category in (DeprecationWarning, FutureWarning):
 
 from absl import app, flags, logging  # noqa: E402  (the variable must be set first)
 
+from pfpn_tf.utils.errors import UserError  # noqa: E402
+
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 
+# Errors of the system that the user can mend. Others, such as those of a network disk, may pass.
+_MENDABLE = {
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+}
+
+FAILURE = 1
 USER_ERROR = 2
 INTERRUPTED = 130
 
@@ -33,8 +43,9 @@ INTERRUPTED = 130
 def run(main) -> None:
     """Parses the flags, runs `main()` and exits.
 
-    Exit codes: what `main` returns (None is 0); 2 for a user error (ValueError, OSError), whose
-    message is printed without a traceback; 130 for Ctrl-C. --verbosity=1 shows the traceback.
+    Exit codes: what `main` returns (None is 0); 2 for what the user can mend (`UserError`, a
+    missing file, a full disk), told in one line; 1 for every other error, with its traceback unless
+    it is an OSError in the project's own words; 130 for Ctrl-C. --verbosity=1 shows all tracebacks.
     """
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
@@ -94,13 +105,23 @@ def _guarded(main, argv):
         _fail(f"Unexpected argument {argv[1]!r}; every option is a --flag=value.")
     try:
         sys.exit(main())
-    except (ValueError, OSError) as error:
-        if logging.get_verbosity() >= logging.DEBUG:
+    except (UserError, OSError) as error:
+        if logging.get_verbosity() >= logging.DEBUG or not _explains_itself(error):
             raise
-        _fail(_message(error))
+        _fail(_message(error), FAILURE if _may_pass(error) else USER_ERROR)
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         sys.exit(INTERRUPTED)
+
+
+def _may_pass(error):
+    """Whether the same command may work another time, with nothing changed."""
+    return isinstance(error, OSError) and error.errno not in _MENDABLE
+
+
+def _explains_itself(error):
+    """Whether the message alone says what is wrong: ours, or a file's name with its error."""
+    return isinstance(error, UserError) or error.errno is None or error.errno in _MENDABLE
 
 
 def _message(error):
@@ -109,6 +130,6 @@ def _message(error):
     return str(error)
 
 
-def _fail(message):
+def _fail(message, code=USER_ERROR):
     print(f"Error: {message}", file=sys.stderr)
-    sys.exit(USER_ERROR)
+    sys.exit(code)

@@ -5,6 +5,8 @@ import contextlib
 import os
 from typing import Iterator, Optional
 
+from pfpn_tf.utils.errors import UserError
+
 
 def num_cores() -> int:
     """Processor cores that this process may use; a container can have fewer than the machine."""
@@ -22,13 +24,13 @@ def pool(num_workers: int, *arguments, **settings) -> Iterator[concurrent.future
       *arguments, **settings: those of `ProcessPoolExecutor` after the first.
 
     Raises:
-      ValueError: a process was killed.
+      UserError: a process was killed.
     """
     executor = concurrent.futures.ProcessPoolExecutor(num_workers, *arguments, **settings)
     try:
         yield executor
     except concurrent.futures.process.BrokenProcessPool:
-        raise ValueError(
+        raise UserError(
             "A worker process was killed, perhaps for lack of memory; try fewer --num_workers."
         ) from None
     finally:

@@ -9,8 +9,9 @@ from absl import logging
 from pfpn_tf import config as config_lib
 from pfpn_tf.data import categories
 from pfpn_tf.model import panoptic_fpn
-from pfpn_tf.runs import checkpoints
-from pfpn_tf.weights import detectron2
+from pfpn_tf.runs import checkpoints, restore, run_directory
+from pfpn_tf.utils.errors import UserError
+from pfpn_tf.weights import detectron2, imagenet, safe_pickle
 
 IMAGENET = "imagenet"
 _APPLICATIONS = {"resnet50": "ResNet50", "resnet101": "ResNet101", "resnet152": "ResNet152"}
@@ -31,7 +32,7 @@ def to_run_dir(weights: str, config: config_lib.Config, run_dir: str) -> str:
       The checkpoint's prefix.
 
     Raises:
-      ValueError: the weights cannot be read or do not fit.
+      UserError: the weights cannot be read or do not fit.
     """
     info = categories.DatasetInfo.load(config.data.dataset_info)
     tensors, backbone_only = _tensors(weights, config.model)
@@ -58,7 +59,7 @@ def initialise(model: tf.keras.Model, weights: str) -> None:
       weights: as in `to_run_dir`.
 
     Raises:
-      ValueError: the weights cannot be read or do not fit.
+      UserError: the weights cannot be read or do not fit.
     """
     tensors, backbone_only = _tensors(weights, model.config)
     _load(model, tensors, backbone_only, weights)
@@ -70,11 +71,11 @@ def to_detectron2(run_dir: str, weights: str) -> None:
     """Writes the weights of a run directory as a `.pkl` that Detectron2 reads.
 
     Raises:
-      ValueError: `run_dir` is no run directory with a checkpoint.
+      UserError: `run_dir` is no run directory with a checkpoint.
     """
-    config, info = checkpoints.load_run(run_dir)
+    config, info = run_directory.load_run(run_dir)
     model = _build(config, info)
-    checkpoints.restore_for_inference(model, run_dir)
+    restore.restore_for_inference(model, run_dir)
     tensors = detectron2.to_detectron2(model)
     detectron2.write(weights, tensors)
     logging.info("Wrote %d tensors of %s to %s.", len(tensors), run_dir, weights)
@@ -88,19 +89,19 @@ def _build(config, info):
 def _load(model, tensors, backbone_only, weights):
     try:
         detectron2.load(model, tensors, backbone_only)
-    except ValueError as error:
-        raise ValueError(f"{weights}: {error}") from None
+    except UserError as error:
+        raise UserError(f"{weights}: {error}") from None
 
 
-def _tensors(weights, model_config) -> Tuple[detectron2.Tensors, bool]:
+def _tensors(weights, model_config) -> Tuple[safe_pickle.Tensors, bool]:
     if weights != IMAGENET or os.path.exists(weights):
-        return detectron2.to_detectron2_names(detectron2.read_tensors(weights))
+        return detectron2.to_detectron2_names(safe_pickle.read_tensors(weights))
     name = _APPLICATIONS.get(model_config.backbone)
     if not name or not model_config.stride_in_1x1:
-        raise ValueError(
+        raise UserError(
             f"The weights {IMAGENET} are a ResNet of Keras applications:"
             f" --backbone={model_config.backbone} must be one of {', '.join(_APPLICATIONS)}, with"
             " --stride_in_1x1. For others give a file."
         )
     application = getattr(tf.keras.applications, name)(include_top=False, weights=IMAGENET)
-    return detectron2.from_keras_application(application), True
+    return imagenet.from_keras_application(application), True

@@ -9,10 +9,11 @@ import tensorflow as tf
 
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.evaluation import evaluate_run as evaluate_run_lib
-from pfpn_tf.evaluation.evaluate_run import TrainingEvaluation, evaluate_run, evaluate_two_runs
+from pfpn_tf.evaluation.evaluate_run import evaluate_run, evaluate_two_runs
 from pfpn_tf.model import panoptic_fpn
-from pfpn_tf.runs import checkpoints
+from pfpn_tf.runs import checkpoints, restore
 from pfpn_tf.training import logs
+from pfpn_tf.training.evaluation import TrainingEvaluation
 from tests import tiny
 
 
@@ -48,7 +49,7 @@ def run_dir(config, info, tmp_path_factory):
     checkpoints.save_weights(model, config, info, path)
     averages = {
         name: tf.Variable(v / 2)
-        for name, v in checkpoints.model_variables(model).items()
+        for name, v in restore.model_variables(model).items()
         if v.dtype.is_floating
     }
     checkpoints.RunCheckpoints(path, keep=2, model=model, averages=averages).save(7)
@@ -70,7 +71,7 @@ def half_of(run_dir, config, info, task, **settings):
     """A run directory with only one branch of the network."""
     config = config.replace(task=task, **settings)
     model = build(config, info)
-    checkpoints.restore_for_inference(model, run_dir)
+    restore.restore_for_inference(model, run_dir)
     checkpoints.save_weights(model, config, info, f"{run_dir}_{task}")
     return f"{run_dir}_{task}"
 
@@ -143,9 +144,9 @@ def test_weights_and_their_averages(run_dir, evaluated, config, info, tmp_path):
 
     # The same between two steps of a training, and the weights come back.
     model = build(config, info)
-    prefix = checkpoints.restore_for_inference(model, run_dir, averages=True)
-    averages = {name: tf.Variable(v) for name, v in checkpoints.model_variables(model).items()}
-    checkpoints.restore_for_inference(model, run_dir, prefix)
+    prefix = restore.restore_for_inference(model, run_dir, averages=True)
+    averages = {name: tf.Variable(v) for name, v in restore.model_variables(model).items()}
+    restore.restore_for_inference(model, run_dir, prefix)
     weights = [v.numpy() for v in model.variables]
     log = logs.RunLog(str(tmp_path), 0)
     evaluation = TrainingEvaluation(
@@ -169,7 +170,7 @@ def test_weights_and_their_averages(run_dir, evaluated, config, info, tmp_path):
 
 
 def test_no_averages_to_evaluate(run_dir):
-    without, with_averages = (checkpoints.find_checkpoint(run_dir, step) for step in ("0", "7"))
+    without, with_averages = (restore.find_checkpoint(run_dir, step) for step in ("0", "7"))
     assert evaluate_run_lib._kinds([without], "auto") == ["raw"]
     assert evaluate_run_lib._kinds([with_averages], "raw") == ["raw"]
     with pytest.raises(ValueError, match="no moving averages"):

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from pfpn_tf.data import coco_files
 from pfpn_tf.distribution import workers
+from pfpn_tf.evaluation import merge
 from pfpn_tf.evaluation.evaluator import Evaluator
 from tests.evaluation.oracle import Oracle, config_of, info_of, make_scenes, run
 
@@ -104,10 +105,10 @@ def test_merged_file_names_are_those_of_one_writer(tmp_path):
 
     one, two = str(tmp_path / "one"), str(tmp_path / "two")
     write(one, ids)
-    write(workers.part_directory(two, 0), ["a/b", "c"])
-    write(workers.part_directory(two, 1), ["a_b"])
+    write(merge.part_directory(two, 0), ["a/b", "c"])
+    write(merge.part_directory(two, 1), ["a_b"])
     with coco_files.PredictionWriter(two, categories) as writer:
-        workers.merge_predictions(
+        merge.merge_predictions(
             two, writer, workers.Workers(2, 0).owners(3, 1), [["a/b", "c"], ["a_b"]]
         )
     files = sorted(

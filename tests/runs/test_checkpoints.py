@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from pfpn_tf.config import Config
 from pfpn_tf.data.categories import DatasetInfo
-from pfpn_tf.runs import checkpoints, run_directory
+from pfpn_tf.runs import checkpoints, restore, run_directory
 
 
 class Net(tf.keras.Model):
@@ -127,7 +127,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, brea
         prefix = resume(saved)
     assert checkpoints.step_of(prefix) == 1 and int(step) == 1
     assert "ckpt-2 is damaged" in caplog.text
-    assert checkpoints.step_of(checkpoints.restore_for_inference(net(-1), str(tmp_path))) == 1
+    assert checkpoints.step_of(restore.restore_for_inference(net(-1), str(tmp_path))) == 1
     step.assign(2)
     saved.save(2)  # the run comes by again and replaces it
     assert checkpoints.damage(str(tmp_path / "checkpoints" / "ckpt-2")) is None
@@ -262,17 +262,17 @@ def test_best_is_kept_apart(tmp_path):
     ] == ["ckpt-2"]
     assert steps_on_disk(tmp_path) == [2, 1]
     model = net(0)
-    checkpoints.restore_for_inference(model, str(tmp_path), "best")
+    restore.restore_for_inference(model, str(tmp_path), "best")
     np.testing.assert_array_equal(model.variables[0], 8.0)
 
 
 def test_save_weights_round_trip(tmp_path, info):
     config = Config().replace(backbone="resnet_tiny", train_steps=7)
     checkpoints.save_weights(net(5), config, info, str(tmp_path))
-    loaded_config, loaded_info = checkpoints.load_run(str(tmp_path))
+    loaded_config, loaded_info = run_directory.load_run(str(tmp_path))
     assert loaded_config == config and loaded_info.same_classes(info)
     model = net(0)
-    checkpoints.restore_for_inference(model, str(tmp_path))
+    restore.restore_for_inference(model, str(tmp_path))
     for v in model.variables:
         np.testing.assert_array_equal(v, 5.0)
 
@@ -280,25 +280,25 @@ def test_save_weights_round_trip(tmp_path, info):
 def test_restore_for_inference_by_step_and_its_errors(tmp_path):
     save_steps(tmp_path, [1, 2])
     model = net(0)
-    checkpoints.restore_for_inference(model, str(tmp_path), "1")
+    restore.restore_for_inference(model, str(tmp_path), "1")
     np.testing.assert_array_equal(model.variables[0], 1.0)
     with pytest.raises(ValueError, match="steps: 2, 1"):
-        checkpoints.restore_for_inference(model, str(tmp_path), "5")
+        restore.restore_for_inference(model, str(tmp_path), "5")
     with pytest.raises(ValueError, match="does not fit"):
-        checkpoints.restore_for_inference(net(0, with_extra=True), str(tmp_path))
+        restore.restore_for_inference(net(0, with_extra=True), str(tmp_path))
     with pytest.raises(ValueError, match="does not fit"):
-        checkpoints.restore_for_inference(net(0, classes=9), str(tmp_path))
+        restore.restore_for_inference(net(0, classes=9), str(tmp_path))
 
 
 def test_not_a_run_directory(tmp_path):
     with pytest.raises(ValueError, match="config.json"):
-        checkpoints.load_run(str(tmp_path))
+        run_directory.load_run(str(tmp_path))
 
 
 def test_initialise_restores_what_fits_and_says_what_does_not(tmp_path):
     save_steps(tmp_path, [4])
     model = net(-1, classes=5, with_extra=True)
-    result = checkpoints.initialise(model, str(tmp_path))
+    result = restore.initialise(model, str(tmp_path))
     assert sorted(result.restored) == ["body/bias", "body/kernel"]
     assert sorted(result.other_shape) == [
         ("predictor/bias", (5,), (3,)),
@@ -312,13 +312,13 @@ def test_initialise_restores_what_fits_and_says_what_does_not(tmp_path):
 def test_initialise_reports_what_it_does_not_use_and_takes_a_prefix(tmp_path):
     model = net(3, with_extra=True)
     run_of(tmp_path, model)[0].save(0)
-    result = checkpoints.initialise(net(0), str(tmp_path / "checkpoints" / "ckpt-0"))
+    result = restore.initialise(net(0), str(tmp_path / "checkpoints" / "ckpt-0"))
     assert len(result.restored) == 4 and sorted(result.unused) == ["extra/bias", "extra/kernel"]
 
 
 def test_initialise_from_nowhere(tmp_path):
     with pytest.raises(ValueError, match="neither a run directory"):
-        checkpoints.initialise(net(0), str(tmp_path))
+        restore.initialise(net(0), str(tmp_path))
 
 
 def test_a_run_directory_of_another_config_is_refused_with_the_differences(tmp_path, info):
@@ -326,10 +326,10 @@ def test_a_run_directory_of_another_config_is_refused_with_the_differences(tmp_p
     assert run_directory.prepare(str(tmp_path), config, info) is False
     with pytest.raises(ValueError, match="--learning_rate: 0.01 there, 0.02 here"):
         run_directory.prepare(str(tmp_path), Config(), info)
-    assert checkpoints.load_run(str(tmp_path))[0] == config
+    assert run_directory.load_run(str(tmp_path))[0] == config
     longer = config.replace(train_steps=100_000, keep_checkpoints=9)
     assert run_directory.prepare(str(tmp_path), longer, info) is True
-    assert checkpoints.load_run(str(tmp_path))[0] == longer
+    assert run_directory.load_run(str(tmp_path))[0] == longer
     others = DatasetInfo.from_coco_categories([{"id": 1, "name": "dog", "isthing": 1}])
     with pytest.raises(ValueError, match="classes"):
         run_directory.prepare(str(tmp_path), longer, others)

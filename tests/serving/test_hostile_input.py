@@ -13,7 +13,7 @@ from PIL import Image
 
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.postprocess import fusion
-from pfpn_tf.runs import checkpoints
+from pfpn_tf.runs import restore, run_directory
 from pfpn_tf.serving import results
 from tests.reference import fusion as reference
 from tests.reference import paste
@@ -34,11 +34,11 @@ def readable(folder):
 @pytest.fixture(scope="module")
 def eager(run_dir):
     """Function of pixels to (ids, segments), without anything of pfpn_tf/serving or its graphs."""
-    config, info = checkpoints.load_run(run_dir)
+    config, info = run_directory.load_run(run_dir)
     network = panoptic_fpn.build_model(
         config.model, info.num_thing_classes, info.num_semantic_classes("other")
     )
-    checkpoints.restore_for_inference(network, run_dir)
+    restore.restore_for_inference(network, run_dir)
     tables = fusion.fusion_tables(info, "other")
     data, model = config.data, config.model
 

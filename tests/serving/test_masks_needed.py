@@ -10,7 +10,7 @@ from pfpn_tf import structures
 from pfpn_tf.benchmark import inference
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.postprocess import fusion
-from pfpn_tf.runs import checkpoints
+from pfpn_tf.runs import run_directory
 from pfpn_tf.serving import exporter
 from tests.serving.test_module import encode, photo
 
@@ -19,7 +19,7 @@ IMAGES = np.stack([photo(90, 130), photo(130, 90).transpose(1, 0, 2), photo(90, 
 
 def build(run_dir, head_norm):
     """A random network with many instances; the threshold of fusion splits them."""
-    config, info = checkpoints.load_run(run_dir)
+    config, info = run_directory.load_run(run_dir)
     config = config.replace(fusion_score_threshold=0.5, head_norm=head_norm)
     tf.keras.utils.set_random_seed(0)
     network = panoptic_fpn.build_model(

@@ -33,7 +33,8 @@ codes=($CODES_OF_WORKERS); exit ${codes[$SLURM_PROCID]}
     [
         ("0 0", False),
         ("2 138", False),
-        ("138 1", False),
+        ("138 3", False),
+        ("138 1", True),
         ("137 138", True),
         ("143 143", True),
         ("130 130", False),

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from pfpn_tf.data import order
-from pfpn_tf.runs import checkpoints
+from pfpn_tf.runs import checkpoints, run_directory
 from pfpn_tf.training import checks, dry_run, logs, train, trainer
 from tests import tiny
 
@@ -48,7 +48,9 @@ def test_an_evaluation_that_a_kill_cut_short_is_made_up_for(
         with pytest.raises(ZeroDivisionError):
             train.train(config, str(tmp_path))
     assert train.train(config, str(tmp_path)) == 0
-    lines = [json.loads(line) for line in (tmp_path / logs.METRICS).read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / run_directory.METRICS).read_text().splitlines()
+    ]
     assert {line["step"]: line["eval/PQ"] for line in lines if "eval/PQ" in line} == {
         step: 5.0 * step for step in range(2, train_steps + 1, 2)
     }

@@ -11,14 +11,14 @@ import tensorflow as tf
 from pfpn_tf.config import Config
 from pfpn_tf.data import pipeline
 from pfpn_tf.distribution import strategies
-from pfpn_tf.runs import checkpoints, run_directory
-from pfpn_tf.training import checks, logs, train, trainer
+from pfpn_tf.runs import checkpoints, restore, run_directory
+from pfpn_tf.training import checks, train, trainer
 
 LOSSES = [f"loss/{name}" for name in trainer.LOSSES["panoptic"]]
 
 
 def metrics(run_dir):
-    with open(os.path.join(run_dir, logs.METRICS), encoding="utf-8") as f:
+    with open(os.path.join(run_dir, run_directory.METRICS), encoding="utf-8") as f:
         return [json.loads(line) for line in f]
 
 
@@ -49,11 +49,13 @@ def test_a_run_leaves_everything_behind(tiny_config, tmp_path, caplog):
     assert [line["learning_rate"] for line in lines] == pytest.approx(
         [0.01 * (0.001 + 0.999 * i / 4) for i in (0, 1, 2)], rel=1e-5
     )
-    assert checkpoints.load_run(run_dir)[0] == config
+    assert run_directory.load_run(run_dir)[0] == config
     written = [run_directory.RECIPE, run_directory.VERSIONS, "checkpoints/ckpt-3.index"]
     for name in written + ["checkpoints/best/ckpt-3.index", "eval/3/metrics.json"]:
         assert os.path.exists(os.path.join(run_dir, name)), name
-    assert any("tfevents" in f for f in os.listdir(os.path.join(run_dir, logs.TENSORBOARD)))
+    assert any(
+        "tfevents" in f for f in os.listdir(os.path.join(run_dir, run_directory.TENSORBOARD))
+    )
     for text in (
         "first step compiles",
         "step 2/3 | rpn_objectness",
@@ -108,7 +110,7 @@ def test_a_run_stopped_between_two_lines_continues_with_the_same_line(toy, tmp_p
     with monkeypatch.context() as patch:
         send_at_step(patch, signal.SIGTERM, 3)
         train.train(config, str(tmp_path / "parts"))
-    assert not (tmp_path / "parts" / logs.METRICS).exists()
+    assert not (tmp_path / "parts" / run_directory.METRICS).exists()
     train.train(config, str(tmp_path / "parts"))
     (whole,), (parts,) = metrics(tmp_path / "whole"), metrics(tmp_path / "parts")
     assert parts["loss/total"] == pytest.approx(whole["loss/total"], rel=1e-7)
@@ -216,7 +218,7 @@ def test_the_moving_average_of_the_weights(toy, tmp_path):
     model = trainer.panoptic_fpn.build_model()
 
     def kernel(step, averages):
-        checkpoints.restore_for_inference(model, run_dir, str(step), averages)
+        restore.restore_for_inference(model, run_dir, str(step), averages)
         return model.stem.kernel.numpy()
 
     expected = kernel(1, averages=True)
@@ -229,7 +231,7 @@ def test_the_moving_average_of_the_weights(toy, tmp_path):
 def test_no_moving_average_to_restore(toy, tmp_path):
     train.train(toy.config.replace(train_steps=1), str(tmp_path))
     with pytest.raises(ValueError, match="--ema_decay=0"):
-        checkpoints.restore_for_inference(
+        restore.restore_for_inference(
             trainer.panoptic_fpn.build_model(), str(tmp_path), averages=True
         )
 

@@ -10,13 +10,14 @@ import tensorflow as tf
 from pfpn_tf.data import pipeline
 from pfpn_tf.losses import panoptic_fpn_losses
 from pfpn_tf.model import panoptic_fpn
+from pfpn_tf.runs import run_directory
 from pfpn_tf.structures import GroundTruth
-from pfpn_tf.training import checks, logs, train
+from pfpn_tf.training import checks, train
 from tests.training.test_replicas import two_cpus
 
 
 def metrics(run_dir):
-    with open(os.path.join(run_dir, logs.METRICS), encoding="utf-8") as f:
+    with open(os.path.join(run_dir, run_directory.METRICS), encoding="utf-8") as f:
         return [json.loads(line) for line in f]
 
 

@@ -48,3 +48,43 @@ def test_a_wrong_flag_in_a_flagfile_is_named_with_its_line(tmp_path):
     )
     inner.write_text("--learning_rate=0.1\n")
     assert call(f"--flagfile={outer}") == "started\n"
+
+
+@pytest.mark.parametrize(
+    "error, code, message",
+    [
+        ("UserError('--x must be y.')", 2, "Error: --x must be y.\n"),
+        (
+            "FileNotFoundError(errno.ENOENT, 'No such file', 'a.txt')",
+            2,
+            "Error: a.txt: No such file.\n",
+        ),
+        ("OSError('The server is gone.')", 1, "Error: The server is gone.\n"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(error, code, message):
+    done = ending_with(error)
+    assert (done.returncode, done.stderr) == (code, message)
+
+
+@pytest.mark.parametrize(
+    "error", ["ValueError('Keras')", "OSError(errno.ESTALE, 'Stale file handle', 'a.txt')"]
+)
+def test_any_other_error_keeps_its_traceback(error):
+    done = ending_with(error)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr and "Error: " not in done.stderr.splitlines()[0]
+
+
+def ending_with(error):
+    code = f"""
+import errno
+from pfpn_tf.utils import cli
+from pfpn_tf.utils.errors import UserError
+
+def main():
+    raise {error}
+
+cli.run(main)
+"""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

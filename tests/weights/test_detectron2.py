@@ -16,8 +16,8 @@ import tensorflow as tf
 from pfpn_tf import config as config_lib
 from pfpn_tf.data import categories
 from pfpn_tf.model import panoptic_fpn, resnet
-from pfpn_tf.runs import checkpoints
-from pfpn_tf.weights import convert, detectron2
+from pfpn_tf.runs import restore, run_directory
+from pfpn_tf.weights import convert, detectron2, imagenet, safe_pickle
 
 TINY = {
     "backbone": "resnet_tiny",
@@ -70,7 +70,7 @@ def test_round_trip_is_exact(settings, tmp_path):
     detectron2.load(model, tensors)
     path = str(tmp_path / "weights.pkl")
     detectron2.write(path, detectron2.to_detectron2(model))
-    back = detectron2.read_tensors(path)
+    back = safe_pickle.read_tensors(path)
     assert back.keys() == tensors.keys()
     for name, value in tensors.items():
         np.testing.assert_array_equal(back[name], value, err_msg=name)
@@ -221,7 +221,7 @@ def test_keras_application_gives_the_same_features():
             v.assign(np.abs(1 + 0.1 * noise))
         elif "beta" in v.name or "mean" in v.name or "bias" in v.name:
             v.assign(0.1 * noise)
-    tensors = detectron2.from_keras_application(application)
+    tensors = imagenet.from_keras_application(application)
     model = panoptic_fpn.build_model(config_lib.Config().replace(task="semantic").model, 3, 5)
     detectron2.load(model, tensors, backbone_only=True)
     rgb = np.random.normal(size=(1, 64, 64, 3)).astype(np.float32)
@@ -250,7 +250,7 @@ def test_code_in_a_pickle_is_refused_by_name_and_not_run(tmp_path, protocol):
     path = tmp_path / "evil.pkl"
     path.write_bytes(pickle.dumps({"model": {"a": np.zeros(2), "b": Evil(trace)}}, protocol))
     with pytest.raises(ValueError, match=r"holds posix\.system"):
-        detectron2.read_tensors(str(path))
+        safe_pickle.read_tensors(str(path))
     assert not trace.exists()
 
 
@@ -268,7 +268,7 @@ def test_what_is_no_data_is_refused(tmp_path, value, named):
     path = tmp_path / "odd.pkl"
     path.write_bytes(pickle.dumps({"a": value}, 4))
     with pytest.raises(ValueError, match=named):
-        detectron2.read_tensors(str(path))
+        safe_pickle.read_tensors(str(path))
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
@@ -288,7 +288,7 @@ def test_arrays_numbers_strings_containers(tmp_path, protocol):
     }
     path = tmp_path / "good.pkl"
     path.write_bytes(pickle.dumps(content, protocol))
-    tensors = detectron2.read_tensors(str(path))
+    tensors = safe_pickle.read_tensors(str(path))
     assert list(tensors) == ["f4", "fortran", "big", "half", "empty"]
     for name, value in tensors.items():
         np.testing.assert_array_equal(value, content["model"][name])
@@ -301,14 +301,14 @@ def test_no_checkpoint(tmp_path, content):
     path = tmp_path / "bad.pkl"
     path.write_bytes(content)
     with pytest.raises(ValueError, match="bad.pkl"):
-        detectron2.read_tensors(str(path))
+        safe_pickle.read_tensors(str(path))
 
 
 def test_truncated_checkpoint(tmp_path):
     path = tmp_path / "cut.pkl"
     path.write_bytes(pickle.dumps({"a": np.zeros(1000)})[:500])
     with pytest.raises(ValueError, match="damaged"):
-        detectron2.read_tensors(str(path))
+        safe_pickle.read_tensors(str(path))
 
 
 class _TorchPickler(pickle.Pickler):
@@ -390,7 +390,7 @@ def test_pytorch_zip_file(tmp_path, torch_content):
     content, expected = torch_content
     path = str(tmp_path / "model.pth")
     _write_torch_zip(path, content)
-    _assert_tensors(detectron2.read_tensors(path), expected)
+    _assert_tensors(safe_pickle.read_tensors(path), expected)
 
 
 def test_pytorch_file_of_before_1_6(tmp_path, torch_content):
@@ -404,7 +404,7 @@ def test_pytorch_file_of_before_1_6(tmp_path, torch_content):
         pickle.dump([str(key) for key, _ in pickler.storages.values()], f, 2)
         for _, storage in pickler.storages.values():
             f.write(struct.pack("<q", storage.data.size) + storage.data.tobytes())
-    _assert_tensors(detectron2.read_tensors(path), expected)
+    _assert_tensors(safe_pickle.read_tensors(path), expected)
 
 
 def test_pytorch_view_outside_its_storage(tmp_path, torch_content):
@@ -420,7 +420,7 @@ def test_pytorch_view_outside_its_storage(tmp_path, torch_content):
     path = str(tmp_path / "model.pth")
     _write_torch_zip(path, content)
     with pytest.raises(ValueError, match="outside its storage"):
-        detectron2.read_tensors(path)
+        safe_pickle.read_tensors(path)
 
 
 def _assert_tensors(tensors, expected):
@@ -449,12 +449,12 @@ def test_to_run_dir_and_back(tmp_path, dataset_info):
     given, run_dir, back = (str(tmp_path / name) for name in ("given.pkl", "run", "back.pkl"))
     detectron2.write(given, tensors)
     convert.to_run_dir(given, config, run_dir)
-    assert checkpoints.load_run(run_dir)[0] == config
+    assert run_directory.load_run(run_dir)[0] == config
     model = tiny_model()
-    checkpoints.initialise(model, run_dir)
+    restore.initialise(model, run_dir)
     np.testing.assert_array_equal(model.box_head.fc2.bias, tensors["roi_heads.box_head.fc2.bias"])
     convert.to_detectron2(run_dir, back)
-    _assert_tensors(detectron2.read_tensors(back), tensors)
+    _assert_tensors(safe_pickle.read_tensors(back), tensors)
 
 
 def test_backbone_to_run_dir(tmp_path, dataset_info):
@@ -464,7 +464,7 @@ def test_backbone_to_run_dir(tmp_path, dataset_info):
     detectron2.write(path, tensors)
     convert.to_run_dir(path, config, str(tmp_path / "run"))
     model = tiny_model()
-    checkpoints.restore_for_inference(model, str(tmp_path / "run"))
+    restore.restore_for_inference(model, str(tmp_path / "run"))
     back = detectron2.to_detectron2(model)
     for name, value in tensors.items():
         np.testing.assert_array_equal(back[name], value)
@@ -509,8 +509,8 @@ def test_tool(tmp_path, dataset_info):
     ):
         subprocess.run([*tool, *arguments], check=True)
     _assert_tensors(
-        detectron2.read_tensors(f"{tmp_path}/back.pkl"),
-        detectron2.read_tensors(given),
+        safe_pickle.read_tensors(f"{tmp_path}/back.pkl"),
+        safe_pickle.read_tensors(given),
     )
 
 

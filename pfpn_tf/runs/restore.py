@@ -1,0 +1,209 @@
+"""Weights of a run directory into a network: for inference, or as the start of another training."""
+
+import os
+from typing import Dict, List, NamedTuple, Optional, Tuple
+
+import tensorflow as tf
+from absl import logging
+from tensorflow.core.protobuf import trackable_object_graph_pb2
+
+from pfpn_tf.runs import checkpoints, run_directory
+from pfpn_tf.utils.errors import UserError
+
+
+def restore_for_inference(
+    model: tf.keras.Model, run_dir: str, checkpoint: Optional[str] = None, averages: bool = False
+) -> str:
+    """Restores a built model's weights from a run directory.
+
+    Args:
+      model: the network that the run directory's config describes.
+      run_dir: the run directory.
+      checkpoint: which one: None for the newest intact one, "best", a step, or a prefix.
+      averages: whether to take the moving averages of the weights (--ema_decay) instead of them.
+
+    Returns:
+      The prefix of the checkpoint used.
+
+    Raises:
+      UserError: no such checkpoint, or it does not hold all weights of the model.
+    """
+    prefix = find_checkpoint(run_dir, checkpoint)
+    try:
+        status = tf.train.Checkpoint(model=model).read(prefix)
+        status.expect_partial()  # the optimizer's part is not wanted
+        status.assert_existing_objects_matched()
+    except (AssertionError, *checkpoints.READ_ERRORS) as error:
+        raise UserError(
+            f"{prefix} does not fit the network of {run_dir}: {str(error).splitlines()[0][:300]}"
+        ) from None
+    if averages:
+        _restore_averages(model, prefix)
+    return prefix
+
+
+def has_averages(prefix: str) -> bool:
+    """Whether a checkpoint holds moving averages of the weights."""
+    return bool(_stored_variables(tf.train.load_checkpoint(prefix), "averages"))
+
+
+def _restore_averages(model, prefix):
+    reader = tf.train.load_checkpoint(prefix)
+    stored = _stored_variables(reader, "averages")
+    if not stored:
+        raise UserError(f"{prefix} holds no moving averages; the run had --ema_decay=0.")
+    for path, variable in model_variables(model).items():
+        if path in stored:
+            variable.assign(reader.get_tensor(stored[path]))
+
+
+def find_checkpoint(run_dir: str, checkpoint: Optional[str] = None) -> str:
+    """The prefix of a run's checkpoint, chosen as in `restore_for_inference`.
+
+    Raises:
+      UserError: there is no such checkpoint.
+    """
+    directory = os.path.join(run_dir, run_directory.CHECKPOINTS)
+    if not checkpoint or checkpoint == "best":
+        prefix = checkpoints.newest_intact(
+            directory if not checkpoint else os.path.join(run_dir, run_directory.BEST)
+        )
+        if prefix is None:
+            raise UserError(
+                f"--run_dir={run_dir} has no readable {'best ' if checkpoint else ''}checkpoint in"
+                f" {directory}."
+            )
+        return prefix
+    prefix = (
+        checkpoints.prefix_of(directory, int(checkpoint))
+        if str(checkpoint).isdigit()
+        else checkpoint
+    )
+    if not os.path.exists(prefix + ".index"):
+        steps = ", ".join(
+            str(checkpoints.step_of(p)) for p in checkpoints.saved_prefixes(directory)
+        )
+        raise UserError(f"No checkpoint {prefix}. {run_dir} has those of steps: {steps or 'none'}.")
+    return prefix
+
+
+class Initialised(NamedTuple):
+    """What `initialise` did, as paths of variables below the model.
+
+    Attributes:
+      restored: variables that took their value from the checkpoint.
+      other_shape: (path, shape in the model, shape in the checkpoint) of those that kept their
+        random value because the shapes differ, as predictors for other classes do.
+      missing: variables that the checkpoint lacks.
+      unused: variables of the checkpoint's model that the model lacks.
+    """
+
+    restored: List[str]
+    other_shape: List[Tuple[str, Tuple[int, ...], Tuple[int, ...]]]
+    missing: List[str]
+    unused: List[str]
+
+
+def initialise(model: tf.keras.Model, init_weights: str) -> Initialised:
+    """Gives a built model the weights of a checkpoint, wherever name and shape fit, and logs it.
+
+    Args:
+      model: the built network.
+      init_weights: a run directory or a checkpoint prefix.
+
+    Raises:
+      UserError: there is no such checkpoint, or nothing in it fits.
+    """
+    prefix = find_init_checkpoint(init_weights)
+    reader = tf.train.load_checkpoint(prefix)
+    stored = _stored_variables(reader)
+    restored, other_shape, missing = [], [], []
+    own = model_variables(model)
+    for path, variable in own.items():
+        if path not in stored:
+            missing.append(path)
+            continue
+        value = reader.get_tensor(stored[path])
+        if tuple(value.shape) == tuple(variable.shape):
+            variable.assign(value.astype(variable.dtype.as_numpy_dtype))
+            restored.append(path)
+        else:
+            other_shape.append((path, tuple(variable.shape), tuple(value.shape)))
+    if not restored:
+        raise UserError(
+            f"--init_weights={init_weights}: none of the {len(own)} variables of the network is in"
+            f" {prefix} with the same shape. Is --backbone the same?"
+        )
+    result = Initialised(restored, other_shape, missing, sorted(set(stored) - set(own)))
+    _log_initialised(prefix, len(own), result)
+    return result
+
+
+def find_init_checkpoint(init_weights: str) -> str:
+    """The checkpoint prefix that --init_weights means.
+
+    Raises:
+      UserError: there is none.
+    """
+    if os.path.exists(init_weights + ".index"):
+        problem = checkpoints.damage(init_weights)
+        if problem:
+            raise UserError(f"--init_weights={init_weights} is damaged: {problem}")
+        return init_weights
+    for directory in (os.path.join(init_weights, run_directory.CHECKPOINTS), init_weights):
+        prefix = checkpoints.newest_intact(directory)
+        if prefix:
+            return prefix
+    raise UserError(
+        f"--init_weights={init_weights} is neither a run directory with a readable checkpoint nor a"
+        " checkpoint prefix such as DIR/checkpoints/ckpt-1000, nor a .pkl or .pth file, nor"
+        " imagenet."
+    )
+
+
+def _stored_variables(reader, root="model"):
+    """Path below the object `root` of a checkpoint -> key of the tensor."""
+    graph = trackable_object_graph_pb2.TrackableObjectGraph()
+    graph.ParseFromString(reader.get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH"))
+    nodes = graph.nodes
+    roots = [child.node_id for child in nodes[0].children if child.local_name == root]
+    # Breadth first, as in `model_variables`: what has two paths gets the same one in both.
+    paths, seen, queue = {}, set(roots), [(root, "") for root in roots]
+    while queue:
+        node_id, path = queue.pop(0)
+        for attribute in nodes[node_id].attributes:
+            if attribute.name == "VARIABLE_VALUE":
+                paths[path] = attribute.checkpoint_key
+        for child in nodes[node_id].children:
+            if child.node_id not in seen:
+                seen.add(child.node_id)
+                queue.append((child.node_id, f"{path}/{child.local_name}".lstrip("/")))
+    return paths
+
+
+def model_variables(model: tf.keras.Model) -> Dict[str, tf.Variable]:
+    """Path below the model, as in a checkpoint's object graph -> variable."""
+    view = tf.train.TrackableView(model)
+    paths, seen, queue = {}, {id(model)}, [(model, "")]
+    while queue:
+        node, path = queue.pop(0)
+        if isinstance(node, tf.Variable):
+            paths[path] = node
+            continue
+        for name, child in view.children(node).items():
+            if id(child) not in seen:
+                seen.add(id(child))
+                queue.append((child, f"{path}/{name}".lstrip("/")))
+    return paths
+
+
+def _log_initialised(prefix, total, result):
+    logging.info("Initialised %d of %d variables from %s.", len(result.restored), total, prefix)
+    for path, wanted, found in result.other_shape:
+        logging.info(
+            "  Not restored, starts at random: %s is %s here and %s there.", path, wanted, found
+        )
+    if result.missing:
+        logging.info("  Not in the checkpoint, start at random: %s", ", ".join(result.missing))
+    if result.unused:
+        logging.info("  In the checkpoint, not used: %s", ", ".join(result.unused))

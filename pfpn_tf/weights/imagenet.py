@@ -1,0 +1,97 @@
+"""ImageNet backbones of Caffe2, torchvision and Keras applications, by Detectron2's names."""
+
+import re
+
+import numpy as np
+import tensorflow as tf
+
+from pfpn_tf.model import layers
+from pfpn_tf.utils.errors import UserError
+from pfpn_tf.weights.safe_pickle import Tensors
+
+
+def from_caffe2(tensors: Tensors) -> Tensors:
+    """A backbone with Caffe2's names by Detectron2's names.
+
+    Raises:
+      UserError: it is a whole detector.
+    """
+    if any(name.startswith(("fpn_", "rpn_", "conv_rpn", "cls_score")) for name in tensors):
+        raise UserError(
+            "This is a detector in Caffe2's naming (Detectron1). Only its backbones can be read;"
+            " load the file in Detectron2 and save it again."
+        )
+    convs = {"branch1": "shortcut", "branch2a": "conv1", "branch2b": "conv2", "branch2c": "conv3"}
+    ends = {
+        "w": "weight",
+        "bn_s": "norm.weight",
+        "bn_b": "norm.bias",
+        "bn_rm": "norm.running_mean",
+        "bn_riv": "norm.running_var",
+    }
+    renamed = {}
+    for name, value in tensors.items():
+        block = re.fullmatch(r"res(\d)_(\d+)_(branch\w+?)_(w|bn_s|bn_b|bn_rm|bn_riv)", name)
+        stem = re.fullmatch(r"(?:res_)?conv1_(w|bn_s|bn_b|bn_rm|bn_riv)", name)
+        if block and block[3] in convs:
+            name = f"res{block[1]}.{block[2]}.{convs[block[3]]}.{ends[block[4]]}"
+        elif stem:
+            name = f"stem.conv1.{ends[stem[1]]}"
+        renamed[name] = value
+    # Files whose batch norms are folded into scale and shift carry no statistics.
+    for name in [n for n in renamed if n.endswith("norm.weight")]:
+        start = name[: -len("weight")]
+        renamed.setdefault(start + "running_mean", np.zeros_like(renamed[name]))
+        renamed.setdefault(start + "running_var", np.ones_like(renamed[name]))
+    return _with_prefix(renamed)
+
+
+def from_torchvision(tensors: Tensors) -> Tensors:
+    """A backbone with torchvision's names by Detectron2's names."""
+    renamed = {}
+    for name, value in tensors.items():
+        name = re.sub(r"^(conv1|bn1)\b", r"stem.\1", name)
+        name = re.sub(r"^layer(\d)\.", lambda m: f"res{int(m[1]) + 1}.", name)
+        name = name.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
+        name = re.sub(r"\bbn(\d)\.", r"conv\1.norm.", name)
+        # torchvision's networks see RGB.
+        renamed[name] = value[:, ::-1] if name == "stem.conv1.weight" else value
+    return _with_prefix(renamed)
+
+
+def _with_prefix(tensors):
+    return {f"backbone.bottom_up.{name}": value for name, value in tensors.items()}
+
+
+def from_keras_application(application: tf.keras.Model) -> Tensors:
+    """The backbone of a `tf.keras.applications` ResNet50, 101 or 152 (the first version) by
+    Detectron2 name.
+
+    Its stride is in the 1x1 convolution. Its convolutions have a bias, which goes into the mean of
+    the batch norm behind them, as does the difference of the epsilons into the variance.
+    """
+    names = {"0": "shortcut", "1": "conv1", "2": "conv2", "3": "conv3"}
+    tensors = {}
+    for layer in application.layers:
+        match = re.fullmatch(r"conv(\d)_block(\d+)_(\d)_(conv|bn)|conv1_(conv|bn)", layer.name)
+        if not match:
+            continue
+        if match[1]:
+            name = f"res{match[1]}.{int(match[2]) - 1}.{names[match[3]]}"
+        else:
+            name = "stem.conv1"
+        if layer.name.endswith("_conv"):
+            kernel, bias = layer.get_weights()
+            tensors[f"{name}.weight"] = kernel.transpose(3, 2, 0, 1)  # BGR, as Detectron2
+            mean = tensors.get(f"{name}.norm.running_mean", 0.0)
+            tensors[f"{name}.norm.running_mean"] = mean - bias
+        else:
+            gamma, beta, mean, variance = layer.get_weights()
+            tensors[f"{name}.norm.weight"] = gamma
+            tensors[f"{name}.norm.bias"] = beta
+            bias_shift = tensors.get(f"{name}.norm.running_mean", 0.0)
+            tensors[f"{name}.norm.running_mean"] = mean + bias_shift
+            tensors[f"{name}.norm.running_var"] = variance + np.float32(
+                layer.epsilon - layers.NORM_EPSILON
+            )
+    return _with_prefix(tensors)
