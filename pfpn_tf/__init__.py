@@ -11,3 +11,10 @@ import os as _os
 _os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 
 __version__ = "0.1.0"
+
+
+def load(source, checkpoint=None, **settings):
+    """A trained network that answers for images; see `pfpn_tf.serving.model.load`."""
+    from pfpn_tf.serving import model
+
+    return model.load(source, checkpoint, **settings)

@@ -82,8 +82,7 @@ def own_name(path):
 def test_imports_follow_the_data_flow(path):
     own = own_name(path).split(".")[0]
     if own == "__init__":
-        assert not list(project_imports(path)), "importing pfpn_tf must import nothing else"
-        return
+        return  # test_importing_the_package_is_light
     assert (
         own in ORDER
     ), f"{own} is new: give it its place in ORDER, CONTRIBUTING.md and README.md's map"

@@ -1,0 +1,138 @@
+"""pfpn_tf.load: what a program gets for an image."""
+
+import io
+import json
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import pfpn_tf
+from pfpn_tf.data import coco_files
+from pfpn_tf.data.categories import DatasetInfo
+from pfpn_tf.serving import model as model_lib
+from pfpn_tf.serving import results
+from pfpn_tf.utils.errors import UserError
+from tests.data import tiny
+
+
+@pytest.fixture(scope="module")
+def model(saved_model):
+    return pfpn_tf.load(saved_model)
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    coarse = np.random.default_rng(0).integers(0, 256, (6, 7, 3), np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((90, 60), Image.BICUBIC))
+
+
+@pytest.fixture(scope="module")
+def result(model, pixels):
+    return model(pixels)
+
+
+def test_segments_are_those_of_the_map(result, model, pixels):
+    assert result.ids.shape == pixels.shape[:2] and result.ids.dtype == np.int32
+    assert {segment.id for segment in result.segments} == set(np.unique(result.ids)) - {0}
+    for segment in result.segments:
+        rows, columns = np.nonzero(segment.mask())
+        assert segment.area == len(rows)
+        assert segment.box == (rows.min(), columns.min(), rows.max() + 1, columns.max() + 1)
+        assert segment.category == model.categories[segment.category_id]
+
+
+@pytest.fixture(scope="module")
+def known():
+    """A map of 4x6 pixels: a cat of 2x3 on grass, the last row void."""
+    ids = np.full([4, 6], 9, np.int32)
+    ids[1:3, 2:5] = 300
+    ids[3] = 0
+    reply = {
+        "panoptic_png": results.encode_ids(ids),
+        "num_segments": 2,
+        "segment_ids": [300, 9, 0],
+        "category_ids": [5, 7, 0],
+        "is_thing": [True, False, False],
+        "scores": [0.75, 0.0, 0.0],
+        "areas": [6, 12, 0],
+        "boxes": [[1, 2, 3, 5], [0, 0, 3, 6], [0, 0, 0, 0]],
+    }
+    info = DatasetInfo.from_coco_categories(tiny.CATEGORIES)
+    return model_lib.Result("cat.png", b"", reply, info)
+
+
+def test_a_thing_and_stuff(known):
+    cat, grass = known.segments
+    assert (cat.category, cat.category_id, cat.is_thing, cat.score) == ("cat", 5, True, 0.75)
+    assert (grass.category, grass.category_id, grass.is_thing, grass.score) == (
+        *("grass", 7, False),
+        None,
+    )
+    assert cat.box == (1, 2, 3, 5) and cat.area == cat.mask().sum() == 6
+    assert repr(cat) == "<cat 300: 6 pixels, box (1, 2, 3, 5), score 0.75>"
+    assert repr(grass) == "<grass 9: 12 pixels, box (0, 0, 3, 6)>"
+
+
+def test_every_kind_of_image_gives_the_same(model, result, pixels, tmp_path):
+    image = Image.fromarray(pixels)
+    image.save(tmp_path / "photo.png")
+    encoded = io.BytesIO()
+    image.save(encoded, "PNG")
+    kinds = [tmp_path / "photo.png", str(tmp_path / "photo.png"), encoded.getvalue(), image]
+    for other in model(kinds):
+        np.testing.assert_array_equal(other.ids, result.ids)
+    grey = pixels[..., 0]
+    np.testing.assert_array_equal(model(grey).ids, model(np.stack([grey] * 3, -1)).ids)
+
+
+def test_an_export_answers_as_the_run_directory(run_dir, result, pixels):
+    np.testing.assert_array_equal(pfpn_tf.load(pathlib.Path(run_dir))(pixels).ids, result.ids)
+
+
+def test_files(model, result, pixels, tmp_path):
+    result.save(tmp_path / "one")
+    found = json.loads((tmp_path / "one" / "predictions.json").read_text())
+    png = (tmp_path / "one" / "predictions" / found["annotations"][0]["file_name"]).read_bytes()
+    np.testing.assert_array_equal(coco_files.decode_panoptic_png(png, "png"), result.ids)
+    picture = Image.open(next((tmp_path / "one" / "pictures").iterdir()))
+    np.testing.assert_array_equal(np.asarray(picture), np.asarray(result.draw()))
+
+    model_lib.save(model([pixels, pixels[:, ::-1].copy()]), tmp_path / "two")
+    assert len(list((tmp_path / "two" / "predictions").iterdir())) == 2
+
+
+def test_to_supervision(known, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "supervision", None)
+        with pytest.raises(UserError, match="pip install supervision"):
+            known.to_supervision()
+    pytest.importorskip("supervision", reason="a package that users may have")
+    detections = known.to_supervision()
+    assert detections.xyxy.tolist() == [[2, 1, 5, 3]] and detections.confidence.tolist() == [0.75]
+    assert list(detections["class_name"]) == ["cat"] and detections.class_id.tolist() == [5]
+    np.testing.assert_array_equal(detections.mask[0], known.ids == 300)
+
+
+@pytest.mark.parametrize(
+    "image, message",
+    [
+        ("nowhere.jpg", "nowhere.jpg: No such file"),
+        (b"no image", "image: "),
+        (np.zeros([4, 4, 3], np.float32), r"must be uint8 .* not float32 \[4, 4, 3\]"),
+        (np.zeros([4, 4, 4], np.uint8), r"not uint8 \[4, 4, 4\]"),
+        (7, "not a int"),
+    ],
+)
+def test_an_image_that_is_none(model, image, message):
+    with pytest.raises(UserError, match=message):
+        model(image)
+
+
+def test_what_cannot_be_loaded(saved_model, tmp_path):
+    with pytest.raises(UserError, match="no saved_model.pb"):
+        pfpn_tf.load(tmp_path)
+    with pytest.raises(UserError, match="is no run directory, so checkpoint and settings"):
+        pfpn_tf.load(saved_model, score_threshold=0.2)
