@@ -4,6 +4,7 @@ import io
 import json
 import pathlib
 import sys
+import textwrap
 
 import numpy as np
 import pytest
@@ -74,6 +75,17 @@ def test_a_thing_and_stuff(known):
     assert cat.box == (1, 2, 3, 5) and cat.area == cat.mask().sum() == 6
     assert repr(cat) == "<cat 300: 6 pixels, box (1, 2, 3, 5), score 0.75>"
     assert repr(grass) == "<grass 9: 12 pixels, box (0, 0, 3, 6)>"
+
+
+def test_the_lines_of_the_readme(saved_model, pixels, tmp_path, monkeypatch, capsys):
+    readme = pathlib.Path(pfpn_tf.__file__).parents[1] / "README.md"
+    lines = readme.read_text(encoding="utf-8").partition("## Use it from Python\n")[2]
+    code = textwrap.dedent(lines.partition("\n## ")[0])
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(pixels).save("photo.jpg")
+    exec(code.replace("models/panoptic/1", saved_model), {})
+    assert Image.open("overlay.png").size and (tmp_path / "out" / "predictions.json").exists()
+    assert " pixels, box (" in capsys.readouterr().out
 
 
 def test_every_kind_of_image_gives_the_same(model, result, pixels, tmp_path):
