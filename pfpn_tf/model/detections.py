@@ -35,10 +35,11 @@ def detect(
     boxes = box_ops.decode(box_deltas, proposals.boxes[:, :, None, :], box_head.DELTA_WEIGHTS)
     boxes = box_ops.clip(boxes, image_hw[:, None, :])
     scores = tf.where(proposals.valid[:, :, None], scores, tf.zeros_like(scores))
-    boxes, scores, class_ids, num_detections, _ = nms.class_nms(
-        boxes, scores, config.score_threshold, config.nms_threshold, config.max_detections
+    return Detections(
+        *nms.class_nms(
+            boxes, scores, config.score_threshold, config.nms_threshold, config.max_detections
+        )
     )
-    return Detections(boxes, scores, class_ids, num_detections)
 
 
 def leading_rows(scores: tf.Tensor, threshold: tf.Tensor) -> tf.Tensor:

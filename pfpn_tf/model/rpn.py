@@ -69,6 +69,11 @@ def pyramid_anchors(pyramid: Pyramid, config: config_lib.Model, dtype: tf.DType)
     }
 
 
+def all_levels(per_level: PerLevel, axis: int) -> tf.Tensor:
+    """Joins what the levels have for their anchors, p2 first, along an axis."""
+    return tf.concat([per_level[level] for level in config_lib.LEVELS], axis)
+
+
 def propose(
     objectness_logits: PerLevel,
     anchor_deltas: PerLevel,

@@ -41,7 +41,7 @@ def rpn_targets(
       `RpnTargets`.
     """
     gt_boxes = tf.cast(ground_truth.boxes, anchors.dtype)  # [B, M, 4]
-    labels, gt_index, _ = matching.match_anchors(
+    labels, gt_index = matching.match_anchors(
         gt_boxes,
         ground_truth.class_ids >= 0,
         anchors,
@@ -89,7 +89,7 @@ def roi_targets(
     gt_boxes = tf.cast(ground_truth.boxes, proposals.boxes.dtype)  # [B, M, 4]
     candidates = tf.concat([proposals.boxes, gt_boxes], axis=1)  # [B, L, 4]
     candidate_valid = tf.concat([proposals.valid, ground_truth.class_ids >= 0], axis=1)
-    labels, gt_index, _ = matching.match_anchors(
+    labels, gt_index = matching.match_anchors(
         gt_boxes,
         ground_truth.class_ids >= 0,
         candidates,

@@ -19,7 +19,7 @@ def match_anchors(
     positive_iou: float,
     negative_iou: float,
     allow_low_quality: bool,
-) -> Tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+) -> Tuple[tf.Tensor, tf.Tensor]:
     """Labels anchors by their best IoU with a ground-truth box.
 
     Args:
@@ -33,8 +33,8 @@ def match_anchors(
         no anchor at all makes those that miss it positive.
 
     Returns:
-      labels [A] or [B, A] int32, gt_index int32 of the best box (the first of equals; 0 without any
-      box) and max_iou (0 without any box).
+      labels [A] or [B, A] int32, and gt_index int32 of the best box (the first of equals; 0 without
+      any box).
     """
 
     def match(gt_boxes, gt_valid, anchors):
@@ -52,25 +52,15 @@ def match_anchors(
             best_of_gt = tf.reduce_max(iou, axis=1, keepdims=True)  # [M+1, 1]
             low_quality = tf.reduce_any((iou == best_of_gt) & gt_valid, axis=0)  # [A]
             labels = tf.where(low_quality, 1, labels)
-        return labels, gt_index, tf.nn.relu(best)
+        return labels, gt_index
 
     if gt_boxes.shape.rank == 2:
         return match(gt_boxes, gt_valid, anchors)
+    spec = tf.TensorSpec(anchors.shape[-2:-1], tf.int32)
+    per_image = (gt_boxes, gt_valid) if anchors.shape.rank == 2 else (gt_boxes, gt_valid, anchors)
     # Image by image: the IoU matrix of a large image takes a hundred megabytes.
-    per_anchor = anchors.shape[-2:-1]
-    signature = (
-        tf.TensorSpec(per_anchor, tf.int32),
-        tf.TensorSpec(per_anchor, tf.int32),
-        tf.TensorSpec(per_anchor, anchors.dtype),
-    )
-    if anchors.shape.rank == 2:
-        return tf.map_fn(
-            lambda image: match(image[0], image[1], anchors),
-            (gt_boxes, gt_valid),
-            fn_output_signature=signature,
-        )
     return tf.map_fn(
-        lambda image: match(*image), (gt_boxes, gt_valid, anchors), fn_output_signature=signature
+        lambda image: match(*(*image, anchors)[:3]), per_image, fn_output_signature=(spec, spec)
     )
 
 

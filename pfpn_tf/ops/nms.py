@@ -113,7 +113,7 @@ def class_nms(
     score_threshold: float,
     iou_threshold: float,
     max_detections: int,
-) -> Tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+) -> Tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
     """Suppression within each class, then the best detections of all classes together.
 
     Every RoI can be detected as several classes. All candidates above the score threshold take
@@ -128,9 +128,9 @@ def class_nms(
       max_detections: D.
 
     Returns:
-      boxes [B, D, 4], scores [B, D], class_ids [B, D] int32, num_detections [B] int32 and roi_index
-      [B, D] int32, by falling score. Padded rows are zeros, with class_id -1. Candidates with a NaN
-      or infinite box or score never come out.
+      boxes [B, D, 4], scores [B, D], class_ids [B, D] int32 and num_detections [B] int32, by
+      falling score. Padded rows are zeros, with class_id -1. Candidates with a NaN or infinite box
+      or score never come out.
     """
     batch, rois, classes = tf.unstack(tf.shape(scores))
     flat_boxes = tf.reshape(boxes, [batch, rois * classes, 4])  # [B, R, K, 4] -> [B, R*K, 4]
@@ -156,7 +156,6 @@ def class_nms(
         tf.where(valid, tf.gather(flat_scores, index, batch_dims=1), 0),
         tf.where(valid, index % classes, -1),
         num,
-        tf.where(valid, index // classes, 0),
     )
 
 
