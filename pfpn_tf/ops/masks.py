@@ -1,12 +1,12 @@
 """Ground-truth masks cropped to RoIs.
 
 Shapes: B images · H, W padded size · M padded ground-truth instances · F RoIs · P side of the mask
-targets · T taps of an output cell per axis (see `roi_align`).
+targets · T taps of an output cell per axis (see `axis_taps`).
 """
 
 import tensorflow as tf
 
-from pfpn_tf.ops import roi_align
+from pfpn_tf.ops import axis_taps
 
 
 def mask_targets(
@@ -53,7 +53,7 @@ def _image_targets(masks, boxes, gt_index, size):
     num_masks, height, width = tf.unstack(tf.shape(masks))
     boxes = boxes - 0.5
     rows, columns = [
-        roi_align.axis_taps(boxes[:, axis], boxes[:, axis + 2], limit, size, sampling_ratio=0)
+        axis_taps.axis_taps(boxes[:, axis], boxes[:, axis + 2], limit, size, sampling_ratio=0)
         for axis, limit in ((0, height[tf.newaxis]), (1, width[tf.newaxis]))
     ]
     has_mask = (gt_index >= 0) & (gt_index < num_masks)  # [F]
@@ -111,10 +111,10 @@ def _gather_targets(gt_masks, boxes, gt_index, size):
         samples' number.
         """
         start, end = boxes[:, axis], boxes[:, axis + 2]
-        samples = roi_align.adaptive_samples(start, end, size)
+        samples = axis_taps.adaptive_samples(start, end, size)
 
         def step(sample, total):
-            pixel, weight = roi_align.interpolate(
+            pixel, weight = axis_taps.interpolate(
                 start, end, limit[tf.newaxis], size, samples, sample[tf.newaxis]
             )
             for side in (0, 1):
