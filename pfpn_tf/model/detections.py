@@ -43,14 +43,14 @@ def detect(
 
 
 def leading_rows(scores: tf.Tensor, threshold: tf.Tensor) -> tf.Tensor:
-    """How many leading rows hold every score of the batch from a threshold on.
+    """Counts the leading rows that hold all scores of the batch which reach a threshold.
 
     Args:
       scores: [B, D], falling; D is 1 or more.
       threshold: [] float64.
 
     Returns:
-      [] int32, 1..D: with none, a head with group norm would have nothing to normalise.
+      [] int32, 1..D. Never 0, because a group norm cannot normalise nothing.
     """
     reached = tf.cast(scores, tf.float64) >= threshold
     return tf.maximum(tf.reduce_max(tf.math.count_nonzero(reached, axis=1, dtype=tf.int32)), 1)

@@ -1,4 +1,4 @@
-"""Training targets: what the RPN and the two heads should have said. No gradients.
+"""Training targets of the RPN, the box head and the mask head. They have no gradients.
 
 Shapes: B images · A anchors of all levels · M ground-truth instances · N proposals ·
 L = N + M candidate RoIs · R sampled RoIs · F mask slots · K thing classes · H, W padded size.
@@ -15,11 +15,11 @@ from pfpn_tf.ops import masks as mask_ops
 from pfpn_tf.ops import matching
 from pfpn_tf.structures import GroundTruth, Proposals, RoiTargets, RpnTargets
 
-# The mask head runs on as many slots as the batch has foreground, in steps of this: few distinct
-# shapes, so that a GPU does not search for the fastest convolution anew in every step.
+# The mask head runs on as many slots as the batch has foreground, rounded up to a multiple of this:
+# a GPU searches for the fastest convolution once for each shape.
 _MASK_SLOT_STEP = 16
 
-# Makes the RoIs' random stream another than the anchors'.
+# Mixed into the seed, so that RoIs and anchors draw different random numbers.
 _ROI_STREAM = (0, 0x5BD1E995)
 
 
@@ -53,7 +53,7 @@ def rpn_targets(
         labels, config.rpn_samples_per_image, config.rpn_positive_fraction, seed
     )
     matched = _gather_gt(gt_boxes, gt_index)  # [B, A, 4]
-    # Off the positives the target is the anchor itself, whose deltas are zero.
+    # Every other anchor gets itself as target, which gives zero deltas.
     matched = tf.where((labels == 1)[..., tf.newaxis], matched, anchors)
     return RpnTargets(labels, box_ops.encode(matched, anchors), gt_index)
 
