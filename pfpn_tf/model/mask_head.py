@@ -6,6 +6,7 @@ Shapes: B images · F RoIs · P pooled size (14) · C channels · K thing classe
 import tensorflow as tf
 
 from pfpn_tf.model import layers
+from pfpn_tf.ops.precision import as_float32_or_more
 
 POOLED_SIZE = 14
 NUM_CONVS = 4
@@ -14,9 +15,9 @@ NUM_CONVS = 4
 class MaskHead(tf.keras.layers.Layer):
     """Four 3x3 convolutions, a 2x2 deconvolution of stride 2, a 1x1 convolution to K masks.
 
-    Only the mask of the wanted class is computed. The deconvolution does not overlap, so it is a
-    matrix product of four pixels per pixel; these are put in their places at the very end, when
-    each has one channel instead of C.
+    The head computes only the mask of the wanted class. The deconvolution does not overlap, so it
+    is a matrix product that makes four pixels of each. The head puts these in place at the end,
+    when each has one channel instead of C.
 
     Args:
       channels: width of the convolutions.
@@ -80,4 +81,4 @@ class MaskHead(tf.keras.layers.Layer):
         logits = tf.reshape(logits, [-1, size, size, 2, 2])  # row, column, row and column in 2x2
         logits = tf.transpose(logits, [0, 1, 3, 2, 4])
         logits = tf.reshape(logits, [batch, num_rois, 2 * size, 2 * size])
-        return layers.as_float32_or_more(logits)
+        return as_float32_or_more(logits)

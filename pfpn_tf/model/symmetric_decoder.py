@@ -7,16 +7,17 @@ from typing import Dict
 
 import tensorflow as tf
 
-from pfpn_tf.model import layers, resnet
+from pfpn_tf.model import resnet
+from pfpn_tf.ops.resize import resize_bilinear
 from pfpn_tf.structures import Pyramid
 
 
 class SymmetricDecoder(tf.keras.layers.Layer):
-    """The backbone once more, from c5 up to c2: as many blocks of the same sizes.
+    """Repeats the backbone from c5 up to c2: as many blocks of the same sizes.
 
     As in U-Net, a stage takes the backbone's features and the doubled output of the stage below,
-    side by side. The paper gives the picture alone; the blocks are the backbone's, with group norm,
-    since there are no trained statistics for them.
+    side by side. The paper shows only a picture. The blocks are the backbone's, with group norm,
+    because no checkpoint has batch statistics for them.
 
     Args:
       backbone: a key of `resnet.ARCHITECTURES`.
@@ -48,7 +49,7 @@ class SymmetricDecoder(tf.keras.layers.Layer):
         for level in ("p5", "p4", "p3", "p2"):
             x = features[f"c{level[1:]}"]
             if below is not None:
-                x = tf.concat([x, layers.resize_bilinear(below, tf.shape(x)[1:3])], axis=-1)
+                x = tf.concat([x, resize_bilinear(below, tf.shape(x)[1:3])], axis=-1)
             for block in self.stages[level]:
                 x = block(x, training=training)
             pyramid[level] = below = x
