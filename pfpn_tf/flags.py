@@ -49,7 +49,13 @@ TOOL_FLAGS = {
     "num_shards": ToolFlag(0, "Number of TFRecord files; 0: one for every 500 images."),
     "num_workers": ToolFlag(0, "Processes; 0: one per CPU core."),
     "skip_bad": ToolFlag(
-        False, "Leave broken images out and count them, instead of stopping at the first."
+        False,
+        "Leave broken images and instances out and count them, instead of stopping at the first.",
+    ),
+    "allow_mismatch": ToolFlag(
+        False,
+        "Convert data that contradicts itself, such as annotations of unlisted images or objects"
+        " that are all crowds, with a warning instead of an error.",
     ),
     "output_dir": ToolFlag("", "Folder to write to; made if need be."),
     "image_info_json": ToolFlag(

@@ -34,6 +34,7 @@ flags.define_tool_flags(
     "num_shards",
     "num_workers",
     "skip_bad",
+    "allow_mismatch",
 )
 
 
@@ -69,6 +70,7 @@ def main():
             args.image_dir,
             args.instances_json or None,
             args.image_ids,
+            args.allow_mismatch,
         )
     flags.make_output_dir("output_dir")
     try:
@@ -76,7 +78,7 @@ def main():
             dataset, args.output_dir, args.split, args.num_shards, args.num_workers, args.skip_bad
         )
     except coco_panoptic.DataError as error:
-        raise UserError(f"{error} Correct it, or leave such images out with --skip_bad.") from None
+        raise UserError(f"{error} Correct it, or leave out what is broken: --skip_bad.") from None
     print(
         f"{args.output_dir}: {args.split}: {counts['images']} images "
         f"({counts['skipped']} skipped), {counts['instances']} instances, "

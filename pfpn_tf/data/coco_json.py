@@ -234,7 +234,7 @@ def checked_images(images: List[Dict[str, Any]], where: str) -> List[Dict[str, A
     Raises:
       UserError: names the entry and field.
     """
-    ids = unique_image_ids(images, where)
+    ids = _unique_ids(images, where)
     return [
         {
             "id": i,
@@ -246,8 +246,7 @@ def checked_images(images: List[Dict[str, Any]], where: str) -> List[Dict[str, A
     ]
 
 
-def unique_image_ids(images: List[Dict[str, Any]], where: str) -> List[Any]:
-    """The ids of "images", each once; args and raises as `checked_images`."""
+def _unique_ids(images, where):
     ids = [field(image, "id", IMAGE_ID, f"{where}: images[{n}]") for n, image in enumerate(images)]
     if not all(isinstance(i, str) for i in ids):
         ids = [canonical_id(i) for i in ids]
