@@ -10,7 +10,7 @@ from pfpn_tf.data.coco_json import DataError, field
 from pfpn_tf.data.record import Instance, Notes
 from pfpn_tf.utils.errors import UserError
 
-BOX_TOLERANCE_PX = 2  # COCO's polygons and their pixels differ by less.
+OUTSIDE_PX = 2
 
 LEFT_OUT = "instances are left out as broken (--skip_bad)"
 PARTS_LEFT_OUT = "instances have broken polygons beside good ones, which are left out (--skip_bad)"
@@ -162,7 +162,7 @@ class CocoInstances:
                 notes.add(PARTS_LEFT_OUT, where)
             segmentation = good
         mask = coco_masks.decode_mask(segmentation, category_map.shape, where)
-        outside = coco_masks.reaches_outside(segmentation, category_map.shape, BOX_TOLERANCE_PX)
+        outside = coco_masks.reaches_outside(segmentation, category_map.shape, OUTSIDE_PX)
         if not mask.any():
             if outside or isinstance(segmentation, dict):
                 raise DataError(f"{where}: its segmentation has no pixel in the image.")
@@ -190,13 +190,15 @@ class CocoInstances:
         return Instance(number, category_id, area, box or tight, iscrowd, mask)
 
 
-def boxes_agree(box, other) -> bool:
-    """Whether the sides of two boxes x, y, w, h are within the tolerance of each other."""
-    if other is None:
+def boxes_agree(box, pixels_box) -> bool:
+    """Whether the sides of two boxes x, y, w, h differ by 2 pixels and a twentieth of the longer
+    side at most: COCO's polygons have thin tips without a pixel.
+    """
+    if pixels_box is None:
         return False
-    ends = [(v, v + size) for (v, size) in zip(box[:2], box[2:])]
-    others = [(v, v + size) for (v, size) in zip(other[:2], other[2:])]
-    return bool(np.abs(np.subtract(ends, others)).max() <= BOX_TOLERANCE_PX)
+    starts = np.subtract(box[:2], pixels_box[:2])
+    ends = starts + np.subtract(box[2:], pixels_box[2:])
+    return bool(np.abs([starts, ends]).max() <= 2 + 0.05 * max(pixels_box[2:]))
 
 
 def _row_major_box(mask):
