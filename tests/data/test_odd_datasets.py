@@ -197,7 +197,7 @@ REFUSED = {
     "size is 0": (panoptic(lambda c: c["images"][0].update(width=0)), ["images[0]", '"width"']),
     "image id is a list": (
         panoptic(lambda c: c["images"][0].update(id=[1])),
-        ["images[0]", '"id" must be a number or a text'],
+        ["images[0]", '"id" must be a whole number or a text'],
     ),
     "image id as number and text": (
         panoptic(lambda c: c["images"][1].update(id="10")),
