@@ -170,7 +170,9 @@ def _damage_bytes(rng, data):
     elif kind == "insert":
         data[at:at] = rng.randbytes(rng.randrange(1, 9))
     elif kind == "header":
-        data[16:24] = rng.choice([rng.randbytes(8), b"\0\0\x7f\xff" * 2, b"\x7f\xff\xff\xff" * 2])
+        data[16:24] = rng.choice(
+            [rng.randbytes(8), b"\0\0\x7f\xff" * 2, b"\x7f\xff\xff\xff" * 2, bytes(8)]
+        )
     elif kind == "repeat":
         data *= 2
     else:
