@@ -18,27 +18,41 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from pfpn_tf import flags  # noqa: E402
+from absl import flags  # noqa: E402
+
+from pfpn_tf import flags as flags_lib  # noqa: E402
 from pfpn_tf.utils import cli  # noqa: E402  (before TensorFlow)
 from pfpn_tf.utils.errors import UserError  # noqa: E402
 
-flags.define_tool_flags(
-    "panoptic_json",
-    "image_info_json",
-    "panoptic_dir",
-    "image_dir",
-    "instances_json",
-    "image_ids",
-    "output_dir",
-    "split",
-    "num_shards",
-    "num_workers",
+flags.DEFINE_string("panoptic_json", "", "COCO panoptic JSON of the split.")
+flags.DEFINE_string(
+    "image_info_json", "", "Instead of --panoptic_json: a COCO JSON of images alone."
+)
+flags.DEFINE_string("panoptic_dir", "", "Folder of its PNGs. Empty: the JSON's path without .json.")
+flags.DEFINE_string("image_dir", "", "Folder of the photos.")
+flags.DEFINE_string(
+    "instances_json", "", "COCO instances JSON of the same images: overlaps and crowds."
+)
+flags.DEFINE_list("image_ids", [], "Use only the images with these ids, comma-separated.")
+flags.DEFINE_string("output_dir", "", "Folder to write to; made if need be.")
+flags.DEFINE_string("split", "", "Name of the split: train, val, ...")
+flags.DEFINE_integer("num_shards", 0, "Number of TFRecord files; 0: one for every 500 images.")
+flags.DEFINE_integer("num_workers", 0, "Processes; 0: one per CPU core.")
+flags.DEFINE_bool(
     "skip_bad",
+    False,
+    "Leave broken images and instances out and count them; otherwise the first one stops.",
+)
+flags.DEFINE_bool(
+    "allow_mismatch",
+    False,
+    "Only warn of data that contradict themselves: annotations of unlisted images, objects that are"
+    " all crowds, ...",
 )
 
 
 def main():
-    from pfpn_tf.data import categories, coco_panoptic, convert
+    from pfpn_tf.data import categories, coco_json, coco_panoptic, convert
 
     args = flags.FLAGS
     if args.image_info_json and (args.panoptic_json or args.instances_json):
@@ -46,8 +60,10 @@ def main():
             "--image_info_json is for images without annotations; leave out --panoptic_json and "
             "--instances_json, or leave out this."
         )
-    flags.check_files(["image_info_json" if args.image_info_json else "panoptic_json", "image_dir"])
-    flags.check_given(["output_dir", "split"])
+    flags_lib.check_files(
+        ["image_info_json" if args.image_info_json else "panoptic_json", "image_dir"]
+    )
+    flags_lib.check_given(["output_dir", "split"])
     for name in ("num_shards", "num_workers"):
         if getattr(args, name) < 0:
             raise UserError(f"--{name}={getattr(args, name)} must be 0 or more.")
@@ -65,18 +81,19 @@ def main():
     else:
         dataset = coco_panoptic.CocoPanoptic(
             args.panoptic_json,
-            args.panoptic_dir or os.path.splitext(args.panoptic_json)[0],
+            args.panoptic_dir or coco_json.png_folder(args.panoptic_json),
             args.image_dir,
             args.instances_json or None,
             args.image_ids,
+            args.allow_mismatch,
         )
-    flags.make_output_dir("output_dir")
+    flags_lib.make_output_dir("output_dir")
     try:
         counts = convert.convert(
             dataset, args.output_dir, args.split, args.num_shards, args.num_workers, args.skip_bad
         )
-    except coco_panoptic.DataError as error:
-        raise UserError(f"{error} Correct it, or leave such images out with --skip_bad.") from None
+    except coco_json.DataError as error:
+        raise UserError(f"{error} Correct it, or leave out what is broken: --skip_bad.") from None
     print(
         f"{args.output_dir}: {args.split}: {counts['images']} images "
         f"({counts['skipped']} skipped), {counts['instances']} instances, "
