@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pfpn_tf.data.coco_files import PredictionWriter, instance_results
-from pfpn_tf.evaluation import cityscapes
+from pfpn_tf.evaluation import cityscapes, output_folder
 
 pixels = pytest.importorskip("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
 instances = pytest.importorskip("cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling")
@@ -90,8 +90,12 @@ def write_predictions(folder, train_ids=False):
 
 
 def score(truth, folder, **kwargs):
-    paths = (str(folder / name) for name in ("panoptic.json", "panoptic", "instances.json"))
-    return cityscapes.score_files(str(truth), *paths, **kwargs)
+    paths = {
+        "panoptic_json": str(folder / "panoptic.json"),
+        "panoptic_dir": str(folder / "panoptic"),
+        "instances_json": str(folder / "instances.json"),
+    }
+    return cityscapes.score_files(str(truth), **paths, **kwargs)
 
 
 def write_json(value, path):
@@ -110,8 +114,8 @@ def run_cityscapesscripts(truth, results, monkeypatch, tmp_path):
     monkeypatch.setattr(instances, "writeDict2JSON", write_json)
     found = []
     for module, kind, level in (
-        (pixels, "labelIds", cityscapes.PIXEL_LEVEL),
-        (instances, "instanceIds", cityscapes.INSTANCE_LEVEL),
+        (pixels, "labelIds", output_folder.PIXEL_LEVEL),
+        (instances, "instanceIds", output_folder.INSTANCE_LEVEL),
     ):
         args = copy.copy(module.args)
         args.predictionPath, args.predictionWalk = str(results / level), None
@@ -179,7 +183,9 @@ def test_only_what_is_predicted(truth, tmp_path):
     (folder / "panoptic.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=f"Image {IMAGE_IDS[1]}: not in"):
         score(truth, folder)
-    assert score(truth, folder, only_predicted=True)["num_images"] == 2
+    assert (
+        score(truth, folder, image_ids=[IMAGE_IDS[0], IMAGE_IDS[2], "another"])["num_images"] == 2
+    )
 
 
 def rename(folder, old, new):

@@ -14,7 +14,8 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 
 from pfpn_tf.data.coco_files import encode_panoptic_png
-from pfpn_tf.evaluation.score_files import score_instances, score_panoptic
+from pfpn_tf.evaluation.instance_files import score_instances
+from pfpn_tf.evaluation.score_files import score_panoptic
 from tests.reference import panoptic_quality as reference
 
 CATEGORIES = [
@@ -358,7 +359,7 @@ def assert_equal(ours, theirs):
 def test_numbers_are_the_reference_s(folder, case):
     NUMBERS[case](folder)
     expected = reference.score_files(*files(folder))
-    metrics = score_panoptic(*files(folder), semantic=True)
+    metrics = score_panoptic(*files(folder))
     for group, theirs in zip(("All", "Things", "Stuff"), expected):
         assert_equal(metrics["panoptic"][group], theirs)
 
