@@ -19,6 +19,7 @@ ORDER = (
     "structures",
     "ops",
     "postprocess",
+    "config_checks",
     "config",
     "flags",
     "data",
