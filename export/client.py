@@ -19,7 +19,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from absl import flags  # noqa: E402
 
 from pfpn_tf import flags as flags_lib  # noqa: E402
-from pfpn_tf.utils import cli  # noqa: E402
+from pfpn_tf.utils import cli, progress  # noqa: E402
 from pfpn_tf.utils.errors import UserError  # noqa: E402
 
 FLAGS = flags.FLAGS
@@ -64,14 +64,12 @@ def main():
 
 
 def send_files(connection, paths):
-    import tqdm
-
     from pfpn_tf.data.categories import DatasetInfo
     from pfpn_tf.serving import results
 
     info = DatasetInfo.from_coco_categories(connection.metadata()["categories"])
     writer = results.Writer(FLAGS.output_dir, info, FLAGS.overlays, FLAGS.serving_reply)
-    with tqdm.tqdm(total=len(paths), unit="image", smoothing=0.1) as bar:
+    with progress.Bar("Predicting", len(paths), "image") as bar:
         failures = results.answer_files(
             paths,
             lambda image: connection.predict([image])[0],
@@ -88,12 +86,10 @@ def send_files(connection, paths):
 def measure(connection, paths):
     import json
 
-    import tqdm
-
     from pfpn_tf.serving import client, results
 
     images = [results.read_image(path) for path in paths]
-    with tqdm.tqdm(total=FLAGS.num_requests, unit="request", smoothing=0.1) as bar:
+    with progress.Bar("Measuring", FLAGS.num_requests, "request") as bar:
         latencies = client.measure(
             connection,
             images,

@@ -12,7 +12,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from absl import flags  # noqa: E402
 
 from pfpn_tf import flags as flags_lib  # noqa: E402
-from pfpn_tf.utils import cli  # noqa: E402
+from pfpn_tf.utils import cli, progress  # noqa: E402
 from pfpn_tf.utils.errors import UserError  # noqa: E402
 
 flags.DEFINE_string("output_dir", "", "Folder to write to; made if need be.")
@@ -22,8 +22,6 @@ flags.DEFINE_integer("num_workers", 0, "Processes; 0: one per CPU core.")
 
 
 def main():
-    from rich.progress import track
-
     from pfpn_tf.data import synthetic
 
     args = flags.FLAGS
@@ -37,7 +35,7 @@ def main():
         args.output_dir,
         args.num_train,
         args.num_val,
-        progress=track,
+        progress=lambda items, split: progress.Bar(split, len(items), "image", items),
         num_workers=args.num_workers,
     )
     print(f"{args.output_dir}: {args.num_train} training and {args.num_val} validation images.")
