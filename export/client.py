@@ -19,11 +19,26 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from absl import flags  # noqa: E402
 
 from pfpn_tf import flags as flags_lib  # noqa: E402
-from pfpn_tf.utils import cli  # noqa: E402
+from pfpn_tf.utils import cli, progress  # noqa: E402
 from pfpn_tf.utils.errors import UserError  # noqa: E402
 
 FLAGS = flags.FLAGS
 SOME_FAILED = 1
+
+flags.DEFINE_string(
+    "url", "", "grpc://HOST:8500 or http://HOST:8501 (an http address may have a path)."
+)
+flags.DEFINE_string("model_name", "panoptic", "Name under which the server serves the model.")
+flags.DEFINE_list("images", [], "Files, folders (every image in them) or globs, comma-separated.")
+flags.DEFINE_string("output_dir", "", "Folder to write to; made if need be.")
+flags.DEFINE_bool("overlays", True, "Also draw each result over its image.")
+flags.DEFINE_bool(
+    "serving_reply", False, "Also write what TensorFlow Serving's REST interface replies."
+)
+flags.DEFINE_integer("num_requests", 0, "Measure the latency of this many requests; 0: none.")
+flags.DEFINE_integer("concurrency", 1, "Requests on their way at the same time.")
+flags.DEFINE_integer("images_per_request", 1, "Images in each request that is measured.")
+flags.DEFINE_float("timeout_s", 60.0, "Seconds to wait for an answer.")
 
 
 def main():
@@ -49,14 +64,12 @@ def main():
 
 
 def send_files(connection, paths):
-    import tqdm
-
     from pfpn_tf.data.categories import DatasetInfo
     from pfpn_tf.serving import results
 
     info = DatasetInfo.from_coco_categories(connection.metadata()["categories"])
     writer = results.Writer(FLAGS.output_dir, info, FLAGS.overlays, FLAGS.serving_reply)
-    with tqdm.tqdm(total=len(paths), unit="image", smoothing=0.1) as bar:
+    with progress.Bar("Predicting", len(paths), "image") as bar:
         failures = results.answer_files(
             paths,
             lambda image: connection.predict([image])[0],
@@ -73,12 +86,10 @@ def send_files(connection, paths):
 def measure(connection, paths):
     import json
 
-    import tqdm
-
     from pfpn_tf.serving import client, results
 
     images = [results.read_image(path) for path in paths]
-    with tqdm.tqdm(total=FLAGS.num_requests, unit="request", smoothing=0.1) as bar:
+    with progress.Bar("Measuring", FLAGS.num_requests, "request") as bar:
         latencies = client.measure(
             connection,
             images,
@@ -91,16 +102,4 @@ def measure(connection, paths):
 
 
 if __name__ == "__main__":
-    flags_lib.define_tool_flags(
-        "url",
-        "model_name",
-        "images",
-        "output_dir",
-        "overlays",
-        "serving_reply",
-        "num_requests",
-        "concurrency",
-        "images_per_request",
-        "timeout_s",
-    )
     cli.run(main)

@@ -24,6 +24,15 @@ from pfpn_tf.utils.errors import UserError  # noqa: E402
 
 DIRECTIONS = ("run_dir", "detectron2")
 
+flags.DEFINE_string("run_dir", "", "Run directory to write; with --to=detectron2 to read.")
+flags.DEFINE_string(
+    "weights", "", "File (.pkl, .pth) or imagenet; with --to=detectron2 the .pkl to write."
+)
+flags.DEFINE_string(
+    "to", "run_dir", "run_dir: read --weights, write --run_dir; detectron2: the other way."
+)
+flags_lib.define_config_flags()
+
 
 def main():
     from pfpn_tf.weights import convert
@@ -45,6 +54,4 @@ def main():
 
 
 if __name__ == "__main__":
-    flags_lib.define_config_flags()
-    flags_lib.define_tool_flags("run_dir", "weights", "to")
     cli.run(main)

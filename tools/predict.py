@@ -20,11 +20,28 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from absl import flags  # noqa: E402
 
 from pfpn_tf import flags as flags_lib  # noqa: E402
-from pfpn_tf.utils import cli  # noqa: E402
+from pfpn_tf.utils import cli, progress  # noqa: E402
 from pfpn_tf.utils.errors import UserError  # noqa: E402
 
 FLAGS = flags.FLAGS
 SOME_FAILED = 1
+
+flags.DEFINE_string("run_dir", "", "Run of a training, instead of an exported model.")
+flags.DEFINE_string(
+    "checkpoint", "", "Which one: empty for the newest, best, a step, or a path without suffix."
+)
+flags.DEFINE_string("saved_model", "", "Directory of an exported model.")
+flags.DEFINE_list("images", [], "Files, folders (every image in them) or globs, comma-separated.")
+flags.DEFINE_string("video", "", "Video file to predict frame by frame, instead of images.")
+flags.DEFINE_string("output_dir", "", "Folder to write to; made if need be.")
+flags.DEFINE_bool("overlays", True, "Also draw each result over its image.")
+flags.DEFINE_bool(
+    "save_predictions", True, "Write COCO's format; of a video only if this is given."
+)
+flags.DEFINE_bool(
+    "serving_reply", False, "Also write what TensorFlow Serving's REST interface replies."
+)
+flags_lib.define_config_flags()
 
 
 def main():
@@ -56,11 +73,9 @@ def main():
 
 
 def predict_images(model, paths):
-    import tqdm
-
     from pfpn_tf.serving import predictor
 
-    with tqdm.tqdm(total=len(paths), unit="image", smoothing=0.1) as bar:
+    with progress.Bar("Predicting", len(paths), "image") as bar:
         failures = predictor.predict_files(
             model, paths, FLAGS.output_dir, FLAGS.overlays, FLAGS.serving_reply, bar.update
         )
@@ -71,12 +86,10 @@ def predict_images(model, paths):
 
 
 def predict_video(model, video):
-    import tqdm
-
     from pfpn_tf.serving import predictor
 
     name = os.path.splitext(os.path.basename(FLAGS.video))[0]
-    with tqdm.tqdm(total=video.num_frames or None, unit="frame", smoothing=0.1) as bar:
+    with progress.Bar("Predicting", video.num_frames or None, "frame") as bar:
         count = predictor.predict_video(
             model,
             video,
@@ -91,16 +104,4 @@ def predict_video(model, video):
 
 
 if __name__ == "__main__":
-    flags_lib.define_config_flags()
-    flags_lib.define_tool_flags(
-        "run_dir",
-        "checkpoint",
-        "saved_model",
-        "images",
-        "video",
-        "output_dir",
-        "overlays",
-        "save_predictions",
-        "serving_reply",
-    )
     cli.run(main)
