@@ -20,7 +20,8 @@ import tempfile
 import warnings
 from typing import Any, Dict, List, Optional, Sequence, Union
 
-from pfpn_tf.evaluation import cityscapes_files, output_folder, report
+from pfpn_tf.evaluation import cityscapes_files, output_folder
+from pfpn_tf.utils import progress
 from pfpn_tf.utils.errors import UserError
 
 
@@ -198,7 +199,7 @@ def _score_pixels(folder, truth, image_ids):
     scripts = cityscapes_files.scripts("evaluation.evalPixelLevelSemanticLabeling")
     args = copy.copy(scripts.args)
     args.quiet, args.JSONOutput = True, False
-    progress = report.progress_bar(len(image_ids))
+    bar = progress.Bar("Evaluating", len(image_ids), "image")
     with _exits_as_errors():
         confusion = scripts.generateMatrix(args)
         instances = scripts.generateInstanceStats(args)
@@ -213,8 +214,8 @@ def _score_pixels(folder, truth, image_ids):
                 {},
                 args,
             )
-        progress.update()
-    progress.close()
+        bar.update()
+    bar.close()
 
     label_names = {i: scripts.id2label[i].name for i in args.evalLabels}
     groups = scripts.category2labels
@@ -247,7 +248,7 @@ def _score_instances(folder, truth, image_ids):
     args = copy.copy(scripts.args)
     args.quiet, args.JSONOutput = True, False
     args.predictionPath = os.path.abspath(folder)
-    progress = report.progress_bar(len(image_ids))
+    bar = progress.Bar("Evaluating", len(image_ids), "image")
     scripts.setInstanceLabels(args)
     matches = {}
     for image_id in image_ids:
@@ -259,8 +260,8 @@ def _score_instances(folder, truth, image_ids):
                     [cityscapes_files.list_path(folder, image_id)], [path], instances, args
                 )
             )
-        progress.update()
-    progress.close()
+        bar.update()
+    bar.close()
     with _exits_as_errors():
         precisions = scripts.evaluateMatches(matches, args)
         averages = scripts.computeAverages(precisions, args)

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from pfpn_tf.data import coco_files
+from pfpn_tf.data import coco_json, panoptic_png, predictions
 from pfpn_tf.utils.errors import UserError
 from pfpn_tf.utils.files import atomic_write
 
@@ -45,7 +45,7 @@ def label_ids(categories_json: str) -> Dict[int, int]:
     """
     known = scripts("helpers.labels").name2label
     content = (
-        coco_files.load_json(categories_json, "The JSON of the categories")
+        coco_json.load_json(categories_json, "The JSON of the categories")
         if categories_json
         else {}
     )
@@ -203,23 +203,24 @@ class PanopticMaps(_Maps):
     """Labels from a panoptic prediction."""
 
     def __init__(self, json_path, directory, label_of):
-        content = coco_files.load_panoptic_json(json_path, "prediction", with_categories=False)
+        content = coco_json.load_panoptic_json(json_path, "prediction", with_categories=False)
         self.name = f"the prediction JSON {json_path}"
         self.image_ids = {a["image_id"]: a for a in content["annotations"]}
         self._json_path = json_path
-        self._directory = directory or coco_files.png_folder(json_path)
+        self._directory = directory or coco_json.png_folder(json_path)
         self._label_of = label_of
 
     def _path(self, image_id):
+        annotation = self._annotation(image_id)
+        return coco_json.existing_path(self._directory, annotation["file_name"])
+
+    def _annotation(self, image_id):
         annotation = self.image_ids[image_id]
-        coco_files.check_annotation(annotation, self._json_path, "prediction")
-        return os.path.join(self._directory, annotation["file_name"])
+        return coco_json.checked_annotation(annotation, self._json_path, "prediction")
 
     def read(self, image_id, hw):
-        annotation = self.image_ids[image_id]
-        ids = coco_files.read_panoptic_png(
-            self._directory, annotation["file_name"], image_id, "prediction"
-        )
+        annotation = self._annotation(image_id)
+        ids = panoptic_png.read(self._directory, annotation["file_name"], image_id, "prediction")
         _check_size(ids, hw, image_id, annotation["file_name"])
         labels = np.full(ids.shape, _UNLABELED, np.uint8)
         for segment in annotation["segments_info"]:
@@ -248,7 +249,7 @@ class SemanticMaps(_Maps):
             self._table[category_id] = label
 
     def _path(self, image_id):
-        return os.path.join(self._directory, f"{image_id}.png")
+        return os.path.join(self._directory, f"{predictions.file_stem(image_id)}.png")
 
     def read(self, image_id, hw):
         path = self._path(image_id)
@@ -273,7 +274,7 @@ def results_by_image(path: str) -> Dict[str, List[Dict[str, Any]]]:
     Raises:
       UserError: an entry has no usable image id or score.
     """
-    results = coco_files.load_json(path, "The instance results JSON")
+    results = coco_json.load_json(path, "The instance results JSON")
     if not isinstance(results, list):
         raise UserError(f"The instance results JSON {path} must be a list of results.")
     by_image: Dict[str, List[Dict[str, Any]]] = {}

@@ -21,12 +21,13 @@ import numpy as np
 import tensorflow as tf
 
 from pfpn_tf import config as config_lib
-from pfpn_tf.data import coco_files, pipeline, tfrecord
+from pfpn_tf.data import pipeline, predictions, tfrecord
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.distribution import workers as workers_lib
 from pfpn_tf.evaluation import confusion, html_report, merge, output_folder, report
 from pfpn_tf.evaluation.counts import EvaluationMetrics, read_truth
 from pfpn_tf.evaluation.inference import Inference, Input, Network
+from pfpn_tf.utils import progress
 from pfpn_tf.utils.errors import UserError
 
 _MAX_WAITING = 2  # Batches computed but not yet counted; bounds memory.
@@ -171,7 +172,7 @@ class Evaluator:
         category_ids = self._info.semantic_category_ids(targets).tolist()
         if targets == "other":
             category_ids[0] = None  # Any thing.
-        return coco_files.PredictionWriter(
+        return predictions.PredictionWriter(
             directory,
             self._info.coco_categories(),
             panoptic=task == "panoptic",
@@ -218,7 +219,7 @@ class Evaluator:
             (start, min(size, num_images - start))
             for start in range(self._workers.index * size, num_images, self._workers.count * size)
         ]
-        progress = report.progress_bar(sum(count for _, count in batches))
+        bar = progress.Bar("Evaluating", sum(count for _, count in batches), "image")
         waiting = []
         iterator = iter(dataset)
         with concurrent.futures.ThreadPoolExecutor(1) as host:
@@ -234,19 +235,19 @@ class Evaluator:
                         replica_examples,
                         *(batches.pop(0) if batches else (0, 0)),
                     )
-                    waiting.append(host.submit(self._consume_batch, *job, consume, progress))
+                    waiting.append(host.submit(self._consume_batch, *job, consume, bar))
                 while len(waiting) > (_MAX_WAITING if batches else 0):
                     waiting.pop(0).result()
-        progress.close()
+        bar.close()
 
-    def _consume_batch(self, outputs, examples, start, count, consume, progress):
+    def _consume_batch(self, outputs, examples, start, count, consume, bar):
         """Hands over the first `count` images of a replica's batch; the rest only fills it up."""
         outputs = tf.nest.map_structure(lambda t: None if t is None else t.numpy(), outputs)
         examples = {key: value.numpy() for key, value in examples.items()}
         for i in range(count):
             one = tf.nest.map_structure(lambda a: None if a is None else a[i], outputs)
             consume(start + i, one, {key: value[i] for key, value in examples.items()})
-            progress.update()
+            bar.update()
 
     def _inputs(self, batch):
         """The networks' inputs among the entries of a batch, or of its spec."""

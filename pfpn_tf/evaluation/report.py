@@ -4,10 +4,7 @@ All of it is in points (0 to 100); `metrics.json` holds fractions at full precis
 """
 
 import json
-import sys
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence
-
-import tqdm
 
 from pfpn_tf.utils.files import atomic_write
 
@@ -194,17 +191,3 @@ def write_metrics(path: str, metrics: Dict[str, Any]) -> None:
     with atomic_write(path) as f:
         json.dump(metrics, f, indent=2)
         f.write("\n")
-
-
-def progress_bar(num_images: int) -> tqdm.tqdm:
-    """A bar on a terminal; elsewhere a line every half minute."""
-    seconds = 0.1 if sys.stderr.isatty() else 30.0
-    return tqdm.tqdm(
-        total=num_images,
-        desc="Evaluating",
-        unit="image",
-        smoothing=0.1,
-        mininterval=seconds,
-        maxinterval=max(seconds, 10.0),
-        delay=0.0 if sys.stderr.isatty() else seconds,
-    )

@@ -16,14 +16,14 @@ from typing import Any, Dict, List, NamedTuple, Tuple
 import cv2
 import numpy as np
 
-from pfpn_tf.data import coco_files
+from pfpn_tf.data import coco_json, panoptic_png
 from pfpn_tf.data.categories import DatasetInfo
-from pfpn_tf.evaluation import html_report, report
+from pfpn_tf.evaluation import html_report
 from pfpn_tf.evaluation.gallery import Gallery
 from pfpn_tf.evaluation.panoptic_quality import PanopticQuality, SegmentMatches
 from pfpn_tf.evaluation.segment_pairs import segment_pairs_of_pixels
 from pfpn_tf.evaluation.semantic_iou import SemanticIoU
-from pfpn_tf.utils import process
+from pfpn_tf.utils import process, progress
 from pfpn_tf.utils.errors import UserError
 
 _IMAGES_PER_JOB = 64
@@ -65,11 +65,11 @@ class PanopticFiles:
         Raises:
           UserError: a file is missing or malformed; names image, file and segment.
         """
-        gt = coco_files.load_panoptic_json(gt_json, "ground-truth", with_categories=True)
-        pred = coco_files.load_panoptic_json(pred_json, "prediction", with_categories=False)
+        gt = coco_json.load_panoptic_json(gt_json, "ground-truth", with_categories=True)
+        pred = coco_json.load_panoptic_json(pred_json, "prediction", with_categories=False)
         self._gt_json = gt_json
-        self._gt_dir = gt_dir or coco_files.png_folder(gt_json)
-        self._pred_dir = pred_dir or coco_files.png_folder(pred_json)
+        self._gt_dir = gt_dir or coco_json.png_folder(gt_json)
+        self._pred_dir = pred_dir or coco_json.png_folder(pred_json)
         for what, directory in (("ground-truth", self._gt_dir), ("prediction", self._pred_dir)):
             if not os.path.isdir(directory):
                 raise UserError(f"The folder of the {what} PNGs {directory} does not exist.")
@@ -83,7 +83,8 @@ class PanopticFiles:
                 (self._gt_dir, gt_annotation, "ground-truth"),
                 (self._pred_dir, pred_annotation, "prediction"),
             ):
-                if not os.path.isfile(os.path.join(directory, annotation["file_name"])):
+                path = coco_json.existing_path(directory, annotation["file_name"])
+                if not os.path.isfile(path):
                     _read_map(directory, annotation, what)  # Says why it cannot.
 
     def score(
@@ -106,7 +107,7 @@ class PanopticFiles:
         info = self._drawing_info(image_dir) if output_dir else None
         gallery = Gallery(info) if info else None
         quality, iou = PanopticQuality(self.categories), SemanticIoU.of_categories(self.categories)
-        with report.progress_bar(len(self._pairs)) as progress:
+        with progress.Bar("Evaluating", len(self._pairs), "image") as bar:
             position = 0
             for job, (its_quality, its_iou, all_matches) in self._run_jobs(num_processes):
                 quality.merge(its_quality)
@@ -115,7 +116,7 @@ class PanopticFiles:
                     if gallery:
                         read = functools.partial(self._picture_parts, gt, pred, image_dir)
                         gallery.add(position, f"Image {gt['image_id']}", matches, read)
-                    progress.update()
+                    bar.update()
                     position += 1
         metrics = {
             "panoptic": quality.result(),
@@ -163,7 +164,7 @@ class PanopticFiles:
     def _picture_parts(self, gt, pred, image_dir):
         """Photo, ground truth and prediction of an image, as `Gallery.add` reads them."""
         gt_ids, pred_ids = (
-            coco_files.read_panoptic_png(directory, annotation["file_name"], gt["image_id"], what)
+            panoptic_png.read(directory, annotation["file_name"], gt["image_id"], what)
             for directory, annotation, what in (
                 (self._gt_dir, gt, "ground-truth"),
                 (self._pred_dir, pred, "prediction"),
@@ -255,12 +256,12 @@ def _decoded(job):
 
 def _read_map(directory, annotation, what):
     """The pixels of a panoptic PNG, [h, w, 3] uint8."""
-    return coco_files.read_panoptic_png(
+    return panoptic_png.read(
         directory,
         annotation["file_name"],
         annotation["image_id"],
         what,
-        coco_files.decode_panoptic_pixels,
+        panoptic_png.decode_pixels,
     )
 
 
@@ -272,37 +273,40 @@ def start_method() -> str:
 
 
 def _pair(gt, pred, gt_json, pred_json):
-    """Ground-truth annotations with their predictions, checked, by image id; the last prediction
-    counts.
+    """Ground-truth annotations with their predictions, checked, by image id; the last prediction of
+    an image counts.
     """
-    by_image = {a["image_id"]: a for a in pred["annotations"]}
+    match = coco_json.matcher(a["image_id"] for a in gt["annotations"])
+    by_image = {match(a["image_id"]): a for a in pred["annotations"]}
     missing = [a["image_id"] for a in gt["annotations"] if a["image_id"] not in by_image]
     if missing:
         more = f" and {len(missing) - 1} more images" if len(missing) > 1 else ""
-        hint = ""
-        if str(missing[0]) in {str(image_id) for image_id in by_image}:
-            hint = " The prediction has it as another type: one is a string, the other a number."
         raise UserError(
             f"Image {json.dumps(missing[0])}{more}: the prediction JSON {pred_json} has no"
-            f" annotation with this image_id (the ground truth is {gt_json}).{hint}"
+            f" annotation with this image_id (the ground truth is {gt_json})."
         )
-    pairs = [(a, by_image[a["image_id"]]) for a in gt["annotations"]]
-    for gt_annotation, pred_annotation in pairs:
-        coco_files.check_annotation(gt_annotation, gt_json, "ground-truth", areas=True)
-        coco_files.check_annotation(pred_annotation, pred_json, "prediction")
-    return pairs
+    check = coco_json.checked_annotation
+    return [
+        (
+            check(annotation, gt_json, "ground-truth", sizes=True),
+            check(by_image[annotation["image_id"]], pred_json, "prediction"),
+        )
+        for annotation in gt["annotations"]
+    ]
 
 
 def _notes_on_files(gt, pred):
     """What panopticapi passes over in silence."""
     messages = []
-    predicted = [a["image_id"] for a in pred["annotations"]]
-    unused = len(set(predicted) - {a["image_id"] for a in gt["annotations"]})
+    match = coco_json.matcher(a["image_id"] for a in gt["annotations"])
+    predicted = [match(a["image_id"]) for a in pred["annotations"]]
+    unused = predicted.count(None)
     if unused:
         messages.append(
             f"{unused} predicted images are not in the ground truth and were not scored."
         )
-    repeated = len(predicted) - len(set(predicted))
+    known = [i for i in predicted if i is not None]
+    repeated = len(known) - len(set(known))
     if repeated:
         messages.append(
             f"{repeated} predictions are for an image listed before; the last of an image counts."

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from pfpn_tf.data.coco_files import encode_panoptic_png
+from pfpn_tf.data import panoptic_png
 from pfpn_tf.evaluation.instance_files import score_instances
 from pfpn_tf.evaluation.score_files import score_panoptic
 from tests.reference import panoptic_quality as reference
@@ -50,7 +50,7 @@ def folder(tmp_path):
                 }
                 for k, c in categories.items()
             ]
-            (tmp_path / name / f"{i}.png").write_bytes(encode_panoptic_png(ids))
+            (tmp_path / name / f"{i}.png").write_bytes(panoptic_png.encode_ids(ids))
             content["images"].append(
                 {"id": i, "height": height, "width": width, "file_name": f"{i}.jpg"}
             )
@@ -112,7 +112,7 @@ def set_pixel(value):
     def damage(folder):
         ids = reference.read_ids(folder / PRED_PNG)
         ids[5, 7] = value
-        (folder / PRED_PNG).write_bytes(encode_panoptic_png(ids))
+        (folder / PRED_PNG).write_bytes(panoptic_png.encode_ids(ids))
 
     return damage
 
@@ -173,7 +173,7 @@ NUMBERS = {
     ),
     "no categories in the prediction": edit("pred", lambda c: c.pop("categories")),
     "empty image": lambda folder: (
-        (folder / PRED_PNG).write_bytes(encode_panoptic_png(np.zeros(SIZES[1]))),
+        (folder / PRED_PNG).write_bytes(panoptic_png.encode_ids(np.zeros(SIZES[1]))),
         pred(lambda a: a.update(segments_info=[]))(folder),
     ),
     "ground-truth area missing where nothing overlaps": edit(
@@ -258,7 +258,7 @@ ERRORS = {
         pred(lambda a: a["segments_info"].append({"id": -1, "category_id": 3})),
         ["Image 1", "segment -1"],
     ),
-    "text as id": (segment(id="70000"), ["Image 1", "pred.json", '"70000"', "whole number"]),
+    "text as id": (segment(id="7000o"), ["Image 1", "pred.json", '"7000o"', "whole number"]),
     "half an id": (segment(id=0.5), ["Image 1", "pred.json", "0.5", "whole number"]),
     "no id": (
         pred(lambda a: without(a["segments_info"][0], "id")),
@@ -269,8 +269,8 @@ ERRORS = {
         ["Image 1", PRED_PNG, "segment 70000", "category_id 4"],
     ),
     "text as category": (
-        segment(category_id="9"),
-        ["Image 1", PRED_PNG, "segment 70000", "category_id '9'"],
+        segment(category_id="nine"),
+        ["Image 1", "pred.json", "segment 70000", '"category_id"', '"nine"'],
     ),
     "no category": (
         pred(lambda a: without(a["segments_info"][0], "category_id")),
@@ -294,21 +294,17 @@ ERRORS = {
         edit("pred", lambda c: c.update(annotations=[])),
         ["Image 0 and 2 more", "pred.json"],
     ),
-    "ids as strings": (
-        edit("pred", lambda c: [a.update(image_id=str(a["image_id"])) for a in c["annotations"]]),
-        ["Image 0", "pred.json", "one is a string"],
-    ),
     "annotation without image": (
         edit("pred", lambda c: without(c["annotations"][1], "image_id")),
-        ["pred.json", "number 1"],
+        ["pred.json", "annotations[1]"],
     ),
     "image id is a list": (
         pred(lambda a: a.update(image_id=[1])),
-        ["pred.json", "number 1", "image id"],
+        ["pred.json", "annotations[1]", "image_id"],
     ),
     "annotation is a string": (
         edit("pred", lambda c: c["annotations"].append("x")),
-        ["pred.json", "number 3"],
+        ["pred.json", "annotations[3]"],
     ),
     "no annotations": (
         edit("pred", lambda c: without(c, "annotations")),
@@ -330,7 +326,7 @@ ERRORS = {
     ),
     "ground-truth area is null": (
         edit("gt", lambda c: c["annotations"][1]["segments_info"][0].update(area=None)),
-        ["Image 1", "gt.json", "segment 70000", "area"],
+        ["Image 1", PRED_PNG, "segment 70000", "area"],
     ),
     "no categories": (edit("gt", lambda c: without(c, "categories")), ["gt.json", "categories"]),
     "no isthing": (
@@ -385,11 +381,37 @@ def test_errors_name_what_is_wrong(folder, case):
         ("prediction's categories differ", "Category 3 is 'sand' in the prediction"),
         ("no things", "Things is null"),
         ("no images", "All is null"),
+        ("ground-truth areas twice as large", "JSON's area of 11 ground-truth segments is not"),
     ],
 )
 def test_notes(folder, case, words):
     NUMBERS[case](folder)
     assert any(words in note for note in score_panoptic(*files(folder))["notes"])
+
+
+def test_image_ids_as_texts_are_the_same_images(folder):
+    expected = score_panoptic(*files(folder))
+    edit("pred", lambda c: [a.update(image_id=str(a["image_id"])) for a in c["annotations"]])(
+        folder
+    )
+    assert score_panoptic(*files(folder)) == expected
+
+
+def test_areas_that_contradict_the_pixels(folder):
+    """PQ is panopticapi's, 10 times too high; the note tells the one by the pixels."""
+    true = 100 * score_panoptic(*files(folder))["panoptic"]["All"]["pq"]
+
+    def shrink(content):
+        for segment in (s for a in content["annotations"] for s in a["segments_info"]):
+            segment["area"] //= 10
+
+    edit("gt", shrink)(folder)
+    metrics = score_panoptic(*files(folder))
+    wrong = 100 * metrics["panoptic"]["All"]["pq"]
+    assert wrong > 100 > true
+    (note,) = metrics["notes"]
+    assert f"panopticapi does: {wrong:.2f}; by the pixels it would be {true:.2f}" in note
+    assert "Image 0" in note and "segment" in note
 
 
 def test_random_damage_gives_the_reference_s_answer(folder):
@@ -407,7 +429,7 @@ def test_random_damage_gives_the_reference_s_answer(folder):
                 y, x = rng.integers(0, size[0] - 6), rng.integers(0, size[1] - 6)
                 ids[y : y + 6, x : x + 6] = rng.choice([0, 1, 300, 70000, 2**24 - 1] * 5 + [4711])
                 annotation["file_name"] = f"random_{annotation['file_name']}"
-                (folder / name / annotation["file_name"]).write_bytes(encode_panoptic_png(ids))
+                (folder / name / annotation["file_name"]).write_bytes(panoptic_png.encode_ids(ids))
                 visible = np.unique(ids)
                 annotation["segments_info"] = [
                     s for s in annotation["segments_info"] if s["id"] in visible
@@ -519,6 +541,11 @@ def uncompressed(results):
         (lambda r: r[1].update(category_id=77), {"bbox", "segm"}, 51 / 101),
         (lambda r: r[1].update(score=-3, extra=None), {"bbox", "segm"}, 1.0),
         (lambda r: r.append({**r[1], "bbox": [0, 0, 0, 0], "score": 0.1}), {"bbox", "segm"}, 1.0),
+        (
+            lambda r: r[1].update(image_id="2", category_id=3.0, score="0.5"),
+            {"bbox", "segm"},
+            1.0,
+        ),
     ],
     ids=[
         "as they are",
@@ -530,11 +557,16 @@ def uncompressed(results):
         "class unknown",
         "scores",
         "empty box",
+        "numbers as texts",
     ],
 )
 def test_odd_results(instances, change, kinds, expected):
     change_results(instances, change)
     metrics = score_instances(*instances)
+    notes = metrics.pop("notes", [])
+    assert any("1 results do not count" in n and "(77)" in n for n in notes) == (
+        expected == 51 / 101
+    )
     assert set(metrics) == kinds
     for kind in kinds:
         assert metrics[kind]["AP"] == pytest.approx(expected)
@@ -546,9 +578,10 @@ def test_odd_results(instances, change, kinds, expected):
         (lambda r: {"annotations": r}, ["pred.json", "list of results"]),
         (lambda r: r.append(None), ["pred.json", "entry 2"]),
         (lambda r: r[1].update(image_id=77), ["entry 1", "image 77", "no such image"]),
-        (lambda r: r[1].update(image_id="2"), ["entry 1", "no such image"]),
+        (lambda r: r[1].update(image_id="two"), ["entry 1", "no such image"]),
+        (lambda r: [x.update(category_id=0) for x in r] and None, ["category_id 0", "class ids"]),
         (lambda r: without(r[1], "score"), ["entry 1", '"score"']),
-        (lambda r: r[1].update(score="0.5"), ["entry 1 (image 2)", "'0.5'"]),
+        (lambda r: r[1].update(score="half"), ["entry 1 (image 2)", '"half"']),
         (lambda r: r[1].update(score=float("nan")), ["entry 1 (image 2)", "finite"]),
         (lambda r: without(r[1], "category_id"), ["entry 1", '"category_id"']),
         (lambda r: r[1].update(category_id=[3]), ["entry 1 (image 2)", "category_id"]),
@@ -560,7 +593,7 @@ def test_odd_results(instances, change, kinds, expected):
             lambda r: [without(r[0], "bbox"), without(r[1], "segmentation")] and None,
             ["every entry"],
         ),
-        (lambda r: r[1].update(bbox=[1, 2, 3, None]), ["entry 1 (image 2)", "four finite numbers"]),
+        (lambda r: r[1].update(bbox=[1, 2, 3, None]), ["entry 1 (image 2)", "four numbers"]),
         (uncompressed, ["entry 1 (image 2)", "compressed RLE"]),
         (
             lambda r: r[1].update(segmentation=[[3, 2, 23, 2, 23, 12]]),
@@ -573,7 +606,7 @@ def test_odd_results(instances, change, kinds, expected):
         (lambda r: r[1]["segmentation"].update(counts="n1:"), ["entry 1 (image 2)", "add up"]),
         (
             lambda r: r[1]["segmentation"].update(counts="~~~~~~~~~~~~~~"),
-            ["entry 1 (image 2)", "add up"],
+            ["entry 1 (image 2)", "no RLE"],
         ),
         (lambda r: without(r[1]["segmentation"], "size"), ["entry 1 (image 2)", '"size"']),
     ],
@@ -589,10 +622,15 @@ def test_broken_results_are_named(instances, change, words):
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"area": None}, ["area None", "finite"]),
-        ({"iscrowd": "yes"}, ["iscrowd 'yes'", "neither 0 nor 1"]),
-        ({"bbox": [1, 2, 3]}, ["[1, 2, 3]", "four finite numbers"]),
+        ({"area": None}, ['has no "area"']),
+        ({"area": "many"}, ['"area"', "finite", "many"]),
+        ({"iscrowd": "yes"}, ['"iscrowd"', "0 or 1", "yes"]),
+        ({"bbox": [1, 2, 3]}, ["[1, 2, 3]", "four numbers"]),
+        ({"bbox": [1, 2, -3, 4]}, ["negative"]),
         ({"segmentation": []}, ["polygons"]),
+        ({"segmentation": [[3, 2, 23, 2]]}, ["three x, y pairs"]),
+        ({"segmentation": [[3, 2, 23, 2, float("nan"), 12]]}, ["coordinate NaN"]),
+        ({"segmentation": [[3, 2, 1e9, 2, 23, 12]]}, ["outside the image"]),
         ({"segmentation": {"size": [20, 30], "counts": "n1:"}}, ["add up"]),
     ],
 )
@@ -605,6 +643,27 @@ def test_broken_ground_truth_is_named(instances, change, words):
         score_instances(*instances)
     for word in ["ground-truth instances JSON", "annotation 2 (image 2)", *words]:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize("ids", [[0, 1], [7, 7], ["a", "b"], [None, 2.5]])
+def test_annotation_ids_do_not_count(instances, ids):
+    """pycocotools takes the annotation with id 0 for none, and those with one id for one."""
+    path = pathlib.Path(instances[0])
+    content = json.loads(path.read_text())
+    for annotation, i in zip(content["annotations"], ids):
+        annotation.update(id=i, area=str(annotation["area"]), image_id=str(annotation["image_id"]))
+    path.write_text(json.dumps(content))
+    metrics = score_instances(*instances)
+    assert metrics["bbox"]["AP"] == metrics["segm"]["AP"] == pytest.approx(1.0)
+
+
+def test_annotations_that_belong_nowhere_are_told(instances):
+    path = pathlib.Path(instances[0])
+    content = json.loads(path.read_text())
+    content["annotations"][1]["image_id"] = 5
+    path.write_text(json.dumps(content))
+    (note,) = score_instances(*instances)["notes"]
+    assert "1 annotations" in note and "annotation 2 (image 5)" in note
 
 
 def test_masks_of_any_shape_add_up(instances):
@@ -623,6 +682,7 @@ def test_masks_of_any_shape_add_up(instances):
         rle = mask_utils.encode(np.asfortranarray(mask.reshape(height, width)))
         rle["counts"] = rle["counts"].decode()
         content["images"][0].update(height=height, width=width)
+        content["annotations"][0]["segmentation"] = rle
         pathlib.Path(instances[0]).write_text(json.dumps(content))
         change_results(instances, lambda r: r[0].update(segmentation=rle))
         assert score_instances(*instances)["bbox"]["AP"] == 1.0
