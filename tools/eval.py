@@ -107,11 +107,11 @@ def main():
 
 
 def _evaluate_runs(two_runs):
+    _refuse(PANOPTIC_FLAGS, "scores panoptic files")
     from pfpn_tf.distribution import strategies
     from pfpn_tf.evaluation import evaluate_run
     from pfpn_tf.runs import run_directory
 
-    _refuse(PANOPTIC_FLAGS, "scores panoptic files")
     names = ("instance_run_dir", "semantic_run_dir") if two_runs else ("run_dir",)
     flags_lib.check_given(names)
     run_dirs = [getattr(FLAGS, name) for name in names]

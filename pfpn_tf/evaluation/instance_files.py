@@ -197,8 +197,12 @@ def _truth_mask(mask, image, where):
     """Polygons or RLE that hotcoco reads as pycocotools does."""
     hw = _size(image, mask)
     if isinstance(mask, dict):
-        runs = coco_masks.rle_runs(mask, hw or (0, 0), where)
-        return {"size": list(hw), "counts": mask["counts"] if _is_text(mask) else runs.tolist()}
+        if _is_text(mask):
+            return _compressed_rle(mask, hw or (0, 0), where)
+        return {
+            "size": list(hw or ()),
+            "counts": coco_masks.rle_runs(mask, hw or (0, 0), where).tolist(),
+        }
     if not isinstance(mask, list) or not mask:
         raise UserError(
             f"{where}: the segmentation must be polygons or RLE, not {coco_json.shown(mask)}."
@@ -219,9 +223,13 @@ def _result_mask(mask: Any, image: Dict[str, Any], where: str) -> Dict[str, Any]
             ' "counts"; pycocotools scores no polygons or uncompressed RLE.'
             " pycocotools.mask.frPyObjects converts them."
         )
-    hw = _size(image, mask)
-    if hw is None or mask.get("size") != list(hw) or not _covers(mask["counts"], hw[0] * hw[1]):
-        coco_masks.rle_runs(mask, hw or (0, 0), where)  # Ten times slower, says what is wrong.
+    return _compressed_rle(mask, _size(image, mask) or (0, 0), where)
+
+
+def _compressed_rle(mask, hw, where):
+    """A mask whose counts are a text, checked."""
+    if mask.get("size") != list(hw) or not _covers(mask["counts"], hw[0] * hw[1]):
+        coco_masks.rle_runs(mask, hw, where)  # Ten times slower, says what is wrong.
     return {"size": list(hw), "counts": mask["counts"]}
 
 

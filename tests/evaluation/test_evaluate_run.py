@@ -14,6 +14,7 @@ from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.runs import checkpoints, restore
 from pfpn_tf.training import logs
 from pfpn_tf.training.evaluation import TrainingEvaluation
+from pfpn_tf.utils.errors import UserError
 from tests import tiny
 
 
@@ -177,6 +178,18 @@ def test_no_averages_to_evaluate(run_dir):
         evaluate_run(run_dir, EvaluationOptions("0", weights="ema"))
     with pytest.raises(ValueError, match="--eval_weights=mean must be one of auto, raw, ema, both"):
         evaluate_run(run_dir, EvaluationOptions(weights="mean"))
+
+
+def test_records_of_other_classes(run_dir, tiny_records, info, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate_run_lib, "_build", lambda *args: pytest.fail("was built"))
+    others = info.coco_categories()
+    others[1]["isthing"] = 1 - others[1]["isthing"]
+    DatasetInfo.from_coco_categories(others).save(tmp_path / "dataset_info.json")
+    for path in tiny_records.glob("*.tfrecord"):
+        (tmp_path / path.name).symlink_to(path)
+    options = EvaluationOptions(settings={"eval_records": f"{tmp_path}/*.tfrecord"})
+    with pytest.raises(UserError, match=r"other classes than .*\(category 3: crate"):
+        evaluate_run(run_dir, options)
 
 
 def test_runs_that_do_not_fit(run_dir, instance_half, config, info, monkeypatch):

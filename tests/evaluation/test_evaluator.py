@@ -119,8 +119,15 @@ def test_pictures_for_tensorboard(evaluated, single):
 
 
 def test_subset_equals_files_of_the_subset(dataset, single, tmp_path):
-    """Classes absent from the subset are left out of the averages."""
+    """Classes absent from the subset are left out of the averages; files of an earlier evaluation
+    are gone, those of others stay.
+    """
+    old = ["metrics.json", "ema/metrics.json", "panoptic/old.png", "ema/semantic/old.png", "my.txt"]
+    for name in old:
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).write_text("{}")
     metrics = run(single, str(tmp_path / "out"), max_images=2)
+    assert not list((tmp_path / "out").rglob("old.png")) and (tmp_path / "out/my.txt").exists()
     panoptic = json.loads((dataset / "annotations/panoptic_val.json").read_text())
     panoptic["annotations"] = panoptic["annotations"][:2]
     (tmp_path / "gt.json").write_text(json.dumps(panoptic))

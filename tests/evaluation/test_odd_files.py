@@ -478,6 +478,27 @@ def test_tool_writes_nothing_after_an_error(folder):
     assert sorted(folder.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (
+            "--gt_panoptic_json=gt.json --pred_panoptic_json=pred.json --checkpoint=5",
+            "--checkpoint",
+        ),
+        ("--gt_panoptic_json=gt.json --pred_panoptic_json=pred.json --seed=5", "--seed"),
+        ("--gt_panoptic_json=gt.json --pred_panoptic_json=pred.json --max_images=-1", "at least 0"),
+        ("--gt_panoptic_json=gt.json --pred_panoptic_json=pred.json --metrics_json=gt", "a folder"),
+        ("--gt_instances_json=gt.json --pred_instances_json=pred.json --semantic", "--semantic"),
+        ("--run_dir=gt --num_processes=2", "--num_processes"),
+    ],
+)
+def test_tool_refuses_what_has_no_effect(folder, arguments, message):
+    tool = pathlib.Path(__file__).parents[2] / "tools/eval.py"
+    command = [sys.executable, str(tool), *arguments.split()]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and message in done.stderr
+
+
 # -- instances --------------------------------------------------------------------------------
 
 
