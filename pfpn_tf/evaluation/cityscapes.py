@@ -25,31 +25,10 @@ from pfpn_tf.utils import progress
 from pfpn_tf.utils.errors import UserError
 
 
-def check(gt_dir: str, categories_json: str) -> None:
-    """Checks what can be known before there are predictions: cityscapesscripts is installed, and
-    ground truth and categories are those of Cityscapes.
-
-    Raises:
-      UserError: says what is missing.
-    """
-    cityscapes_files.label_ids(categories_json)
-    for level in ("evalPixelLevelSemanticLabeling", "evalInstanceLevelSemanticLabeling"):
-        cityscapes_files.scripts(f"evaluation.{level}")
-    cityscapes_files.CityscapesTruth(gt_dir)
-
-
-def score_files(gt_dir: str, output_dir: str = "", **predictions: Any) -> Dict[str, Any]:
-    """IoU, iIoU and AP of predictions in COCO format.
-
-    Args: as `CityscapesScorer` and its `score`.
-    """
-    return CityscapesScorer(gt_dir, **predictions).score(output_dir)
-
-
 def score_written(
     gt_dir: str, directory: str, categories_json: str, image_ids: Sequence[Any], semantic: bool
 ) -> Dict[str, Any]:
-    """`score_files` of the folder that a `coco_files.PredictionWriter` has filled.
+    """Scores the folder that a `predictions.PredictionWriter` has filled.
 
     The files for the server go there, too.
 
@@ -67,15 +46,15 @@ def score_written(
         path = os.path.join(directory, name)
         return path if os.path.exists(path) else ""
 
-    return score_files(
+    scorer = CityscapesScorer(
         gt_dir,
-        directory,
         panoptic_json=existing("panoptic.json"),
         instances_json=existing("instances.json"),
         semantic_dir=existing("semantic") if semantic else "",
         categories_json=categories_json,
         image_ids=image_ids,
     )
+    return scorer.score(directory)
 
 
 class CityscapesScorer:
@@ -91,13 +70,14 @@ class CityscapesScorer:
         categories_json: str = "",
         image_ids: Optional[Sequence[Any]] = None,
     ):
-        """Reads what can be read at once; the maps are read one by one in `score`.
+        """Reads what can be read at once; the maps are read one by one in `score`. Without
+        predictions it checks the ground truth and the categories.
 
         Args:
           gt_dir: folder of one split's city folders, e.g. gtFine/val.
           panoptic_json, panoptic_dir: a panoptic prediction, whose classes are scored as labels.
           instances_json: COCO instance results with masks.
-          semantic_dir: label maps of `coco_files.PredictionWriter.add_semantic`, scored instead of
+          semantic_dir: label maps of `predictions.PredictionWriter.add_semantic`, scored instead of
             the panoptic prediction.
           categories_json: a JSON with the COCO categories of the predictions, by Cityscapes' names;
             ids may be label ids or train ids. Empty: panoptic_json.
@@ -107,7 +87,8 @@ class CityscapesScorer:
           UserError: cityscapesscripts is not installed, or a file is missing or does not fit; says
             which.
         """
-        check(gt_dir, categories_json or panoptic_json)
+        for level in ("Pixel", "Instance"):
+            cityscapes_files.scripts(f"evaluation.eval{level}LevelSemanticLabeling")
         self._truth = truth = cityscapes_files.CityscapesTruth(gt_dir)
         self._label_of = cityscapes_files.label_ids(categories_json or panoptic_json)
         self._maps: Union[cityscapes_files.SemanticMaps, cityscapes_files.PanopticMaps, None] = None

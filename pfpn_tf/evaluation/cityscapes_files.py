@@ -6,7 +6,6 @@ Shapes: h, w original image size.
 
 import glob
 import importlib
-import math
 import os
 from typing import Any, Container, Dict, List, Mapping, Sequence
 
@@ -279,12 +278,11 @@ def results_by_image(path: str) -> Dict[str, List[Dict[str, Any]]]:
         raise UserError(f"The instance results JSON {path} must be a list of results.")
     by_image: Dict[str, List[Dict[str, Any]]] = {}
     for index, result in enumerate(results):
+        where = f"The instance results JSON {path}: entry {index}"
         if not isinstance(result, dict) or not isinstance(result.get("image_id"), str):
             raise UserError(
-                f'The instance results JSON {path}: entry {index} has no text as "image_id", such'
-                ' as "frankfurt_000000_000294".'
+                f'{where} has no text as "image_id", such as "frankfurt_000000_000294".'
             )
-        if not isinstance(result.get("score"), (int, float)) or not math.isfinite(result["score"]):
-            raise UserError(f"The instance results JSON {path}: entry {index} has no finite score.")
-        by_image.setdefault(result["image_id"], []).append(result)
+        score = coco_json.field(result, "score", coco_json.NUMBER, where)
+        by_image.setdefault(result["image_id"], []).append({**result, "score": score})
     return by_image

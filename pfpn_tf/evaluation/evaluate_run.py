@@ -43,7 +43,7 @@ class EvaluationOptions:
       split: name of the records to take beside `eval_records`, unless the settings name those; of
         test-dev the zip files for COCO's server are written.
       cityscapes_gt_dir: ground truth of Cityscapes to score the predictions with, see
-        `cityscapes.score_files`.
+        `cityscapes.CityscapesScorer`.
     """
 
     checkpoint: str = ""
@@ -197,7 +197,8 @@ def _check_options(options, runs):
             " --nosave_predictions."
         )
     if options.cityscapes_gt_dir:
-        cityscapes.check(options.cityscapes_gt_dir, _info_json(runs[0]))
+        categories_json = _info_json(runs[0])
+        cityscapes.CityscapesScorer(options.cityscapes_gt_dir, categories_json=categories_json)
 
 
 def _info_json(run):

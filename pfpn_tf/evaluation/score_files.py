@@ -74,7 +74,12 @@ class PanopticFiles:
             if not os.path.isdir(directory):
                 raise UserError(f"The folder of the {what} PNGs {directory} does not exist.")
         self.categories = list({c["id"]: c for c in gt["categories"]}.values())
-        self._photos = {image["id"]: image.get("file_name") for image in gt.get("images", [])}
+        images = gt.get("images")
+        self._photos = {
+            str(image.get("id")): coco_json.text(image.get("file_name"))
+            for image in (images if isinstance(images, list) else ())
+            if isinstance(image, dict)
+        }
         scored = {**gt, "annotations": gt["annotations"][: max_images or None]}
         self._pairs = _pair(scored, pred, gt_json, pred_json)
         self._notes = _notes_on_files(gt, pred)
@@ -181,8 +186,8 @@ class PanopticFiles:
 
     def _photo(self, image_dir, image_id, check_only=False):
         """The photo of an image, [h, w, 3] uint8 BGR."""
-        file_name = self._photos.get(image_id)
-        path = os.path.join(image_dir, str(file_name))
+        file_name = self._photos.get(str(image_id))
+        path = coco_json.existing_path(image_dir, str(file_name))
         problem, photo = "", None
         if not file_name:
             problem = f"{self._gt_json} does not name its photo"

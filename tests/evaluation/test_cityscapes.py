@@ -95,7 +95,8 @@ def score(truth, folder, **kwargs):
         "panoptic_dir": str(folder / "panoptic"),
         "instances_json": str(folder / "instances.json"),
     }
-    return cityscapes.score_files(str(truth), **paths, **kwargs)
+    output_dir = kwargs.pop("output_dir", "")
+    return cityscapes.CityscapesScorer(str(truth), **paths, **kwargs).score(output_dir)
 
 
 def write_json(value, path):
@@ -154,13 +155,13 @@ def test_train_ids_and_semantic_maps_give_the_same(truth, tmp_path):
     expected = score(truth, write_predictions(tmp_path / "label"))
     folder = write_predictions(tmp_path / "train", train_ids=True)
     assert score(truth, folder) == expected
-    from_maps = cityscapes.score_files(
+    scorer = cityscapes.CityscapesScorer(
         str(truth),
         instances_json=str(folder / "instances.json"),
         semantic_dir=str(folder / "semantic"),
         categories_json=str(folder / "panoptic.json"),
     )
-    assert from_maps == expected
+    assert scorer.score() == expected
 
 
 def test_nothing_is_left_behind(truth, tmp_path, monkeypatch):
