@@ -39,12 +39,20 @@ flags.DEFINE_string("split", "", "Name of the split: train, val, ...")
 flags.DEFINE_integer("num_shards", 0, "Number of TFRecord files; 0: one for every 500 images.")
 flags.DEFINE_integer("num_workers", 0, "Processes; 0: one per CPU core.")
 flags.DEFINE_bool(
-    "skip_bad", False, "Leave broken images out and count them; otherwise the first one stops."
+    "skip_bad",
+    False,
+    "Leave broken images and instances out and count them; otherwise the first one stops.",
+)
+flags.DEFINE_bool(
+    "allow_mismatch",
+    False,
+    "Only warn of data that contradict themselves: annotations of unlisted images, objects that are"
+    " all crowds, ...",
 )
 
 
 def main():
-    from pfpn_tf.data import categories, coco_panoptic, convert
+    from pfpn_tf.data import categories, coco_json, coco_panoptic, convert
 
     args = flags.FLAGS
     if args.image_info_json and (args.panoptic_json or args.instances_json):
@@ -73,18 +81,19 @@ def main():
     else:
         dataset = coco_panoptic.CocoPanoptic(
             args.panoptic_json,
-            args.panoptic_dir or os.path.splitext(args.panoptic_json)[0],
+            args.panoptic_dir or coco_json.png_folder(args.panoptic_json),
             args.image_dir,
             args.instances_json or None,
             args.image_ids,
+            args.allow_mismatch,
         )
     flags_lib.make_output_dir("output_dir")
     try:
         counts = convert.convert(
             dataset, args.output_dir, args.split, args.num_shards, args.num_workers, args.skip_bad
         )
-    except coco_panoptic.DataError as error:
-        raise UserError(f"{error} Correct it, or leave such images out with --skip_bad.") from None
+    except coco_json.DataError as error:
+        raise UserError(f"{error} Correct it, or leave out what is broken: --skip_bad.") from None
     print(
         f"{args.output_dir}: {args.split}: {counts['images']} images "
         f"({counts['skipped']} skipped), {counts['instances']} instances, "

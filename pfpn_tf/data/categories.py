@@ -1,6 +1,6 @@
 """The categories of a dataset and the three numberings that everything else uses.
 
-- category_id: the dataset's own id, any whole number from 0 (COCO: 1..200 with gaps).
+- category_id: the dataset's own id, 0 to 2**31 - 1 (COCO: 1..200 with gaps).
 - class_id: 0..K-1, the things by ascending category id; what the box and mask heads predict.
 - semantic class: 0..S-1, what the semantic head predicts. With semantic_targets "other", class 0
   is any thing and the stuff follows by ascending category id; with "all", every category by
@@ -16,10 +16,12 @@ import colorsys
 import dataclasses
 import functools
 import json
+import os
 from typing import Any, Dict, List, Mapping, NamedTuple, Sequence, Tuple
 
 import numpy as np
 
+from pfpn_tf.data import coco_json
 from pfpn_tf.utils.errors import UserError
 from pfpn_tf.utils.files import atomic_write
 
@@ -63,14 +65,12 @@ class DatasetInfo:
           UserError: an entry is incomplete or malformed, an id occurs twice, or there are too
             many.
         """
-        if not isinstance(categories, (list, tuple)) or not categories:
-            raise UserError(f"{source}: expected a list of at least one category.")
+        entries = coco_json.checked_categories(categories, source)
         if len(categories) > MAX_CATEGORIES:
             raise UserError(
                 f"{source}: {len(categories)} categories, but at most {MAX_CATEGORIES} fit an 8-bit"
                 " map."
             )
-        entries = [_checked_entry(c, i, source) for i, c in enumerate(categories)]
         entries.sort(key=lambda c: c["id"])
         for a, b in zip(entries, entries[1:]):
             if a["id"] == b["id"]:
@@ -94,16 +94,12 @@ class DatasetInfo:
         Raises:
           UserError: the file is missing or not a dataset_info.json; says which and why.
         """
-        try:
-            with open(path, encoding="utf-8") as f:
-                content = json.load(f)
-        except FileNotFoundError:
+        if not os.path.exists(path):
             raise UserError(
                 f"{path}: no such file. tools/create_tfrecords.py writes it beside the TFRecords; "
                 "--dataset_info names another place."
-            ) from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: not valid JSON ({error}).") from None
+            )
+        content = coco_json.load_json(path, "The dataset's description")
         if not isinstance(content, dict) or "categories" not in content:
             raise UserError(f"{path}: expected an object with a list named categories.")
         splits = content.get("splits", {})
@@ -245,29 +241,3 @@ def distinct_colors(count: int) -> List[Tuple[int, int, int]]:
         red, green, blue = (int(round(255 * v)) for v in rgb)
         colors.append((red, green, blue))
     return colors
-
-
-def _checked_entry(entry, position, source):
-    where = f"{source}: categories[{position}]"
-    if not isinstance(entry, Mapping):
-        raise UserError(f"{where} must be an object, not {entry!r}.")
-    missing = [key for key in ("id", "name", "isthing") if key not in entry]
-    if missing:
-        hint = (
-            " A COCO instances JSON has no isthing; give the panoptic one."
-            if missing == ["isthing"]
-            else ""
-        )
-        raise UserError(f"{where} ({entry.get('name', '?')}) lacks {', '.join(missing)}.{hint}")
-    if not isinstance(entry["id"], int) or isinstance(entry["id"], bool) or entry["id"] < 0:
-        raise UserError(
-            f"{where} ({entry['name']}): id {entry['id']!r} must be a whole number from 0."
-        )
-    if entry["isthing"] not in (0, 1):
-        raise UserError(f"{where} ({entry['name']}): isthing {entry['isthing']!r} must be 0 or 1.")
-    color = entry.get("color")
-    if color and (len(color) != 3 or not all(isinstance(v, int) and 0 <= v <= 255 for v in color)):
-        raise UserError(
-            f"{where} ({entry['name']}): color {color!r} must be three whole numbers 0..255."
-        )
-    return entry

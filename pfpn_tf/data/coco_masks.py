@@ -71,6 +71,18 @@ def polygon_problem(polygon: Any, hw: Tuple[int, int]) -> Optional[str]:
     return None
 
 
+def reaches_outside(segmentation: Any, hw: Tuple[int, int], tolerance_px: float) -> bool:
+    """Whether checked polygons reach further than that outside the image. RLE cannot."""
+    if isinstance(segmentation, dict):
+        return False
+    for polygon in segmentation:
+        values = np.array([number(v) for v in polygon]).reshape(-1, 2)
+        beyond = np.maximum(-values, values - (hw[1], hw[0]))
+        if beyond.max() > tolerance_px:
+            return True
+    return False
+
+
 def _decode_polygons(polygons, hw):
     from pycocotools import mask as mask_utils
 

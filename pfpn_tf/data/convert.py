@@ -11,7 +11,7 @@ import glob
 import multiprocessing
 import os
 import re
-from typing import Any, Dict, List, NamedTuple
+from typing import Any, Dict, NamedTuple
 
 import cv2
 import numpy as np
@@ -19,20 +19,28 @@ import tensorflow as tf
 from absl import logging
 
 from pfpn_tf.data import categories as categories_lib
-from pfpn_tf.data import coco_panoptic, tfrecord
+from pfpn_tf.data import coco_instances, coco_panoptic, tfrecord
+from pfpn_tf.data.coco_json import DataError
+from pfpn_tf.data.record import ALLOW, Notes
 from pfpn_tf.utils import process, progress
 from pfpn_tf.utils.errors import UserError
 
 IMAGES_PER_SHARD = 500  # about 100 MB of COCO
-MAX_ERRORS_SHOWN = 20
+
+IMAGES_LEFT_OUT = "images are left out as broken (--skip_bad)"
+ONLY_CROWDS = "objects are all crowds, which training leaves out"
+NO_INSTANCES = "segments of the panoptic map are things, but there is no instance"
+NO_THINGS = "images hold not one instance of a thing class"
+# Of more than half of all instances these are no slips: the two JSON files do not go together.
+SLIPS = (coco_instances.UNTOUCHED, coco_instances.OUTSIDE)
 
 
 class ShardResult(NamedTuple):
-    """What one worker did: counters to be summed, and why images were skipped."""
+    """What one worker did: counters to be summed, and what to know about the images."""
 
     counts: collections.Counter
     max_instances: int
-    skipped: List[str]
+    notes: Notes
 
 
 def convert(
@@ -51,14 +59,15 @@ def convert(
       split: name of the split, e.g. train.
       num_shards: 0: one for every 500 images.
       num_workers: processes; 0: one per CPU core; 1: none beside this one.
-      skip_bad: leave broken images out and count them, instead of stopping at the first.
+      skip_bad: leave broken images and instances out and count them, instead of stopping at the
+        first.
 
     Returns:
       The counts that dataset_info.json holds for this split.
 
     Raises:
-      UserError: the first broken image (`DataError`) unless skip_bad, no usable image, or
-        dataset_info.json has other categories.
+      UserError: the first broken image (`DataError`) unless skip_bad, no usable image, a
+        contradiction that would train on wrong labels, or dataset_info.json has other categories.
     """
     if not re.fullmatch(r"\w[\w.-]*", split):
         raise UserError(f"--split={split!r} must be a plain name such as train or val.")
@@ -77,13 +86,14 @@ def convert(
     tasks = list(zip(temporary, bounds[:-1], bounds[1:]))
     try:
         results = _run(tasks, dataset, num_workers, skip_bad, description=split)
-        counts = _summary(results, dataset, num_shards)
+        counts, notes = _summary(results, dataset, num_shards)
         if not counts["images"]:
             raise UserError(
-                f"{dataset.source}: none of its {len(dataset)} images is usable; the first: "
-                f"{results[0].skipped[0]}"
+                f"{dataset.source}: none of its {len(dataset)} images is usable. {notes.lines()[0]}"
             )
-        _log_skipped(results)
+        _check_instances(dataset, counts, notes)
+        for line in notes.lines():
+            logging.warning("%s", line)
         _remove_former_shards(prefix, keep=paths)
         for source, target in zip(temporary, paths):
             os.replace(source, target)
@@ -154,16 +164,17 @@ def _write_shard_in_worker(path, start, stop):
 
 def _write_shard(dataset, skip_bad, path, start, stop):
     """Writes images start..stop-1 to `path`; yields the result so far after each of them."""
-    counts, max_instances, skipped = collections.Counter(), 0, []
+    counts, max_instances, notes = collections.Counter(), 0, Notes()
     with tf.io.TFRecordWriter(path) as writer:
         for position in range(start, stop):
             try:
-                record = dataset.read(position)
-            except coco_panoptic.DataError as error:
+                record = dataset.read(position, skip_bad)
+            except DataError as error:
                 if not skip_bad:
                     raise
-                skipped.append(str(error))
+                notes.add(IMAGES_LEFT_OUT, str(error))
             else:
+                notes.merge(record.notes)
                 writer.write(tfrecord.encode_example(record, dataset.info))
                 usable = [i for i in record.instances if not i.iscrowd]
                 max_instances = max(max_instances, len(usable))
@@ -175,33 +186,46 @@ def _write_shard(dataset, skip_bad, path, start, stop):
                     images_without_instances=int(not usable),
                 )
                 counts.update(("category", s.category_id) for s in record.segments)
-            yield ShardResult(counts, max_instances, skipped)
+            yield ShardResult(counts, max_instances, notes)
 
 
 # -- reporting --------------------------------------------------------------------------------
 
 
 def _summary(results, dataset, num_shards):
+    """(the counts that dataset_info.json holds, notes of all images)."""
     total = sum((r.counts for r in results), collections.Counter())
+    notes = Notes()
+    for found in (dataset.notes, *(r.notes for r in results)):
+        notes.merge(found)
     names = ("images", "instances", "crowds", "segments", "images_without_instances")
-    return {
+    counts = {
         **{name: total[name] for name in names},
         "max_instances": max(r.max_instances for r in results),
-        "skipped": sum(len(r.skipped) for r in results),
+        "skipped": notes.count(IMAGES_LEFT_OUT),
+        "skipped_instances": notes.count(coco_instances.LEFT_OUT),
         "shards": num_shards,
         "string_ids": dataset.has_string_ids,
         "segments_by_category": {
             str(c.id): total["category", c.id] for c in dataset.info.categories
         },
     }
+    return counts, notes
 
 
-def _log_skipped(results):
-    skipped = [message for r in results for message in r.skipped]
-    for message in skipped[:MAX_ERRORS_SHOWN]:
-        logging.warning("Skipped: %s", message)
-    if len(skipped) > MAX_ERRORS_SHOWN:
-        logging.warning("... and %d more.", len(skipped) - MAX_ERRORS_SHOWN)
+def _check_instances(dataset, counts, notes):
+    """Says where the whole split would teach that nothing is a thing, or other things."""
+    allowed, where = dataset.allow_mismatch, dataset.source
+    things = sum(counts["segments_by_category"][str(c.id)] for c in dataset.info.things)
+    for what in SLIPS:
+        if notes.count(what) > 0.5 * (counts["instances"] + counts["crowds"]) and not allowed:
+            raise UserError(f"{notes.line(what)}. That is more than half. {ALLOW}")
+    if counts["instances"] == 0 and counts["crowds"]:
+        notes.contradiction(ONLY_CROWDS, where, allowed, counts["crowds"])
+    elif counts["instances"] == 0 and things:
+        notes.contradiction(NO_INSTANCES, where, allowed, things)
+    elif counts["instances"] == 0 and counts["segments"] and dataset.info.things:
+        notes.add(NO_THINGS, where, counts["images"])
 
 
 def _remove_former_shards(prefix, keep):

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from pfpn_tf.data.categories import DatasetInfo
-from pfpn_tf.data.coco_panoptic import Record
+from pfpn_tf.data.record import Record
 from pfpn_tf.utils.errors import UserError
 
 # key -> ([] for one value per record or None for a list, type)
@@ -205,7 +205,7 @@ def matching_files(pattern: str, flag: str) -> List[str]:
     """
     files = []
     for part in filter(None, pattern.split(",")):
-        found = sorted(f for f in glob.glob(part) if os.path.isfile(f))
+        found = _of_one_split(part, sorted(f for f in glob.glob(part) if os.path.isfile(f)))
         if not found:
             raise UserError(f"--{flag}={pattern}: no file matches {part}.")
         files += found
@@ -226,6 +226,13 @@ def matching_files(pattern: str, flag: str) -> List[str]:
                 f"{shard_path(prefix, missing[0], count)}."
             )
     return files
+
+
+def _of_one_split(pattern, files):
+    """The files of split `train` for .../train-*, where that also matches those of train-small."""
+    prefix = pattern.partition("*")[0]
+    own = [f for f in files if re.fullmatch(r"-?\d+-of-\d+(\..*)?", f[len(prefix) :])]
+    return own or files
 
 
 def _scan(path):

@@ -74,8 +74,12 @@ def test_no_things_or_no_stuff():
     [
         ([], "at least one"),
         ([{"id": 1, "name": "a"}], "panoptic"),
-        ([{"id": 1, "name": "a", "isthing": 2}], "isthing 2"),
-        ([{"id": "1", "name": "a", "isthing": 1}], "id '1'"),
+        ([{"id": 1, "name": "a", "isthing": 2}], "must be 0 or 1, not 2"),
+        ([{"id": "one", "name": "a", "isthing": 1}], '"id" must be .*, not "one"'),
+        ([{"id": True, "name": "a", "isthing": 1}], '"id" must be .*, not true'),
+        ([{"id": 2**31, "name": "a", "isthing": 1}], "from 0 to 2147483647, not 2147483648"),
+        ([{"id": 1, "name": ["a"], "isthing": 1}], '"name" must be a text'),
+        ([{"id": 1, "name": "a", "isthing": 1, "color": 7}], "#rrggbb, not 7"),
         ([{"id": 1, "name": "a", "isthing": 1}] * 2, "occurs twice"),
         ([{"id": 1, "name": "a", "isthing": 1, "color": [1, 2]}], "color"),
         ([{"id": i, "name": "a", "isthing": 1} for i in range(255)], "at most 254"),
@@ -85,6 +89,23 @@ def test_bad_categories_are_named(categories, words):
     with pytest.raises(ValueError, match=words) as error:
         DatasetInfo.from_coco_categories(categories, source="set.json")
     assert "set.json" in str(error.value)
+
+
+def test_values_are_read_as_what_they_are():
+    info = DatasetInfo.from_coco_categories(
+        [
+            {"id": "65536", "name": 7, "isthing": "0", "color": "#2080c0"},
+            {"id": 2.0, "name": "b", "isthing": True, "color": ["1", 2.0, 3]},
+            {"id": 2**31 - 1, "isthing": 1.0, "color": None},
+        ]
+    )
+    assert [c[:3] for c in info.categories] == [
+        (2, "b", True),
+        (65536, "7", False),
+        (2**31 - 1, "2147483647", True),
+    ]
+    assert [c.color for c in info.categories[:2]] == [(1, 2, 3), (0x20, 0x80, 0xC0)]
+    assert info.thing_category_ids.tolist() == [2, 2**31 - 1]
 
 
 def test_bad_files_are_named(tmp_path):

@@ -1,10 +1,12 @@
+import io
 import json
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
-from pfpn_tf.data import coco_panoptic
+from pfpn_tf.data import coco_panoptic, photos
 from pfpn_tf.data.coco_panoptic import CocoPanoptic, DataError
 from tests.data import tiny
 
@@ -47,11 +49,11 @@ def test_reads_a_record(folder):
     expected[10:15, 20:28] = 3
     np.testing.assert_array_equal(record.category_map, expected)
     cat, car = record.instances
-    assert (cat.category_id, cat.iscrowd, cat.area, cat.bbox_xywh) == (5, False, 63, (3, 2, 9, 7))
-    assert (car.category_id, car.iscrowd, car.bbox_xywh) == (20, True, (20, 10, 8, 5))
+    assert (cat.category_id, cat.iscrowd, cat.area, cat.bbox_xywh) == (5, False, 63, [3, 2, 9, 7])
+    assert (car.category_id, car.iscrowd, car.bbox_xywh) == (20, True, [20, 10, 8, 5])
     np.testing.assert_array_equal(cat.mask, expected == 1)
     assert [s.id for s in record.segments] == [1, 2, 1300, 2300]
-    assert record.segments[0].bbox_xywh == (0, 0, 30, 10)  # not in the JSON: computed
+    assert record.segments[0].bbox_xywh == [0, 0, 30, 10]  # not in the JSON: computed
     assert dataset.read(1).instances == []
 
 
@@ -103,14 +105,17 @@ def test_instances_json_gives_overlaps_polygons_and_rle(folder):
         (folder / "instances.json").write_text(json.dumps(content))
 
     broken(
-        lambda c: c["annotations"][1]["segmentation"].update(size=[30, 20]), "annotation 2: mask of"
+        lambda c: c["annotations"][1]["segmentation"].update(size=[30, 20]),
+        "annotation 2: the mask has",
     )
     broken(
         lambda c: c["annotations"][0].update(segmentation=[[1, 2, 3]]), "annotation 1: a polygon"
     )
-    broken(lambda c: c["annotations"][0].update(bbox=[1, 2]), "annotation 1 must have four numbers")
+    broken(lambda c: c["annotations"][0].update(bbox=[1, 2]), "annotation 1: .bbox. must be four")
     broken(lambda c: c["annotations"][0].update(category_id=3), "annotation 1 has category 3")
-    broken(lambda c: c["images"].pop(0) and c["annotations"].clear(), "does not list image 10")
+    broken(
+        lambda c: c["images"].pop(0) and c["annotations"].clear(), "does not list them.*image 10"
+    )
     edit(folder, lambda c: c["categories"][0].update(name="dog"), "instances.json")
     with pytest.raises(ValueError, match="dog"):
         open_dataset(folder, instances_json=folder / "instances.json")
@@ -130,7 +135,7 @@ BROKEN = {
     "empty photo": (lambda f: (f / "images/0.png").write_bytes(b""), ["images/0.png", "0 bytes"]),
     "photo of another size": (
         lambda f: cv2.imwrite(str(f / "images/0.png"), np.zeros((30, 20, 3), np.uint8)),
-        ["images/0.png", "20x30", "30x20", "EXIF"],
+        ["images/0.png", "20x30", "30x20"],
     ),
     "png of another size": (
         lambda f: tiny.save_ids(f / "panoptic/0.png", tiny.id_map(20, 31, [])),
@@ -157,21 +162,21 @@ BROKEN = {
             lambda f, new=new: edit(
                 f, lambda c: c["annotations"][0]["segments_info"][0].update(new)
             ),
-            ["image 10", "segments_info[0]", *new],
+            ["Image 10", "panoptic.json", *new],
         )
         for name, new in {
-            "a text as id": {"id": "1"},
+            "a text as id": {"id": "one"},
             "a short box": {"bbox": [1, 2]},
-            "a text as area": {"area": "63"},
+            "a text as area": {"area": "many"},
         }.items()
     },
     "segment that is no object": (
         lambda f: edit(f, lambda c: c["annotations"][0]["segments_info"].insert(0, 5)),
-        ["image 10", "segments_info[0]", "must be an object"],
+        ["Image 10", "segments_info[0]", "must be an object"],
     ),
     "no list of segments": (
         lambda f: edit(f, lambda c: c["annotations"][0].update(segments_info=None)),
-        ["image 10", "segments_info must be a list"],
+        ["Image 10", 'no list "segments_info"'],
     ),
     "segment listed twice": (
         lambda f: edit(f, lambda c: c["annotations"][0]["segments_info"][1].update(id=1)),
@@ -204,11 +209,10 @@ def test_broken_input_is_named(folder, case):
     "change, words",
     [
         (lambda c: c.pop("images"), "images"),
-        (lambda c: c["images"][0].pop("height"), r"images\[0\] lacks height"),
+        (lambda c: c["images"][0].pop("height"), r'images\[0\] has no "height"'),
         (lambda c: c["images"][1].update(id=10), "occurs twice"),
         (lambda c: c["annotations"][1].update(image_id=10), "two annotations"),
         (lambda c: c["annotations"][1].update(image_id=77), "image 77"),
-        (lambda c: c["annotations"][1].pop("segments_info"), "segments_info"),
     ],
 )
 def test_broken_json_is_named(folder, change, words):
@@ -228,17 +232,16 @@ def test_missing_and_malformed_files(folder):
 
 def test_odd_photos(test_data):
     """Formats that TensorFlow cannot decode are kept without loss; damaged photos are refused."""
-    photos = test_data("data/bad_and_odd_images")
+    photos_dir = test_data("data/bad_and_odd_images")
     for name, hw, kind in (
         ("photo.bmp", (107, 160), "png"),
         ("photo.webp", (214, 320), "png"),
         ("jpeg_inside.png", (427, 640), "jpeg"),
         ("gray.jpg", (427, 640), "jpeg"),
-        ("exif_orientation_6.jpg", (426, 640), "jpeg"),
     ):
-        data = (photos / name).read_bytes()
-        kept, image_format = coco_panoptic._checked_image(name, data, hw)
-        assert image_format == kind
+        data = (photos_dir / name).read_bytes()
+        kept, image_format, note = photos.upright_photo(name, data, hw)
+        assert image_format == kind and note == ""
         assert (kept == data) == (name.split(".")[1] not in ("bmp", "webp"))
     for name in (
         "truncated.jpg",
@@ -248,10 +251,33 @@ def test_odd_photos(test_data):
         "animated.gif",
     ):
         with pytest.raises(DataError, match=name):
-            coco_panoptic._checked_image(name, (photos / name).read_bytes(), (427, 640))
-    with pytest.raises(DataError, match="EXIF"):
-        data = (photos / "exif_orientation_6.jpg").read_bytes()
-        coco_panoptic._checked_image("exif_orientation_6.jpg", data, (640, 426))
+            photos.upright_photo(name, (photos_dir / name).read_bytes(), (427, 640))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix, tolerance", [("png", 0), ("jpeg", 3)])
+def test_photos_are_turned_once(orientation, suffix, tolerance):
+    stored = Image.fromarray(
+        np.kron(np.arange(6).reshape(2, 3, 1) * 40, np.ones((8, 8, 3))).astype("u1")
+    )
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x112] = orientation
+    stored.save(file, suffix, exif=exif.tobytes(), **({"quality": 100} if tolerance else {}))
+    upright = np.array(ImageOps.exif_transpose(Image.open(file)))
+
+    def result(hw):
+        kept, image_format, note = photos.upright_photo("x", file.getvalue(), hw)
+        assert image_format == suffix and (kept == file.getvalue()) == (orientation == 1)
+        assert Image.open(io.BytesIO(kept)).getexif().get(0x112, 1) == 1
+        return np.array(Image.open(io.BytesIO(kept))).astype(int), note
+
+    pixels, note = result(upright.shape[:2])
+    np.testing.assert_allclose(pixels, upright, atol=tolerance)
+    assert note == ("" if orientation == 1 else photos.TURNED)
+    if orientation >= 5:  # Annotated without regard to EXIF: what the annotations fit is kept.
+        pixels, note = result((16, 24))
+        np.testing.assert_allclose(pixels, np.array(stored), atol=tolerance)
+        assert note == photos.KEPT_AS_STORED
 
 
 def test_images_without_annotations(folder):
@@ -272,7 +298,7 @@ def test_images_without_annotations(folder):
     with pytest.raises(DataError, match="images/1.png.*info.json lists it as image 11"):
         dataset.read(1)
     (folder / "info.json").write_text("[]")
-    with pytest.raises(ValueError, match="info.json: lacks the list images"):
+    with pytest.raises(ValueError, match="info.json must be an object with a list .images"):
         coco_panoptic.CocoImages(folder / "info.json", folder / "images", info)
 
 

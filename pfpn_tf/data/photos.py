@@ -1,0 +1,108 @@
+"""Photos on their way into TFRecords: checked, upright, and in a format that TensorFlow decodes.
+
+Shapes: h, w size of the upright photo.
+"""
+
+import io
+from typing import NamedTuple, Optional, Tuple
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from pfpn_tf.data.coco_json import DataError
+
+TURNED = (
+    "photos carry an EXIF orientation; they are turned upright, and their annotations are taken to"
+    " be of the upright picture"
+)
+KEPT_AS_STORED = (
+    "photos carry an EXIF orientation, but are annotated as they are stored; the orientation is"
+    " dropped"
+)
+_ORIENTATION_TAG = 0x0112
+_TURNS = {  # EXIF orientation -> how the stored pixels become upright
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.transpose(1, 0, 2),
+    6: lambda pixels: pixels[::-1].transpose(1, 0, 2),
+    7: lambda pixels: pixels[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda pixels: pixels[:, ::-1].transpose(1, 0, 2),
+}
+_JPEG = [cv2.IMWRITE_JPEG_QUALITY, 95]
+_JPEG += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+
+
+class Photo(NamedTuple):
+    """A photo whose stored pixels are [h, w]; `format` is "jpeg" or "png", `note` what was done."""
+
+    encoded: bytes
+    format: str
+    note: str
+
+
+def upright_photo(path: str, content: bytes, hw: Tuple[int, int]) -> Photo:
+    """The photo as it goes into a record.
+
+    JPEG and PNG stay as they are, byte for byte, unless they carry an EXIF orientation. Other
+    formats (BMP, WebP, TIFF) become PNG, without loss.
+
+    Args:
+      path: names the file in errors.
+      content: its bytes.
+      hw: the size that the dataset's JSON gives: of the upright photo or, if it was annotated
+        without regard to EXIF, of the stored one.
+
+    Raises:
+      DataError: not an image, damaged, or of another size.
+    """
+    stored_hw, orientation = _header(path, content)
+    upright_hw = stored_hw[::-1] if orientation >= 5 else stored_hw
+    if hw not in (upright_hw, stored_hw):
+        raise DataError(
+            f"{path}: the image is {describe(upright_hw)}, but its JSON says {describe(hw)}."
+        )
+    pixels = _decode(content)
+    if pixels is None or pixels.shape[:2] != stored_hw:
+        raise _unreadable(path, content)
+    is_jpeg = content.startswith(b"\xff\xd8")
+    if orientation == 1:
+        if is_jpeg or content.startswith(b"\x89PNG"):
+            return Photo(content, "jpeg" if is_jpeg else "png", "")
+        return Photo(cv2.imencode(".png", pixels)[1].tobytes(), "png", "")
+    note = KEPT_AS_STORED
+    if hw == upright_hw:
+        note = TURNED
+        pixels = np.ascontiguousarray(_TURNS[orientation](pixels))
+    if is_jpeg:
+        return Photo(cv2.imencode(".jpg", pixels, _JPEG)[1].tobytes(), "jpeg", note)
+    return Photo(cv2.imencode(".png", pixels)[1].tobytes(), "png", note)
+
+
+def _header(path, content):
+    """((height, width) of the stored pixels, EXIF orientation)."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            width, height = image.size
+            orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # Pillow's parsers raise whatever they stumble over.
+        raise _unreadable(path, content) from None
+    return (height, width), orientation if orientation in _TURNS else 1
+
+
+def _unreadable(path, content):
+    return DataError(f"{path}: not a readable image ({len(content)} bytes).")
+
+
+def _decode(content) -> Optional[np.ndarray]:
+    try:
+        return cv2.imdecode(
+            np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+        )
+    except cv2.error:  # A header that claims an absurd size.
+        return None
+
+
+def describe(hw: Tuple[int, int]) -> str:
+    return f"{hw[1]}x{hw[0]} (width x height)"
