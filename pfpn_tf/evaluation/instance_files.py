@@ -4,11 +4,15 @@ import re
 from typing import Any, Dict, List
 
 import hotcoco
+from pycocotools import mask as mask_utils
 
 from pfpn_tf.data import coco_json, coco_masks
+from pfpn_tf.data.coco_instances import boxes_agree
 from pfpn_tf.evaluation.average_precision import average_precision
 from pfpn_tf.utils.errors import UserError
 
+_OUTSIDE_PX = 2  # that boxes may reach out of their image
+_OUTSIDE = "{} have a box (bbox) that reaches out of the image; it is x, y, width, height"
 # Whole numbers of compressed RLE: the last character of each is at most "O".
 _RLE = re.compile("[0-o]*[0-O]")
 
@@ -80,7 +84,7 @@ class InstanceFiles:
     def _read_annotations(self, annotations, where):
         """The annotations of known images and categories, as AP takes them."""
         category_ids = {c["id"] for c in self.categories}
-        entries, strays = [], []
+        entries, strays, outside, contradictory = [], [], [], []
         for n, annotation in enumerate(annotations):
             place = f"{where}: annotation {coco_json.shown(annotation.get('id', n))}"
             value = coco_json.field(annotation, "image_id", coco_json.IMAGE_ID, place)
@@ -100,16 +104,22 @@ class InstanceFiles:
             }
             if "bbox" in self._kinds:
                 entry["bbox"] = _truth_box(annotation, place)
+                _note_outside(entry["bbox"], self._images[image_id], place, outside)
+                mask_box = _mask_box(annotation.get("segmentation"), self._images[image_id])
+                if mask_box is not None and not boxes_agree(entry["bbox"], mask_box):
+                    contradictory.append(place)
             if "segm" in self._kinds:
                 mask = annotation.get("segmentation")
                 entry["segmentation"] = _truth_mask(mask, self._images[image_id], place)
             entries.append(entry)
-        if strays:
-            self._notes.append(
-                f"{len(strays)} annotations of the ground truth do not count, as their image or"
-                f" category is in none of its lists; the first is {strays[0]}."
-            )
+        self._note("{} do not count, as the lists lack their image or category", strays)
+        self._note("{} have another box (bbox) than their mask", contradictory)
+        self._note(_OUTSIDE, outside)
         return entries
+
+    def _note(self, text, places):
+        if places:
+            self._notes.append(f"{text.format(f'{len(places)} entries')}: {places[0]}, ...")
 
     def _read_results(self, path):
         name = f"The instance results JSON {path}"
@@ -119,11 +129,15 @@ class InstanceFiles:
             raise UserError(
                 f"{name} must be a list of results.{hint if isinstance(results, dict) else ''}"
             )
-        entries = [self._read_result(r, f"{name}: entry {n}") for n, r in enumerate(results)]
+        outside: List[str] = []
+        entries = [
+            self._read_result(r, f"{name}: entry {n}", outside) for n, r in enumerate(results)
+        ]
         self._check_categories(entries, name)
+        self._note(_OUTSIDE, outside)
         return entries
 
-    def _read_result(self, result, where):
+    def _read_result(self, result, where, outside):
         if not isinstance(result, dict):
             raise UserError(f"{where} is not an object.")
         value = coco_json.field(result, "image_id", coco_json.IMAGE_ID, where)
@@ -138,6 +152,7 @@ class InstanceFiles:
         }
         if result.get("bbox") not in (None, []):  # Mask results often carry an empty one.
             entry["bbox"] = coco_json.field(result, "bbox", coco_json.BOX, where)
+            _note_outside(entry["bbox"], self._images[image_id], where, outside)
         if result.get("segmentation") is not None:
             entry["segmentation"] = _result_mask(
                 result["segmentation"], self._images[image_id], where
@@ -184,6 +199,29 @@ def _size(image, mask):
         return image["height"], image["width"]
     size = mask.get("size") if isinstance(mask, dict) else None
     return tuple(size) if isinstance(size, list) and len(size) == 2 else None
+
+
+def _note_outside(box, image, where, outside):
+    """Adds to `outside` where a box reaches out of its image."""
+    x, y, width, height = box
+    right, bottom = image.get("width", x + width), image.get("height", y + height)
+    if x + width > right + _OUTSIDE_PX or y + height > bottom + _OUTSIDE_PX:
+        outside.append(where)
+
+
+def _mask_box(mask, image):
+    """The box x, y, width, height around polygons or compressed RLE; None of any other mask."""
+    hw = _size(image, mask)
+    if hw is None:
+        return None
+    if isinstance(mask, list) and mask:
+        if any(coco_masks.polygon_problem(polygon, hw) for polygon in mask):
+            return None
+        xs, ys = ([float(v) for p in mask for v in p[axis::2]] for axis in (0, 1))
+        return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+    if isinstance(mask, dict) and _is_text(mask) and _covers(mask["counts"], hw[0] * hw[1]):
+        return mask_utils.toBbox({"size": list(hw), "counts": mask["counts"]})
+    return None
 
 
 def _truth_box(annotation, where):

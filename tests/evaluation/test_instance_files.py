@@ -196,7 +196,19 @@ def test_annotations_that_belong_nowhere_are_told(instances):
     content["annotations"][1]["image_id"] = 5
     path.write_text(json.dumps(content))
     (note,) = score_instances(*instances)["notes"]
-    assert "1 annotations" in note and "annotation 2 (image 5)" in note
+    assert "1 entries do not count" in note and "annotation 2 (image 5)" in note
+
+
+def test_boxes_that_are_no_boxes_are_told(instances):
+    """A box beside its mask in the ground truth; corners instead of sizes in the results."""
+    path = pathlib.Path(instances[0])
+    content = json.loads(path.read_text())
+    content["annotations"][1]["bbox"] = [9, 2, 20, 10]
+    path.write_text(json.dumps(content))
+    (note,) = score_instances(*instances)["notes"]
+    assert "1 entries have another box" in note and "annotation 2 (image 2)" in note
+    change_results(instances, lambda r: r[0].update(bbox=[13, 5, 23, 15]))
+    assert any("entry 0" in note for note in score_instances(*instances)["notes"])
 
 
 def test_masks_of_any_shape_add_up(instances):
