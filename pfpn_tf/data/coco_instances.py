@@ -23,7 +23,7 @@ ELSEWHERE = "instance annotations belong to no image of the panoptic JSON"
 UNLISTED = "images have things in the panoptic map, but the instances JSON does not list them"
 OTHER_SIZE = "images have another size in the instances JSON than in the panoptic one"
 NO_INSTANCE = "images have things in the panoptic map, but no instance"
-UNTOUCHED = "instances have no pixel of their category in the panoptic map"
+BESIDE = "instances lie for the most part on other categories of the panoptic map"
 
 
 class CocoInstances:
@@ -182,8 +182,8 @@ class CocoInstances:
             notes.add(OTHER_AREA, f"{where}: area {area}, {pixels} pixels")
             area = pixels
         index = self._info.category_to_index[category_id]
-        if not (category_map[mask > 0] == index).any():
-            notes.add(UNTOUCHED, where)
+        if np.count_nonzero(category_map[mask > 0] == index) < 0.5 * pixels:
+            notes.add(BESIDE, where)
         number = coco_json.whole_number(annotation.get("id"))
         if number is None or abs(number) >= 2**63:  # Other ids, such as UUIDs, are of no use.
             number = n + 1

@@ -14,13 +14,11 @@ from pfpn_tf.utils.errors import UserError
 
 _WHOLE = re.compile(r"[+-]?[0-9]{1,300}(\.0*)?")
 _REQUIRED = object()
+MAX_TEXT = 1000  # characters of names and ids
 
 
 class DataError(UserError):
     """What is wrong with one image of a dataset; the message names file, image and segment."""
-
-
-# -- values -----------------------------------------------------------------------------------
 
 
 def whole_number(value: Any) -> Optional[int]:
@@ -59,8 +57,8 @@ def flag(value: Any) -> Optional[bool]:
 
 
 def text(value: Any) -> Optional[str]:
-    """A text that can be written to a file; None if a value is none or empty."""
-    if not isinstance(value, str) or not value or "\0" in value:
+    """A text that fits in a line and can be written to a file; None if a value is none."""
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_TEXT or min(value) < " ":
         return None
     try:
         value.encode()
@@ -102,9 +100,10 @@ CATEGORY_ID = Kind(
 )
 NUMBER = Kind(number, "a finite number")
 FLAG = Kind(flag, "0 or 1")
-IMAGE_ID = Kind(image_id, "a number or a text")
-FILE_NAME = Kind(text, "a text that names a file")
-NAME = Kind(name, "a text")
+_TEXT = f"a text of 1 to {MAX_TEXT} characters"
+IMAGE_ID = Kind(image_id, f"a whole number or {_TEXT}")
+FILE_NAME = Kind(text, _TEXT)
+NAME = Kind(name, _TEXT)
 BOX = Kind(box, "four numbers x, y, width, height")
 
 
@@ -143,9 +142,6 @@ def field(
 def shown(value: Any) -> str:
     """A JSON value as an error message shows it."""
     return json.dumps(value, ensure_ascii=False, default=repr)[:200]
-
-
-# -- files ------------------------------------------------------------------------------------
 
 
 def load_json(path: str, what: str) -> Any:
@@ -200,9 +196,6 @@ def existing_path(directory: str, file_name: str) -> str:
 def png_folder(json_path: str) -> str:
     """Where the PNGs of a panoptic JSON are by default: in the folder of its name."""
     return json_path[: -len(".json")] if json_path.endswith(".json") else os.path.dirname(json_path)
-
-
-# -- entries ----------------------------------------------------------------------------------
 
 
 def matcher(known_ids: Iterable[Any]) -> Callable[[Any], Any]:
@@ -287,9 +280,9 @@ def checked_categories(
     entries = []
     known = set(map(whole_number, used)) if used is not None else None
     for n, category in enumerate(categories):
-        if not isinstance(category, dict):
-            raise UserError(f"{where}: categories[{n}] must be an object, not {shown(category)}.")
         place = f"{where}: categories[{n}]"
+        if not isinstance(category, dict):
+            raise UserError(f"{place} must be an object, not {shown(category)}.")
         category_id = field(category, "id", CATEGORY_ID, place)
         label = field(category, "name", NAME, place, str(category_id))
         place += f" ({label})"
@@ -319,7 +312,9 @@ def _color(value, where):
     return channels
 
 
-def load_panoptic_json(path: str, what: str, with_categories: bool) -> Dict[str, Any]:
+def load_panoptic_json(
+    path: str, what: str, with_categories: bool, with_images: bool = False
+) -> Dict[str, Any]:
     """A COCO panoptic JSON file, checked as far as telling its images apart takes.
 
     `checked_annotation` checks the rest, for the images that are used.
@@ -329,11 +324,12 @@ def load_panoptic_json(path: str, what: str, with_categories: bool) -> Dict[str,
       what: what an error calls it, e.g. "prediction".
       with_categories: whether `categories` must be there; they are then as `checked_categories`
         has them.
+      with_images: whether `images` must be there.
 
     Raises:
       UserError: something is missing or of the wrong type; names file and annotation.
     """
-    content = load_lists(path, what, ("annotations",))
+    content = load_lists(path, what, ("images",) * with_images + ("annotations",))
     where = f"The {what} JSON {path}"
     for n, annotation in enumerate(content["annotations"]):
         place = f"{where}: annotations[{n}]"

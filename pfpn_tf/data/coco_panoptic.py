@@ -149,9 +149,9 @@ class CocoPanoptic(CocoImages):
             where.
         """
         path = os.fspath(panoptic_json)
-        content = coco_json.load_panoptic_json(path, "panoptic", with_categories=True)
-        if not isinstance(content.get("images"), list):
-            raise UserError(f'The panoptic JSON {path} has no list "images".')
+        content = coco_json.load_panoptic_json(
+            path, "panoptic", with_categories=True, with_images=True
+        )
         self._open(path, image_dir, content["images"])
         self.allow_mismatch = allow_mismatch
         self.panoptic_dir = _existing_folder(panoptic_dir, "panoptic PNGs (--panoptic_dir)")

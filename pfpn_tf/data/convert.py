@@ -31,8 +31,8 @@ IMAGES_LEFT_OUT = "images are left out as broken (--skip_bad)"
 ONLY_CROWDS = "objects are all crowds, which training leaves out"
 NO_INSTANCES = "segments of the panoptic map are things, but there is no instance"
 NO_THINGS = "images hold not one instance of a thing class"
-# Of more than half of all instances these are no slips: the two JSON files do not go together.
-SLIPS = (coco_instances.UNTOUCHED, coco_instances.OUTSIDE)
+# If it is so of more than half of all instances, the two JSON files do not go together.
+EXCEPTIONS = (coco_instances.BESIDE, coco_instances.OUTSIDE)
 
 
 class ShardResult(NamedTuple):
@@ -217,7 +217,7 @@ def _check_instances(dataset, counts, notes):
     """Says where the whole split would teach that nothing is a thing, or other things."""
     allowed, where = dataset.allow_mismatch, dataset.source
     things = sum(counts["segments_by_category"][str(c.id)] for c in dataset.info.things)
-    for what in SLIPS:
+    for what in EXCEPTIONS:
         if notes.count(what) > 0.5 * (counts["instances"] + counts["crowds"]) and not allowed:
             raise UserError(f"{notes.line(what)}. That is more than half. {ALLOW}")
     if counts["instances"] == 0 and counts["crowds"]:

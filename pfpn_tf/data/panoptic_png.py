@@ -48,15 +48,26 @@ def decode_pixels(png: bytes, name: str, hw: Optional[Tuple[int, int]] = None) -
             f"{name} is {width}x{height}, but its image is {hw[1]}x{hw[0]} (width x height)."
         )
     rgb = None
-    if height * width <= _MAX_PIXELS:
+    if 0 < height * width <= _MAX_PIXELS and is_whole(png):
         flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-        try:
-            rgb = cv2.imdecode(np.frombuffer(png, np.uint8), flags)
-        except cv2.error:  # A header that claims an absurd size.
-            pass
-    if rgb is None or (b"IEND" not in png[-32:] and b"IEND" not in png):
+        rgb = cv2.imdecode(np.frombuffer(png, np.uint8), flags)
+    if rgb is None:
         raise DataError(f"{name}: damaged PNG, cannot be decoded.")
     return rgb
+
+
+def is_whole(png: bytes) -> bool:
+    """Whether the chunks of a PNG follow one another up to its end.
+
+    OpenCV takes memory for whatever length a damaged chunk claims.
+    """
+    position = len(_SIGNATURE)
+    while position + 12 <= len(png):
+        (length,) = struct.unpack_from(">I", png, position)
+        if png[position + 4 : position + 8] == b"IEND":
+            return True
+        position += 12 + length
+    return False
 
 
 def decode_ids(png: bytes, name: str, hw: Optional[Tuple[int, int]] = None) -> np.ndarray:

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from pfpn_tf.data import panoptic_png
 from pfpn_tf.data.coco_json import DataError
 
 TURNED = (
@@ -96,6 +97,8 @@ def _unreadable(path, content):
 
 
 def _decode(content) -> Optional[np.ndarray]:
+    if content.startswith(b"\x89PNG") and not panoptic_png.is_whole(content):
+        return None
     try:
         return cv2.imdecode(
             np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION

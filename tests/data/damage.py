@@ -1,0 +1,282 @@
+"""Damages the files of a small dataset at random and converts and scores what is left.
+
+    python -m tests.data.damage --first=0 --count=1000
+
+Damage number n is the same every time. Each has to end in records that hold together or in a
+`UserError` of one line, with nothing half-written and no growth of memory.
+"""
+
+import argparse
+import io
+import json
+import pathlib
+import random
+import shutil
+import sys
+import tempfile
+
+import numpy as np
+from PIL import Image
+
+from pfpn_tf.data import coco_panoptic, convert
+from pfpn_tf.evaluation import score_files
+from pfpn_tf.utils import process
+from pfpn_tf.utils.errors import UserError
+from tests.data import tiny
+
+IMAGES = [(24, 36, [(5, 0, 2, 3, 9, 12), (20, 1, 10, 20, 15, 28)]), (16, 12, [(20, 0, 3, 2, 9, 9)])]
+MAX_GROWTH_KIB = 400_000
+VALUES = [
+    *(None, True, False, 0, 1, -1, 2, 0.5, 5.0, 255, 65536, 2**24, 2**31, 2**63, 2**70, -(2**40)),
+    *(1e308, float("nan"), float("inf"), -float("inf"), "", "0", "1", "5.0", "-1", "nan", "²", "x"),
+    *(
+        "a\\b",
+        "../x",
+        "a/b",
+        "\0",
+        "a\nb",
+        "\ud800",
+        "#102030",
+        "9" * 400,
+        "x" * 5000,
+        [],
+        {},
+        [[]],
+    ),
+    *([1], [1, 2, 3, 4], ["1"] * 6, {"size": [24, 36]}, {"size": [24, 36], "counts": "0" * 50}),
+    *([[1, 1, 9, 1, 9, 9]], [[1e9] * 6], [[0] * 6], {"size": [24, 36], "counts": [864]}),
+]
+
+
+def make(folder):
+    """The dataset, with polygons and both kinds of RLE in instances.json."""
+    content = tiny.make(folder, IMAGES)
+    dataset = coco_panoptic.CocoPanoptic(
+        folder / "panoptic.json", folder / "panoptic", folder / "images"
+    )
+    from pfpn_tf.data import coco_masks
+
+    annotations = []
+    for position in range(len(dataset)):
+        record = dataset.read(position)
+        for instance in record.instances:
+            rle = coco_masks.encode_rle(instance.mask)
+            x, y, w, h = instance.bbox_xywh
+            if instance.iscrowd:
+                rle["counts"] = coco_masks.rle_runs(rle, record.hw, "").tolist()
+            shapes = [[[x, y, x + w, y, x + w, y + h, x, y + h]], rle]
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": record.image_id,
+                    "category_id": instance.category_id,
+                    "bbox": [x, y, w, h],
+                    "area": instance.area,
+                    "iscrowd": int(instance.iscrowd),
+                    "segmentation": shapes[len(annotations) % 2],
+                }
+            )
+    things = [{"id": c["id"], "name": c["name"]} for c in content["categories"] if c["isthing"]]
+    instances = {**content, "annotations": annotations, "categories": things}
+    (folder / "instances.json").write_text(json.dumps(instances))
+
+
+def damage(folder, number):
+    """Damages one to three things of the dataset in `folder`; says which."""
+    rng = random.Random(number)
+    done = []
+    for _ in range(rng.choice([1, 1, 1, 2, 3])):
+        name = rng.choice(["panoptic.json"] * 3 + ["instances.json"] * 3 + ["panoptic/0.png"] * 2)
+        path = folder / name
+        if name.endswith(".json") and rng.random() < 0.8:
+            try:
+                content = json.loads(path.read_bytes())
+            except ValueError:  # Damaged before.
+                continue
+            done.append(f"{name}: {_damage_value(rng, content)}")
+            path.write_text(json.dumps(content))
+        elif name.endswith(".png") and rng.random() < 0.5:
+            done.append(f"{name}: {_damage_image(rng, path)}")
+        else:
+            changed, what = _damage_bytes(rng, path.read_bytes())
+            done.append(f"{name}: {what}")
+            path.write_bytes(changed)
+    return "; ".join(done)
+
+
+def _damage_value(rng, content):
+    """Changes one entry somewhere in a JSON value."""
+    places = []
+
+    def visit(node, path):
+        keys = node if isinstance(node, dict) else range(len(node))
+        for key in keys:
+            places.append((node, key, path + [key]))
+            if isinstance(node[key], (dict, list)):
+                visit(node[key], path + [key])
+
+    visit(content, [])
+    node, key, path = rng.choice(places)
+    kind = rng.choice(["set", "set", "set", "drop", "copy", "text"])
+    if kind == "drop":
+        del node[key]
+    elif kind == "copy":
+        other = rng.choice(places)
+        node[key] = json.loads(
+            json.dumps(other[0].get(other[1]) if isinstance(other[0], dict) else other[0][other[1]])
+        )
+    elif kind == "text":
+        node[key] = json.dumps(node[key])
+    else:
+        node[key] = rng.choice(VALUES)
+    return f"{kind} {path}"
+
+
+def _damage_image(rng, path):
+    try:
+        image = Image.open(path).convert("RGB")
+    except Exception:  # Damaged before.
+        return "nothing"
+    kind = rng.choice(
+        ["L", "P", "1", "RGBA", "LA", "CMYK", "webp", "bmp", "tiff", "size", "pixels"]
+    )
+    pixels = np.array(image)
+    if kind == "pixels":
+        y, x = rng.randrange(pixels.shape[0]), rng.randrange(pixels.shape[1])
+        pixels[y : y + 4, x : x + 4] = [
+            rng.choice([0, 1, 20]),
+            rng.choice([0, 5]),
+            rng.choice([0, 1]),
+        ]
+    elif kind == "size":
+        pixels = np.pad(pixels, ((0, rng.randrange(3)), (1, 0), (0, 0)))
+    file = io.BytesIO()
+    suffix = kind if kind in ("webp", "bmp", "tiff") else "tiff" if kind == "CMYK" else "png"
+    mode = kind if kind in ("L", "P", "1", "RGBA", "LA", "CMYK") else "RGB"
+    Image.fromarray(pixels).convert(mode).save(file, suffix)
+    path.write_bytes(file.getvalue())
+    return kind
+
+
+def _damage_bytes(rng, data):
+    data = bytearray(data or b"\0")
+    at = rng.randrange(len(data))
+    kind = rng.choice(["flip", "cut", "insert", "header", "repeat", "empty"])
+    if kind == "flip":
+        for _ in range(rng.choice([1, 1, 5])):
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    elif kind == "cut":
+        del data[at:]
+    elif kind == "insert":
+        data[at:at] = rng.randbytes(rng.randrange(1, 9))
+    elif kind == "header":
+        data[16:24] = rng.choice(
+            [rng.randbytes(8), b"\0\0\x7f\xff" * 2, b"\x7f\xff\xff\xff" * 2, bytes(8)]
+        )
+    elif kind == "repeat":
+        data *= 2
+    else:
+        data.clear()
+    return bytes(data), f"{kind} at {at}"
+
+
+def outcome(folder, number):
+    """Converts and scores the damaged dataset; "converted" or the errors, once they are checked."""
+    rng = random.Random(-number)
+    settings = {"allow_mismatch": rng.random() < 0.5}
+    skip_bad, output = rng.random() < 0.5, folder / "out"
+    errors = []
+
+    def attempt(function):
+        try:
+            return function()
+        except UserError as error:
+            assert "\n" not in str(error) and 10 < len(str(error)) < 2000, repr(error)
+            errors.append(str(error))
+
+    dataset = attempt(
+        lambda: coco_panoptic.CocoPanoptic(
+            *(folder / "panoptic.json", folder / "panoptic", folder / "images"),
+            rng.choice([folder / "instances.json", None]),
+            **settings,
+        )
+    )
+    if dataset is not None:
+        counts = attempt(
+            lambda: convert.convert(dataset, str(output), "train", 1, 1, skip_bad=skip_bad)
+        )
+        left = sorted(p.name for p in output.glob("*"))
+        expected = ["dataset_info.json", "train-00000-of-00001.tfrecord"] if counts else []
+        assert left == expected, left
+        for position in range(len(dataset)) if counts else ():
+            record = attempt(lambda position=position: dataset.read(position, skip_bad))
+            if record is not None:
+                check(record, dataset.info)
+    attempt(
+        lambda: score_files.score_panoptic(
+            *(str(folder / "panoptic.json"), str(folder / "panoptic")),
+            *(str(folder / "good.json"), str(folder / "good")),
+            num_processes=1,
+        )
+    )
+    return errors or ["converted"]
+
+
+def check(record, info):
+    """What holds of every record."""
+    height, width = record.hw
+    assert record.category_map.shape == record.hw
+    assert set(np.unique(record.category_map)) <= {*range(len(info.categories)), 255}
+    for segment in record.segments:
+        of_category = record.category_map == info.category_to_index[segment.category_id]
+        assert 0 < segment.area <= np.count_nonzero(of_category)
+    for instance in record.instances:
+        assert instance.category_id in info.category_to_class_id and instance.iscrowd in (0, 1)
+        assert instance.mask.shape == record.hw and set(np.unique(instance.mask)) <= {0, 1}
+        pixels = np.count_nonzero(instance.mask)
+        assert 0 < pixels and abs(instance.area - pixels) <= 20 + 0.5 * pixels
+        rows, columns = np.flatnonzero(instance.mask.any(1)), np.flatnonzero(instance.mask.any(0))
+        x, y, w, h = instance.bbox_xywh
+        tight = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+        assert np.abs(np.subtract([x, y, x + w, y + h], tight)).max() <= 2 + 0.05 * max(record.hw)
+
+
+def run(folder, numbers):
+    """Yields (number, damage, outcome) of each damage."""
+    good = folder / "undamaged"
+    make(good)
+    shutil.copy(good / "panoptic.json", good / "good.json")
+    shutil.copytree(good / "panoptic", good / "good")
+    for number in numbers:
+        work = folder / "work"
+        shutil.copytree(good, work)
+        what = damage(work, number)
+        before = process.memory_kib("VmHWM") or 0
+        try:
+            yield number, what, outcome(work, number)
+        except Exception as error:
+            raise AssertionError(f"damage {number} ({what})") from error
+        grown = (process.memory_kib("VmHWM") or 0) - before
+        assert grown < MAX_GROWTH_KIB, f"damage {number} ({what}) takes {grown} KiB"
+        shutil.rmtree(work)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--verbose", action="store_true")
+    args = parser.parse_args()
+    converted = 0
+    with tempfile.TemporaryDirectory() as folder:
+        for number, what, found in run(
+            pathlib.Path(folder), range(args.first, args.first + args.count)
+        ):
+            converted += found == ["converted"]
+            if args.verbose:
+                print(number, what, *(f"\n    {line[:300]}" for line in found), flush=True)
+    print(f"{args.count} damages, {converted} of them converted and scored without an error.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
