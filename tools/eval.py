@@ -18,7 +18,6 @@ RUN_DIR/tensorboard/eval. With files --output_dir gets the report, with the phot
 Exit codes: 0 done, 2 unusable settings or files.
 """
 
-import json
 import os
 import sys
 
@@ -26,14 +25,16 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from absl import flags  # noqa: E402
 
+from pfpn_tf import config as config_lib  # noqa: E402
 from pfpn_tf import flags as flags_lib  # noqa: E402
 from pfpn_tf.evaluation import report  # noqa: E402
 from pfpn_tf.utils import cli  # noqa: E402
 from pfpn_tf.utils.errors import UserError  # noqa: E402
-from pfpn_tf.utils.files import atomic_write  # noqa: E402
 
 FLAGS = flags.FLAGS
+RUN_FLAGS = ("checkpoint", "eval_weights", "split", "save_predictions")
 PANOPTIC_FILES = ("gt_panoptic_json", "pred_panoptic_json")
+PANOPTIC_FLAGS = ("gt_panoptic_dir", "pred_panoptic_dir", "image_dir", "semantic", "num_processes")
 INSTANCE_FILES = ("gt_instances_json", "pred_instances_json")
 
 flags.DEFINE_string("run_dir", "", "Run to evaluate: the --run_dir of a training.")
@@ -86,21 +87,17 @@ flags_lib.define_config_flags()
 
 
 def main():
-    modes = {
-        "run": bool(FLAGS.run_dir),
-        "two runs": bool(FLAGS.instance_run_dir or FLAGS.semantic_run_dir),
-        "files": any(getattr(FLAGS, name) for name in PANOPTIC_FILES + INSTANCE_FILES),
-    }
-    if sum(modes.values()) != 1:
+    scores_files = any(getattr(FLAGS, name) for name in PANOPTIC_FILES + INSTANCE_FILES)
+    two_runs = bool(FLAGS.instance_run_dir or FLAGS.semantic_run_dir)
+    if sum([bool(FLAGS.run_dir), two_runs, scores_files]) != 1:
         raise UserError(
             "Give --run_dir to evaluate a network, or --instance_run_dir and --semantic_run_dir to"
             " fuse two, or --gt_panoptic_json and --pred_panoptic_json (or --gt_instances_json and"
             " --pred_instances_json) to score files; one of the three."
         )
-    if modes["files"]:
-        metrics, categories = _score_files()
-    else:
-        metrics, categories = _evaluate_runs()
+    metrics, categories = _score_files() if scores_files else _evaluate_runs(two_runs)
+    if FLAGS.metrics_json:
+        report.write_metrics(FLAGS.metrics_json, metrics)
     if FLAGS.per_class and categories:
         print(report.class_table(metrics, categories), end="\n\n")
     print(report.table(metrics))
@@ -109,75 +106,118 @@ def main():
         print(report.copy_paste_line(metrics))
 
 
-def _evaluate_runs():
+def _evaluate_runs(two_runs):
+    _refuse(PANOPTIC_FLAGS, "scores panoptic files")
+    from pfpn_tf.distribution import strategies
     from pfpn_tf.evaluation import evaluate_run
     from pfpn_tf.runs import run_directory
 
-    options = {
-        "checkpoint": FLAGS.checkpoint,
-        "settings": flags_lib.given_settings(),
-        "output_dir": FLAGS.output_dir,
-        "save_predictions": FLAGS.save_predictions,
-        "weights": FLAGS.eval_weights,
-        "metrics_json": FLAGS.metrics_json,
-        "split": FLAGS.split,
-        "cityscapes_gt_dir": FLAGS.cityscapes_gt_dir,
-    }
-    if FLAGS.run_dir:
-        metrics = evaluate_run.evaluate_run(FLAGS.run_dir, **options)
-    else:
-        flags_lib.check_given(("instance_run_dir", "semantic_run_dir"))
-        metrics = evaluate_run.evaluate_two_runs(
-            FLAGS.instance_run_dir, FLAGS.semantic_run_dir, **options
-        )
-    _, info = run_directory.load_run(FLAGS.run_dir or FLAGS.instance_run_dir)
-    return metrics, info.coco_categories()
+    names = ("instance_run_dir", "semantic_run_dir") if two_runs else ("run_dir",)
+    flags_lib.check_given(names)
+    run_dirs = [getattr(FLAGS, name) for name in names]
+    config, info = run_directory.load_run(run_dirs[0], names[0])
+    strategies.set_up_runtime(flags_lib.config_from_flags(config))
+    options = evaluate_run.EvaluationOptions(
+        checkpoint=FLAGS.checkpoint,
+        settings=flags_lib.given_settings(),
+        output_dir=FLAGS.output_dir,
+        save_predictions=FLAGS.save_predictions,
+        weights=FLAGS.eval_weights,
+        split=FLAGS.split,
+        cityscapes_gt_dir=FLAGS.cityscapes_gt_dir,
+    )
+    _make_outputs()
+    evaluate = evaluate_run.evaluate_two_runs if two_runs else evaluate_run.evaluate_run
+    return evaluate(*run_dirs, options), info.coco_categories()
 
 
 def _score_files():
-    from pfpn_tf.data import coco_json
-    from pfpn_tf.evaluation import score_files
+    from pfpn_tf.evaluation import instance_files, score_files
 
-    metrics, categories = {}, []
-    # With Cityscapes' ground truth, that in COCO format is not needed.
-    if FLAGS.gt_panoptic_json or (FLAGS.pred_panoptic_json and not FLAGS.cityscapes_gt_dir):
-        flags_lib.check_files(PANOPTIC_FILES)
-        metrics = score_files.score_panoptic(
+    # Cityscapes has ground truth of its own; a panoptic JSON of it may tell the categories.
+    cityscapes = bool(FLAGS.cityscapes_gt_dir)
+    panoptic = bool(FLAGS.pred_panoptic_json) and not cityscapes
+    panoptic |= bool(FLAGS.gt_panoptic_json) and not (cityscapes and FLAGS.pred_instances_json)
+    panoptic |= bool(FLAGS.gt_panoptic_json and FLAGS.pred_panoptic_json)
+    instances = bool(FLAGS.gt_instances_json) or (
+        bool(FLAGS.pred_instances_json) and not cityscapes
+    )
+    _refuse((*RUN_FLAGS, *config_lib.all_fields()), "evaluates a network", but=("max_images",))
+    if not panoptic:
+        _refuse(
+            (*PANOPTIC_FLAGS, "max_images"), "scores panoptic files", but=("pred_panoptic_dir",)
+        )
+    elif instances or cityscapes:
+        _refuse(("max_images",), "scores panoptic files alone")
+    if FLAGS.image_dir and not FLAGS.output_dir:
+        raise UserError("--image_dir is for the report; give --output_dir, where that goes.")
+    if FLAGS.max_images < 0:
+        raise UserError(f"--max_images={FLAGS.max_images} must be at least 0 (0: all images).")
+    flags_lib.check_files((*PANOPTIC_FILES * panoptic, *INSTANCE_FILES * instances))
+
+    # All is read and checked before anything is computed.
+    categories, parts = [], []
+    if panoptic:
+        files = score_files.PanopticFiles(
             FLAGS.gt_panoptic_json,
             FLAGS.gt_panoptic_dir,
             FLAGS.pred_panoptic_json,
             FLAGS.pred_panoptic_dir,
-            semantic=FLAGS.semantic,
-            num_processes=FLAGS.num_processes,
-            show_progress=True,
-            max_images=FLAGS.max_images,
-            output_dir=FLAGS.output_dir,
-            image_dir=FLAGS.image_dir,
+            FLAGS.max_images,
         )
-        categories = coco_json.load_json(FLAGS.gt_panoptic_json, "")["categories"]
-    if FLAGS.gt_instances_json or (FLAGS.pred_instances_json and not FLAGS.cityscapes_gt_dir):
-        flags_lib.check_files(INSTANCE_FILES)
-        metrics.update(
-            score_files.score_instances(FLAGS.gt_instances_json, FLAGS.pred_instances_json)
-        )
-        things = coco_json.load_json(FLAGS.gt_instances_json, "")["categories"]
-        categories = categories or [{"isthing": 1, **category} for category in things]
-    if FLAGS.cityscapes_gt_dir:
-        from pfpn_tf.evaluation import cityscapes
+        categories = files.categories
+        parts.append(lambda: _panoptic(files))
+    if instances:
+        results = instance_files.InstanceFiles(FLAGS.gt_instances_json, FLAGS.pred_instances_json)
+        categories = categories or [{**c, "isthing": 1} for c in results.categories]
+        parts.append(results.score)
+    if cityscapes:
+        from pfpn_tf.evaluation.cityscapes import CityscapesScorer
 
-        metrics["cityscapes"] = cityscapes.score_files(
+        scorer = CityscapesScorer(
             FLAGS.cityscapes_gt_dir,
             FLAGS.pred_panoptic_json,
             FLAGS.pred_panoptic_dir,
             FLAGS.pred_instances_json,
             categories_json=FLAGS.gt_panoptic_json or FLAGS.pred_panoptic_json,
-            output_dir=FLAGS.output_dir,
         )
-    if FLAGS.metrics_json:
-        with atomic_write(FLAGS.metrics_json) as f:
-            json.dump(metrics, f, indent=2)
-            f.write("\n")
+        parts.append(lambda: {"cityscapes": scorer.score(FLAGS.output_dir)})
+    _make_outputs()
+    metrics = {"notes": []}
+    for part in parts:
+        found = part()
+        metrics["notes"] += found.pop("notes", [])
+        metrics.update(found)
     return metrics, categories
+
+
+def _panoptic(files):
+    metrics = files.score(FLAGS.num_processes, FLAGS.output_dir, FLAGS.image_dir)
+    if not FLAGS.semantic:
+        del metrics["semantic"]
+    return metrics
+
+
+def _refuse(names, purpose, but=()):
+    """Refuses flags of another way to use the tool."""
+    for name in names:
+        if name not in but and FLAGS[name].present and FLAGS[name].value != FLAGS[name].default:
+            raise UserError(
+                f"--{name} only counts where the tool {purpose}; leave it out, or see the top of"
+                " --help."
+            )
+
+
+def _make_outputs():
+    """Makes the folders of the results, and finds out whether they can be written to."""
+    if FLAGS.output_dir:
+        flags_lib.make_output_dir("output_dir")
+    if FLAGS.metrics_json:
+        if os.path.isdir(FLAGS.metrics_json):
+            raise UserError(
+                f"--metrics_json={FLAGS.metrics_json} is a folder; give the path of a file."
+            )
+        flags_lib.make_parent("metrics_json")
 
 
 if __name__ == "__main__":

@@ -6,150 +6,12 @@ takes a match with an annotation of id 0 for none; here all ids count alike.
 """
 
 import copy
-import math
-import re
-from typing import Any, Dict, Iterable, List, Sequence
+from typing import Any, Dict, Iterable, List
 
 import hotcoco
 import numpy as np
 
-from pfpn_tf.utils.errors import UserError
-
 _KEYS = {"bbox": "bbox", "segm": "segmentation"}
-# Whole numbers of compressed RLE: the last character of each is at most "O".
-_RLE = re.compile("[0-o]*[0-O]")
-
-
-def kinds_of(results: Sequence[Dict[str, Any]]) -> List[str]:
-    """Which of "bbox" and "segm" the results can be scored for: every entry has to carry it."""
-    kinds = []
-    if all(_has_box(r) for r in results):
-        kinds.append("bbox")
-    if all("segmentation" in r for r in results):
-        kinds.append("segm")
-    return kinds
-
-
-def check_ground_truth(gt: Any, name: str) -> None:
-    """Checks the lists of a COCO instances JSON; what a kind of AP needs of annotations is checked
-    with it.
-
-    Args:
-      gt: content of the JSON.
-      name: what an error calls it.
-
-    Raises:
-      UserError: names the list and entry.
-    """
-    keys = {
-        "images": ("id",),
-        "annotations": ("id", "image_id", "category_id"),
-        "categories": ("id",),
-    }
-    for key, needed in keys.items():
-        if not isinstance(gt, dict) or not isinstance(gt.get(key), list):
-            raise UserError(f'{name} has no list "{key}".')
-        for index, entry in enumerate(gt[key]):
-            for field in needed:
-                if not isinstance(entry, dict) or not isinstance(
-                    entry.get(field), (int, float, str)
-                ):
-                    raise UserError(f'{name}: {key}[{index}] has no usable "{field}".')
-
-
-def check_results(results: Any, gt: Dict[str, Any], name: str) -> None:
-    """Checks COCO instance results against the ground truth they belong to.
-
-    Args:
-      results: content of a results JSON.
-      gt: content of a COCO instances JSON.
-      name: what an error calls the results.
-
-    Raises:
-      UserError: names the entry, its image and what is wrong.
-    """
-    if not isinstance(results, list):
-        hint = (
-            " It is an object: is it a panoptic or annotation file?"
-            if isinstance(results, dict)
-            else ""
-        )
-        raise UserError(f"{name} must be a list of results.{hint}")
-    sizes = {image["id"]: (image.get("height"), image.get("width")) for image in gt["images"]}
-    for index, result in enumerate(results):
-        where = f"{name}: entry {index}"
-        if not isinstance(result, dict):
-            raise UserError(f"{where} is not an object.")
-        for key in ("image_id", "category_id", "score"):
-            if key not in result:
-                raise UserError(f'{where} has no "{key}".')
-        where += f" (image {result['image_id']})"
-        if isinstance(result["image_id"], (list, dict)) or result["image_id"] not in sizes:
-            raise UserError(f"{where}: the ground truth has no such image.")
-        if isinstance(result["category_id"], (list, dict)):
-            raise UserError(f"{where}: category_id {result['category_id']!r} is not a number.")
-        if not _is_number(result["score"]):
-            raise UserError(f"{where}: score {result['score']!r} is not a finite number.")
-        if not _has_box(result) and "segmentation" not in result:
-            raise UserError(f'{where} has neither "bbox" nor "segmentation".')
-        if _has_box(result):
-            _check_box(result["bbox"], where)
-        if "segmentation" in result:
-            _check_mask(result["segmentation"], sizes[result["image_id"]], where)
-
-
-def _has_box(result):
-    """An empty list is no box; mask results often carry one."""
-    return result.get("bbox", []) != []
-
-
-def _check_box(box, where):
-    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(v) for v in box):
-        raise UserError(f"{where}: bbox {box!r} must be four finite numbers x, y, width, height.")
-
-
-def _check_mask(mask, size, where):
-    if not isinstance(mask, dict) or not isinstance(mask.get("counts"), str):
-        raise UserError(
-            f'{where}: the segmentation must be compressed RLE, an object with "size" and a text'
-            ' "counts"; pycocotools scores no polygons or uncompressed RLE.'
-            " pycocotools.mask.frPyObjects converts them."
-        )
-    height_width = mask.get("size")
-    if not (
-        isinstance(height_width, list)
-        and len(height_width) == 2
-        and all(isinstance(side, int) and side > 0 for side in height_width)
-    ):
-        raise UserError(f'{where}: the segmentation has no "size", height and width.')
-    if None not in size and height_width != list(size):
-        raise UserError(
-            f"{where}: the mask has size {height_width}, the image {list(size)} (height, width)."
-        )
-    if not _covers(mask["counts"], height_width[0] * height_width[1]):
-        raise UserError(
-            f"{where}: the segmentation's counts do not add up to its size {height_width}."
-        )
-
-
-def _covers(counts: str, num_pixels: int) -> bool:
-    """Whether the runs of compressed RLE have so many pixels together, neither more nor fewer."""
-    # hotcoco refuses a mask with fewer pixels than its runs.
-    return bool(_RLE.fullmatch(counts)) and (
-        _fits(counts, num_pixels) and not _fits(counts, num_pixels - 1)
-    )
-
-
-def _fits(counts, num_pixels):
-    try:
-        hotcoco.mask.area({"size": [num_pixels, 1], "counts": counts})
-    except (ValueError, OverflowError):
-        return False
-    return True
-
-
-def _is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def average_precision(
@@ -158,28 +20,19 @@ def average_precision(
     """COCO's twelve numbers and the AP of each class.
 
     Args:
-      gt: content of a COCO instances JSON that `check_ground_truth` has passed.
-      results: COCO results with `bbox` or `segmentation` that `check_results` has passed.
+      gt: content of a COCO instances JSON; `instance_files` checks those of users.
+      results: COCO results with `bbox` or `segmentation`.
       iou_type: "bbox" or "segm".
 
     Returns:
       AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl and AR (= AR100) as fractions,
       -1 where there is no ground truth, as pycocotools has it; `per_class`: by category id AP,
       AP50, AP75, None without ground truth.
-
-    Raises:
-      UserError: the ground truth lacks what this type needs.
     """
     images = {image["id"]: image for image in gt["images"]}
-    for annotation in gt["annotations"]:
-        _check_annotation(annotation, images.get(annotation["image_id"], {}), iou_type)
     precision = AveragePrecision(gt["categories"], iou_type)
-    try:
-        precision.update(
-            dict(enumerate(images[i] for i in _sorted(images))), gt["annotations"], results
-        )
-    except ValueError as error:
-        raise UserError(f"The ground-truth instances JSON: {error}") from None
+    places = dict(enumerate(images[i] for i in _sorted(images)))
+    precision.update(places, gt["annotations"], results)
     return precision.result()
 
 
@@ -272,25 +125,3 @@ def _mean(values, otherwise):
 def _sorted(ids):
     """Numbers before strings."""
     return sorted(ids, key=lambda i: (isinstance(i, str), i))
-
-
-def _check_annotation(annotation, image, iou_type):
-    where = (
-        f"The ground-truth instances JSON: annotation {annotation['id']} (image"
-        f" {annotation['image_id']})"
-    )
-    for key in ("area", _KEYS[iou_type]):
-        if key not in annotation:
-            raise UserError(f'{where} has no "{key}", which AP needs.')
-    if not _is_number(annotation["area"]):
-        raise UserError(f"{where}: area {annotation['area']!r} is not a finite number.")
-    if annotation.get("iscrowd", 0) not in (0, 1):
-        raise UserError(f"{where}: iscrowd {annotation['iscrowd']!r} is neither 0 nor 1.")
-    value, size = annotation[_KEYS[iou_type]], (image.get("height"), image.get("width"))
-    if iou_type == "bbox":
-        _check_box(value, where)
-    elif isinstance(value, dict):
-        if isinstance(value.get("counts"), str):
-            _check_mask(value, (None, None), where)
-    elif not value or None in size:
-        raise UserError(f"{where}: polygons need corners, and the image its height and width.")

@@ -3,16 +3,17 @@
 Shapes: h, w original size · C classes.
 """
 
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
 import cv2
 import numpy as np
 
 from pfpn_tf.data import coco_json, coco_masks, panoptic_png, predictions
-from pfpn_tf.evaluation import score_files
 from pfpn_tf.evaluation.average_precision import AveragePrecision
+from pfpn_tf.evaluation.gallery import Gallery
 from pfpn_tf.evaluation.inference import ImageOutputs
-from pfpn_tf.evaluation.panoptic_quality import overlaps
+from pfpn_tf.evaluation.panoptic_quality import PanopticQuality
+from pfpn_tf.evaluation.segment_pairs import segment_pairs
 from pfpn_tf.evaluation.semantic_iou import THINGS, SemanticIoU
 from pfpn_tf.postprocess.instances import instances_at_original_size
 from pfpn_tf.utils.errors import UserError
@@ -85,29 +86,31 @@ def read_truth(example: Mapping[str, Any], string_ids: bool) -> ImageTruth:
     return ImageTruth(image_id, hw, panoptic_ids, segments, annotations)
 
 
-class Counts:
-    """The accumulators of one evaluation.
+class EvaluationMetrics:
+    """The accumulators of one evaluation. Those of several workers add up.
 
     Attributes:
       num_scored, num_unannotated: images with and without ground truth.
+      gallery: the best and worst images; None without panoptic maps.
+      image_ids: in the order of evaluation.
     """
 
     def __init__(self, model_config, info):
         self.num_scored = self.num_unannotated = 0
+        self.image_ids: List[Any] = []
         self._info = info
-        self._categories = info.coco_categories()
-        has_semantics = model_config.task in ("panoptic", "semantic")
-        has_instances = model_config.task in ("panoptic", "instance")
-        self._quality = self._maps = self._branch = None
-        if model_config.task == "panoptic":
-            self._quality, self._maps = score_files.accumulators(self._categories, semantic=True)
-        if has_semantics:
+        categories = info.coco_categories()
+        task = model_config.task
+        self._quality = self._maps = self._branch = self.gallery = None
+        if task == "panoptic":
+            self._quality = PanopticQuality(categories)
+            self._maps = SemanticIoU.of_categories(categories)
+            self.gallery = Gallery(info)
+        if task in ("panoptic", "semantic"):
             self._branch = self._branch_accumulator(model_config.semantic_targets)
-        things = [c for c in self._categories if c["isthing"]]
-        self._precision = {
-            kind: AveragePrecision(things, kind)
-            for kind in (("bbox", "segm") if has_instances else ())
-        }
+        things = [c for c in categories if c["isthing"]]
+        kinds = ("bbox", "segm") if task in ("panoptic", "instance") else ()
+        self._precision = {kind: AveragePrecision(things, kind) for kind in kinds}
 
     def _branch_accumulator(self, semantic_targets):
         """IoU over the branch's own classes; category_id of a segment -> class name."""
@@ -128,7 +131,15 @@ class Counts:
         """[C, C + 1] pixels of the panoptic maps over the categories, void last."""
         return self._maps.confusion
 
-    def add(self, position: int, outputs: ImageOutputs, truth: ImageTruth, image_hw, writer):
+    def add(
+        self,
+        position: int,
+        outputs: ImageOutputs,
+        truth: ImageTruth,
+        image_hw: Sequence[int],
+        photo: Callable[[], np.ndarray],
+        writer: Optional[predictions.PredictionWriter] = None,
+    ) -> None:
         """Adds one image, and writes its predictions if there is a writer.
 
         Args:
@@ -136,72 +147,76 @@ class Counts:
           outputs: what the network says about the image.
           truth: its ground truth.
           image_hw: (height, width) at which the network has seen it.
-          writer: `PredictionWriter` or None.
-
-        Returns:
-          (`ImageCounts`, predicted segments_info); None for either without panoptic maps, for the
-          counts without ground truth.
+          photo: gives the image for the gallery, [h, w, 3] uint8.
+          writer: None: predictions are not written.
         """
-        height, width = truth.hw
-        gt_ids = truth.panoptic_ids
-        scored = gt_ids is not None
+        scored = truth.panoptic_ids is not None
         self.num_scored += scored
         self.num_unannotated += not scored
-        image_counts = segments = None
+        self.image_ids.append(truth.image_id)
         if self._quality:
-            assert outputs.panoptic is not None  # The network has the branches of its task.
-            ids = outputs.panoptic.panoptic_ids[:height, :width].astype(np.uint32)
-            segments = predictions.segments_info(outputs.panoptic._asdict())
-            if gt_ids is not None:
-                found = overlaps(gt_ids, ids)
-                image_counts = self._quality.update(
-                    found, truth.segments, segments, f"Image {truth.image_id}"
-                )
-                self._maps.update(found, truth.segments, segments)
-            if writer:
-                writer.add_panoptic(truth.image_id, ids, segments)
+            self._add_panoptic(position, outputs, truth, photo, writer)
         if self._branch:
-            assert outputs.labels is not None
-            labels = outputs.labels[:height, :width]
-            if writer:
-                writer.add_semantic(truth.image_id, labels)
-            if gt_ids is not None:
-                gt = [
-                    {"id": s["id"], "category_id": self._class_of[s["category_id"]]}
-                    for s in truth.segments
-                ]
-                pred = [
-                    {"id": i, "category_id": name} for i, name in enumerate(self._branch_classes, 1)
-                ]
-                pred_ids = labels.astype(np.uint32) + 1  # 0 would be void.
-                self._branch.update(overlaps(gt_ids, pred_ids), gt, pred)
+            self._add_labels(outputs, truth, writer)
         if self._precision:
-            assert outputs.detections is not None
-            instances = instances_at_original_size(outputs.detections, image_hw, truth.hw)
-            results = predictions.instance_results(
-                truth.image_id,
-                instances.boxes,
-                instances.scores,
-                self._info.thing_category_ids[instances.class_ids],
-                instances.masks,
-            )
-            place = _place(truth.image_id, position)
-            images = {place: {"id": truth.image_id, "height": height, "width": width}}
-            for precision in self._precision.values() if scored else ():
-                precision.update(images, truth.annotations, results)
-            if writer:
-                writer.add_instances(results)
-        return image_counts, segments
+            self._add_instances(position, outputs, truth, image_hw, writer)
 
-    def merge(self, other: "Counts") -> None:
-        """Adds the images of another accumulator of the same network."""
+    def _add_panoptic(self, position, outputs, truth, photo, writer):
+        height, width = truth.hw
+        ids = outputs.panoptic.panoptic_ids[:height, :width].astype(np.uint32)
+        segments = predictions.segments_info(outputs.panoptic._asdict())
+        if writer:
+            writer.add_panoptic(truth.image_id, ids, segments)
+        if truth.panoptic_ids is None:
+            return
+        pairs, name = segment_pairs(truth.panoptic_ids, ids), f"Image {truth.image_id}"
+        matches = self._quality.update(pairs, truth.segments, segments, name)
+        self._maps.update(pairs, truth.segments, segments)
+        gt = truth.panoptic_ids, truth.segments
+        self.gallery.add(position, name, matches, lambda: (photo(), gt, (ids, segments)))
+
+    def _add_labels(self, outputs, truth, writer):
+        """The semantic branch's own labels."""
+        height, width = truth.hw
+        labels = outputs.labels[:height, :width]
+        if writer:
+            writer.add_semantic(truth.image_id, labels)
+        if truth.panoptic_ids is None:
+            return
+        gt = [
+            {"id": s["id"], "category_id": self._class_of[s["category_id"]]} for s in truth.segments
+        ]
+        pred = [{"id": i, "category_id": name} for i, name in enumerate(self._branch_classes, 1)]
+        pred_ids = labels.astype(np.uint32) + 1  # 0 would be void.
+        self._branch.update(segment_pairs(truth.panoptic_ids, pred_ids), gt, pred)
+
+    def _add_instances(self, position, outputs, truth, image_hw, writer):
+        instances = instances_at_original_size(outputs.detections, image_hw, truth.hw)
+        results = predictions.instance_results(
+            truth.image_id,
+            instances.boxes,
+            instances.scores,
+            self._info.thing_category_ids[instances.class_ids],
+            instances.masks,
+        )
+        if writer:
+            writer.add_instances(results)
+        if truth.panoptic_ids is None:
+            return
+        image = {"id": truth.image_id, "height": truth.hw[0], "width": truth.hw[1]}
+        for precision in self._precision.values():
+            precision.update({_place(truth.image_id, position): image}, truth.annotations, results)
+
+    def merge(self, other: "EvaluationMetrics") -> None:
+        """Adds another worker's images; their ids come after those of this one."""
         self.num_scored += other.num_scored
         self.num_unannotated += other.num_unannotated
+        self.image_ids += other.image_ids
         for mine, its in zip(self._accumulators(), other._accumulators()):
             mine.merge(its)
 
     def _accumulators(self):
-        found = [self._quality, self._maps, self._branch, *self._precision.values()]
+        found = [self._quality, self._maps, self._branch, self.gallery, *self._precision.values()]
         return [accumulator for accumulator in found if accumulator is not None]
 
     def result(self) -> Dict[str, Any]:
@@ -216,7 +231,7 @@ class Counts:
         if self._quality:
             metrics["panoptic"] = self._quality.result()
             metrics["semantic"] = self._maps.result()
-            metrics["notes"] += score_files.notes(metrics["panoptic"])
+            metrics["notes"] += self._quality.notes()
         if self._branch:
             metrics["semantic_branch"] = self._branch.result()
         for kind, precision in self._precision.items():

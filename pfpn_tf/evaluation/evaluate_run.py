@@ -1,24 +1,58 @@
 """Evaluates the network of a run directory, or those of two: an instance and a semantic one."""
 
-import json
+import dataclasses
 import os
-from typing import Any, Dict, Mapping, NamedTuple, Optional
+from typing import Any, Dict, List, Mapping, NamedTuple
 
 from absl import logging
 
 from pfpn_tf.config import Config
-from pfpn_tf.data import categories
+from pfpn_tf.data import categories, pipeline
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.distribution import strategies
 from pfpn_tf.distribution.workers import Gatherer
-from pfpn_tf.evaluation import cityscapes, coco_submission, evaluator, tensorboard
+from pfpn_tf.evaluation import (
+    cityscapes,
+    coco_submission,
+    evaluator,
+    output_folder,
+    report,
+    tensorboard,
+)
 from pfpn_tf.evaluation.inference import Network
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.runs import checkpoints, restore, run_directory
 from pfpn_tf.utils.errors import UserError
-from pfpn_tf.utils.files import atomic_write
 
 WEIGHTS = ("auto", "raw", "ema", "both")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationOptions:
+    """What of a run to evaluate, and where the results go.
+
+    Attributes:
+      checkpoint: empty for the newest intact one, "best", a step, or a checkpoint prefix.
+      settings: settings that replace those of the run, by flag name.
+      output_dir: where metrics.json, report and predictions go, and TensorBoard's events in the
+        folder tensorboard; empty: RUN_DIR/eval/STEP and RUN_DIR/tensorboard/eval. Of two runs it is
+        the directory of the instance run, and STEP_with_NAME with the name of the semantic run.
+      save_predictions: whether to write predictions in COCO format.
+      weights: "raw"; "ema", the moving averages of --ema_decay; "both", which puts the files of the
+        averages into the folder ema; "auto": both if the checkpoint has averages.
+      split: name of the records to take beside `eval_records`, unless the settings name those; of
+        test-dev the zip files for COCO's server are written.
+      cityscapes_gt_dir: ground truth of Cityscapes to score the predictions with, see
+        `cityscapes.CityscapesScorer`.
+    """
+
+    checkpoint: str = ""
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    output_dir: str = ""
+    save_predictions: bool = True
+    weights: str = "auto"
+    split: str = ""
+    cityscapes_gt_dir: str = ""
 
 
 class _Run(NamedTuple):
@@ -33,72 +67,33 @@ class _Run(NamedTuple):
     info: DatasetInfo
     task: str
 
-
-class _Extras(NamedTuple):
-    """What is made of the predictions of an evaluation besides; see `evaluate_run`."""
-
-    split: str
-    cityscapes_gt_dir: str
+    @property
+    def name(self):
+        return os.path.basename(os.path.normpath(self.directory))
 
 
-def evaluate_run(
-    run_dir: str,
-    checkpoint: str = "",
-    settings: Optional[Mapping[str, Any]] = None,
-    output_dir: str = "",
-    save_predictions: bool = True,
-    weights: str = "auto",
-    metrics_json: str = "",
-    split: str = "",
-    cityscapes_gt_dir: str = "",
-) -> Dict[str, Any]:
+def evaluate_run(run_dir: str, options: EvaluationOptions = EvaluationOptions()) -> Dict[str, Any]:
     """Restores a network and evaluates it on `eval_records`.
 
     Args:
       run_dir: directory of a training run, or of converted weights.
-      checkpoint: empty for the newest intact one, "best", a step, or a checkpoint prefix.
-      settings: settings that replace those of the run, by flag name.
-      output_dir: where metrics.json, report and predictions go, and TensorBoard's events in the
-        folder tensorboard; empty: RUN_DIR/eval/STEP and RUN_DIR/tensorboard/eval.
-      save_predictions: whether to write predictions in COCO format.
-      weights: "raw"; "ema", the moving averages of --ema_decay; "both", which puts the files of the
-        averages into the folder ema; "auto": both if the checkpoint has averages.
-      metrics_json: where to write the result as well; empty: nowhere.
-      split: name of the records to take beside `eval_records`, unless the settings name those; of
-        test-dev the zip files for COCO's server are written.
-      cityscapes_gt_dir: ground truth of Cityscapes to score the predictions with, see
-        `cityscapes.score_files`.
+      options: see there.
 
     Returns:
       See `Evaluator.evaluate`; `checkpoint` and `weights` are added, and with both `ema`, the
       metrics of the averages; `cityscapes` if asked for.
 
     Raises:
-      UserError: the directory, the checkpoint, the records or a setting is not usable.
+      UserError: the directory, the checkpoint, the records or an option is not usable.
     """
-    run = _load(run_dir, settings)
-    if not run.config.data.eval_records:
-        raise UserError("The run has no evaluation records; give --eval_records.")
-    config = run.config.replace(
-        eval_records=_records(run.config.data.eval_records, split, settings)
-    )
-    extras = _Extras(split, cityscapes_gt_dir)
-    return _evaluate(
-        [run], config, checkpoint, output_dir, save_predictions, weights, metrics_json, extras
-    )
+    run = _load(run_dir, options.settings)
+    return _evaluate([run], run.config, options)
 
 
 def evaluate_two_runs(
     instance_run_dir: str,
     semantic_run_dir: str,
-    checkpoint: str = "",
-    settings: Optional[Mapping[str, Any]] = None,
-    output_dir: str = "",
-    save_predictions: bool = True,
-    weights: str = "auto",
-    metrics_json: str = "",
-    split: str = "",
-    cityscapes_gt_dir: str = "",
+    options: EvaluationOptions = EvaluationOptions(),
 ) -> Dict[str, Any]:
     """Fuses the instances of one network with the stuff of another (the paper's R50-FPN x 2).
 
@@ -108,105 +103,57 @@ def evaluate_two_runs(
     Args:
       instance_run_dir: run with --task=instance or panoptic.
       semantic_run_dir: run with --task=semantic or panoptic.
-      output_dir: empty: INSTANCE_RUN_DIR/eval/STEP_with_NAME, with the name of the semantic run.
-      checkpoint, settings, save_predictions, weights, metrics_json, split, cityscapes_gt_dir: as
-        `evaluate_run`, for both runs.
+      options: for both runs.
 
     Raises:
       UserError: as `evaluate_run`, or the runs do not fit each other.
     """
-    instance = _load(instance_run_dir, settings, "instance", "--instance_run_dir")
-    semantic = _load(semantic_run_dir, settings, "semantic", "--semantic_run_dir")
-    _check_classes(instance, semantic)
-    records = instance.config.data.eval_records or semantic.config.data.eval_records
-    if not records:
-        raise UserError("Neither run has evaluation records; give --eval_records.")
-    records = _records(records, split, settings)
+    instance = _load(instance_run_dir, options.settings, "instance", "instance_run_dir")
+    semantic = _load(semantic_run_dir, options.settings, "semantic", "semantic_run_dir")
+    differences = run_directory.class_differences(instance.info, semantic.info)
+    if differences:
+        raise UserError(
+            f"--semantic_run_dir={semantic_run_dir} was trained on other classes than"
+            f" --instance_run_dir={instance_run_dir} ({'; '.join(differences)}). Give two runs on"
+            " the same dataset."
+        )
     config = instance.config.replace(
         task="panoptic",
         semantic_targets=semantic.config.model.semantic_targets,
-        eval_records=records,
+        eval_records=instance.config.data.eval_records or semantic.config.data.eval_records,
     )
-    extras = _Extras(split, cityscapes_gt_dir)
-    return _evaluate(
-        [instance, semantic],
-        config,
-        checkpoint,
-        output_dir,
-        save_predictions,
-        weights,
-        metrics_json,
-        extras,
-    )
+    return _evaluate([instance, semantic], config, options)
 
 
-def _load(run_dir, settings, branch="", flag="--run_dir"):
-    try:
-        config, info = run_directory.load_run(run_dir)
-    except UserError as error:
-        raise UserError(str(error).replace("--run_dir=", f"{flag}=", 1)) from None
+def _load(run_dir, settings, branch="", flag="run_dir"):
+    config, info = run_directory.load_run(run_dir, flag)
     task = config.model.task
     if branch and task not in (branch, "panoptic"):
         raise UserError(
-            f"{flag}={run_dir} is a run with --task={task}; it must be {branch} or panoptic."
+            f"--{flag}={run_dir} is a run with --task={task}; it must be {branch} or panoptic."
         )
-    config = config.replace(**dict(settings or {}))
-    return _Run(run_dir, config, info, branch or config.model.task)
+    return _Run(run_dir, config.replace(**settings), info, branch or config.model.task)
 
 
-def _check_classes(instance, semantic):
-    if instance.info.same_classes(semantic.info):
-        return
-    ours, theirs = ([c[:3] for c in run.info.categories] for run in (instance, semantic))
-    pairs = [pair for pair in zip(ours, theirs) if pair[0] != pair[1]]
-    words = [
-        f"id {c[0]} {c[1]} ({'thing' if c[2] else 'stuff'})" for c in (pairs[0] if pairs else ())
-    ]
-    first = (
-        f"the first difference is {words[0]} against {words[1]}" if pairs else "the rest is alike"
-    )
-    raise UserError(
-        f"--instance_run_dir={instance.directory} and --semantic_run_dir={semantic.directory} were"
-        f" trained on different classes ({len(ours)} and {len(theirs)} categories; {first}). Give"
-        " two runs on the same dataset."
-    )
-
-
-def _records(records, split, settings):
-    """The records of a split, beside those of the run."""
-    if not split or (settings or {}).get("eval_records"):
-        return records
-    return os.path.join(os.path.dirname(records), f"{split}-*.tfrecord")
-
-
-def _evaluate(
-    runs, config, checkpoint, output_dir, save_predictions, weights, metrics_json, extras
-):
-    if not save_predictions and (
-        extras.cityscapes_gt_dir or extras.split in coco_submission.SPLITS
-    ):
-        raise UserError(
-            "--cityscapes_gt_dir and --split=test-dev need the predictions: leave out"
-            " --nosave_predictions."
-        )
-    if weights not in WEIGHTS:
-        raise UserError(f"--eval_weights={weights} must be one of {', '.join(WEIGHTS)}.")
-    strategies.set_up_runtime(config)
+def _evaluate(runs: List[_Run], config: Config, options: EvaluationOptions) -> Dict[str, Any]:
+    _check_options(options, runs)
+    config = _with_split(config, options)
+    info = _info_of_records(config, runs[0], options.settings)
     strategy = strategies.build_strategy(config.train.distribution)
     networks = [_build(run, strategy) for run in runs]
     gather = Gatherer(strategy)
     with strategies.losing_workers(gather.workers):
         # The first worker's choice: another one could find a newer checkpoint.
         prefixes = gather(
-            [restore.find_checkpoint(run.directory, checkpoint or None) for run in runs]
+            [restore.find_checkpoint(run.directory, options.checkpoint or None) for run in runs]
         )[0]
         step = checkpoints.step_of(prefixes[0])
-        output_dir, events_dir = _directories(runs, step, output_dir, extras.split)
-        runner = evaluator.Evaluator(
-            config, runs[0].info, networks[0].model, strategy, *networks[1:]
-        )
-        metrics = {}
-        for kind in _kinds(prefixes, weights):
+        output_dir, events_dir = _directories(runs, step, options)
+        if gather.workers.is_chief:
+            os.makedirs(output_dir, exist_ok=True)  # Before hours of work, not after them.
+        runner = evaluator.Evaluator(config, info, networks[0].model, strategy, *networks[1:])
+        found = []
+        for kind, beside in zip(_kinds(prefixes, options.weights), ("", output_folder.AVERAGES)):
             for run, network, prefix in zip(runs, networks, prefixes):
                 restore.restore_for_inference(
                     network.model, run.directory, prefix, averages=kind == "ema"
@@ -218,47 +165,85 @@ def _evaluate(
                 names,
                 config.data.eval_records,
             )
-            beside = "ema" if metrics else ""
-            found = runner.evaluate(
-                os.path.join(output_dir, beside), save_predictions=save_predictions
-            )
-            found = {"checkpoint": names, "weights": kind, **found}
+            directory = os.path.join(output_dir, beside)
+            metrics = runner.evaluate(directory, save_predictions=options.save_predictions)
+            metrics = {"checkpoint": names, "weights": kind, **metrics}
             if gather.workers.is_chief:
-                _add_extras(found, os.path.join(output_dir, beside), runs, config, extras)
+                _add_benchmarks(metrics, directory, runs, config, options, runner.found.image_ids)
                 tensorboard.write_evaluation(
                     os.path.join(events_dir, beside),
-                    found,
-                    runner.class_table(found),
+                    metrics,
+                    runner.class_table(metrics),
                     runner.pictures(),
                     step,
                 )
-            if beside:
-                metrics["ema"] = found
-            else:
-                metrics = found
+            found.append(metrics)
+    metrics = {**found[0], "ema": found[1]} if len(found) > 1 else found[0]
     if gather.workers.is_chief:
-        for path in filter(None, (os.path.join(output_dir, evaluator.METRICS), metrics_json)):
-            with atomic_write(path) as f:
-                json.dump(metrics, f, indent=2)
-                f.write("\n")
-    logging.info("Metrics%s are in %s.", " and predictions" if save_predictions else "", output_dir)
+        report.write_metrics(os.path.join(output_dir, output_folder.METRICS), metrics)
+    what = "Metrics and predictions" if options.save_predictions else "Metrics"
+    logging.info("%s are in %s.", what, output_dir)
     return metrics
 
 
-def _add_extras(metrics, directory, runs, config, extras):
+def _check_options(options, runs):
+    """What can be known before a network is built."""
+    if options.weights not in WEIGHTS:
+        raise UserError(f"--eval_weights={options.weights} must be one of {', '.join(WEIGHTS)}.")
+    needs_files = options.cityscapes_gt_dir or options.split in coco_submission.SPLITS
+    if needs_files and not options.save_predictions:
+        raise UserError(
+            "--cityscapes_gt_dir and --split=test-dev need the predictions: leave out"
+            " --nosave_predictions."
+        )
+    if options.cityscapes_gt_dir:
+        categories_json = _info_json(runs[0])
+        cityscapes.CityscapesScorer(options.cityscapes_gt_dir, categories_json=categories_json)
+
+
+def _info_json(run):
+    return os.path.join(run.directory, categories.FILE_NAME)
+
+
+def _with_split(config, options):
+    """The settings with the records of the split, which are beside those of the run."""
+    records = config.data.eval_records
+    if not records:
+        raise UserError("The run has no evaluation records; give --eval_records.")
+    if options.split and not options.settings.get("eval_records"):
+        records = os.path.join(os.path.dirname(records), f"{options.split}-*.tfrecord")
+    return config.replace(eval_records=records)
+
+
+def _info_of_records(config, run, settings):
+    """The run's categories with the splits of the records, whose classes must be the run's."""
+    records = config.data.eval_records
+    beside = config.replace(train_records="", dataset_info=settings.get("dataset_info", ""))
+    info = pipeline.load_info(beside)
+    differences = run_directory.class_differences(info, run.info)
+    if differences:
+        raise UserError(
+            f"--eval_records={records} holds other classes than {run.directory} was trained on"
+            f" ({'; '.join(differences)}). Give records of the run's dataset."
+        )
+    return dataclasses.replace(run.info, splits=info.splits)
+
+
+def _add_benchmarks(metrics, directory, runs, config, options, image_ids):
     """Scores the predictions in `directory` with Cityscapes' own code, and packs them for COCO's
     server.
     """
-    if extras.cityscapes_gt_dir:
+    if options.cityscapes_gt_dir:
         metrics["cityscapes"] = cityscapes.score_written(
-            extras.cityscapes_gt_dir,
+            options.cityscapes_gt_dir,
             directory,
-            os.path.join(runs[0].directory, categories.FILE_NAME),
+            _info_json(runs[0]),
+            image_ids,
             semantic=config.model.semantic_targets == "all",
         )
-    if extras.split in coco_submission.SPLITS:
-        name = "_".join(os.path.basename(os.path.normpath(run.directory)) for run in runs)
-        for path in coco_submission.write(directory, extras.split, name):
+    if options.split in coco_submission.SPLITS:
+        name = "_".join(run.name for run in runs)
+        for path in coco_submission.write(directory, options.split, name):
             logging.info("For COCO's server: %s", path)
 
 
@@ -280,14 +265,14 @@ def _kinds(prefixes, weights):
     return ["raw", "ema"] if weights == "both" else [weights]
 
 
-def _directories(runs, step, output_dir, split):
+def _directories(runs, step, options):
     """Where results and TensorBoard's events go."""
-    if output_dir:
-        return output_dir, os.path.join(output_dir, run_directory.TENSORBOARD)
+    if options.output_dir:
+        return options.output_dir, os.path.join(options.output_dir, run_directory.TENSORBOARD)
+    split = options.split
     name, events = (f"{step}_{split}", f"eval_{split}") if split else (str(step), "eval")
     if len(runs) > 1:
-        other = "_with_" + os.path.basename(os.path.normpath(runs[1].directory))
-        name, events = name + other, events + other
+        name, events = f"{name}_with_{runs[1].name}", f"{events}_with_{runs[1].name}"
     directory = runs[0].directory
     return os.path.join(directory, "eval", name), os.path.join(
         directory, run_directory.TENSORBOARD, events

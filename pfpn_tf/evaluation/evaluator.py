@@ -12,10 +12,9 @@ Shapes: B images per replica · H, W padded size · h, w original size.
 
 import concurrent.futures
 import contextlib
-import json
 import os
 import time
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, Dict, Optional
 
 import cv2
 import numpy as np
@@ -25,35 +24,13 @@ from pfpn_tf import config as config_lib
 from pfpn_tf.data import pipeline, predictions, tfrecord
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.distribution import workers as workers_lib
-from pfpn_tf.evaluation import confusion, html_report, merge, report
-from pfpn_tf.evaluation.counts import Counts, read_truth
+from pfpn_tf.evaluation import confusion, html_report, merge, output_folder, report
+from pfpn_tf.evaluation.counts import EvaluationMetrics, read_truth
 from pfpn_tf.evaluation.inference import Inference, Input, Network
+from pfpn_tf.utils import progress
 from pfpn_tf.utils.errors import UserError
-from pfpn_tf.utils.files import atomic_write
 
-METRICS = "metrics.json"
 _MAX_WAITING = 2  # Batches computed but not yet counted; bounds memory.
-
-
-class Findings(NamedTuple):
-    """What evaluating some images has found. Those of several workers add up.
-
-    Attributes:
-      counts: `Counts`.
-      gallery: the best and worst images; None without panoptic maps.
-      image_ids: in the order of evaluation.
-    """
-
-    counts: Counts
-    gallery: Optional[html_report.Gallery]
-    image_ids: List[Any]
-
-    def merge(self, other: "Findings") -> None:
-        """Adds another worker's findings, but for the order of the images."""
-        self.counts.merge(other.counts)
-        if self.gallery is not None and other.gallery is not None:
-            self.gallery.merge(other.gallery)
-        self.image_ids.extend(other.image_ids)
 
 
 class Evaluator:
@@ -63,7 +40,7 @@ class Evaluator:
     results; the chief alone writes files, for which the workers share a disk.
 
     Attributes:
-      findings: of the last evaluation, over all workers.
+      found: of the last evaluation, over all workers.
     """
 
     def __init__(
@@ -95,7 +72,7 @@ class Evaluator:
         self._num_images = len(tfrecord.read_index(config.data.eval_records, "eval_records"))
         self._string_ids = any(split.get("string_ids") for split in info.splits.values())
         self._function = None
-        self.findings: Optional[Findings] = None
+        self.found: EvaluationMetrics
 
     def evaluate(
         self, output_dir: Optional[str] = None, max_images: int = 0, save_predictions: bool = True
@@ -121,6 +98,8 @@ class Evaluator:
         max_images = max_images or self._config.eval.max_images
         num_images = min(self._num_images, max_images) if max_images else self._num_images
         predictions_dir = output_dir if save_predictions else None
+        if output_dir and self._workers.is_chief:
+            output_folder.clear(output_dir)
         started = time.monotonic()
         parts = self._gather(self._evaluate_share(num_images, predictions_dir))
         failures = [part for part in parts if isinstance(part, str)]
@@ -128,12 +107,12 @@ class Evaluator:
             raise UserError(failures[0])
         if predictions_dir and self._workers.count > 1:
             self._merge_predictions(predictions_dir, num_images, [part.image_ids for part in parts])
-        self.findings = parts[0]
+        self.found = parts[0]
         for part in parts[1:]:
-            self.findings.merge(part)
+            self.found.merge(part)
         seconds = self._gather(time.monotonic() - started)
         metrics = {
-            **self.findings.counts.result(),
+            **self.found.result(),
             "num_images": num_images,
             "seconds": round(max(seconds), 3),
         }
@@ -157,20 +136,16 @@ class Evaluator:
     @property
     def _gallery(self):
         """That of the last evaluation; None without panoptic maps or ground truth."""
-        return self.findings.gallery if self.findings.counts.num_scored else None
+        return self.found.gallery if self.found.num_scored else None
 
     def _confusion_picture(self):
-        return confusion.draw(
-            self.findings.counts.confusion, html_report.confusion_names(self._info)
-        )
+        return confusion.draw(self.found.confusion, html_report.confusion_names(self._info))
 
     def _evaluate_share(self, num_images, predictions_dir):
-        """This worker's `Findings`; of several workers, one that fails returns the message for
-        all.
+        """This worker's `EvaluationMetrics`; of several workers, one that fails returns the message
+        for all.
         """
-        with_gallery = self._config.model.task == "panoptic"
-        counts = Counts(self._config.model, self._info)
-        found = Findings(counts, html_report.Gallery(self._info) if with_gallery else None, [])
+        found = EvaluationMetrics(self._config.model, self._info)
         if predictions_dir and self._workers.count > 1:
             predictions_dir = merge.part_directory(predictions_dir, self._workers.index)
         try:
@@ -178,22 +153,10 @@ class Evaluator:
 
                 def consume(position, outputs, example):
                     truth = read_truth(example, self._string_ids)
-                    found.image_ids.append(truth.image_id)
-                    image_counts, segments = counts.add(
-                        position, outputs, truth, example["image_hw"], writer
-                    )
-                    if found.gallery and image_counts:
-                        ids = outputs.panoptic.panoptic_ids[: truth.hw[0], : truth.hw[1]]
-                        gt, pred = (truth.panoptic_ids, truth.segments), (ids, segments)
-                        tally = html_report.Tally.of(image_counts)
-                        found.gallery.add(
-                            position,
-                            f"Image {truth.image_id}",
-                            tally,
-                            lambda: (self._photo(example), gt, pred),
-                        )
+                    image_hw, photo = example["image_hw"], lambda: self._photo(example)
+                    found.add(position, outputs, truth, image_hw, photo, writer)
 
-                self._run(num_images, consume, keep_images=with_gallery)
+                self._run(num_images, consume, keep_images=found.gallery is not None)
         except UserError as error:
             if self._workers.count == 1:
                 raise
@@ -223,17 +186,9 @@ class Evaluator:
         self._gather.wait()
 
     def _write(self, output_dir, metrics):
-        with atomic_write(os.path.join(output_dir, METRICS)) as f:
-            json.dump(metrics, f, indent=2)
-            f.write("\n")
+        report.write_metrics(os.path.join(output_dir, output_folder.METRICS), metrics)
         if self._gallery is not None:
-            html_report.write(
-                output_dir,
-                metrics,
-                self._info,
-                self._gallery,
-                self.findings.counts.confusion,
-            )
+            html_report.write(output_dir, metrics, self._info, self._gallery, self.found.confusion)
 
     def _photo(self, example):
         """The image as the network saw it, at original size: [h, w, 3] uint8."""
@@ -262,7 +217,7 @@ class Evaluator:
             (start, min(size, num_images - start))
             for start in range(self._workers.index * size, num_images, self._workers.count * size)
         ]
-        progress = report.Progress(sum(count for _, count in batches))
+        bar = progress.Bar("Evaluating", sum(count for _, count in batches), "image")
         waiting = []
         iterator = iter(dataset)
         with concurrent.futures.ThreadPoolExecutor(1) as host:
@@ -278,19 +233,19 @@ class Evaluator:
                         replica_examples,
                         *(batches.pop(0) if batches else (0, 0)),
                     )
-                    waiting.append(host.submit(self._consume_batch, *job, consume, progress))
+                    waiting.append(host.submit(self._consume_batch, *job, consume, bar))
                 while len(waiting) > (_MAX_WAITING if batches else 0):
                     waiting.pop(0).result()
-        progress.close()
+        bar.close()
 
-    def _consume_batch(self, outputs, examples, start, count, consume, progress):
+    def _consume_batch(self, outputs, examples, start, count, consume, bar):
         """Hands over the first `count` images of a replica's batch; the rest only fills it up."""
         outputs = tf.nest.map_structure(lambda t: None if t is None else t.numpy(), outputs)
         examples = {key: value.numpy() for key, value in examples.items()}
         for i in range(count):
             one = tf.nest.map_structure(lambda a: None if a is None else a[i], outputs)
             consume(start + i, one, {key: value[i] for key, value in examples.items()})
-            progress.advance()
+            bar.update()
 
     def _inputs(self, batch):
         """The networks' inputs among the entries of a batch, or of its spec."""

@@ -8,20 +8,17 @@ mailed.
 import base64
 import html
 import os
-from typing import Any, Callable, Dict, List, NamedTuple
+from typing import Any, Dict, List
 
 import cv2
 import numpy as np
 
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.evaluation import confusion as confusion_lib
-from pfpn_tf.evaluation import report
-from pfpn_tf.evaluation.panoptic_quality import ImageCounts
-from pfpn_tf.utils import visualize
+from pfpn_tf.evaluation import output_folder, report
+from pfpn_tf.evaluation.gallery import Gallery
 from pfpn_tf.utils.files import atomic_write
 
-REPORT = "report.html"
-CONFUSION = "confusion.png"
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; margin: 2em auto; max-width: 1200px;
   padding: 0 1em }
@@ -35,103 +32,6 @@ tr:nth-child(even) { background: #f7f7f7 }
 .mistakes td:nth-child(2), .mistakes th:nth-child(2) { text-align: left }
 .scroll { overflow-x: auto } figure { margin: 1em 0 } figure img { max-width: 100% }
 """
-
-
-class _Picture(NamedTuple):
-    score: float
-    position: int
-    caption: str
-    jpeg: bytes
-
-
-class Tally(NamedTuple):
-    """Segments of an image: matched, false and missed ones, and the sum of the matches' IoU."""
-
-    tp: int
-    fp: int
-    fn: int
-    iou_sum: float
-
-    @classmethod
-    def of(cls, counts: ImageCounts) -> "Tally":
-        iou_sum = sum(iou for _, iou, _, _ in counts.matches)
-        return cls(
-            len(counts.matches), len(counts.false_positives), len(counts.false_negatives), iou_sum
-        )
-
-
-class Gallery:
-    """The images with the lowest and the highest PQ, drawn; holds no more than it shows.
-
-    Which ones these are does not depend on the order in which they come: of equal ones the first of
-    the split counts.
-    """
-
-    def __init__(self, info: DatasetInfo, size: int = 5):
-        """Args: size: images kept at either end."""
-        self._info = info
-        self._size = size
-        self.worst: List[_Picture] = []
-        self.best: List[_Picture] = []
-
-    def add(self, position: int, name: str, tally: Tally, read: Callable[[], tuple]) -> None:
-        """Draws the image if it belongs to either end so far.
-
-        Args:
-          position: of the image in the split.
-          name: for the caption.
-          tally: of this image.
-          read: gives photo, ground truth and prediction; called only to draw. The photo is [h, w,
-            3] uint8, the others ([h, w] ids, segments_info).
-        """
-        if not tally.tp + tally.fp + tally.fn:
-            return
-        score = tally.iou_sum / (tally.tp + 0.5 * tally.fp + 0.5 * tally.fn)
-        caption = (
-            f"{name}: PQ {100 * score:.1f} ({tally.tp} matched, {tally.fp} false, {tally.fn} missed"
-            " segments)"
-        )
-        picture = _Picture(score, position, caption, b"")
-        if picture in self._worst_of([*self.worst, picture]) or picture in self._best_of(
-            [*self.best, picture]
-        ):
-            self._take([picture._replace(jpeg=self._draw(*read()))])
-
-    def merge(self, other: "Gallery") -> None:
-        """Takes over what belongs to either end of both."""
-        self._take(other.worst + other.best)
-
-    def _take(self, pictures):
-        unique = {
-            picture.position: picture for picture in pictures + self.worst + self.best
-        }.values()
-        self.worst = self._worst_of(unique)
-        self.best = self._best_of(unique)
-
-    def _worst_of(self, pictures):
-        return sorted(pictures, key=lambda p: (p.score, p.position))[: self._size]
-
-    def _best_of(self, pictures):
-        return sorted(pictures, key=lambda p: (-p.score, p.position))[: self._size]
-
-    def pictures(self) -> Dict[str, np.ndarray]:
-        """worst/0, worst/1, ..., best/0, ...: [h, w, 3] uint8."""
-        found = {}
-        for end, pictures in (("worst", self.worst), ("best", self.best)):
-            for i, picture in enumerate(pictures):
-                bgr = cv2.imdecode(np.frombuffer(picture.jpeg, np.uint8), cv2.IMREAD_COLOR)
-                assert bgr is not None  # `_draw` has encoded it.
-                found[f"{end}/{i}"] = bgr[..., ::-1]
-        return found
-
-    def _draw(self, photo, gt, pred):
-        scale = max(1.0, 600 / photo.shape[1])
-        pictures = [
-            visualize.overlay_panoptic(photo, ids, segments, self._info, scale)
-            for ids, segments in (gt, pred)
-        ]
-        drawn = visualize.side_by_side(pictures, ["Ground truth", "Prediction"])
-        return cv2.imencode(".jpg", drawn[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])[1].tobytes()
 
 
 def confusion_names(info: DatasetInfo) -> List[str]:
@@ -158,7 +58,7 @@ def write(
     picture = cv2.imencode(".png", confusion_lib.draw(confusion, confusion_names(info))[..., ::-1])[
         1
     ].tobytes()
-    with atomic_write(os.path.join(output_dir, CONFUSION), "wb") as f:
+    with atomic_write(os.path.join(output_dir, output_folder.CONFUSION), "wb") as f:
         f.write(picture)
     parts = [
         "<!DOCTYPE html><html lang='en'><head><meta charset='utf-8'><title>Evaluation</title>"
@@ -185,7 +85,7 @@ def write(
             image = _image(item.jpeg, "jpeg", item.caption)
             parts.append(f"<figure><figcaption>{caption}</figcaption>{image}</figure>")
     parts.append("</body></html>\n")
-    with atomic_write(os.path.join(output_dir, REPORT)) as f:
+    with atomic_write(os.path.join(output_dir, output_folder.REPORT)) as f:
         f.write("\n".join(parts))
 
 

@@ -1,117 +1,33 @@
-"""Panoptic quality with panopticapi's numbers, counted from runs of equal pixels.
+"""Panoptic quality with panopticapi's numbers.
 
 PQ is defined in Kirillov et al., "Panoptic Segmentation". What the definition leaves open follows
 panopticapi, the COCO evaluator, to the letter:
 
-- The area of a ground-truth segment is the JSON's, that of a predicted segment its pixels.
+- The area of a ground-truth segment is the JSON's, that of a predicted segment its pixels. Where
+  the JSON's areas contradict the pixels, a note also tells PQ by the pixels.
 - Pixels that are void in the ground truth are taken out of the union; crowd pixels are not.
 - Ground-truth ids missing from segments_info are neither void nor a segment.
 - Of several crowd segments of a class in an image, only the last listed excuses false positives.
 - Of several entries with one id, the last counts.
 
-Speed: an image is a few thousand runs of equal (ground truth, prediction) pixels, and only the runs
-are sorted, not the pixels. Sums are exact, so results depend neither on the order of the images nor
-on how they are split over processes or replicas.
-
-Shapes: h, w image size · P pairs of overlapping segments.
+Sums are exact, so results depend neither on the order of the images nor on how they are split over
+processes or replicas.
 """
 
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence
 
-import cv2
-import numpy as np
-
+from pfpn_tf.evaluation.segment_pairs import SegmentPairs
 from pfpn_tf.utils.errors import UserError
 
 VOID = 0
 _NUM_IDS = 1 << 24
-_MAX_RUN = 1 << 16  # No run may be longer than 16 bits can say.
 # An IoU that counts is above 0.5, hence a whole multiple of 2**-53 in double precision: sums of
 # these multiples are exact in Python's integers.
 _IOU_UNIT = 1 << 53
 
 
-class Overlaps(NamedTuple):
-    """Overlap of ground truth and prediction in one image, by rising ids.
-
-    Attributes:
-      gt_ids: [P] int64.
-      pred_ids: [P] int64.
-      pixels: [P] int64, all above 0.
-    """
-
-    gt_ids: np.ndarray
-    pred_ids: np.ndarray
-    pixels: np.ndarray
-
-
-def overlaps(gt_ids: np.ndarray, pred_ids: np.ndarray) -> Overlaps:
-    """Counts the pixels of each pair of ids.
-
-    Args:
-      gt_ids: [h, w] uint32 below 2**24.
-      pred_ids: [h, w] uint32 below 2**24.
-    """
-    gt, pred = gt_ids.reshape(-1), pred_ids.reshape(-1)
-    starts_run = np.empty(gt.size, bool)
-    np.not_equal(gt[1:], gt[:-1], out=starts_run[1:])
-    starts_run[1:] |= pred[1:] != pred[:-1]
-    starts_run[::_MAX_RUN] = True
-    starts = np.flatnonzero(starts_run)
-    return _add_runs(gt[starts], pred[starts], starts, gt.size)
-
-
-def overlaps_of_pixels(gt_pixels: np.ndarray, pred_pixels: np.ndarray) -> Overlaps:
-    """`overlaps` of maps as they are in their PNGs, which saves making ids of all pixels.
-
-    Args:
-      gt_pixels: [h, w, 3] uint8, bytes of the id, lowest first.
-      pred_pixels: [h, w, 3] uint8.
-    """
-    gt, pred = gt_pixels.reshape(1, -1, 3), pred_pixels.reshape(1, -1, 3)
-    size = gt.shape[1]
-    starts = np.zeros(1, np.int64)
-    if size > 1:
-        # 255 where a byte differs: [1, h * w - 1, 3].
-        gt_bytes = cv2.compare(gt[:, 1:], gt[:, :-1], cv2.CMP_NE)
-        pred_bytes = cv2.compare(pred[:, 1:], pred[:, :-1], cv2.CMP_NE)
-        changed_bytes = cv2.bitwise_or(gt_bytes, pred_bytes, dst=gt_bytes)
-        # The weighted sum of three bytes of 0 or 255 is 0 only if all are.
-        changed = cv2.cvtColor(changed_bytes, cv2.COLOR_RGB2GRAY)[0]
-        changed[_MAX_RUN - 1 :: _MAX_RUN] = 255
-        starts = np.concatenate([starts, np.flatnonzero(changed.view(bool)) + 1])
-    return _add_runs(_ids_at(gt[0], starts), _ids_at(pred[0], starts), starts, size)
-
-
-def _ids_at(pixels, positions):
-    """Ids of some of the [n, 3] pixels: uint32."""
-    padded = np.zeros((len(positions), 4), np.uint8)
-    padded[:, :3] = pixels.take(positions, 0)
-    return padded.view("<u4")[:, 0]
-
-
-def _add_runs(gt_ids, pred_ids, starts, size) -> Overlaps:
-    """Sums the lengths of runs by pair.
-
-    Args:
-      gt_ids, pred_ids: ids in each run.
-      starts: first pixel of each run, rising from 0; no run is longer than `_MAX_RUN`.
-      size: pixels in all.
-    """
-    lengths = np.diff(starts, append=size)
-    # gt id, pred id and run length in one number: sorting it groups the pairs.
-    runs = gt_ids.astype(np.uint64) << np.uint64(40)
-    runs |= pred_ids.astype(np.uint64) << np.uint64(16)
-    runs |= (lengths - 1).astype(np.uint64)
-    runs.sort()
-    pairs = (runs >> np.uint64(16)).view(np.int64)
-    first = np.flatnonzero(np.concatenate([[True], pairs[1:] != pairs[:-1]]))
-    pixels = np.add.reduceat((runs & np.uint64(0xFFFF)).view(np.int64) + 1, first)
-    return Overlaps(pairs[first] >> 24, pairs[first] & 0xFFFFFF, pixels)
-
-
-class ImageCounts(NamedTuple):
-    """PQ counts of one image.
+class SegmentMatches(NamedTuple):
+    """Which segments of one image match.
 
     Attributes:
       matches: list of (category_id, iou, gt id, predicted id).
@@ -123,14 +39,30 @@ class ImageCounts(NamedTuple):
     false_negatives: list
     false_positives: list
 
+    @property
+    def quality(self) -> Optional[float]:
+        """PQ of the image as if all segments were of one class; None without a segment."""
+        errors = len(self.false_negatives) + len(self.false_positives)
+        if not self.matches and not errors:
+            return None
+        return sum(iou for _, iou, _, _ in self.matches) / (len(self.matches) + 0.5 * errors)
+
+
+def _areas(ids, pixels) -> Dict[int, int]:
+    """Pixels of each id among the pairs."""
+    areas: Dict[int, int] = {}
+    for segment_id, count in zip(ids.tolist(), pixels.tolist()):
+        areas[segment_id] = areas.get(segment_id, 0) + count
+    return areas
+
 
 def check_prediction(
-    found: Overlaps, pred_segments: Sequence[dict], categories, where: str
+    pairs: SegmentPairs, pred_segments: Sequence[dict], categories, where: str
 ) -> Dict[int, int]:
     """Compares a predicted map with its segments_info.
 
     Args:
-      found: of the image.
+      pairs: of the image.
       pred_segments: COCO segments_info of the prediction.
       categories: known category ids.
       where: opening of an error message: image and file.
@@ -141,9 +73,7 @@ def check_prediction(
     Raises:
       UserError: an id is in only one of the two, or a category is unknown.
     """
-    areas: Dict[int, int] = {}
-    for pred_id, pixels in zip(found.pred_ids.tolist(), found.pixels.tolist()):
-        areas[pred_id] = areas.get(pred_id, 0) + pixels
+    areas = _areas(pairs.pred_ids, pairs.pixels)
     listed = {s["id"]: s["category_id"] for s in pred_segments}
     for pred_id in sorted(areas):
         if pred_id not in listed:
@@ -174,16 +104,16 @@ def check_prediction(
 
 
 def match_image(
-    found: Overlaps,
+    pairs: SegmentPairs,
     gt_segments: Sequence[dict],
     pred_segments: Sequence[dict],
     pred_areas: Dict[int, int],
     where: str = "Prediction",
-) -> ImageCounts:
+) -> SegmentMatches:
     """Matches the segments of one image.
 
     Args:
-      found: of the image.
+      pairs: of the image.
       gt_segments: COCO segments_info with id, category_id, area, iscrowd.
       pred_segments: COCO segments_info with id, category_id.
       pred_areas: from `check_prediction`.
@@ -194,7 +124,7 @@ def match_image(
     """
     gt = {s["id"]: s for s in gt_segments}
     pred = {s["id"]: s["category_id"] for s in pred_segments}
-    pixels = {(g, p): n for g, p, n in zip(*(a.tolist() for a in found))}
+    pixels = {(g, p): n for g, p, n in zip(*(a.tolist() for a in pairs))}
 
     matches, matched_gt, matched_pred = [], set(), set()
     for (gt_id, pred_id), intersection in pixels.items():
@@ -236,7 +166,7 @@ def match_image(
             excused += pixels.get((last_crowd[category_id], pred_id), 0)
         if excused / pred_areas[pred_id] <= 0.5:
             false_positives.append((category_id, pred_id))
-    return ImageCounts(matches, false_negatives, false_positives)
+    return SegmentMatches(matches, false_negatives, false_positives)
 
 
 class PanopticQuality:
@@ -245,60 +175,69 @@ class PanopticQuality:
     def __init__(self, categories: Sequence[Dict[str, Any]]):
         """Args: categories: COCO categories with id and isthing, in the order of averaging."""
         self._is_thing = {c["id"]: c["isthing"] == 1 for c in categories}
-        self._tp = dict.fromkeys(self._is_thing, 0)
-        self._fp = dict.fromkeys(self._is_thing, 0)
-        self._fn = dict.fromkeys(self._is_thing, 0)
-        self._iou = dict.fromkeys(self._is_thing, 0)  # In units of 2**-53.
+        # By category: true positives, false positives, false negatives, IoU in units of 2**-53.
+        self._sums = {c: [0, 0, 0, 0] for c in self._is_thing}
+        self._sums_by_pixels = {c: [0, 0, 0, 0] for c in self._is_thing}
+        self._num_wrong_areas = 0
+        self._first_wrong_area = ""
 
     def update(
         self,
-        found: Overlaps,
+        pairs: SegmentPairs,
         gt_segments: Sequence[dict],
         pred_segments: Sequence[dict],
         where: str = "Prediction",
-    ) -> ImageCounts:
+    ) -> SegmentMatches:
         """Adds one image.
 
         Args:
-          found: of the image.
+          pairs: of the image.
           gt_segments: COCO segments_info with id, category_id, area, iscrowd.
           pred_segments: COCO segments_info with id, category_id.
           where: opening of an error message: image and file.
 
-        Returns:
-          The image's own counts.
-
         Raises:
           UserError: the predicted map and its segments_info disagree; the segment is named.
         """
-        areas = check_prediction(found, pred_segments, self._is_thing, where)
-        counts = match_image(found, gt_segments, pred_segments, areas, where)
-        for category_id, iou, _, _ in counts.matches:
-            if category_id in self._tp:
-                self._tp[category_id] += 1
-                self._iou[category_id] += int(iou * _IOU_UNIT)
-        for category_id, _ in counts.false_negatives:
-            if category_id in self._fn:
-                self._fn[category_id] += 1
-        for category_id, _ in counts.false_positives:
-            self._fp[category_id] += 1
-        return counts
+        areas = check_prediction(pairs, pred_segments, self._is_thing, where)
+        matches = match_image(pairs, gt_segments, pred_segments, areas, where)
+        _add_matches(self._sums, matches)
+        corrected = self._with_areas_of_pixels(pairs, gt_segments, where)
+        by_pixels = matches
+        if corrected:
+            by_pixels = match_image(pairs, corrected, pred_segments, areas, where)
+        _add_matches(self._sums_by_pixels, by_pixels)
+        return matches
+
+    def _with_areas_of_pixels(self, pairs, gt_segments, where):
+        """The segments with the areas that their pixels have; None if those of the JSON are right.
+        Crowds are left alone: their area does not count.
+        """
+        areas = _areas(pairs.gt_ids, pairs.pixels)
+        wrong = [
+            s
+            for s in gt_segments
+            if s.get("iscrowd", 0) != 1 and "area" in s and s["area"] != areas.get(s["id"], 0)
+        ]
+        if not wrong:
+            return None
+        self._num_wrong_areas += len(wrong)
+        self._first_wrong_area = self._first_wrong_area or (
+            f"{where}: ground-truth segment {wrong[0]['id']} has area {wrong[0]['area']} and"
+            f" {areas.get(wrong[0]['id'], 0)} pixels"
+        )
+        return [{**s, "area": areas.get(s["id"], 0)} for s in gt_segments]
 
     def merge(self, other: "PanopticQuality") -> None:
         """Adds the images of another accumulator with the same categories."""
-        for mine, its in zip(self._counters(), other._counters()):
-            for category_id, value in its.items():
-                mine[category_id] += value
-
-    def state(self) -> List[List[int]]:
-        """All counts as plain integers: tp, fp, fn and IoU sum in units of 2**-53, per category."""
-        return [list(counter.values()) for counter in self._counters()]
-
-    def add_state(self, state: Sequence[Sequence[int]]) -> None:
-        """Adds what another accumulator's `state` returned."""
-        for counter, values in zip(self._counters(), state):
-            for category_id, value in zip(counter, values):
-                counter[category_id] += value
+        for mine, its in (
+            (self._sums, other._sums),
+            (self._sums_by_pixels, other._sums_by_pixels),
+        ):
+            for category_id, values in its.items():
+                mine[category_id] = [a + b for a, b in zip(mine[category_id], values)]
+        self._num_wrong_areas += other._num_wrong_areas
+        self._first_wrong_area = self._first_wrong_area or other._first_wrong_area
 
     def result(self) -> Dict[str, Any]:
         """Fractions at full precision.
@@ -308,40 +247,75 @@ class PanopticQuality:
           ground truth or prediction (n would be 0); `per_class`: by category id as a string pq, sq,
           rq, tp, fp, fn, iou_sum (zeros for a class that does not occur).
         """
-        per_class = {str(c): self._class_result(c) for c in self._is_thing}
+        return self._result(self._sums)
+
+    def notes(self) -> List[str]:
+        """What a reader of the result should know."""
+        result = self._result(self._sums)
+        notes = [
+            f"{group} is null: no {kind} occurs in ground truth or prediction, so there is nothing"
+            " to average (panopticapi divides by zero here)."
+            for group, kind in (
+                ("All", "class"),
+                ("Things", "thing class"),
+                ("Stuff", "stuff class"),
+            )
+            if result[group] is None
+        ]
+        if self._num_wrong_areas and result["All"]:
+            ours, by_pixels = (
+                100 * part["All"]["pq"] for part in (result, self._result(self._sums_by_pixels))
+            )
+            notes.append(
+                f"The JSON's area of {self._num_wrong_areas} ground-truth segments is not the"
+                f" number of their pixels (the first: {self._first_wrong_area}). PQ takes the"
+                f" JSON's areas, as panopticapi does: {ours:.2f}; by the pixels it would be"
+                f" {by_pixels:.2f}."
+            )
+        return notes
+
+    def _result(self, sums):
+        per_class = {str(c): _class_result(*values) for c, values in sums.items()}
+        things = {str(c) for c, thing in self._is_thing.items() if thing}
         return {
-            "All": self._average(per_class, (True, False)),
-            "Things": self._average(per_class, (True,)),
-            "Stuff": self._average(per_class, (False,)),
+            "All": _average(per_class.values()),
+            "Things": _average(row for c, row in per_class.items() if c in things),
+            "Stuff": _average(row for c, row in per_class.items() if c not in things),
             "per_class": per_class,
         }
 
-    def _counters(self):
-        return self._tp, self._fp, self._fn, self._iou
 
-    def _class_result(self, category_id):
-        tp, fp, fn = self._tp[category_id], self._fp[category_id], self._fn[category_id]
-        iou_sum = self._iou[category_id] / _IOU_UNIT
-        denominator = tp + 0.5 * fp + 0.5 * fn
-        return {
-            "pq": iou_sum / denominator if denominator else 0.0,
-            "sq": iou_sum / tp if tp else 0.0,
-            "rq": tp / denominator if denominator else 0.0,
-            "tp": tp,
-            "fp": fp,
-            "fn": fn,
-            "iou_sum": iou_sum,
-        }
+def _add_matches(sums, matches):
+    """Adds the matches of one image. A ground-truth category that is not listed does not count."""
+    for category_id, iou, _, _ in matches.matches:
+        if category_id in sums:
+            sums[category_id][0] += 1
+            sums[category_id][3] += int(iou * _IOU_UNIT)
+    for category_id, _ in matches.false_positives:
+        sums[category_id][1] += 1
+    for category_id, _ in matches.false_negatives:
+        if category_id in sums:
+            sums[category_id][2] += 1
 
-    def _average(self, per_class, is_thing) -> Optional[Dict[str, Any]]:
-        rows = [
-            per_class[str(c)]
-            for c, thing in self._is_thing.items()
-            if thing in is_thing and self._tp[c] + self._fp[c] + self._fn[c]
-        ]
-        if not rows:
-            return None
-        return {
-            **{k: sum(row[k] for row in rows) / len(rows) for k in ("pq", "sq", "rq")},
-            "n": len(rows),
-        }
+
+def _class_result(tp, fp, fn, iou_units) -> Dict[str, Any]:
+    iou_sum = iou_units / _IOU_UNIT
+    denominator = tp + 0.5 * fp + 0.5 * fn
+    return {
+        "pq": iou_sum / denominator if denominator else 0.0,
+        "sq": iou_sum / tp if tp else 0.0,
+        "rq": tp / denominator if denominator else 0.0,
+        "tp": tp,
+        "fp": fp,
+        "fn": fn,
+        "iou_sum": iou_sum,
+    }
+
+
+def _average(rows: Iterable[Dict[str, Any]]) -> Optional[Dict[str, Any]]:
+    """Means over the classes that occur."""
+    found = [row for row in rows if row["tp"] + row["fp"] + row["fn"]]
+    if not found:
+        return None
+    means = {key: sum(row[key] for row in found) / len(found) for key in ("pq", "sq", "rq")}
+    return {**means, "n": len(found)}

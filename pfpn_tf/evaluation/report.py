@@ -3,16 +3,10 @@
 All of it is in points (0 to 100); `metrics.json` holds fractions at full precision.
 """
 
-import io
-import sys
-import time
+import json
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
-import rich.box
-import rich.console
-import rich.markup
-import rich.table
-from absl import logging
+from pfpn_tf.utils.files import atomic_write
 
 _GROUPS = (("All", ""), ("Things", "_th"), ("Stuff", "_st"))
 _CITYSCAPES = {"mIoU": "miou", "iIoU": "iiou", "AP": "AP", "AP50": "AP50"}
@@ -149,22 +143,14 @@ def class_table(metrics: Dict[str, Any], categories: Sequence[Dict[str, Any]]) -
     columns = class_columns(metrics)
     if not columns:
         return ""
-    made = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
-    made.add_column("Class", no_wrap=True)
-    for column in columns:
-        made.add_column(column, justify="right", no_wrap=True)
+    lines = []
     rows = class_rows(metrics, categories)
     for kind, is_thing in (("Things", True), ("Stuff", False)):
         group = [row for row in rows if row.is_thing == is_thing]
         if any(set(row.values) != {"-"} for row in group):
-            made.add_row(kind)
-            for row in group:
-                made.add_row("  " + rich.markup.escape(row.name), *row.values)
-            made.add_section()
-    text = io.StringIO()
-    rich.console.Console(file=text, width=160, color_system=None).print(made)
-    lines = (line.rstrip() for line in text.getvalue().splitlines())
-    return "\n".join(line for line in lines if line)
+            lines.append([kind] + [""] * len(columns))
+            lines += [["  " + row.name, *row.values] for row in group]
+    return _aligned(["Class", *columns], lines)
 
 
 def _class_iou(metrics):
@@ -187,60 +173,21 @@ def _points(value) -> str:
 
 
 def _aligned(header: List[str], rows: List[List[str]]) -> str:
+    """A table as text: the first column on the left, numbers on the right."""
     cells = [header] + rows
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     lines = [
-        "  ".join([row[0].ljust(widths[0])] + [v.rjust(w) for v, w in zip(row[1:], widths[1:])])
+        "  ".join(
+            [row[0].ljust(widths[0])] + [v.rjust(w) for v, w in zip(row[1:], widths[1:])]
+        ).rstrip()
         for row in cells
     ]
-    lines.insert(1, "-" * len(lines[0]))
+    lines.insert(1, "-" * max(map(len, lines)))
     return "\n".join(lines)
 
 
-class Progress:
-    """Rate and time left: a line that renews itself on a terminal, a log line every half minute
-    elsewhere.
-    """
-
-    _LOG_SECONDS = 30.0
-    _TERMINAL_SECONDS = 0.5
-
-    def __init__(self, total: int):
-        self._total = total
-        self._done = 0
-        self._started = self._first_done = self._last_shown = time.monotonic()
-        self._terminal = sys.stderr.isatty()
-
-    def advance(self) -> None:
-        """One image more is done."""
-        now = time.monotonic()
-        self._done += 1
-        if self._done == 1:
-            self._first_done = (
-                now  # The first image includes the tracing; it says nothing about the rate.
-            )
-        if now - self._last_shown > (
-            self._TERMINAL_SECONDS if self._terminal else self._LOG_SECONDS
-        ):
-            self._last_shown = now
-            self._show(now)
-
-    def close(self) -> None:
-        """Ends the line."""
-        now = time.monotonic()
-        if self._terminal:
-            self._show(now)
-            print(file=sys.stderr)
-        else:
-            logging.info("Evaluated %d images in %.1f s.", self._done, now - self._started)
-
-    def _show(self, now):
-        text = f"Evaluated {self._done} of {self._total} images"
-        if self._done > 1:
-            seconds = (now - self._first_done) / (self._done - 1)
-            left = round(seconds * (self._total - self._done))
-            text += f", {1 / max(seconds, 1e-9):.2f} images/s, {left // 60}:{left % 60:02d} left"
-        if self._terminal:
-            print(f"\r{text}\033[K", end="", file=sys.stderr, flush=True)
-        else:
-            logging.info("%s", text)
+def write_metrics(path: str, metrics: Dict[str, Any]) -> None:
+    """Writes metrics as JSON."""
+    with atomic_write(path) as f:
+        json.dump(metrics, f, indent=2)
+        f.write("\n")

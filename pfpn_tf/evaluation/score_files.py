@@ -1,4 +1,4 @@
-"""Scores prediction files against ground-truth files; needs no model and no TensorFlow.
+"""Scores panoptic prediction files against ground-truth files; needs no model and no TensorFlow.
 
 Images are spread over processes in contiguous blocks; where there are more cores than processes,
 threads decode ahead. Results depend on neither number.
@@ -6,25 +6,201 @@ threads decode ahead. Results depend on neither number.
 
 import collections
 import concurrent.futures
+import functools
 import json
 import multiprocessing
 import os
 import sys
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Tuple
 
+import cv2
 import numpy as np
 
 from pfpn_tf.data import coco_json, panoptic_png
-from pfpn_tf.evaluation import average_precision, file_report, report
-from pfpn_tf.evaluation.html_report import Tally
-from pfpn_tf.evaluation.panoptic_quality import ImageCounts, PanopticQuality, overlaps_of_pixels
+from pfpn_tf.data.categories import DatasetInfo
+from pfpn_tf.evaluation import html_report
+from pfpn_tf.evaluation.gallery import Gallery
+from pfpn_tf.evaluation.panoptic_quality import PanopticQuality, SegmentMatches
+from pfpn_tf.evaluation.segment_pairs import segment_pairs_of_pixels
 from pfpn_tf.evaluation.semantic_iou import SemanticIoU
-from pfpn_tf.utils import process
+from pfpn_tf.utils import process, progress
 from pfpn_tf.utils.errors import UserError
 
 _IMAGES_PER_JOB = 64
 _MIN_IMAGES_PER_PROCESS = 64
 _MAX_THREADS = 4  # More decode faster than one counts.
+_GREY = 205  # Stands for the photo where there is none.
+
+
+def score_panoptic(
+    gt_json: str,
+    gt_dir: str,
+    pred_json: str,
+    pred_dir: str,
+    max_images: int = 0,
+    num_processes: int = 0,
+    **report_options: str,
+) -> Dict[str, Any]:
+    """PQ and IoU of the classes of panoptic prediction files.
+
+    Args: as `PanopticFiles` and its `score`.
+    """
+    files = PanopticFiles(gt_json, gt_dir, pred_json, pred_dir, max_images)
+    return files.score(num_processes, **report_options)
+
+
+class PanopticFiles:
+    """Panoptic ground truth and prediction of the same images, read and checked."""
+
+    def __init__(
+        self, gt_json: str, gt_dir: str, pred_json: str, pred_dir: str, max_images: int = 0
+    ):
+        """Reads the JSON files and looks for the PNGs.
+
+        Args:
+          gt_json, pred_json: COCO panoptic JSON files.
+          gt_dir, pred_dir: folders of their PNGs; empty: the JSON's path without ".json".
+          max_images: take only the first images of the ground truth; 0: all.
+
+        Raises:
+          UserError: a file is missing or malformed; names image, file and segment.
+        """
+        gt = coco_json.load_panoptic_json(gt_json, "ground-truth", with_categories=True)
+        pred = coco_json.load_panoptic_json(pred_json, "prediction", with_categories=False)
+        self._gt_json = gt_json
+        self._gt_dir = gt_dir or coco_json.png_folder(gt_json)
+        self._pred_dir = pred_dir or coco_json.png_folder(pred_json)
+        for what, directory in (("ground-truth", self._gt_dir), ("prediction", self._pred_dir)):
+            if not os.path.isdir(directory):
+                raise UserError(f"The folder of the {what} PNGs {directory} does not exist.")
+        self.categories = list({c["id"]: c for c in gt["categories"]}.values())
+        images = gt.get("images")
+        self._photos = {
+            str(image.get("id")): coco_json.text(image.get("file_name"))
+            for image in (images if isinstance(images, list) else ())
+            if isinstance(image, dict)
+        }
+        scored = {**gt, "annotations": gt["annotations"][: max_images or None]}
+        self._pairs = _pair(scored, pred, gt_json, pred_json)
+        self._notes = _notes_on_files(gt, pred)
+        for gt_annotation, pred_annotation in self._pairs:
+            for directory, annotation, what in (
+                (self._gt_dir, gt_annotation, "ground-truth"),
+                (self._pred_dir, pred_annotation, "prediction"),
+            ):
+                path = coco_json.existing_path(directory, annotation["file_name"])
+                if not os.path.isfile(path):
+                    _read_map(directory, annotation, what)  # Says why it cannot.
+
+    def score(
+        self, num_processes: int = 0, output_dir: str = "", image_dir: str = ""
+    ) -> Dict[str, Any]:
+        """Scores the images.
+
+        Args:
+          num_processes: processes to use; 0: one per CPU.
+          output_dir: where to write report.html and confusion.png; empty: nowhere.
+          image_dir: folder of the photos, for the report; empty: it shows the maps alone.
+
+        Returns:
+          `panoptic`: see `PanopticQuality.result`; `semantic`: see `SemanticIoU.result`; `notes`:
+            what to know about the numbers.
+
+        Raises:
+          UserError: a PNG is damaged or contradicts its JSON; names image, file and segment.
+        """
+        info = self._drawing_info(image_dir) if output_dir else None
+        gallery = Gallery(info) if info else None
+        quality, iou = PanopticQuality(self.categories), SemanticIoU.of_categories(self.categories)
+        with progress.Bar("Evaluating", len(self._pairs), "image") as bar:
+            position = 0
+            for job, (its_quality, its_iou, all_matches) in self._run_jobs(num_processes):
+                quality.merge(its_quality)
+                iou.merge(its_iou)
+                for (gt, pred), matches in zip(job.pairs, all_matches):
+                    if gallery:
+                        read = functools.partial(self._picture_parts, gt, pred, image_dir)
+                        gallery.add(position, f"Image {gt['image_id']}", matches, read)
+                    bar.update()
+                    position += 1
+        metrics = {
+            "panoptic": quality.result(),
+            "semantic": iou.result(),
+            "notes": quality.notes() + self._notes,
+        }
+        if info and gallery:
+            order = [c["id"] for c in self.categories]
+            rows = [order.index(category.id) for category in info.categories]
+            confusion = iou.confusion[rows][:, [*rows, len(rows)]]
+            html_report.write(output_dir, metrics, info, gallery, confusion)
+        return metrics
+
+    def _run_jobs(self, num_processes):
+        """(job, its result) in the order of the images."""
+        # Below a number of images, starting a process costs more than it saves.
+        most = max(1, len(self._pairs) // _MIN_IMAGES_PER_PROCESS)
+        num_processes = min(num_processes or process.num_cores(), most)
+        num_threads = min(process.num_cores() // num_processes, _MAX_THREADS)
+        jobs = [
+            _Job(
+                self._pairs[i : i + _IMAGES_PER_JOB],
+                self._gt_dir,
+                self._pred_dir,
+                self.categories,
+                num_threads,
+            )
+            for i in range(0, len(self._pairs), _IMAGES_PER_JOB)
+        ]
+        if num_processes <= 1:
+            yield from zip(jobs, map(_score_job, jobs))
+            return
+        context = multiprocessing.get_context(start_method())
+        with process.pool(num_processes, mp_context=context) as pool:
+            yield from zip(jobs, pool.map(_score_job, jobs))
+
+    def _drawing_info(self, image_dir):
+        """The categories as the report draws them; all photos are there if there is a folder."""
+        if image_dir and not os.path.isdir(image_dir):
+            raise UserError(f"--image_dir={image_dir}: no such folder.")
+        for gt, _ in self._pairs if image_dir else ():
+            self._photo(image_dir, gt["image_id"], check_only=True)
+        return DatasetInfo.from_coco_categories(self.categories, source=self._gt_json)
+
+    def _picture_parts(self, gt, pred, image_dir):
+        """Photo, ground truth and prediction of an image, as `Gallery.add` reads them."""
+        gt_ids, pred_ids = (
+            panoptic_png.read(directory, annotation["file_name"], gt["image_id"], what)
+            for directory, annotation, what in (
+                (self._gt_dir, gt, "ground-truth"),
+                (self._pred_dir, pred, "prediction"),
+            )
+        )
+        photo = np.full((*gt_ids.shape, 3), _GREY, np.uint8)
+        if image_dir:
+            bgr = self._photo(image_dir, gt["image_id"])
+            photo = cv2.resize(bgr, gt_ids.shape[::-1], interpolation=cv2.INTER_AREA)[..., ::-1]
+        # Ground truth of a category that the JSON does not list counts for nothing.
+        listed = {c["id"] for c in self.categories}
+        known = [s for s in gt["segments_info"] if s["category_id"] in listed]
+        return photo, (gt_ids, known), (pred_ids, pred["segments_info"])
+
+    def _photo(self, image_dir, image_id, check_only=False):
+        """The photo of an image, [h, w, 3] uint8 BGR."""
+        file_name = self._photos.get(str(image_id))
+        path = coco_json.existing_path(image_dir, str(file_name))
+        problem, photo = "", None
+        if not file_name:
+            problem = f"{self._gt_json} does not name its photo"
+        elif not os.path.isfile(path):
+            problem = f"{path} does not exist"
+        elif not check_only:
+            photo = cv2.imread(path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+            problem = f"{path} cannot be read" if photo is None else ""
+        if problem:
+            raise UserError(
+                f"Image {image_id}: {problem}; leave --image_dir out to draw maps alone."
+            )
+        return photo
 
 
 class _Job(NamedTuple):
@@ -36,188 +212,83 @@ class _Job(NamedTuple):
     gt_dir: str
     pred_dir: str
     categories: List[dict]
-    semantic: bool
     num_threads: int
 
 
-def score_panoptic(
-    gt_json: str,
-    gt_dir: str,
-    pred_json: str,
-    pred_dir: str,
-    semantic: bool = False,
-    num_processes: int = 0,
-    show_progress: bool = False,
-    max_images: int = 0,
-    output_dir: str = "",
-    image_dir: str = "",
-) -> Dict[str, Any]:
-    """PQ, and on request IoU of the classes, of panoptic prediction files.
-
-    Args:
-      gt_json, pred_json: COCO panoptic JSON files.
-      gt_dir, pred_dir: folders of their PNGs; empty: the JSON's path without ".json".
-      semantic: whether to derive mIoU and fwIoU from the same maps.
-      num_processes: processes to use; 0: one per CPU.
-      show_progress: whether to show how many images are done.
-      max_images: score only the first images of the ground truth; 0: all.
-      output_dir: where to write report.html and confusion.png; empty: nowhere.
-      image_dir: folder of the photos, for the report; empty: it shows the maps alone.
-
-    Returns:
-      `panoptic`: see `PanopticQuality.result`; `semantic` if asked for: see `SemanticIoU.result`;
-        `notes`: what to know
-      about the numbers.
-
-    Raises:
-      UserError: a file is missing or malformed; names image, file and segment.
-    """
-    gt = coco_json.load_panoptic_json(gt_json, "ground-truth", with_categories=True)
-    pred = coco_json.load_panoptic_json(pred_json, "prediction", with_categories=False)
-    gt_dir = gt_dir or coco_json.png_folder(gt_json)
-    pred_dir = pred_dir or coco_json.png_folder(pred_json)
-    for what, directory in (("ground-truth", gt_dir), ("prediction", pred_dir)):
-        if not os.path.isdir(directory):
-            raise UserError(f"The folder of the {what} PNGs {directory} does not exist.")
-    categories = list({c["id"]: c for c in gt["categories"]}.values())
-    scored = {
-        **gt,
-        "annotations": gt["annotations"][: max_images or None],
-        "categories": categories,
-    }
-    pairs = _pair(scored, pred, gt_json, pred_json)
-    page = (
-        file_report.FileReport(scored, gt_json, gt_dir, pred_dir, image_dir) if output_dir else None
-    )
-
-    quality, iou = accumulators(categories, semantic or bool(output_dir))
-    # Below a number of images, starting a process costs more than it saves.
-    most = max(1, len(pairs) // _MIN_IMAGES_PER_PROCESS)
-    num_processes = min(num_processes or process.num_cores(), most)
-    num_threads = min(process.num_cores() // num_processes, _MAX_THREADS)
-    jobs = [
-        _Job(
-            pairs[i : i + _IMAGES_PER_JOB],
-            gt_dir,
-            pred_dir,
-            categories,
-            iou is not None,
-            num_threads,
+def _score_job(job) -> Tuple[PanopticQuality, SemanticIoU, List[SegmentMatches]]:
+    quality, iou = PanopticQuality(job.categories), SemanticIoU.of_categories(job.categories)
+    all_matches = []
+    for (gt, pred), (gt_map, pred_map) in zip(job.pairs, _decoded(job)):
+        where = (
+            f"Image {gt['image_id']}: prediction {os.path.join(job.pred_dir, pred['file_name'])}"
         )
-        for i in range(0, len(pairs), _IMAGES_PER_JOB)
-    ]
-    progress = report.Progress(len(pairs)) if show_progress else None
-    position = 0
-    for job, (state, confusion, tallies) in zip(jobs, _map(_score_job, jobs, num_processes)):
-        quality.add_state(state)
-        if iou is not None:
-            iou.add_confusion(confusion)
-        for pair, tally in zip(job.pairs, tallies):
-            if page:
-                page.add(position, *pair, tally)
-            if progress:
-                progress.advance()
-            position += 1
-    if progress:
-        progress.close()
-
-    metrics = {"panoptic": quality.result()}
-    if semantic:
-        assert iou is not None
-        metrics["semantic"] = iou.result()
-    metrics["notes"] = notes(metrics["panoptic"]) + _notes_on_files(gt, pred)
-    if page:
-        assert iou is not None
-        page.write(output_dir, metrics, [c["id"] for c in categories], iou.confusion)
-    return metrics
+        if gt_map.shape != pred_map.shape:
+            raise UserError(
+                f"{where} is {pred_map.shape[0]} x {pred_map.shape[1]} (height x width), the ground"
+                f" truth {gt['file_name']} is {gt_map.shape[0]} x {gt_map.shape[1]}; predict at the"
+                " original image size."
+            )
+        pairs = segment_pairs_of_pixels(gt_map, pred_map)
+        segments = gt["segments_info"], pred["segments_info"]
+        all_matches.append(quality.update(pairs, *segments, where))
+        iou.update(pairs, *segments)
+    return quality, iou, all_matches
 
 
-def score_instances(gt_json: str, pred_json: str) -> Dict[str, Any]:
-    """COCO AP of instance results: `bbox` and `segm`, whichever the results carry.
+def _decoded(job):
+    """Yields the maps of each pair of PNGs; threads that have a core to themselves decode ahead."""
 
-    Raises:
-      UserError: a file is missing or malformed, or the results can be scored for neither.
-    """
-    gt = coco_json.load_json(gt_json, "The ground-truth instances JSON")
-    results = coco_json.load_json(pred_json, "The instance results JSON")
-    average_precision.check_ground_truth(gt, f"The ground-truth instances JSON {gt_json}")
-    average_precision.check_results(results, gt, f"The instance results JSON {pred_json}")
-    kinds = average_precision.kinds_of(results)
-    if not kinds:
-        raise UserError(
-            f'The instance results JSON {pred_json}: every entry must carry "bbox", or every entry'
-            ' "segmentation".'
+    def read_pair(pair):
+        gt, pred = pair
+        return (
+            _read_map(job.gt_dir, gt, "ground-truth"),
+            _read_map(job.pred_dir, pred, "prediction"),
         )
-    return {kind: average_precision.average_precision(gt, results, kind) for kind in kinds}
+
+    if job.num_threads < 2:
+        yield from map(read_pair, job.pairs)
+        return
+    # This thread counts, which takes a fourth of the time of decoding.
+    with concurrent.futures.ThreadPoolExecutor(job.num_threads) as pool:
+        waiting = collections.deque()
+        for pair in job.pairs:
+            waiting.append(pool.submit(read_pair, pair))
+            if len(waiting) > 2 * job.num_threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
-def accumulators(
-    categories: List[dict], semantic: bool
-) -> Tuple[PanopticQuality, Optional[SemanticIoU]]:
-    """Empty accumulators for COCO categories."""
-    things = [c["id"] for c in categories if c["isthing"] == 1]
-    return (
-        PanopticQuality(categories),
-        SemanticIoU([c["id"] for c in categories], things) if semantic else None,
+def _read_map(directory, annotation, what):
+    """The pixels of a panoptic PNG, [h, w, 3] uint8."""
+    return panoptic_png.read(
+        directory,
+        annotation["file_name"],
+        annotation["image_id"],
+        what,
+        panoptic_png.decode_pixels,
     )
 
 
-def score_image(
-    gt: dict,
-    pred: dict,
-    maps: Tuple[np.ndarray, np.ndarray],
-    where: str,
-    quality: PanopticQuality,
-    iou: Optional[SemanticIoU],
-) -> ImageCounts:
-    """Adds one image to the accumulators and returns its own counts.
-
-    Args:
-      gt, pred: COCO panoptic annotations of the image.
-      maps: their two PNGs, [h, w, 3] uint8 RGB.
-      where: opening of an error message: image and file.
-
-    Raises:
-      UserError: names the image and file.
+def start_method() -> str:
+    """How to start processes: a forked one starts at once, but must not inherit TensorFlow's
+    threads.
     """
-    gt_map, pred_map = maps
-    if gt_map.shape != pred_map.shape:
-        raise UserError(
-            f"{where} is {pred_map.shape[0]} x {pred_map.shape[1]} (height x width), the ground"
-            f" truth {gt['file_name']} is {gt_map.shape[0]} x {gt_map.shape[1]}; predict at the"
-            " original image size."
-        )
-    found = overlaps_of_pixels(gt_map, pred_map)
-    counts = quality.update(found, gt["segments_info"], pred["segments_info"], where)
-    if iou is not None:
-        iou.update(found, gt["segments_info"], pred["segments_info"])
-    return counts
-
-
-def notes(panoptic: Dict[str, Any]) -> List[str]:
-    """What a reader of PQ should know."""
-    return [
-        f"{group} is null: no {kind} occurs in ground truth or prediction, so there is nothing to"
-        " average (panopticapi divides by zero here)."
-        for group, kind in (("All", "class"), ("Things", "thing class"), ("Stuff", "stuff class"))
-        if panoptic[group] is None
-    ]
+    return "spawn" if "tensorflow" in sys.modules else "fork"
 
 
 def _pair(gt, pred, gt_json, pred_json):
-    """Ground-truth annotations with their predictions, checked, by image id; the last prediction
-    counts.
+    """Ground-truth annotations with their predictions, checked, by image id; the last prediction of
+    an image counts.
     """
-    by_image = {a["image_id"]: a for a in pred["annotations"]}
+    match = coco_json.matcher(a["image_id"] for a in gt["annotations"])
+    by_image = {match(a["image_id"]): a for a in pred["annotations"]}
     missing = [a["image_id"] for a in gt["annotations"] if a["image_id"] not in by_image]
     if missing:
         more = f" and {len(missing) - 1} more images" if len(missing) > 1 else ""
-        hint = ""
-        if str(missing[0]) in {str(image_id) for image_id in by_image}:
-            hint = " The prediction has it as another type: one is a string, the other a number."
         raise UserError(
             f"Image {json.dumps(missing[0])}{more}: the prediction JSON {pred_json} has no"
-            f" annotation with this image_id (the ground truth is {gt_json}).{hint}"
+            f" annotation with this image_id (the ground truth is {gt_json})."
         )
     check = coco_json.checked_annotation
     return [
@@ -232,13 +303,15 @@ def _pair(gt, pred, gt_json, pred_json):
 def _notes_on_files(gt, pred):
     """What panopticapi passes over in silence."""
     messages = []
-    predicted = [a["image_id"] for a in pred["annotations"]]
-    unused = len(set(predicted) - {a["image_id"] for a in gt["annotations"]})
+    match = coco_json.matcher(a["image_id"] for a in gt["annotations"])
+    predicted = [match(a["image_id"]) for a in pred["annotations"]]
+    unused = predicted.count(None)
     if unused:
         messages.append(
             f"{unused} predicted images are not in the ground truth and were not scored."
         )
-    repeated = len(predicted) - len(set(predicted))
+    known = [i for i in predicted if i is not None]
+    repeated = len(known) - len(set(known))
     if repeated:
         messages.append(
             f"{repeated} predictions are for an image listed before; the last of an image counts."
@@ -263,61 +336,3 @@ def _renamed_category(gt_categories, pred_categories):
             if names.get(category_id, name) != name:
                 return category_id, name, names[category_id]
     return None
-
-
-def _score_job(job):
-    quality, iou = accumulators(job.categories, job.semantic)
-    tallies = []
-    for (gt, pred), maps in zip(job.pairs, _decoded(job)):
-        where = (
-            f"Image {gt['image_id']}: prediction {os.path.join(job.pred_dir, pred['file_name'])}"
-        )
-        tallies.append(Tally.of(score_image(gt, pred, maps, where, quality, iou)))
-    return quality.state(), None if iou is None else iou.confusion, tallies
-
-
-def _decoded(job):
-    """Yields the maps of each pair of PNGs; threads that have a core to themselves decode ahead."""
-
-    def read(directory, annotation, what):
-        return panoptic_png.read(
-            directory,
-            annotation["file_name"],
-            annotation["image_id"],
-            what,
-            panoptic_png.decode_pixels,
-        )
-
-    def read_pair(pair):
-        gt, pred = pair
-        return read(job.gt_dir, gt, "ground-truth"), read(job.pred_dir, pred, "prediction")
-
-    if job.num_threads < 2:
-        yield from map(read_pair, job.pairs)
-        return
-    # This thread counts, which takes a fourth of the time of decoding.
-    with concurrent.futures.ThreadPoolExecutor(job.num_threads) as pool:
-        waiting = collections.deque()
-        for pair in job.pairs:
-            waiting.append(pool.submit(read_pair, pair))
-            if len(waiting) > 2 * job.num_threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
-def _map(function, jobs, num_processes):
-    """Results in the order of the jobs, from this process or several."""
-    if num_processes <= 1:
-        yield from map(function, jobs)
-        return
-    context = multiprocessing.get_context(start_method())
-    with concurrent.futures.ProcessPoolExecutor(num_processes, mp_context=context) as pool:
-        yield from pool.map(function, jobs)
-
-
-def start_method() -> str:
-    """How to start processes: a forked one starts at once, but must not inherit TensorFlow's
-    threads.
-    """
-    return "spawn" if "tensorflow" in sys.modules else "fork"

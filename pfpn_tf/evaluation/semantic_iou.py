@@ -9,6 +9,8 @@ from typing import Any, Dict, Hashable, Optional, Sequence
 
 import numpy as np
 
+from pfpn_tf.evaluation.segment_pairs import SegmentPairs
+
 THINGS = "things"
 
 
@@ -27,25 +29,29 @@ class SemanticIoU:
         self._things = [self._index[name] for name in things]
         self._confusion = np.zeros((len(self._classes), len(self._classes) + 1), np.int64)
 
-    def update(self, found, gt_segments: Sequence[dict], pred_segments: Sequence[dict]) -> None:
-        """Adds one image given by overlapping segments; crowd pixels count as their class.
+    @classmethod
+    def of_categories(cls, categories: Sequence[Dict[str, Any]]) -> "SemanticIoU":
+        """An empty matrix of COCO categories, by their ids."""
+        things = [c["id"] for c in categories if c["isthing"] == 1]
+        return cls([c["id"] for c in categories], things)
+
+    def update(
+        self, pairs: SegmentPairs, gt_segments: Sequence[dict], pred_segments: Sequence[dict]
+    ) -> None:
+        """Adds one image; crowd pixels count as their class.
 
         Args:
-          found: `panoptic_quality.Overlaps` of the image.
+          pairs: of the image.
           gt_segments: COCO segments_info; ids not listed count as void.
           pred_segments: COCO segments_info.
         """
         row_of = {s["id"]: self._index.get(s["category_id"]) for s in gt_segments}
         column_of = {s["id"]: self._index[s["category_id"]] for s in pred_segments}
         void = len(self._classes)
-        for gt_id, pred_id, pixels in zip(*(a.tolist() for a in found)):
+        for gt_id, pred_id, pixels in zip(*(a.tolist() for a in pairs)):
             row = row_of.get(gt_id)
             if row is not None:
                 self._confusion[row, column_of.get(pred_id, void)] += pixels
-
-    def add_confusion(self, confusion: np.ndarray) -> None:
-        """Adds a [C, C + 1] matrix of pixel counts."""
-        self._confusion += confusion
 
     def merge(self, other: "SemanticIoU") -> None:
         """Adds the images of another accumulator with the same classes."""

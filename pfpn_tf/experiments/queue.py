@@ -18,7 +18,7 @@ from absl import logging
 
 import pfpn_tf
 from pfpn_tf import config as config_lib
-from pfpn_tf.evaluation import evaluator, report
+from pfpn_tf.evaluation import output_folder, report
 from pfpn_tf.runs import run_directory
 from pfpn_tf.utils.errors import UserError
 from pfpn_tf.utils.files import atomic_write
@@ -99,7 +99,7 @@ def check(experiment: Experiment, output_dir: str) -> None:
 def read_metrics(experiment: Experiment, output_dir: str) -> Optional[Dict[str, float]]:
     """The metrics of the last step in points; None if they are not there yet."""
     step = str(experiment.config.train.train_steps)
-    path = os.path.join(output_dir, experiment.name, "eval", step, evaluator.METRICS)
+    path = os.path.join(output_dir, experiment.name, "eval", step, output_folder.METRICS)
     if not os.path.exists(path):
         return None
     with open(path, encoding="utf-8") as f:

@@ -33,8 +33,13 @@ RECIPE = "recipe.flags"
 VERSIONS = "versions.json"
 
 
-def load_run(run_dir: str) -> Tuple[config_lib.Config, categories.DatasetInfo]:
+def load_run(
+    run_dir: str, flag: str = "run_dir"
+) -> Tuple[config_lib.Config, categories.DatasetInfo]:
     """The settings and the dataset description that a run directory keeps.
+
+    Args:
+      flag: what an error calls it.
 
     Raises:
       UserError: `run_dir` is no run directory.
@@ -42,7 +47,7 @@ def load_run(run_dir: str) -> Tuple[config_lib.Config, categories.DatasetInfo]:
     for name in (CONFIG, DATASET_INFO):
         if not os.path.isfile(os.path.join(run_dir, name)):
             raise UserError(
-                f"--run_dir={run_dir} is not a run directory: it has no {name}. "
+                f"--{flag}={run_dir} is not a run directory: it has no {name}. "
                 "Give the --run_dir of a training or of tools/convert_weights.py."
             )
     path = os.path.join(run_dir, CONFIG)

@@ -31,7 +31,8 @@ def pool(num_workers: int, *arguments, **settings) -> Iterator[concurrent.future
         yield executor
     except concurrent.futures.process.BrokenProcessPool:
         raise UserError(
-            "A worker process was killed, perhaps for lack of memory; try fewer --num_workers."
+            "A worker process was killed, perhaps for lack of memory; try fewer (--num_workers,"
+            " --num_processes)."
         ) from None
     finally:
         executor.shutdown(wait=True, cancel_futures=True)

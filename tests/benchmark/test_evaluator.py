@@ -5,7 +5,7 @@ import pytest
 
 from pfpn_tf import config as config_lib
 from pfpn_tf.benchmark import evaluator
-from pfpn_tf.evaluation.counts import Counts
+from pfpn_tf.evaluation.counts import EvaluationMetrics
 
 
 def test_counting_drawn_images():
@@ -15,12 +15,13 @@ def test_counting_drawn_images():
 
 def test_drawn_predictions_are_neither_all_right_nor_all_wrong():
     info = evaluator._info()
-    counts = Counts(config_lib.Config().model, info)
+    accumulators = EvaluationMetrics(config_lib.Config().model, info)
     truth, outputs = evaluator._draw(np.random.default_rng(0), info, (120, 160), 20)
     scores = np.linspace(0.9, 0.1, 20, dtype=np.float32)
     outputs = outputs._replace(detections=outputs.detections._replace(scores=scores))
-    counts.add(0, outputs, truth, (120, 160), None)
-    metrics = counts.result()
+    photo = np.zeros((120, 160, 3), np.uint8)
+    accumulators.add(0, outputs, truth, (120, 160), lambda: photo)
+    metrics = accumulators.result()
     assert 0.2 < metrics["panoptic"]["All"]["pq"] < 1
     assert 0.02 < metrics["bbox"]["AP"] < 1 and 0.02 < metrics["segm"]["AP"] < 1
 

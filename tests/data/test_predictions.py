@@ -72,7 +72,7 @@ def score(directory, **kwargs):
 
 def test_written_files_score_perfectly(tmp_path):
     write_dataset(tmp_path)
-    metrics = score(tmp_path, semantic=True)
+    metrics = score(tmp_path)
     assert metrics["panoptic"]["All"] == {"pq": 1.0, "sq": 1.0, "rq": 1.0, "n": 2}
     assert metrics["semantic"]["miou"] == 1.0 and metrics["notes"] == []
 
@@ -82,10 +82,10 @@ def test_number_of_processes_changes_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("pfpn_tf.evaluation.score_files._IMAGES_PER_JOB", 2)
     write_dataset(tmp_path, 7)
     monkeypatch.setattr("pfpn_tf.utils.process.num_cores", lambda: 1)
-    expected = score(tmp_path, semantic=True, num_processes=1)
+    expected = score(tmp_path, num_processes=1)
     for cores, processes in ((3, 1), (2, 2), (16, 2)):
         monkeypatch.setattr("pfpn_tf.utils.process.num_cores", lambda cores=cores: cores)
-        assert score(tmp_path, semantic=True, num_processes=processes) == expected
+        assert score(tmp_path, num_processes=processes) == expected
 
 
 def test_failed_writer_leaves_no_json(tmp_path):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pfpn_tf.data.predictions import PredictionWriter, instance_results
-from pfpn_tf.evaluation import cityscapes
+from pfpn_tf.evaluation import cityscapes, output_folder
 
 pixels = pytest.importorskip("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
 instances = pytest.importorskip("cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling")
@@ -90,8 +90,13 @@ def write_predictions(folder, train_ids=False):
 
 
 def score(truth, folder, **kwargs):
-    paths = (str(folder / name) for name in ("panoptic.json", "panoptic", "instances.json"))
-    return cityscapes.score_files(str(truth), *paths, **kwargs)
+    paths = {
+        "panoptic_json": str(folder / "panoptic.json"),
+        "panoptic_dir": str(folder / "panoptic"),
+        "instances_json": str(folder / "instances.json"),
+    }
+    output_dir = kwargs.pop("output_dir", "")
+    return cityscapes.CityscapesScorer(str(truth), **paths, **kwargs).score(output_dir)
 
 
 def write_json(value, path):
@@ -110,8 +115,8 @@ def run_cityscapesscripts(truth, results, monkeypatch, tmp_path):
     monkeypatch.setattr(instances, "writeDict2JSON", write_json)
     found = []
     for module, kind, level in (
-        (pixels, "labelIds", cityscapes.PIXEL_LEVEL),
-        (instances, "instanceIds", cityscapes.INSTANCE_LEVEL),
+        (pixels, "labelIds", output_folder.PIXEL_LEVEL),
+        (instances, "instanceIds", output_folder.INSTANCE_LEVEL),
     ):
         args = copy.copy(module.args)
         args.predictionPath, args.predictionWalk = str(results / level), None
@@ -150,13 +155,13 @@ def test_train_ids_and_semantic_maps_give_the_same(truth, tmp_path):
     expected = score(truth, write_predictions(tmp_path / "label"))
     folder = write_predictions(tmp_path / "train", train_ids=True)
     assert score(truth, folder) == expected
-    from_maps = cityscapes.score_files(
+    scorer = cityscapes.CityscapesScorer(
         str(truth),
         instances_json=str(folder / "instances.json"),
         semantic_dir=str(folder / "semantic"),
         categories_json=str(folder / "panoptic.json"),
     )
-    assert from_maps == expected
+    assert scorer.score() == expected
 
 
 def test_nothing_is_left_behind(truth, tmp_path, monkeypatch):
@@ -179,7 +184,22 @@ def test_only_what_is_predicted(truth, tmp_path):
     (folder / "panoptic.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=f"Image {IMAGE_IDS[1]}: not in"):
         score(truth, folder)
-    assert score(truth, folder, only_predicted=True)["num_images"] == 2
+    assert (
+        score(truth, folder, image_ids=[IMAGE_IDS[0], IMAGE_IDS[2], "another"])["num_images"] == 2
+    )
+
+
+def test_maps_of_an_earlier_evaluation_do_not_count(truth, tmp_path):
+    """Only the images of this evaluation do, whatever the folder holds; nor are they submitted."""
+    folder = write_predictions(tmp_path / "pred")
+    options = {"categories_json": str(folder / "panoptic.json"), "semantic": True}
+    expected = cityscapes.score_written(str(truth), str(folder), image_ids=IMAGE_IDS[:2], **options)
+    stale = folder / f"semantic/{IMAGE_IDS[2]}.png"
+    cv2.imwrite(str(stale), np.full(HW, 7, np.uint8))
+    (folder / "pixel_level/old_labelIds.png").write_bytes(stale.read_bytes())
+    found = cityscapes.score_written(str(truth), str(folder), image_ids=IMAGE_IDS[:2], **options)
+    assert found == expected and found["num_images"] == 2
+    assert len(list((folder / "pixel_level").iterdir())) == 2
 
 
 def rename(folder, old, new):

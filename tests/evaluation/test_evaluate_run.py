@@ -9,11 +9,12 @@ import tensorflow as tf
 
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.evaluation import evaluate_run as evaluate_run_lib
-from pfpn_tf.evaluation.evaluate_run import evaluate_run, evaluate_two_runs
+from pfpn_tf.evaluation.evaluate_run import EvaluationOptions, evaluate_run, evaluate_two_runs
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.runs import checkpoints, restore
 from pfpn_tf.training import logs
 from pfpn_tf.training.evaluation import TrainingEvaluation
+from pfpn_tf.utils.errors import UserError
 from tests import tiny
 
 
@@ -59,7 +60,7 @@ def run_dir(config, info, tmp_path_factory):
 @pytest.fixture(scope="module")
 def evaluated(run_dir):
     """The metrics of weights and averages; files are in the run directory."""
-    return evaluate_run(run_dir, metrics_json=f"{run_dir}_metrics.json")
+    return evaluate_run(run_dir)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +98,9 @@ def test_two_halves_are_the_whole_network(
 ):
     whole, folder = evaluated, pathlib.Path(run_dir, "eval/7")
     semantic = half_of(run_dir, config, info, "semantic")
-    both = evaluate_two_runs(instance_half, semantic, output_dir=str(tmp_path / "both"))
+    both = evaluate_two_runs(
+        instance_half, semantic, EvaluationOptions(output_dir=str(tmp_path / "both"))
+    )
     assert without_times(both) == without_times(whole)
     assert whole["panoptic"]["All"]["n"] and whole["segm"]["AR"] >= 0
     files = {p.relative_to(folder) for p in folder.rglob("*.png")}
@@ -111,10 +114,9 @@ def test_two_halves_are_the_whole_network(
     # says.
     own = {"eval_min_side": 96, "eval_max_side": 128, "pixel_mean": (100.0, 110.0, 120.0)}
     semantic = half_of(run_dir, config, info, "semantic", **own)
-    mixed = evaluate_two_runs(
-        instance_half, semantic, output_dir=str(tmp_path / "mixed"), save_predictions=False
-    )
-    alone = evaluate_run(semantic, output_dir=str(tmp_path / "alone"))
+    options = EvaluationOptions(output_dir=str(tmp_path / "mixed"), save_predictions=False)
+    mixed = evaluate_two_runs(instance_half, semantic, options)
+    alone = evaluate_run(semantic, EvaluationOptions(output_dir=str(tmp_path / "alone")))
     assert mixed["bbox"] == whole["bbox"] and mixed["segm"] == whole["segm"]
     assert mixed["semantic_branch"] == alone["semantic_branch"] != whole["semantic_branch"]
 
@@ -124,8 +126,7 @@ def test_weights_and_their_averages(run_dir, evaluated, config, info, tmp_path):
     folder = run_path / "eval/7"
     assert both["weights"] == "raw" and both["ema"]["weights"] == "ema"
     assert both["ema"]["semantic_branch"] != both["semantic_branch"]
-    for path in (pathlib.Path(f"{run_dir}_metrics.json"), folder / "metrics.json"):
-        assert json.loads(path.read_text()) == both
+    assert json.loads((folder / "metrics.json").read_text()) == both
     for name in ("report.html", "panoptic.json", "ema/report.html", "ema/panoptic.json"):
         assert (folder / name).exists()
     tags = events(run_path / "tensorboard/eval")
@@ -174,9 +175,21 @@ def test_no_averages_to_evaluate(run_dir):
     assert evaluate_run_lib._kinds([without], "auto") == ["raw"]
     assert evaluate_run_lib._kinds([with_averages], "raw") == ["raw"]
     with pytest.raises(ValueError, match="no moving averages"):
-        evaluate_run(run_dir, "0", weights="ema")
+        evaluate_run(run_dir, EvaluationOptions("0", weights="ema"))
     with pytest.raises(ValueError, match="--eval_weights=mean must be one of auto, raw, ema, both"):
-        evaluate_run(run_dir, weights="mean")
+        evaluate_run(run_dir, EvaluationOptions(weights="mean"))
+
+
+def test_records_of_other_classes(run_dir, tiny_records, info, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate_run_lib, "_build", lambda *args: pytest.fail("was built"))
+    others = info.coco_categories()
+    others[1]["isthing"] = 1 - others[1]["isthing"]
+    DatasetInfo.from_coco_categories(others).save(tmp_path / "dataset_info.json")
+    for path in tiny_records.glob("*.tfrecord"):
+        (tmp_path / path.name).symlink_to(path)
+    options = EvaluationOptions(settings={"eval_records": f"{tmp_path}/*.tfrecord"})
+    with pytest.raises(UserError, match=r"other classes than .*\(category 3: crate"):
+        evaluate_run(run_dir, options)
 
 
 def test_runs_that_do_not_fit(run_dir, instance_half, config, info, monkeypatch):
@@ -193,5 +206,5 @@ def test_runs_that_do_not_fit(run_dir, instance_half, config, info, monkeypatch)
     checkpoints.save_weights(
         build(config, info), config, DatasetInfo.from_coco_categories(others), run_dir + "_other"
     )
-    with pytest.raises(ValueError, match=r"different classes .* against id \d+ zebra"):
+    with pytest.raises(ValueError, match=r"trained on other classes .* zebra .* there"):
         evaluate_two_runs(instance, run_dir + "_other")

@@ -7,7 +7,7 @@ import pytest
 
 from pfpn_tf.data import coco_panoptic, convert
 from pfpn_tf.data.categories import DatasetInfo
-from pfpn_tf.evaluation.evaluate_run import evaluate_run
+from pfpn_tf.evaluation.evaluate_run import EvaluationOptions, evaluate_run
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.runs import checkpoints
 
@@ -51,7 +51,8 @@ def test_cityscapes_own_code_agrees(cityscapes, run_dir, tmp_path):
     """
     pytest.importorskip("cityscapesscripts")
     gt_dir = str(cityscapes[0] / "gtFine/val")
-    metrics = evaluate_run(run_dir, output_dir=str(tmp_path), cityscapes_gt_dir=gt_dir)
+    options = EvaluationOptions(output_dir=str(tmp_path), cityscapes_gt_dir=gt_dir)
+    metrics = evaluate_run(run_dir, options)
     official = metrics["cityscapes"]
     assert official["num_images"] == 5 and len(official["per_class"]) == 19
     ours = metrics["semantic_branch"]
@@ -66,7 +67,7 @@ def test_cityscapes_own_code_agrees(cityscapes, run_dir, tmp_path):
 
 
 def test_test_dev_writes_what_the_server_takes(run_dir):
-    metrics = evaluate_run(run_dir, split="test-dev")
+    metrics = evaluate_run(run_dir, EvaluationOptions(split="test-dev"))
     assert "panoptic" not in metrics and "2 images have no ground truth" in metrics["notes"][0]
     step = checkpoints.step_of(metrics["checkpoint"])
     for task, members in (("panoptic", 3), ("detections", 1)):
@@ -77,6 +78,6 @@ def test_test_dev_writes_what_the_server_takes(run_dir):
 
 def test_files_are_needed(run_dir):
     with pytest.raises(ValueError, match="leave out --nosave_predictions"):
-        evaluate_run(run_dir, split="test-dev", save_predictions=False)
+        evaluate_run(run_dir, EvaluationOptions(split="test-dev", save_predictions=False))
     with pytest.raises(ValueError, match="no file matches .*nowhere-"):
-        evaluate_run(run_dir, split="nowhere")
+        evaluate_run(run_dir, EvaluationOptions(split="nowhere"))

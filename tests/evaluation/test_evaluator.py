@@ -9,8 +9,9 @@ import tensorflow as tf
 from pfpn_tf.evaluation import report
 from pfpn_tf.evaluation.counts import read_truth
 from pfpn_tf.evaluation.evaluator import Evaluator
-from pfpn_tf.evaluation.html_report import Gallery
-from pfpn_tf.evaluation.score_files import score_instances, score_panoptic
+from pfpn_tf.evaluation.gallery import Gallery
+from pfpn_tf.evaluation.instance_files import score_instances
+from pfpn_tf.evaluation.score_files import score_panoptic
 from tests.evaluation.oracle import NUM_IMAGES, Oracle, config_of, info_of, make_scenes, run
 
 
@@ -68,7 +69,7 @@ def test_written_files_score_to_the_same(dataset, evaluated):
     metrics, folder = evaluated
     annotations = dataset / "annotations"
     files = score_panoptic(
-        str(annotations / "panoptic_val.json"), "", str(folder / "panoptic.json"), "", semantic=True
+        str(annotations / "panoptic_val.json"), "", str(folder / "panoptic.json"), ""
     )
     assert files["panoptic"] == metrics["panoptic"] and files["semantic"] == metrics["semantic"]
     instances = score_instances(
@@ -93,7 +94,7 @@ def test_html_report(evaluated):
 
 def test_gallery_is_that_of_all_images(evaluated, single):
     """The images with the lowest and highest PQ of their own, whatever comes when."""
-    info, gallery = single._info, single.findings.gallery
+    info, gallery = single._info, single.found.gallery
     assert [p.score for p in gallery.worst] == sorted(p.score for p in gallery.worst)
     pictures = {p.position: p for p in gallery.worst + gallery.best}
     assert len(pictures) == NUM_IMAGES
@@ -118,8 +119,15 @@ def test_pictures_for_tensorboard(evaluated, single):
 
 
 def test_subset_equals_files_of_the_subset(dataset, single, tmp_path):
-    """Classes absent from the subset are left out of the averages."""
+    """Classes absent from the subset are left out of the averages; files of an earlier evaluation
+    are gone, those of others stay.
+    """
+    old = ["metrics.json", "ema/metrics.json", "panoptic/old.png", "ema/semantic/old.png", "my.txt"]
+    for name in old:
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).write_text("{}")
     metrics = run(single, str(tmp_path / "out"), max_images=2)
+    assert not list((tmp_path / "out").rglob("old.png")) and (tmp_path / "out/my.txt").exists()
     panoptic = json.loads((dataset / "annotations/panoptic_val.json").read_text())
     panoptic["annotations"] = panoptic["annotations"][:2]
     (tmp_path / "gt.json").write_text(json.dumps(panoptic))

@@ -57,7 +57,7 @@ def test_report_of_files(files):
 def test_photos_are_optional_but_not_wrong(files):
     score(files, output_dir=str(files / "out"))
     assert (files / "out/report.html").exists()
-    with pytest.raises(ValueError, match="Image 10: .*0.png cannot be read; leave --image_dir out"):
+    with pytest.raises(ValueError, match="Image 10: .*0.png does not exist; leave --image_dir out"):
         score(files, output_dir=str(files / "out"), image_dir=str(files / "pred"))
     with pytest.raises(ValueError, match="--image_dir=nowhere"):
         score(files, output_dir=str(files / "out"), image_dir="nowhere")

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from pfpn_tf.evaluation.score_files import score_instances, score_panoptic
+from pfpn_tf.evaluation.instance_files import score_instances
+from pfpn_tf.evaluation.score_files import score_panoptic
 
 ROOT = "data/pq_cases/given"
 PANOPTIC = """
@@ -51,7 +52,7 @@ def test_every_case_is_listed(test_data):
 def test_panoptic(test_data, case):
     folder = test_data(f"{ROOT}/panoptic/{case}")
     expected = json.loads((folder / "expected.json").read_text())
-    metrics = score(folder, semantic=True)
+    metrics = score(folder)
     assert set(metrics["panoptic"]["per_class"]) == set(expected["panoptic"]["per_class"])
     assert_close(metrics["panoptic"], expected["panoptic"], 1e-12)
     theirs = expected["semantic"]

@@ -5,7 +5,8 @@ hand.
 import numpy as np
 import pytest
 
-from pfpn_tf.evaluation.panoptic_quality import PanopticQuality, overlaps, overlaps_of_pixels
+from pfpn_tf.evaluation.panoptic_quality import PanopticQuality
+from pfpn_tf.evaluation.segment_pairs import segment_pairs, segment_pairs_of_pixels
 from pfpn_tf.evaluation.semantic_iou import SemanticIoU
 from tests.reference import panoptic_quality as reference
 
@@ -63,7 +64,7 @@ def test_random_maps_equal_reference(hw):
         counts = reference.count_image(gt_ids.astype(np.int64), gt, pred_ids.astype(np.int64), pred)
         for category_id, row in counts.items():
             expected[category_id] = [a + b for a, b in zip(expected[category_id], row)]
-        quality.update(overlaps(gt_ids, pred_ids), gt, pred)
+        quality.update(segment_pairs(gt_ids, pred_ids), gt, pred)
     result = quality.result()["per_class"]
     assert (
         sum(row[0] for row in expected.values()) > 10
@@ -80,7 +81,7 @@ def test_overlaps_longer_than_16_bits():
     gt[200:] = 2**24 - 1
     pred = np.full((400, 500), 2**24 - 1, np.uint32)
     pred[:, 250:] = 65536
-    found = overlaps(gt, pred)
+    found = segment_pairs(gt, pred)
     assert list(zip(*(a.tolist() for a in found))) == [
         (0, 65536, 50000),
         (0, 2**24 - 1, 50000),
@@ -103,7 +104,7 @@ def test_pixels_of_the_png_give_the_same_overlaps(hw, ids):
         np.ascontiguousarray(m.astype("<u4")).view(np.uint8).reshape(*hw, 4)[..., :3].copy()
         for m in maps
     ]
-    for ours, expected in zip(overlaps_of_pixels(*pixels), overlaps(*maps)):
+    for ours, expected in zip(segment_pairs_of_pixels(*pixels), segment_pairs(*maps)):
         np.testing.assert_array_equal(ours, expected)
 
 
@@ -113,7 +114,7 @@ def test_sums_do_not_depend_on_order_or_split():
     for _ in range(30):
         gt_ids, gt = random_scene(rng, (40, 50), 8)
         pred_ids, pred = distort(rng, gt_ids, gt)
-        images.append((overlaps(gt_ids, pred_ids), gt, pred))
+        images.append((segment_pairs(gt_ids, pred_ids), gt, pred))
 
     def run(order, parts):
         accumulators = [PanopticQuality(CATEGORIES) for _ in range(parts)]
@@ -147,7 +148,7 @@ def test_perfect_crowd_void_by_hand():
         {"id": 7, "category_id": 7},
     ]
     quality = PanopticQuality(CATEGORIES)
-    quality.update(overlaps(gt, pred), gt_segments, pred_segments)
+    quality.update(segment_pairs(gt, pred), gt_segments, pred_segments)
     result = quality.result()
     assert result["All"] == {"pq": 0.75, "sq": 0.75, "rq": 1.0, "n": 1}
     assert result["Stuff"] is None
@@ -159,7 +160,7 @@ def test_semantic_iou_by_hand():
     pred = np.array([[1, 1, 2, 2, 0, 1]], np.uint32)
     segments = [{"id": 1, "category_id": 1}, {"id": 2, "category_id": 90}]
     iou = SemanticIoU([1, 90, 200], things=[1])
-    iou.update(overlaps(gt, pred), segments, segments)
+    iou.update(segment_pairs(gt, pred), segments, segments)
     result = iou.result()
     assert result["iou"] == {"1": 2 / 3, "90": 1 / 3, "200": None}
     assert result["miou"] == pytest.approx(0.5)

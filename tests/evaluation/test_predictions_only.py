@@ -11,7 +11,7 @@ import pytest
 from pfpn_tf.data import coco_panoptic, convert
 from pfpn_tf.evaluation import coco_submission, report
 from pfpn_tf.evaluation.evaluator import Evaluator
-from pfpn_tf.evaluation.panoptic_quality import overlaps
+from pfpn_tf.evaluation.segment_pairs import segment_pairs
 from pfpn_tf.evaluation.semantic_iou import SemanticIoU
 from pfpn_tf.training.pictures import Pictures
 from tests.evaluation import oracle
@@ -71,7 +71,7 @@ def test_semantic_maps_are_the_branch_s(dataset, tmp_path):
     annotations = json.loads((dataset / "annotations/panoptic_val.json").read_text())["annotations"]
     for annotation in annotations[:NUM_IMAGES]:
         gt_ids = read_ids(dataset / "annotations/panoptic_val" / annotation["file_name"])
-        found = overlaps(gt_ids, read_semantic(tmp_path, annotation["image_id"]))
+        found = segment_pairs(gt_ids, read_semantic(tmp_path, annotation["image_id"]))
         iou.update(
             found, annotation["segments_info"], [{"id": i, "category_id": i} for i in category_ids]
         )

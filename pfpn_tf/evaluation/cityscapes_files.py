@@ -1,0 +1,288 @@
+"""The files of Cityscapes' benchmark: ground truth, predictions in COCO format on their way in, and
+what its server takes.
+
+Shapes: h, w original image size.
+"""
+
+import glob
+import importlib
+import os
+from typing import Any, Container, Dict, List, Mapping, Sequence
+
+import cv2
+import numpy as np
+from PIL import Image
+from pycocotools import mask as mask_utils
+
+from pfpn_tf.data import coco_json, panoptic_png, predictions
+from pfpn_tf.utils.errors import UserError
+from pfpn_tf.utils.files import atomic_write
+
+_LABELS = "_gtFine_labelIds.png"
+_INSTANCES = "_gtFine_instanceIds.png"
+_UNLABELED = 0
+
+
+def scripts(name: str) -> Any:
+    """A module of cityscapesscripts."""
+    try:
+        return importlib.import_module(f"cityscapesscripts.{name}")
+    except ImportError as error:
+        raise UserError(
+            f"Cityscapes' metrics need cityscapesscripts ({error}): pip install -e .[eval]."
+        ) from None
+
+
+def label_ids(categories_json: str) -> Dict[int, int]:
+    """category_id -> Cityscapes label id, by name.
+
+    Args:
+      categories_json: a JSON with COCO categories, such as a panoptic JSON or dataset_info.json.
+
+    Raises:
+      UserError: there are no categories, or one is no class of Cityscapes.
+    """
+    known = scripts("helpers.labels").name2label
+    content = (
+        coco_json.load_json(categories_json, "The JSON of the categories")
+        if categories_json
+        else {}
+    )
+    categories = content.get("categories") if isinstance(content, dict) else None
+    if not categories:
+        raise UserError(
+            f"The JSON of the predictions {categories_json} has no categories, which tell"
+            " Cityscapes' classes by name; give the ground truth's panoptic JSON as well"
+            " (--gt_panoptic_json)."
+        )
+    unknown = [c.get("name") for c in categories if c.get("name") not in known]
+    if unknown:
+        raise UserError(
+            f"{categories_json}: {', '.join(map(repr, unknown[:5]))} is no class of Cityscapes; its"
+            " metrics need categories by the names of cityscapesscripts."
+        )
+    return {c["id"]: known[c["name"]].id for c in categories}
+
+
+def write_labels(folder: str, image_id: str, labels: np.ndarray) -> None:
+    """Writes one image for the pixel-level benchmark: `folder`/IMAGE_ID_labelIds.png.
+
+    Args:
+      folder: made if need be.
+      image_id: city_sequence_frame.
+      labels: [h, w] uint8 label ids, 0 unlabelled.
+    """
+    with atomic_write(label_path(folder, image_id), "wb") as f:
+        f.write(_png(labels))
+
+
+def check_results(
+    image_id: str,
+    results: Sequence[Mapping[str, Any]],
+    label_of: Mapping[int, int],
+    hw: Sequence[int],
+) -> None:
+    """Checks the instances of an image.
+
+    Args:
+      image_id: city_sequence_frame.
+      results: COCO instance results of the image.
+      label_of: from `label_ids`.
+      hw: the image's height and width.
+
+    Raises:
+      UserError: a result has no mask of this size, or another category.
+    """
+    for index, result in enumerate(results):
+        mask, category_id = result.get("segmentation"), result.get("category_id")
+        if not isinstance(mask, dict) or list(mask.get("size", ())) != list(hw):
+            raise UserError(
+                f"Image {image_id}: instance {index} needs a segmentation in RLE of the image's"
+                f" size {list(hw)} (height, width)."
+            )
+        if category_id is None or category_id not in label_of:
+            raise UserError(
+                f"Image {image_id}: instance {index} has the unknown category_id {category_id!r}."
+            )
+
+
+def write_instances(
+    folder: str, image_id: str, results: Sequence[Mapping[str, Any]], label_of: Mapping[int, int]
+) -> None:
+    """Writes one image for the instance-level benchmark: `folder`/IMAGE_ID.txt and its masks.
+
+    Args:
+      folder: made if need be.
+      image_id, results, label_of: as `check_results` has passed them.
+    """
+    lines = []
+    for index, result in enumerate(results):
+        name = f"masks/{image_id}_{index:03d}.png"
+        with atomic_write(os.path.join(folder, name), "wb") as f:
+            f.write(_png(mask_utils.decode(result["segmentation"]) * 255))
+        lines.append(f"{name} {label_of[result['category_id']]} {float(result['score'])!r}\n")
+    with atomic_write(list_path(folder, image_id)) as f:
+        f.writelines(lines)
+
+
+def label_path(folder, image_id):
+    return os.path.join(folder, f"{image_id}_labelIds.png")
+
+
+def list_path(folder, image_id):
+    return os.path.join(folder, f"{image_id}.txt")
+
+
+def _png(pixels) -> bytes:
+    return cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
+
+
+class CityscapesTruth:
+    """The ground truth of a split: two PNGs for each image."""
+
+    def __init__(self, directory):
+        paths = sorted(glob.glob(os.path.join(glob.escape(directory), "*", f"*{_LABELS}")))
+        if not paths:
+            raise UserError(
+                f"{directory}: holds no CITY/*{_LABELS}; give the folder of one split, e.g."
+                " gtFine/val, as the ground truth of Cityscapes."
+            )
+        self._paths = {os.path.basename(path)[: -len(_LABELS)]: path for path in paths}
+
+    @property
+    def image_ids(self):
+        return list(self._paths)
+
+    def labels(self, image_id) -> str:
+        return self._paths[image_id]
+
+    def instances(self, image_id) -> str:
+        path = self._paths[image_id][: -len(_LABELS)] + _INSTANCES
+        if not os.path.exists(path):
+            raise UserError(f"Image {image_id}: the ground truth {path} does not exist.")
+        return path
+
+    def size(self, image_id):
+        """(height, width)."""
+        try:
+            with Image.open(self._paths[image_id]) as image:
+                return image.size[::-1]
+        except OSError:
+            raise UserError(
+                f"Image {image_id}: the ground truth {self._paths[image_id]} is no readable PNG."
+            ) from None
+
+
+class _Maps:
+    """Predicted maps, one for each image id in `image_ids`; errors call them `name`."""
+
+    name: str
+    image_ids: Container[str]
+
+    def check_complete(self, wanted: Sequence[str], gt_dir: str) -> None:
+        """Refuses a prediction that lacks an image."""
+        missing = [i for i in wanted if i not in self.image_ids]
+        if missing:
+            more = f" and {len(missing) - 1} more images" if len(missing) > 1 else ""
+            raise UserError(
+                f"Image {missing[0]}{more}: not in {self.name}, but in the ground truth {gt_dir}."
+            )
+        for image_id in wanted:
+            path = self._path(image_id)
+            if not os.path.isfile(path):
+                raise UserError(
+                    f"Image {image_id}: {path} cannot be read (No such file or directory)."
+                )
+
+    def _path(self, image_id):
+        raise NotImplementedError
+
+
+class PanopticMaps(_Maps):
+    """Labels from a panoptic prediction."""
+
+    def __init__(self, json_path, directory, label_of):
+        content = coco_json.load_panoptic_json(json_path, "prediction", with_categories=False)
+        self.name = f"the prediction JSON {json_path}"
+        self.image_ids = {a["image_id"]: a for a in content["annotations"]}
+        self._json_path = json_path
+        self._directory = directory or coco_json.png_folder(json_path)
+        self._label_of = label_of
+
+    def _path(self, image_id):
+        annotation = self._annotation(image_id)
+        return coco_json.existing_path(self._directory, annotation["file_name"])
+
+    def _annotation(self, image_id):
+        annotation = self.image_ids[image_id]
+        return coco_json.checked_annotation(annotation, self._json_path, "prediction")
+
+    def read(self, image_id, hw):
+        annotation = self._annotation(image_id)
+        ids = panoptic_png.read(self._directory, annotation["file_name"], image_id, "prediction")
+        _check_size(ids, hw, image_id, annotation["file_name"])
+        labels = np.full(ids.shape, _UNLABELED, np.uint8)
+        for segment in annotation["segments_info"]:
+            if segment["category_id"] not in self._label_of:
+                raise UserError(
+                    f"Image {image_id}: prediction {annotation['file_name']}: segment"
+                    f" {segment['id']} has the unknown category_id {segment['category_id']!r}."
+                )
+            labels[ids == segment["id"]] = self._label_of[segment["category_id"]]
+        return labels
+
+
+class SemanticMaps(_Maps):
+    """Labels from the semantic branch's own maps."""
+
+    def __init__(self, directory, label_of):
+        self.name = f"the folder of semantic maps {directory}"
+        if not os.path.isdir(directory):
+            raise UserError(f"{directory}: no such folder; it should hold the semantic maps.")
+        self.image_ids = {
+            os.path.splitext(n)[0] for n in os.listdir(directory) if n.endswith(".png")
+        }
+        self._directory = directory
+        self._table = np.full(256, _UNLABELED, np.uint8)
+        for category_id, label in label_of.items():
+            self._table[category_id] = label
+
+    def _path(self, image_id):
+        return os.path.join(self._directory, f"{predictions.file_stem(image_id)}.png")
+
+    def read(self, image_id, hw):
+        path = self._path(image_id)
+        category_ids = cv2.imread(path, cv2.IMREAD_UNCHANGED)
+        if category_ids is None or category_ids.dtype != np.uint8 or category_ids.ndim != 2:
+            raise UserError(f"Image {image_id}: {path} is not a readable 8-bit grey PNG.")
+        _check_size(category_ids, hw, image_id, path)
+        return self._table[category_ids]
+
+
+def _check_size(pixels, hw, image_id, name):
+    if pixels.shape != tuple(hw):
+        raise UserError(
+            f"Image {image_id}: prediction {name} is {pixels.shape[0]} x {pixels.shape[1]} (height"
+            f" x width), the ground truth {hw[0]} x {hw[1]}; predict at the original image size."
+        )
+
+
+def results_by_image(path: str) -> Dict[str, List[Dict[str, Any]]]:
+    """COCO instance results by image id.
+
+    Raises:
+      UserError: an entry has no usable image id or score.
+    """
+    results = coco_json.load_json(path, "The instance results JSON")
+    if not isinstance(results, list):
+        raise UserError(f"The instance results JSON {path} must be a list of results.")
+    by_image: Dict[str, List[Dict[str, Any]]] = {}
+    for index, result in enumerate(results):
+        where = f"The instance results JSON {path}: entry {index}"
+        if not isinstance(result, dict) or not isinstance(result.get("image_id"), str):
+            raise UserError(
+                f'{where} has no text as "image_id", such as "frankfurt_000000_000294".'
+            )
+        score = coco_json.field(result, "score", coco_json.NUMBER, where)
+        by_image.setdefault(result["image_id"], []).append({**result, "score": score})
+    return by_image

@@ -1,0 +1,236 @@
+"""Odd and broken files of instances: right numbers where there are any, else one clear error."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from pycocotools import mask as mask_utils
+
+from pfpn_tf.evaluation.instance_files import score_instances
+
+
+def without(entry, key):
+    del entry[key]
+
+
+@pytest.fixture
+def instances(tmp_path):
+    """Paths of a ground truth with one ball on each of two images, and of exact results."""
+    mask = np.zeros((20, 30), np.uint8, order="F")
+    mask[2:12, 3:23] = 1
+    rle = mask_utils.encode(mask)
+    rle["counts"] = rle["counts"].decode()
+    box = [3, 2, 20, 10]
+    gt = {
+        "images": [{"id": i, "height": 20, "width": 30} for i in (1, 2)],
+        "annotations": [
+            {
+                "id": i,
+                "image_id": i,
+                "category_id": 3,
+                "area": 200,
+                "bbox": box,
+                "segmentation": rle,
+                "iscrowd": 0,
+            }
+            for i in (1, 2)
+        ],
+        "categories": [{"id": 3, "name": "ball"}],
+    }
+    results = [
+        {"image_id": i, "category_id": 3, "bbox": box, "segmentation": rle, "score": 0.5}
+        for i in (1, 2)
+    ]
+    (tmp_path / "gt.json").write_text(json.dumps(gt))
+    (tmp_path / "pred.json").write_text(json.dumps(results))
+    return str(tmp_path / "gt.json"), str(tmp_path / "pred.json")
+
+
+def change_results(paths, change):
+    path = pathlib.Path(paths[1])
+    content = json.loads(path.read_text())
+    result = change(content)
+    path.write_text(json.dumps(content if result is None else result))
+
+
+def uncompressed(results):
+    results[1]["segmentation"] = {"size": [20, 30], "counts": [62, 10, 528]}
+
+
+@pytest.mark.parametrize(
+    "change, kinds, expected",
+    [
+        (lambda r: None, {"bbox", "segm"}, 1.0),
+        (lambda r: [], {"bbox", "segm"}, 0.0),
+        (lambda r: [x.update(bbox=[]) for x in r] and None, {"segm"}, 1.0),
+        (lambda r: without(r[0], "bbox"), {"segm"}, 1.0),
+        (lambda r: without(r[0], "segmentation"), {"bbox"}, 1.0),
+        (
+            lambda r: [x.update(caption="a ball", keypoints=[]) for x in r] and None,
+            {"bbox", "segm"},
+            1.0,
+        ),
+        (lambda r: r[1].update(category_id=77), {"bbox", "segm"}, 51 / 101),
+        (lambda r: r[1].update(score=-3, extra=None), {"bbox", "segm"}, 1.0),
+        (lambda r: r.append({**r[1], "bbox": [0, 0, 0, 0], "score": 0.1}), {"bbox", "segm"}, 1.0),
+        (
+            lambda r: r[1].update(image_id="2", category_id=3.0, score="0.5"),
+            {"bbox", "segm"},
+            1.0,
+        ),
+    ],
+    ids=[
+        "as they are",
+        "empty",
+        "empty boxes",
+        "one without box",
+        "one without mask",
+        "captions",
+        "class unknown",
+        "scores",
+        "empty box",
+        "numbers as texts",
+    ],
+)
+def test_odd_results(instances, change, kinds, expected):
+    change_results(instances, change)
+    metrics = score_instances(*instances)
+    notes = metrics.pop("notes", [])
+    assert any("1 results do not count" in n and "(77)" in n for n in notes) == (
+        expected == 51 / 101
+    )
+    assert set(metrics) == kinds
+    for kind in kinds:
+        assert metrics[kind]["AP"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda r: {"annotations": r}, ["pred.json", "list of results"]),
+        (lambda r: r.append(None), ["pred.json", "entry 2"]),
+        (lambda r: r[1].update(image_id=77), ["entry 1", "image 77", "no such image"]),
+        (lambda r: r[1].update(image_id="two"), ["entry 1", "no such image"]),
+        (lambda r: [x.update(category_id=0) for x in r] and None, ["category_id 0", "class ids"]),
+        (lambda r: without(r[1], "score"), ["entry 1", '"score"']),
+        (lambda r: r[1].update(score="half"), ["entry 1 (image 2)", '"half"']),
+        (lambda r: r[1].update(score=float("nan")), ["entry 1 (image 2)", "finite"]),
+        (lambda r: without(r[1], "category_id"), ["entry 1", '"category_id"']),
+        (lambda r: r[1].update(category_id=[3]), ["entry 1 (image 2)", "category_id"]),
+        (
+            lambda r: [without(r[1], "bbox"), without(r[1], "segmentation")] and None,
+            ["entry 1 (image 2)", "neither"],
+        ),
+        (
+            lambda r: [without(r[0], "bbox"), without(r[1], "segmentation")] and None,
+            ["every entry"],
+        ),
+        (lambda r: r[1].update(bbox=[1, 2, 3, None]), ["entry 1 (image 2)", "four numbers"]),
+        (uncompressed, ["entry 1 (image 2)", "compressed RLE"]),
+        (
+            lambda r: r[1].update(segmentation=[[3, 2, 23, 2, 23, 12]]),
+            ["entry 1 (image 2)", "polygons"],
+        ),
+        (
+            lambda r: r[1]["segmentation"].update(size=[30, 20]),
+            ["entry 1 (image 2)", "[30, 20]", "[20, 30]"],
+        ),
+        (lambda r: r[1]["segmentation"].update(counts="n1:"), ["entry 1 (image 2)", "add up"]),
+        (
+            lambda r: r[1]["segmentation"].update(counts="~~~~~~~~~~~~~~"),
+            ["entry 1 (image 2)", "no RLE"],
+        ),
+        (lambda r: without(r[1]["segmentation"], "size"), ["entry 1 (image 2)", '"size"']),
+    ],
+)
+def test_broken_results_are_named(instances, change, words):
+    change_results(instances, change)
+    with pytest.raises(ValueError) as error:
+        score_instances(*instances)
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"area": None}, ['has no "area"']),
+        ({"area": "many"}, ['"area"', "finite", "many"]),
+        ({"iscrowd": "yes"}, ['"iscrowd"', "0 or 1", "yes"]),
+        ({"bbox": [1, 2, 3]}, ["[1, 2, 3]", "four numbers"]),
+        ({"bbox": [1, 2, -3, 4]}, ["negative"]),
+        ({"segmentation": []}, ["polygons"]),
+        ({"segmentation": [[3, 2, 23, 2]]}, ["three x, y pairs"]),
+        ({"segmentation": [[3, 2, 23, 2, float("nan"), 12]]}, ["coordinate NaN"]),
+        ({"segmentation": [[3, 2, 1e9, 2, 23, 12]]}, ["outside the image"]),
+        ({"segmentation": {"size": [20, 30], "counts": "n1:"}}, ["add up"]),
+    ],
+)
+def test_broken_ground_truth_is_named(instances, change, words):
+    path = pathlib.Path(instances[0])
+    content = json.loads(path.read_text())
+    content["annotations"][1].update(change)
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError) as error:
+        score_instances(*instances)
+    for word in ["ground-truth instances JSON", "annotation 2 (image 2)", *words]:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize("ids", [[0, 1], [7, 7], ["a", "b"], [None, 2.5]])
+def test_annotation_ids_do_not_count(instances, ids):
+    """pycocotools takes the annotation with id 0 for none, and those with one id for one."""
+    path = pathlib.Path(instances[0])
+    content = json.loads(path.read_text())
+    for annotation, i in zip(content["annotations"], ids):
+        annotation.update(id=i, area=str(annotation["area"]), image_id=str(annotation["image_id"]))
+    path.write_text(json.dumps(content))
+    metrics = score_instances(*instances)
+    assert metrics["bbox"]["AP"] == metrics["segm"]["AP"] == pytest.approx(1.0)
+
+
+def test_annotations_that_belong_nowhere_are_told(instances):
+    path = pathlib.Path(instances[0])
+    content = json.loads(path.read_text())
+    content["annotations"][1]["image_id"] = 5
+    path.write_text(json.dumps(content))
+    (note,) = score_instances(*instances)["notes"]
+    assert "1 entries do not count" in note and "annotation 2 (image 5)" in note
+
+
+def test_boxes_that_are_no_boxes_are_told(instances):
+    """A box beside its mask in the ground truth; corners instead of sizes in the results."""
+    path = pathlib.Path(instances[0])
+    content = json.loads(path.read_text())
+    content["annotations"][1]["bbox"] = [9, 2, 20, 10]
+    path.write_text(json.dumps(content))
+    (note,) = score_instances(*instances)["notes"]
+    assert "1 entries have another box" in note and "annotation 2 (image 2)" in note
+    change_results(instances, lambda r: r[0].update(bbox=[13, 5, 23, 15]))
+    assert any("entry 0" in note for note in score_instances(*instances)["notes"])
+
+
+def test_masks_of_any_shape_add_up(instances):
+    """The sum of runs is right for long and for negative differences."""
+    rng = np.random.default_rng(0)
+    content = json.loads(pathlib.Path(instances[0]).read_text())
+    for height, width, pixels in (
+        (1, 1, 1),
+        (400, 700, 3),
+        (400, 700, 100000),
+        (37, 11, 200),
+        (2000, 3000, 40),
+    ):
+        mask = np.zeros(height * width, np.uint8)
+        mask[rng.integers(0, mask.size, pixels)] = 1
+        rle = mask_utils.encode(np.asfortranarray(mask.reshape(height, width)))
+        rle["counts"] = rle["counts"].decode()
+        content["images"][0].update(height=height, width=width)
+        content["annotations"][0]["segmentation"] = rle
+        pathlib.Path(instances[0]).write_text(json.dumps(content))
+        change_results(instances, lambda r: r[0].update(segmentation=rle))
+        assert score_instances(*instances)["bbox"]["AP"] == 1.0
+        change_results(instances, lambda r: r[0]["segmentation"].update(counts=rle["counts"] + "1"))
+        with pytest.raises(ValueError, match="add up"):
+            score_instances(*instances)
