@@ -379,6 +379,9 @@ class Export:
     max_segments: int = _field(
         256, "Width of the segment table in the exported signatures.", at_least=1
     )
+    max_request_images: int = _field(
+        64, "Requests with more images are refused; at least the largest of --allowed_batch_sizes."
+    )
     network_batch_pixels: int = _field(
         1_000_000,
         "Images of one padded size go through the network together up to this many pixels, larger "
@@ -625,6 +628,11 @@ def _cross_problems(config):
         problems.append(
             f"--allowed_batch_sizes={','.join(map(str, sizes))} must be one or more whole numbers "
             "from 1 on that rise; e.g. 1,2,4."
+        )
+    elif sizes[-1] > config.export.max_request_images:
+        problems.append(
+            f"--max_request_images={config.export.max_request_images} must be at least "
+            f"{sizes[-1]}, the largest of --allowed_batch_sizes."
         )
     scales = config.eval.semantic_scales
     if not scales or min(scales) <= 0 or len(set(scales)) < len(scales):

@@ -3,14 +3,17 @@
 gRPC needs tensorflow-serving-api (the extra `serving`); REST needs nothing, not even TensorFlow.
 """
 
+import abc
 import base64
 import http.client
 import itertools
 import json
+import random
+import ssl
 import threading
 import time
 from concurrent import futures
-from typing import Any, Dict, List, NamedTuple, Sequence
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Sequence, Tuple
 from urllib import parse
 
 import numpy as np
@@ -20,66 +23,121 @@ from pfpn_tf.utils.errors import UserError
 
 AVAILABLE = "AVAILABLE"
 GRPC_PORT, REST_PORT = 8500, 8501
+PAUSES_S = (0.2, 0.4, 0.8, 1.6, 3.2)
+"""Pauses before a request is repeated that a server could not take; each is drawn from half of it
+on, so that many clients do not come back all at once."""
 
 
 class ServerError(OSError):
     """The server does not answer, or not with what was asked for; the text says what to do."""
 
 
-def connect(url: str, model_name: str, timeout_s: float = 60.0):
+class Unavailable(ServerError):
+    """The server is not there, or has no room for the request at the moment."""
+
+
+def connect(url: str, model_name: str, timeout_s: float = 60.0, ca_file: str = "") -> "Connection":
     """A connection: `RestConnection` or `GrpcConnection`, by the scheme of the address.
 
     Args:
-      url: http://host:8501, https://host/some/path or grpc://host:8500.
+      url: http://host:8501, https://host/some/path, grpc://host:8500 or, with TLS, grpcs://host.
+        An IPv6 host stands in brackets.
       model_name: under which the server serves the model.
       timeout_s: for each request.
+      ca_file: PEM file with the certificates that a server's must be signed by; empty: the usual
+        authorities.
 
     Raises:
-      UserError: no such address.
+      UserError: no such address or file.
     """
-    parts = parse.urlsplit(url)
     try:
-        port = parts.port
+        parts = parse.urlsplit(url)
+        usable = bool(parts.hostname) and parts.port != 0
     except ValueError:
-        port = -1
-    if parts.scheme not in ("http", "https", "grpc") or not parts.hostname or port == -1:
-        raise UserError(f"--url={url} must be grpc://HOST:{GRPC_PORT} or http://HOST:{REST_PORT}.")
-    kind = GrpcConnection if parts.scheme == "grpc" else RestConnection
-    return kind(parts, model_name, timeout_s)
+        usable = False
+    if not usable or parts.scheme not in ("http", "https", "grpc", "grpcs"):
+        raise UserError(
+            f"--url={url} must be grpc://HOST:{GRPC_PORT} or http://HOST:{REST_PORT}, with TLS "
+            "grpcs:// or https://; an IPv6 address stands in brackets."
+        )
+    try:
+        authorities = open(ca_file, "rb").read() if ca_file else None
+    except OSError as error:
+        raise UserError(f"--ca_file={ca_file} cannot be read ({error.strerror}).") from None
+    kind = GrpcConnection if parts.scheme.startswith("grpc") else RestConnection
+    return kind(parts, model_name, timeout_s, authorities)
 
 
-class RestConnection:
-    """Talks to the REST interface. Threads may share it; each has its own socket."""
+class Connection(abc.ABC):
+    """What both protocols have in common. Threads may share a connection."""
 
-    def __init__(self, parts: parse.SplitResult, model_name: str, timeout_s: float):
+    def status(self) -> str:
+        """AVAILABLE when a version of the model answers, else the state of the newest.
+
+        Raises:
+          ServerError: no answer.
+        """
+        versions = sorted(self._versions())
+        states = [state for _, state in versions]
+        return AVAILABLE if AVAILABLE in states else states[-1] if states else "UNKNOWN"
+
+    @abc.abstractmethod
+    def metadata(self) -> Dict[str, Any]:
+        """What the model says about itself; see `module.metadata_json`."""
+
+    def predict(self, images: Sequence[bytes]) -> List[Dict[str, Any]]:
+        """A reply for each encoded image; see the head of `results`. `error` says of which image.
+
+        Raises:
+          Refused: the request as a whole.
+          Unavailable: the server did not take it, with pauses of `PAUSES_S` between the attempts.
+          ServerError: no answer.
+        """
+        for pause_s in PAUSES_S:
+            try:
+                return self._predict_images(images)
+            except Unavailable:
+                time.sleep(pause_s * random.uniform(0.5, 1.0))
+        return self._predict_images(images)
+
+    @abc.abstractmethod
+    def _versions(self) -> Iterable[Tuple[int, str]]:
+        """(number, state) of each version that the server knows."""
+
+    @abc.abstractmethod
+    def _predict_images(self, images) -> List[Dict[str, Any]]:
+        """`predict`, once."""
+
+
+class RestConnection(Connection):
+    """Talks to the REST interface. Each thread has its own socket."""
+
+    def __init__(self, parts: parse.SplitResult, model_name: str, timeout_s: float, authorities):
         self._parts = parts
         self._path = f"{parts.path.rstrip('/')}/v1/models/{parse.quote(model_name)}"
         self._timeout_s = timeout_s
+        self._tls = None
+        if parts.scheme == "https":
+            text = authorities.decode("ascii") if authorities else None
+            self._tls = ssl.create_default_context(cadata=text)
         self._local = threading.local()
 
-    def status(self) -> str:
-        """State of the newest version, AVAILABLE when the model answers."""
-        versions = self._request("GET", self._path)["model_version_status"]
-        return max(versions, key=lambda version: int(version["version"]))["state"]
+    def _versions(self):
+        versions = self._request("GET", self._path).get("model_version_status", [])
+        return [(int(version["version"]), version["state"]) for version in versions]
 
     def metadata(self) -> Dict[str, Any]:
-        """What the model says about itself; see `module.metadata_json`."""
         return json.loads(self._predict("metadata", [{"request": ""}])[0])
 
-    def predict(self, images: Sequence[bytes]) -> List[Dict[str, Any]]:
-        """A reply for each encoded image; see the head of `results`.
-
-        Raises:
-          Refused: an image is damaged or too large.
-          ServerError: no answer.
-        """
+    def _predict_images(self, images):
         encoded = [base64.b64encode(image).decode("ascii") for image in images]
         rows = self._predict("serving_rest", [{"image_bytes": {"b64": text}} for text in encoded])
         replies = []
         for row in rows:
             png = base64.b64decode(row.pop("panoptic_png_bytes")["b64"])
+            error = row.pop("error", "")
             row = {name: np.asarray(value) for name, value in row.items()}
-            replies.append({"panoptic_png": png, **row})
+            replies.append({"panoptic_png": png, **row, "error": error})
         return replies
 
     def _predict(self, signature_name, instances):
@@ -107,16 +165,23 @@ class RestConnection:
             ) from None
         if status == 400:
             raise Refused(refusal(content.get("error", "")))
+        if status == http.client.SERVICE_UNAVAILABLE:
+            raise Unavailable(f"{self._parts.geturl()}{path}: {content.get('error', status)}")
         if status != 200:
             raise ServerError(f"{self._parts.geturl()}{path}: {content.get('error', status)}")
         return content
 
     def _send(self, method, path, body):
         if not hasattr(self._local, "socket"):
-            secure = self._parts.scheme == "https"
-            kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-            port = self._parts.port or (None if secure else REST_PORT)
-            self._local.socket = kind(self._parts.hostname, port, timeout=self._timeout_s)
+            host, port = self._parts.hostname, self._parts.port
+            if self._tls:
+                self._local.socket = http.client.HTTPSConnection(
+                    host, port, timeout=self._timeout_s, context=self._tls
+                )
+            else:
+                self._local.socket = http.client.HTTPConnection(
+                    host, port or REST_PORT, timeout=self._timeout_s
+                )
         try:
             self._local.socket.request(
                 method, path, body, {"Content-Type": "application/json"} if body else {}
@@ -130,16 +195,19 @@ class RestConnection:
 
     def _unreachable(self, error):
         if isinstance(error, TimeoutError):
-            text = f"no answer within {self._timeout_s:g} s; raise --timeout_s"
-        else:
-            text = f"{getattr(error, 'strerror', None) or error}; is the server running there?"
-        return ServerError(f"{self._parts.geturl()}: {text}")
+            return ServerError(
+                f"{self._parts.geturl()}: no answer within {self._timeout_s:g} s; raise --timeout_s"
+            )
+        if isinstance(error, ssl.SSLError):
+            return ServerError(f"{self._parts.geturl()}: {error}; see --ca_file")
+        text = getattr(error, "strerror", None) or error
+        return Unavailable(f"{self._parts.geturl()}: {text}; is the server running there?")
 
 
-class GrpcConnection:
-    """Talks to the gRPC interface. Threads may share it."""
+class GrpcConnection(Connection):
+    """Talks to the gRPC interface."""
 
-    def __init__(self, parts: parse.SplitResult, model_name: str, timeout_s: float):
+    def __init__(self, parts: parse.SplitResult, model_name: str, timeout_s: float, authorities):
         try:
             import grpc
             from tensorflow_serving.apis import (
@@ -165,32 +233,31 @@ class GrpcConnection:
             ("grpc.max_send_message_length", -1),
             ("grpc.max_receive_message_length", -1),
         ]
-        address = f"{parts.hostname}:{parts.port or GRPC_PORT}"
-        channel = grpc.insecure_channel(address, options=unlimited)
+        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+        if parts.scheme == "grpcs":
+            credentials = grpc.ssl_channel_credentials(authorities)
+            channel = grpc.secure_channel(f"{host}:{parts.port or 443}", credentials, unlimited)
+        else:
+            channel = grpc.insecure_channel(f"{host}:{parts.port or GRPC_PORT}", unlimited)
         self._prediction = prediction_service_pb2_grpc.PredictionServiceStub(channel)
         self._models = model_service_pb2_grpc.ModelServiceStub(channel)
 
-    def status(self) -> str:
-        """State of the newest version, AVAILABLE when the model answers."""
+    def _versions(self):
         request = self._status_request()
         request.model_spec.name = self._model_name
         versions = self._call(self._models.GetModelStatus, request).model_version_status
-        newest = max(versions, key=lambda version: version.version)
-        return type(newest).State.Name(newest.state)
+        return [(version.version, type(version).State.Name(version.state)) for version in versions]
 
     def metadata(self) -> Dict[str, Any]:
-        """What the model says about itself; see `module.metadata_json`."""
         return json.loads(self._predict("metadata", {"request": [""]})["metadata_json"][0])
 
-    def predict(self, images: Sequence[bytes]) -> List[Dict[str, Any]]:
-        """A reply for each encoded image; see the head of `results`.
-
-        Raises:
-          Refused: an image is damaged or too large.
-          ServerError: no answer.
-        """
+    def _predict_images(self, images):
         outputs = self._predict("serving_default", {"image_bytes": list(images)})
-        return [{name: value[i] for name, value in outputs.items()} for i in range(len(images))]
+        errors = outputs.pop("error", [b""] * len(images))
+        return [
+            {**{name: value[i] for name, value in outputs.items()}, "error": errors[i].decode()}
+            for i in range(len(images))
+        ]
 
     def _predict(self, signature_name, inputs):
         request = self._predict_request()
@@ -209,8 +276,9 @@ class GrpcConnection:
             if error.code() == codes.INVALID_ARGUMENT:
                 raise Refused(refusal(error.details())) from None
             if error.code() == codes.UNAVAILABLE:
-                text = f"{error.details()}; is the server running there?"
-            elif error.code() == codes.DEADLINE_EXCEEDED:
+                text = f"{self._url}: {error.details()}; is the server running there?"
+                raise Unavailable(text) from None
+            if error.code() == codes.DEADLINE_EXCEEDED:
                 text = f"no answer within {self._timeout_s:g} s; raise --timeout_s"
             else:
                 text = f"{error.code().name}: {error.details()}"
@@ -247,12 +315,12 @@ class Latencies(NamedTuple):
 
 
 def measure(
-    connection,
+    connection: Connection,
     images: Sequence[bytes],
     num_requests: int,
     concurrency: int = 1,
     images_per_request: int = 1,
-    progress=lambda: None,
+    progress: Callable[[], None] = lambda: None,
 ) -> Latencies:
     """Sends requests and takes their times, after one per thread that does not count.
 
@@ -275,7 +343,9 @@ def measure(
 
     def send(request):
         start = time.perf_counter()
-        connection.predict(request)
+        for reply in connection.predict(request):
+            if reply["error"]:
+                raise Refused(reply["error"])
         return time.perf_counter() - start
 
     seconds = []

@@ -3,9 +3,9 @@
 Preprocessing, network and fusion in one graph of stock TensorFlow operations. Signatures, all with
 a leading batch axis, dtypes in brackets:
 
-    serving_default  image_bytes [string]   -> panoptic_png [string], table
-    serving_rest     image_bytes            -> panoptic_png_bytes, table: REST encodes outputs in
-                                               base64 where the name ends in _bytes
+    serving_default  image_bytes [string]   -> panoptic_png [string], table, error [string]
+    serving_rest     image_bytes            -> panoptic_png_bytes, table, error: REST encodes
+                                               outputs in base64 where the name ends in _bytes
     panoptic         images [uint8]         -> panoptic_ids [int32 B, h, w], table
     instances        images                 -> num_instances, boxes, scores, category_ids,
                                                masks [uint8 B, D, h, w]
@@ -14,7 +14,8 @@ a leading batch axis, dtypes in brackets:
     metadata         request [string]       -> metadata_json [string], whatever the request says
 
 `images` is [B, h, w, 3] RGB; `image_bytes` [B] may hold images of different sizes and formats. An
-answer does not depend on the other images of its batch.
+answer does not depend on the other images of its batch: `error` is empty, or it says why this image
+cannot be answered, whose table and map are then empty.
 
 The table: num_segments [B], then per segment segment_ids, category_ids, is_thing, scores, areas
 [B, N] and boxes [B, N, 4] yxyx in pixels of the original image. N is --max_segments; rows from
@@ -35,11 +36,13 @@ from pfpn_tf import config as config_lib
 from pfpn_tf import structures
 from pfpn_tf.data import categories, preprocess
 from pfpn_tf.postprocess import fusion, instances
+from pfpn_tf.serving import batches
 from pfpn_tf.serving import images as images_lib
 from pfpn_tf.utils.errors import UserError
 
 _IMAGES = tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")
 _IMAGE_BYTES = tf.TensorSpec([None], tf.string, name="image_bytes")
+_INPUT = tf.TensorSpec([None, None, 3], tf.float32)
 _MASK_SCORE = tf.TensorSpec([], tf.float64)
 _EVERY_SCORE, _NO_SCORE = -math.inf, math.inf
 _TABLE = ("segment_ids", "category_ids", "is_thing", "scores", "areas", "boxes")
@@ -112,27 +115,26 @@ class PanopticModule(tf.Module):
     @tf.function(input_signature=[_IMAGE_BYTES], autograph=False)
     def serving_default(self, image_bytes):
         limit = self.config.export.max_image_pixels
-        batch_size = tf.size(image_bytes)
-        some = tf.debugging.Assert(batch_size > 0, ["image_bytes is empty; send an image or more"])
-        with tf.control_dependencies([some]):
-            index = tf.range(batch_size)
+        with tf.control_dependencies([self._check_number(tf.size(image_bytes))]):
+            image_bytes = tf.identity(image_bytes)
         headers = tf.map_fn(
-            lambda item: images_lib.read_header(item[0], limit, item[1]),
-            (image_bytes, index),
+            lambda content: images_lib.read_header(content, limit),
+            image_bytes,
             fn_output_signature=images_lib.Header.signature(),
         )
-        image_hw, padded_hw = self._network_sizes(headers.hw)
+        places = tf.cast(tf.where(tf.equal(headers.error, ""))[:, 0], tf.int32)  # [R] readable
+        image_bytes = tf.gather(image_bytes, places)
+        readable = tf.nest.map_structure(lambda x: tf.gather(x, places), headers)
+        image_hw, padded_hw = self._network_sizes(readable.hw)
 
         def answer(index):
-            """The replies for the images of the batch at these places, all of one padded size."""
+            """The replies for the readable images at these places, all of one padded size."""
             of_group = functools.partial(tf.gather, indices=index)
-            hw, original_hw = of_group(image_hw), of_group(headers.hw)
-            inputs = self._prepare_each(
-                lambda item: images_lib.decode_upright(*item),
-                (of_group(image_bytes), tf.nest.map_structure(of_group, headers), index),
-                hw,
-                of_group(padded_hw)[0],
-            )
+            files = of_group(image_bytes), tf.nest.map_structure(of_group, readable)
+            hw = of_group(image_hw)
+            inputs, error = self._decode_each(files, hw, of_group(padded_hw)[0])
+            # A damaged image is one black pixel, whose row is left out below.
+            original_hw = tf.where(error[:, tf.newaxis] == "", of_group(readable.hw), 1)
             outputs = self._network(inputs, hw, self._fused_score)
 
             def one_image(image_outputs, hw, full_hw):
@@ -142,10 +144,21 @@ class PanopticModule(tf.Module):
             signature = fusion.result_signature(outputs)
             signature = signature._replace(panoptic_ids=tf.TensorSpec([], tf.string))
             result = fusion.map_images(one_image, outputs, hw, original_hw, signature)
-            return {"panoptic_png": result.panoptic_ids, **self._table(result)}
+            return {"panoptic_png": result.panoptic_ids, **self._table(result), "error": error}
 
+        text = tf.TensorSpec([], tf.string)
+        signature = {"panoptic_png": text, **self._table_signature(), "error": text}
         most_pixels = self.config.export.network_batch_pixels
-        return _by_padded_size(answer, padded_hw, most_pixels, self._reply_signature())
+        rows = batches.by_padded_size(answer, padded_hw, most_pixels, signature)
+        batch_size = tf.size(headers.error)
+        damage = batches.spread(rows["error"], places, batch_size)
+        answered = tf.equal(rows.pop("error"), "")
+        places = tf.boolean_mask(places, answered)
+        reply = {
+            name: batches.spread(tf.boolean_mask(rows, answered), places, batch_size)
+            for name, rows in rows.items()
+        }
+        return {**reply, "error": tf.strings.join([headers.error, damage])}
 
     @tf.function(input_signature=[_IMAGE_BYTES], autograph=False)
     def serving_rest(self, image_bytes):
@@ -160,7 +173,7 @@ class PanopticModule(tf.Module):
             """The replies for some images of the batch."""
             of_group = functools.partial(tf.gather, indices=index)
             hw, full_hw = of_group(image_hw), of_group(original_hw)
-            inputs = self._prepare_each(lambda image: image, of_group(images), hw, padded_hw[0])
+            inputs = self._prepare_each(of_group(images), hw, padded_hw[0])
             outputs = self._network(inputs, hw, self._fused_score)
             signature = fusion.result_signature(outputs)
             result = fusion.map_images(self._fuse, outputs, hw, full_hw, signature)
@@ -169,7 +182,7 @@ class PanopticModule(tf.Module):
         signature = self._table_signature()
         signature["panoptic_ids"] = tf.TensorSpec([None, None], tf.int32)
         most_pixels = self.config.export.network_batch_pixels
-        return _by_padded_size(answer, padded_hw, most_pixels, signature)
+        return batches.by_padded_size(answer, padded_hw, most_pixels, signature)
 
     @tf.function(input_signature=[_IMAGES], autograph=False)
     def instances(self, images):
@@ -245,7 +258,7 @@ class PanopticModule(tf.Module):
     def _run(self, images, mask_score):
         image_hw, padded_hw, original_hw = self._sizes_of_images(images)
         with tf.control_dependencies([image_hw]):  # not before the sizes are known to be right
-            inputs = self._prepare_each(lambda image: image, images, image_hw, padded_hw[0])
+            inputs = self._prepare_each(images, image_hw, padded_hw[0])
         return self._network(inputs, image_hw, mask_score), image_hw, original_hw
 
     def _sizes_of_images(self, images):
@@ -253,18 +266,19 @@ class PanopticModule(tf.Module):
         shape = tf.shape(images)
         limit = self.config.export.max_image_pixels
         pixels = tf.cast(shape[1], tf.int64) * tf.cast(shape[2], tf.int64)
-        fits = tf.debugging.Assert(
-            (shape[0] > 0) & (pixels > 0) & (pixels <= limit),
-            [
-                "Image missing, empty or too large: images, height, width",
-                shape[:3],
-                "; most pixels",
-                limit,
-            ],
-        )
-        with tf.control_dependencies([fits]):
+        message = ["Image empty or too large: height, width", shape[1:3], "; most pixels", limit]
+        fits = tf.debugging.Assert((pixels > 0) & (pixels <= limit), message)
+        with tf.control_dependencies([fits, self._check_number(shape[0])]):
             original_hw = tf.tile(shape[tf.newaxis, 1:3], [shape[0], 1])
         return *self._network_sizes(original_hw), original_hw
+
+    def _check_number(self, batch_size):
+        """Asserts that a request has an image, and not more than --max_request_images."""
+        most = self.config.export.max_request_images
+        return tf.debugging.Assert(
+            (batch_size > 0) & (batch_size <= most),
+            [f"a request must have 1 to {most} images, this one has", batch_size],
+        )
 
     def _network_sizes(self, original_hw):
         """[B, 2] original sizes -> [B, 2] content sizes, [B, 2] padded sizes."""
@@ -272,30 +286,31 @@ class PanopticModule(tf.Module):
         image_hw = preprocess.resized_hw(original_hw, data.eval_min_side, data.eval_max_side)
         return image_hw, preprocess.padded_hw(image_hw, data.size_divisor)
 
-    def _prepare_each(self, decode, items, image_hw, padded_hw):
-        """Network input [B, H, W, 3] from what `decode` makes images [h, w, 3] of.
+    def _decode_each(self, files, image_hw, padded_hw):
+        """Network input [n, H, W, 3] and errors [n] of n files with their headers.
 
         Args:
-          decode: function of one of the items.
-          items: structure of [B, ...].
-          image_hw: [B, 2]. padded_hw: [2].
+          files: ([n] contents, headers). image_hw: [n, 2]. padded_hw: [2].
         """
-        data = self.config.data
 
-        def prepare(item):
-            item, hw = item
-            image = preprocess.resize_image(decode(item), hw)
-            image = preprocess.normalize(image, data.pixel_mean, data.pixel_std)
-            return preprocess.pad_to(image, padded_hw)
+        def decode(item):
+            (content, header), hw = item
+            image, error = images_lib.decode_upright(content, header)
+            return self._network_input(image, hw, padded_hw), error
 
-        # One after the other: the images of a group would take their memory all at once, and the
-        # operations themselves use every core.
-        return tf.map_fn(
-            prepare,
-            (items, image_hw),
-            fn_output_signature=tf.TensorSpec([None, None, 3], tf.float32),
-            parallel_iterations=1,
+        return _one_by_one(decode, (files, image_hw), (_INPUT, tf.TensorSpec([], tf.string)))
+
+    def _prepare_each(self, images, image_hw, padded_hw):
+        """Network input [n, H, W, 3] of pixels [n, h, w, 3]; sizes as in `_decode_each`."""
+        return _one_by_one(
+            lambda item: self._network_input(*item, padded_hw), (images, image_hw), _INPUT
         )
+
+    def _network_input(self, image, image_hw, padded_hw):
+        data = self.config.data
+        image = preprocess.resize_image(image, image_hw)
+        image = preprocess.normalize(image, data.pixel_mean, data.pixel_std)
+        return preprocess.pad_to(image, padded_hw)
 
     # As a function of its own it is in the file once, though several signatures call it.
     @tf.function(autograph=False)
@@ -311,10 +326,6 @@ class PanopticModule(tf.Module):
             model.fusion_stuff_area_threshold_px,
             for_gpu=self.config.export.for_gpu,
         )
-
-    def _reply_signature(self) -> Dict[str, tf.TensorSpec]:
-        """`tf.TensorSpec`s of one image's reply in `serving_default`."""
-        return {"panoptic_png": tf.TensorSpec([], tf.string), **self._table_signature()}
 
     def _table_signature(self):
         """`tf.TensorSpec`s of one image's table."""
@@ -339,56 +350,12 @@ class PanopticModule(tf.Module):
         return table
 
 
-def _by_padded_size(function, padded_hw, most_pixels, signature):
-    """Calls `function` for the images of each padded size, some at a time.
+def _one_by_one(function, items, signature):
+    """`tf.map_fn` of one image at a time.
 
-    An image is never padded further for a larger one in its batch: the padding reaches into group
-    normalisation and to the borders of the content, so an answer would depend on who else asks.
-
-    Args:
-      function: of [n] int32 places in the batch, to a structure of [n, ...] tensors.
-      padded_hw: [B, 2] int32.
-      most_pixels: of the images of one call, if they are more than one.
-      signature: structure of one image's `tf.TensorSpec`s.
-
-    Returns:
-      The structure, with a leading B, in the order of the batch.
+    Images side by side would take their memory all at once, and each operation uses every core.
     """
-    # A loop, not a branch for equal sizes beside one for mixed ones: the network stays in the graph
-    # once.
-    sides = tf.cast(padded_hw, tf.int64)
-    _, size = tf.unique(sides[:, 0] * 2**32 + sides[:, 1])  # [B]
-    index = tf.range(tf.size(size))
-    earlier = (size[:, None] == size) & (index[:, None] > index)  # [B, B]
-    rank = tf.math.count_nonzero(earlier, axis=1)  # [B] among the images of its size
-    together = tf.maximum(most_pixels // (sides[:, 0] * sides[:, 1]), 1)  # [B]
-    calls, group = tf.unique(tf.cast(size, tf.int64) * 2**32 + rank // together)
-    num_groups = tf.size(calls)
-    specs = tf.nest.flatten(signature)
-    arrays = tuple(
-        tf.TensorArray(spec.dtype, num_groups, infer_shape=False, element_shape=[None, *spec.shape])
-        for spec in specs
-    )
-
-    def run_group(i, arrays):
-        places = tf.cast(tf.where(tf.equal(group, i))[:, 0], tf.int32)
-        values = tf.nest.flatten(function(places))
-        return i + 1, tuple(array.write(i, value) for array, value in zip(arrays, values))
-
-    # While one call does what cannot be divided among the cores, another keeps them busy.
-    _, arrays = tf.while_loop(
-        lambda i, _: i < num_groups,
-        run_group,
-        (0, arrays),
-        parallel_iterations=2,
-    )
-    # Groups lie one after the other; within them, images are in order.
-    back = tf.argsort(tf.argsort(group, stable=True))
-    values = [
-        tf.ensure_shape(tf.gather(array.concat(), back), [None, *spec.shape])
-        for array, spec in zip(arrays, specs)
-    ]
-    return tf.nest.pack_sequence_as(signature, values)
+    return tf.map_fn(function, items, fn_output_signature=signature, parallel_iterations=1)
 
 
 def encode_panoptic_png(panoptic_ids: tf.Tensor) -> tf.Tensor:
@@ -419,6 +386,7 @@ def metadata_json(config: config_lib.Config, info: categories.DatasetInfo) -> st
             "eval_max_side": data.eval_max_side,
             "max_image_pixels": config.export.max_image_pixels,
             "max_segments": config.export.max_segments,
+            "max_request_images": config.export.max_request_images,
         },
         ensure_ascii=False,
     )
