@@ -135,7 +135,7 @@ def _evaluate_runs():
 
 
 def _score_files():
-    from pfpn_tf.data import coco_files
+    from pfpn_tf.data import coco_json
     from pfpn_tf.evaluation import score_files
 
     metrics, categories = {}, []
@@ -154,13 +154,13 @@ def _score_files():
             output_dir=FLAGS.output_dir,
             image_dir=FLAGS.image_dir,
         )
-        categories = coco_files.load_json(FLAGS.gt_panoptic_json, "")["categories"]
+        categories = coco_json.load_json(FLAGS.gt_panoptic_json, "")["categories"]
     if FLAGS.gt_instances_json or (FLAGS.pred_instances_json and not FLAGS.cityscapes_gt_dir):
         flags_lib.check_files(INSTANCE_FILES)
         metrics.update(
             score_files.score_instances(FLAGS.gt_instances_json, FLAGS.pred_instances_json)
         )
-        things = coco_files.load_json(FLAGS.gt_instances_json, "")["categories"]
+        things = coco_json.load_json(FLAGS.gt_instances_json, "")["categories"]
         categories = categories or [{"isthing": 1, **category} for category in things]
     if FLAGS.cityscapes_gt_dir:
         from pfpn_tf.evaluation import cityscapes

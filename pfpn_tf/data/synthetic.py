@@ -18,8 +18,8 @@ from typing import Callable, List, NamedTuple, Tuple
 
 import cv2
 import numpy as np
-from pycocotools import mask as coco_mask
 
+from pfpn_tf.data import coco_masks, panoptic_png
 from pfpn_tf.utils import process
 from pfpn_tf.utils.errors import UserError
 from pfpn_tf.utils.files import atomic_write
@@ -455,11 +455,14 @@ def _write_scene(directory, split, seed, sides, first_id, index):
     scene = draw_scene((*seed, index), sides)
     image_id = first_id + index
     stem = f"{image_id:012d}"
-    _write_image(os.path.join(directory, split, stem + ".jpg"), scene.image)
-    ids = scene.panoptic_ids
-    colors = np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8)  # [h, w, 3]
-    _write_image(os.path.join(directory, "annotations", f"panoptic_{split}", stem + ".png"), colors)
-    height, width = ids.shape
+    photo = os.path.join(directory, split, stem + ".jpg")
+    bgr = cv2.cvtColor(scene.image, cv2.COLOR_RGB2BGR)
+    if not cv2.imwrite(photo, bgr, [cv2.IMWRITE_JPEG_QUALITY, 95]):
+        raise OSError(f"{photo}: could not be written.")
+    png_path = os.path.join(directory, "annotations", f"panoptic_{split}", stem + ".png")
+    with open(png_path, "wb") as f:
+        f.write(panoptic_png.encode_ids(scene.panoptic_ids))
+    height, width = scene.panoptic_ids.shape
     image = {"id": image_id, "file_name": stem + ".jpg", "height": height, "width": width}
     annotation = {
         "image_id": image_id,
@@ -472,19 +475,11 @@ def _write_scene(directory, split, seed, sides, first_id, index):
 
 def _instance(scene, segment, image_id):
     """The segment as an annotation of a COCO instances JSON, without its id."""
-    rle = coco_mask.encode(np.asfortranarray(scene.panoptic_ids == segment["id"], np.uint8))
     return {
         "image_id": image_id,
         "category_id": segment["category_id"],
-        "segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")},
+        "segmentation": coco_masks.encode_rle(scene.panoptic_ids == segment["id"]),
         "area": segment["area"],
         "bbox": segment["bbox"],
         "iscrowd": segment["iscrowd"],
     }
-
-
-def _write_image(path, rgb):
-    # OpenCV warns of settings that a format does not have.
-    settings = [cv2.IMWRITE_JPEG_QUALITY, 95] if path.endswith(".jpg") else []
-    if not cv2.imwrite(path, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), settings):
-        raise OSError(f"{path}: could not be written.")

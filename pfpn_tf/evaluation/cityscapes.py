@@ -26,7 +26,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from pfpn_tf.data import coco_files
+from pfpn_tf.data import coco_json, panoptic_png
 from pfpn_tf.evaluation import report
 from pfpn_tf.utils.errors import UserError
 from pfpn_tf.utils.files import atomic_write
@@ -153,7 +153,7 @@ def label_ids(categories_json: str) -> Dict[int, int]:
     """
     known = _scripts("helpers.labels").name2label
     content = (
-        coco_files.load_json(categories_json, "The JSON of the categories")
+        coco_json.load_json(categories_json, "The JSON of the categories")
         if categories_json
         else {}
     )
@@ -292,19 +292,18 @@ class _PanopticMaps:
     """Labels from a panoptic prediction."""
 
     def __init__(self, json_path, directory, label_of):
-        content = coco_files.load_panoptic_json(json_path, "prediction", with_categories=False)
+        content = coco_json.load_panoptic_json(json_path, "prediction", with_categories=False)
         self.name = f"the prediction JSON {json_path}"
         self.image_ids = {a["image_id"]: a for a in content["annotations"]}
         self._json_path = json_path
-        self._directory = directory or coco_files.png_folder(json_path)
+        self._directory = directory or coco_json.png_folder(json_path)
         self._label_of = label_of
 
     def read(self, image_id, hw):
-        annotation = self.image_ids[image_id]
-        coco_files.check_annotation(annotation, self._json_path, "prediction")
-        ids = coco_files.read_panoptic_png(
-            self._directory, annotation["file_name"], image_id, "prediction"
+        annotation = coco_json.checked_annotation(
+            self.image_ids[image_id], self._json_path, "prediction"
         )
+        ids = panoptic_png.read(self._directory, annotation["file_name"], image_id, "prediction")
         _check_size(ids, hw, image_id, annotation["file_name"])
         labels = np.full(ids.shape, _UNLABELED, np.uint8)
         for segment in annotation["segments_info"]:
@@ -350,7 +349,7 @@ def _check_size(pixels, hw, image_id, name):
 
 
 def _results_by_image(path):
-    results = coco_files.load_json(path, "The instance results JSON")
+    results = coco_json.load_json(path, "The instance results JSON")
     if not isinstance(results, list):
         raise UserError(f"The instance results JSON {path} must be a list of results.")
     by_image = {}

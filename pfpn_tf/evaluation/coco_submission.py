@@ -11,7 +11,7 @@ import re
 import zipfile
 from typing import List
 
-from pfpn_tf.data import coco_files
+from pfpn_tf.data import coco_json
 from pfpn_tf.utils.errors import UserError
 from pfpn_tf.utils.files import atomic_write
 
@@ -53,12 +53,12 @@ def write(predictions_dir: str, split: str, algorithm: str) -> List[str]:
 
 def _pack(directory, name, json_path):
     path = os.path.join(directory, f"{name}.zip")
-    content = coco_files.load_json(json_path, "The prediction JSON")
+    content = coco_json.load_json(json_path, "The prediction JSON")
     with atomic_write(path, "wb") as f, zipfile.ZipFile(f, "w") as archive:
         archive.write(json_path, f"{name}.json", zipfile.ZIP_DEFLATED)
         # The folder may hold images of an earlier evaluation as well; those in the JSON count.
         for annotation in content["annotations"] if isinstance(content, dict) else ():
-            png = os.path.join(coco_files.png_folder(json_path), annotation["file_name"])
+            png = os.path.join(coco_json.png_folder(json_path), annotation["file_name"])
             if not os.path.exists(png):
                 raise UserError(
                     f"Image {annotation['image_id']}: {png}, which {json_path} names, does not"

@@ -7,10 +7,8 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional
 
 import cv2
 import numpy as np
-from pycocotools import mask as mask_utils
 
-from pfpn_tf import structures
-from pfpn_tf.data import coco_files
+from pfpn_tf.data import coco_json, coco_masks, panoptic_png, predictions
 from pfpn_tf.evaluation import score_files
 from pfpn_tf.evaluation.average_precision import AveragePrecision
 from pfpn_tf.evaluation.inference import ImageOutputs
@@ -48,8 +46,8 @@ def read_truth(example: Mapping[str, Any], string_ids: bool) -> ImageTruth:
       string_ids: whether the dataset's image ids are strings even where they look like numbers.
     """
     image_id = example["source_id"].decode()
-    if not string_ids and image_id.isdigit() and str(int(image_id)) == image_id:
-        image_id = int(image_id)
+    if not string_ids:
+        image_id = coco_json.canonical_id(image_id)
     segments = [
         {"id": int(i), "category_id": int(category_id), "area": int(area), "iscrowd": int(iscrowd)}
         for i, category_id, area, iscrowd in zip(
@@ -76,13 +74,13 @@ def read_truth(example: Mapping[str, Any], string_ids: bool) -> ImageTruth:
                 "area": float(example["instance_areas"][i]),
                 "bbox": [x1, y1, _decimal(x2 - x1), _decimal(y2 - y1)],
                 "iscrowd": int(example["instance_iscrowd"][i]),
-                "segmentation": mask_utils.encode(np.asfortranarray(mask > 0, np.uint8)),
+                "segmentation": coco_masks.encode_rle(mask > 0),
             }
         )
     panoptic_ids = None
     if example["panoptic_png"]:
         name = f"Image {image_id}: panoptic PNG of the record"
-        panoptic_ids = coco_files.decode_panoptic_png(example["panoptic_png"], name)
+        panoptic_ids = panoptic_png.decode_ids(example["panoptic_png"], name)
     hw = tuple(int(side) for side in example["original_hw"])
     return ImageTruth(image_id, hw, panoptic_ids, segments, annotations)
 
@@ -153,7 +151,7 @@ class Counts:
         if self._quality:
             assert outputs.panoptic is not None  # The network has the branches of its task.
             ids = outputs.panoptic.panoptic_ids[:height, :width].astype(np.uint32)
-            segments = segments_info(outputs.panoptic)
+            segments = predictions.segments_info(outputs.panoptic._asdict())
             if gt_ids is not None:
                 found = overlaps(gt_ids, ids)
                 image_counts = self._quality.update(
@@ -180,7 +178,7 @@ class Counts:
         if self._precision:
             assert outputs.detections is not None
             instances = instances_at_original_size(outputs.detections, image_hw, truth.hw)
-            results = coco_files.instance_results(
+            results = predictions.instance_results(
                 truth.image_id,
                 instances.boxes,
                 instances.scores,
@@ -224,25 +222,6 @@ class Counts:
         for kind, precision in self._precision.items():
             metrics[kind] = precision.result()
         return metrics
-
-
-def segments_info(result: structures.PanopticResult) -> List[dict]:
-    """COCO segments_info of one image's `PanopticResult` (numpy)."""
-    segments = []
-    for i in range(int(result.num_segments)):
-        y1, x1, y2, x2 = (int(v) for v in result.boxes[i])
-        segment = {
-            "id": int(result.segment_ids[i]),
-            "category_id": int(result.category_ids[i]),
-            "isthing": bool(result.is_thing[i]),
-            "iscrowd": 0,
-            "area": int(result.areas[i]),
-            "bbox": [x1, y1, x2 - x1, y2 - y1],
-        }
-        if segment["isthing"]:
-            segment["score"] = float(result.scores[i])
-        segments.append(segment)
-    return segments
 
 
 def _decimal(value):

@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 from pfpn_tf import config as config_lib
-from pfpn_tf.data import coco_files, pipeline, tfrecord
+from pfpn_tf.data import pipeline, predictions, tfrecord
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.distribution import workers as workers_lib
 from pfpn_tf.evaluation import confusion, html_report, merge, report
@@ -209,7 +209,7 @@ class Evaluator:
         category_ids = self._info.semantic_category_ids(targets).tolist()
         if targets == "other":
             category_ids[0] = None  # Any thing.
-        return coco_files.PredictionWriter(
+        return predictions.PredictionWriter(
             directory,
             self._info.coco_categories(),
             panoptic=task == "panoptic",

@@ -8,7 +8,7 @@ from typing import Any, Dict
 import cv2
 import numpy as np
 
-from pfpn_tf.data import coco_files
+from pfpn_tf.data import panoptic_png
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.evaluation import html_report
 from pfpn_tf.utils.errors import UserError
@@ -63,12 +63,8 @@ class FileReport:
 
         def read():
             image_id = gt["image_id"]
-            gt_ids = coco_files.read_panoptic_png(
-                self._gt_dir, gt["file_name"], image_id, "ground-truth"
-            )
-            pred_ids = coco_files.read_panoptic_png(
-                self._pred_dir, pred["file_name"], image_id, "prediction"
-            )
+            gt_ids = panoptic_png.read(self._gt_dir, gt["file_name"], image_id, "ground-truth")
+            pred_ids = panoptic_png.read(self._pred_dir, pred["file_name"], image_id, "prediction")
             # Ground truth of a category that the JSON does not list counts for nothing.
             known = [s for s in gt["segments_info"] if s["category_id"] in self._info.by_id]
             return (

@@ -4,7 +4,7 @@ import os
 import shutil
 from typing import Any, Iterator, Sequence
 
-from pfpn_tf.data import coco_files
+from pfpn_tf.data import predictions
 
 _PARTS = ".parts"
 
@@ -18,7 +18,7 @@ def part_directory(output_dir: str, worker: int) -> str:
 
 def merge_predictions(
     output_dir: str,
-    writer: coco_files.PredictionWriter,
+    writer: predictions.PredictionWriter,
     owners: Iterator[int],
     image_ids: Sequence[Sequence[Any]],
 ) -> None:
@@ -31,9 +31,9 @@ def merge_predictions(
       image_ids: of each worker's images, in its order.
     """
     parts = [_part(output_dir, i) for i in range(len(image_ids))]
-    panoptic = [coco_files.read_entries(os.path.join(part, "panoptic.json")) for part in parts]
+    panoptic = [predictions.read_entries(os.path.join(part, "panoptic.json")) for part in parts]
     instances = [
-        _Peekable(coco_files.read_entries(os.path.join(part, "instances.json"))) for part in parts
+        _Peekable(predictions.read_entries(os.path.join(part, "instances.json"))) for part in parts
     ]
     ids = [iter(i) for i in image_ids]
     for worker in owners:

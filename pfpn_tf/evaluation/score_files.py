@@ -14,7 +14,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
-from pfpn_tf.data import coco_files
+from pfpn_tf.data import coco_json, panoptic_png
 from pfpn_tf.evaluation import average_precision, file_report, report
 from pfpn_tf.evaluation.html_report import Tally
 from pfpn_tf.evaluation.panoptic_quality import ImageCounts, PanopticQuality, overlaps_of_pixels
@@ -72,10 +72,10 @@ def score_panoptic(
     Raises:
       UserError: a file is missing or malformed; names image, file and segment.
     """
-    gt = coco_files.load_panoptic_json(gt_json, "ground-truth", with_categories=True)
-    pred = coco_files.load_panoptic_json(pred_json, "prediction", with_categories=False)
-    gt_dir = gt_dir or coco_files.png_folder(gt_json)
-    pred_dir = pred_dir or coco_files.png_folder(pred_json)
+    gt = coco_json.load_panoptic_json(gt_json, "ground-truth", with_categories=True)
+    pred = coco_json.load_panoptic_json(pred_json, "prediction", with_categories=False)
+    gt_dir = gt_dir or coco_json.png_folder(gt_json)
+    pred_dir = pred_dir or coco_json.png_folder(pred_json)
     for what, directory in (("ground-truth", gt_dir), ("prediction", pred_dir)):
         if not os.path.isdir(directory):
             raise UserError(f"The folder of the {what} PNGs {directory} does not exist.")
@@ -138,8 +138,8 @@ def score_instances(gt_json: str, pred_json: str) -> Dict[str, Any]:
     Raises:
       UserError: a file is missing or malformed, or the results can be scored for neither.
     """
-    gt = coco_files.load_json(gt_json, "The ground-truth instances JSON")
-    results = coco_files.load_json(pred_json, "The instance results JSON")
+    gt = coco_json.load_json(gt_json, "The ground-truth instances JSON")
+    results = coco_json.load_json(pred_json, "The instance results JSON")
     average_precision.check_ground_truth(gt, f"The ground-truth instances JSON {gt_json}")
     average_precision.check_results(results, gt, f"The instance results JSON {pred_json}")
     kinds = average_precision.kinds_of(results)
@@ -219,11 +219,14 @@ def _pair(gt, pred, gt_json, pred_json):
             f"Image {json.dumps(missing[0])}{more}: the prediction JSON {pred_json} has no"
             f" annotation with this image_id (the ground truth is {gt_json}).{hint}"
         )
-    pairs = [(a, by_image[a["image_id"]]) for a in gt["annotations"]]
-    for gt_annotation, pred_annotation in pairs:
-        coco_files.check_annotation(gt_annotation, gt_json, "ground-truth", areas=True)
-        coco_files.check_annotation(pred_annotation, pred_json, "prediction")
-    return pairs
+    check = coco_json.checked_annotation
+    return [
+        (
+            check(annotation, gt_json, "ground-truth", sizes=True),
+            check(by_image[annotation["image_id"]], pred_json, "prediction"),
+        )
+        for annotation in gt["annotations"]
+    ]
 
 
 def _notes_on_files(gt, pred):
@@ -277,12 +280,12 @@ def _decoded(job):
     """Yields the maps of each pair of PNGs; threads that have a core to themselves decode ahead."""
 
     def read(directory, annotation, what):
-        return coco_files.read_panoptic_png(
+        return panoptic_png.read(
             directory,
             annotation["file_name"],
             annotation["image_id"],
             what,
-            coco_files.decode_panoptic_pixels,
+            panoptic_png.decode_pixels,
         )
 
     def read_pair(pair):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pfpn_tf.benchmark.panoptic_quality import benchmark_panoptic_quality
-from tests.data.test_coco_files import write_dataset
+from tests.data.test_predictions import write_dataset
 
 
 def test_drawn_scenes(monkeypatch):

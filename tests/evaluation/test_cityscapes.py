@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pfpn_tf.data.coco_files import PredictionWriter, instance_results
+from pfpn_tf.data.predictions import PredictionWriter, instance_results
 from pfpn_tf.evaluation import cityscapes
 
 pixels = pytest.importorskip("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")

@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from pfpn_tf.data.coco_files import PredictionWriter, instance_results
+from pfpn_tf.data.predictions import PredictionWriter, instance_results
 from pfpn_tf.evaluation import coco_submission
 from pfpn_tf.evaluation.score_files import score_panoptic
 

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pfpn_tf.data import coco_files
+from pfpn_tf.data import panoptic_png
 from pfpn_tf.evaluation.score_files import score_panoptic
 from tests.data import tiny
 
@@ -24,7 +24,7 @@ def files(tmp_path):
     shutil.copytree(tmp_path / "gt/panoptic", tmp_path / "pred/panoptic")
     for annotation in content["annotations"][:2]:
         name = tmp_path / "pred/panoptic" / annotation["file_name"]
-        ids = coco_files.read_panoptic_png(str(name.parent), name.name, 0, "").astype(np.int32)
+        ids = panoptic_png.read(str(name.parent), name.name, 0, "").astype(np.int32)
         tiny.save_ids(name, np.where(ids > 2, 1, ids))
         annotation["segments_info"] = [s for s in annotation["segments_info"] if s["id"] <= 2]
     (tmp_path / "pred/panoptic.json").write_text(

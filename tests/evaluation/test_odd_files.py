@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from pfpn_tf.data.coco_files import encode_panoptic_png
+from pfpn_tf.data import panoptic_png
 from pfpn_tf.evaluation.score_files import score_instances, score_panoptic
 from tests.reference import panoptic_quality as reference
 
@@ -49,7 +49,7 @@ def folder(tmp_path):
                 }
                 for k, c in categories.items()
             ]
-            (tmp_path / name / f"{i}.png").write_bytes(encode_panoptic_png(ids))
+            (tmp_path / name / f"{i}.png").write_bytes(panoptic_png.encode_ids(ids))
             content["images"].append(
                 {"id": i, "height": height, "width": width, "file_name": f"{i}.jpg"}
             )
@@ -111,7 +111,7 @@ def set_pixel(value):
     def damage(folder):
         ids = reference.read_ids(folder / PRED_PNG)
         ids[5, 7] = value
-        (folder / PRED_PNG).write_bytes(encode_panoptic_png(ids))
+        (folder / PRED_PNG).write_bytes(panoptic_png.encode_ids(ids))
 
     return damage
 
@@ -172,7 +172,7 @@ NUMBERS = {
     ),
     "no categories in the prediction": edit("pred", lambda c: c.pop("categories")),
     "empty image": lambda folder: (
-        (folder / PRED_PNG).write_bytes(encode_panoptic_png(np.zeros(SIZES[1]))),
+        (folder / PRED_PNG).write_bytes(panoptic_png.encode_ids(np.zeros(SIZES[1]))),
         pred(lambda a: a.update(segments_info=[]))(folder),
     ),
     "ground-truth area missing where nothing overlaps": edit(
@@ -257,7 +257,7 @@ ERRORS = {
         pred(lambda a: a["segments_info"].append({"id": -1, "category_id": 3})),
         ["Image 1", "segment -1"],
     ),
-    "text as id": (segment(id="70000"), ["Image 1", "pred.json", '"70000"', "whole number"]),
+    "text as id": (segment(id="7000o"), ["Image 1", "pred.json", '"7000o"', "whole number"]),
     "half an id": (segment(id=0.5), ["Image 1", "pred.json", "0.5", "whole number"]),
     "no id": (
         pred(lambda a: without(a["segments_info"][0], "id")),
@@ -268,8 +268,8 @@ ERRORS = {
         ["Image 1", PRED_PNG, "segment 70000", "category_id 4"],
     ),
     "text as category": (
-        segment(category_id="9"),
-        ["Image 1", PRED_PNG, "segment 70000", "category_id '9'"],
+        segment(category_id="nine"),
+        ["Image 1", "pred.json", "segment 70000", '"category_id"', '"nine"'],
     ),
     "no category": (
         pred(lambda a: without(a["segments_info"][0], "category_id")),
@@ -299,15 +299,15 @@ ERRORS = {
     ),
     "annotation without image": (
         edit("pred", lambda c: without(c["annotations"][1], "image_id")),
-        ["pred.json", "number 1"],
+        ["pred.json", "annotations[1]"],
     ),
     "image id is a list": (
         pred(lambda a: a.update(image_id=[1])),
-        ["pred.json", "number 1", "image id"],
+        ["pred.json", "annotations[1]", "image_id"],
     ),
     "annotation is a string": (
         edit("pred", lambda c: c["annotations"].append("x")),
-        ["pred.json", "number 3"],
+        ["pred.json", "annotations[3]"],
     ),
     "no annotations": (
         edit("pred", lambda c: without(c, "annotations")),
@@ -329,7 +329,7 @@ ERRORS = {
     ),
     "ground-truth area is null": (
         edit("gt", lambda c: c["annotations"][1]["segments_info"][0].update(area=None)),
-        ["Image 1", "gt.json", "segment 70000", "area"],
+        ["Image 1", PRED_PNG, "segment 70000", "area"],
     ),
     "no categories": (edit("gt", lambda c: without(c, "categories")), ["gt.json", "categories"]),
     "no isthing": (
@@ -406,7 +406,7 @@ def test_random_damage_gives_the_reference_s_answer(folder):
                 y, x = rng.integers(0, size[0] - 6), rng.integers(0, size[1] - 6)
                 ids[y : y + 6, x : x + 6] = rng.choice([0, 1, 300, 70000, 2**24 - 1] * 5 + [4711])
                 annotation["file_name"] = f"random_{annotation['file_name']}"
-                (folder / name / annotation["file_name"]).write_bytes(encode_panoptic_png(ids))
+                (folder / name / annotation["file_name"]).write_bytes(panoptic_png.encode_ids(ids))
                 visible = np.unique(ids)
                 annotation["segments_info"] = [
                     s for s in annotation["segments_info"] if s["id"] in visible

@@ -11,7 +11,7 @@ import types
 import pytest
 import tensorflow as tf
 
-from pfpn_tf.data import coco_files
+from pfpn_tf.data import predictions
 from pfpn_tf.distribution import workers
 from pfpn_tf.evaluation import merge
 from pfpn_tf.evaluation.evaluator import Evaluator
@@ -92,12 +92,12 @@ def test_place_of_a_worker(jobs, task, expected):
 
 
 def test_merged_file_names_are_those_of_one_writer(tmp_path):
-    """Two ids that become the same file name, on different workers; an image without instances."""
+    """Ids that a plain file name cannot tell apart; an image without instances."""
     ids = ["a/b", "a_b", "c"]
     categories = [{"id": 1, "name": "cat", "isthing": 1}]
 
     def write(directory, image_ids):
-        with coco_files.PredictionWriter(directory, categories) as writer:
+        with predictions.PredictionWriter(directory, categories) as writer:
             for image_id in image_ids:
                 writer.add_panoptic(image_id, [[ids.index(image_id)]], [])
                 if image_id != "a_b":
@@ -107,7 +107,7 @@ def test_merged_file_names_are_those_of_one_writer(tmp_path):
     write(one, ids)
     write(merge.part_directory(two, 0), ["a/b", "c"])
     write(merge.part_directory(two, 1), ["a_b"])
-    with coco_files.PredictionWriter(two, categories) as writer:
+    with predictions.PredictionWriter(two, categories) as writer:
         merge.merge_predictions(
             two, writer, workers.Workers(2, 0).owners(3, 1), [["a/b", "c"], ["a_b"]]
         )
@@ -117,8 +117,8 @@ def test_merged_file_names_are_those_of_one_writer(tmp_path):
     assert files == [
         "instances.json",
         "panoptic.json",
+        "panoptic/a%2Fb.png",
         "panoptic/a_b.png",
-        "panoptic/a_b_2.png",
         "panoptic/c.png",
     ]
     for name in files:

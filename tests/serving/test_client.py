@@ -15,7 +15,7 @@ from PIL import Image
 
 pytest.importorskip("tensorflow_serving", reason="needs the extra serving")
 
-from pfpn_tf.data import coco_files  # noqa: E402
+from pfpn_tf.data import panoptic_png  # noqa: E402
 from pfpn_tf.serving import client, results  # noqa: E402
 from tests.serving import loopback_server  # noqa: E402
 
@@ -223,5 +223,5 @@ def test_replies_as_files_are_what_rest_sends(server, photos, loaded):
         "predictions": sent
     }
     png = results.decode_ids(own["panoptic_png"])
-    np.testing.assert_array_equal(png, coco_files.decode_panoptic_png(own["panoptic_png"], "m"))
+    np.testing.assert_array_equal(png, panoptic_png.decode_ids(own["panoptic_png"], "m"))
     assert results.decode_ids(results.encode_ids(png)).tolist() == png.tolist()

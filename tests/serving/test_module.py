@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from pfpn_tf.data import coco_files
+from pfpn_tf.data import panoptic_png
 from pfpn_tf.postprocess import fusion
 from pfpn_tf.serving import batches, exporter
 
@@ -27,7 +27,7 @@ def encode(image, suffix="PNG"):
 
 
 def decode_ids(png):
-    return coco_files.decode_panoptic_png(png.numpy(), "map").astype(int)
+    return panoptic_png.decode_ids(png.numpy(), "map").astype(int)
 
 
 def assert_same(actual, expected):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pfpn_tf.data import coco_files
+from pfpn_tf.data import coco_json, panoptic_png
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.serving import predictor, results
 
@@ -61,7 +61,7 @@ def test_tool_skips_bad_files_and_says_so(tool_run):
 def test_files_are_complete_coco_panoptic(tool_run):
     _, output = tool_run
     path = str(output / "predictions.json")
-    content = coco_files.load_panoptic_json(path, "prediction", with_categories=True)
+    content = coco_json.load_panoptic_json(path, "prediction", with_categories=True)
     sizes = {image["file_name"]: (image["height"], image["width"]) for image in content["images"]}
     assert sizes == {
         "000000000042.jpg": (60, 90),
@@ -73,7 +73,7 @@ def test_files_are_complete_coco_panoptic(tool_run):
     for image, annotation in zip(content["images"], content["annotations"]):
         assert annotation["image_id"] == image["id"]
         folder = str(output / "predictions")
-        ids = coco_files.read_panoptic_png(folder, annotation["file_name"], image["id"], "")
+        ids = panoptic_png.read(folder, annotation["file_name"], image["id"], "")
         assert ids.shape == (image["height"], image["width"])
         assert annotation["segments_info"], "the tiny network finds something everywhere"
         for segment in annotation["segments_info"]:

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pfpn_tf.data import coco_files
+from pfpn_tf.data import panoptic_png, predictions
 from pfpn_tf.evaluation.score_files import score_panoptic
 
 CATEGORIES = [{"id": 3, "name": "ball", "isthing": 1}, {"id": 9, "name": "sand", "isthing": 0}]
@@ -14,17 +14,15 @@ IDS = np.array([[0, 1, 255, 256], [65535, 65536, 2**24 - 1, 7], [7, 7, 7, 7]], n
 
 
 def test_png_round_trip():
-    png = coco_files.encode_panoptic_png(IDS)
-    np.testing.assert_array_equal(coco_files.decode_panoptic_png(png, "x.png"), IDS)
+    png = panoptic_png.encode_ids(IDS)
+    np.testing.assert_array_equal(panoptic_png.decode_ids(png, "x.png"), IDS)
 
 
 def test_alpha_is_ignored():
-    bgr = cv2.imdecode(
-        np.frombuffer(coco_files.encode_panoptic_png(IDS), np.uint8), cv2.IMREAD_COLOR
-    )
+    bgr = cv2.imdecode(np.frombuffer(panoptic_png.encode_ids(IDS), np.uint8), cv2.IMREAD_COLOR)
     bgra = np.dstack([bgr, np.full(IDS.shape, 9, np.uint8)])
     np.testing.assert_array_equal(
-        coco_files.decode_panoptic_png(cv2.imencode(".png", bgra)[1].tobytes(), "x"), IDS
+        panoptic_png.decode_ids(cv2.imencode(".png", bgra)[1].tobytes(), "x"), IDS
     )
 
 
@@ -47,13 +45,13 @@ def test_alpha_is_ignored():
 )
 def test_bad_png_is_named(damage, message):
     with pytest.raises(ValueError, match=message):
-        coco_files.decode_panoptic_png(damage(coco_files.encode_panoptic_png(IDS)), "x.png")
+        panoptic_png.decode_ids(damage(panoptic_png.encode_ids(IDS)), "x.png")
 
 
 def write_dataset(directory, num_images=3):
     """Ground truth and an equal prediction, by `PredictionWriter`."""
     for name in ("gt", "pred"):
-        with coco_files.PredictionWriter(directory / name, CATEGORIES, instances=False) as writer:
+        with predictions.PredictionWriter(directory / name, CATEGORIES, instances=False) as writer:
             for i in range(num_images):
                 ids = np.kron([[5, 6], [6, 0]], np.ones((4 + i, 7))).astype(np.uint32)
                 writer.add_panoptic(i, ids, segments_of(ids))
@@ -92,17 +90,45 @@ def test_number_of_processes_changes_nothing(tmp_path, monkeypatch):
 
 def test_failed_writer_leaves_no_json(tmp_path):
     with pytest.raises(RuntimeError):
-        with coco_files.PredictionWriter(tmp_path, CATEGORIES) as writer:
+        with predictions.PredictionWriter(tmp_path, CATEGORIES) as writer:
             writer.add_instances([{"image_id": 1}])
             raise RuntimeError
     assert [p.name for p in tmp_path.iterdir()] == ["panoptic"]
 
 
 def test_empty_writer_writes_valid_json(tmp_path):
-    with coco_files.PredictionWriter(tmp_path, CATEGORIES):
+    with predictions.PredictionWriter(tmp_path, CATEGORIES):
         pass
     assert json.loads((tmp_path / "instances.json").read_text()) == []
     assert json.loads((tmp_path / "panoptic.json").read_text()) == {
         "annotations": [],
         "categories": CATEGORIES,
     }
+
+
+def test_file_names_tell_all_ids_apart():
+    ids = ["a/b", "a b", "a_b", "a%2Fb", "²", "2", ".a", "x" * 300, "x" * 301, "..", 1, -1, 2**40]
+    stems = [predictions.file_stem(i) for i in ids]
+    assert len(set(stems)) == len(ids) and stems[-3] == "000000000001"
+    assert all(len(s) < 200 and "/" not in s and not s.startswith(".") for s in stems)
+
+
+def test_semantic_maps_refuse_category_ids_that_do_not_fit(tmp_path):
+    predictions.PredictionWriter(tmp_path, [], semantic_category_ids=[None, 65534])
+    with pytest.raises(ValueError, match="Category id 65536 .*65534"):
+        predictions.PredictionWriter(tmp_path, [], semantic_category_ids=[65536])
+
+
+def test_images_are_listed_where_they_are_given(tmp_path):
+    png = panoptic_png.encode_ids(IDS)
+    with predictions.PredictionWriter(
+        tmp_path, CATEGORIES, instances=False, panoptic_name="predictions"
+    ) as writer:
+        for i in (1, 2):
+            image = {"file_name": f"{i}.jpg", "height": 3, "width": 4}
+            writer.add_panoptic(i, png, [], file_name=f"{i}.png", image=image)
+        with pytest.raises(ValueError, match="1.png would hold the maps of two images"):
+            writer.add_panoptic("1", png, [], file_name="1.png")
+    content = json.loads((tmp_path / "predictions.json").read_text())
+    assert [i["id"] for i in content["images"]] == [a["image_id"] for a in content["annotations"]]
+    assert (tmp_path / "predictions/2.png").read_bytes() == png
