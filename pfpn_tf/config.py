@@ -394,11 +394,6 @@ class Export:
         "Batch sizes to which the server fills up what it joins of waiting requests; the last is "
         "the largest. The export holds a warm-up request for each.",
     )
-    for_gpu: bool = _field(
-        False,
-        "The server has a GPU: the labels of pixels are computed on it, in few large operations. An"
-        " export with or without this answers rightly on any processor and GPU.",
-    )
     batch_timeout_micros: int = _field(
         5000, "Microseconds that the server waits for a batch to fill.", at_least=0
     )

@@ -12,7 +12,7 @@ import tensorflow as tf
 from pfpn_tf import config as config_lib
 from pfpn_tf import structures
 from pfpn_tf.data.categories import DatasetInfo
-from pfpn_tf.postprocess import fusion
+from pfpn_tf.postprocess import fusion, segment_table, semantic_labels
 
 # What decides how a photo becomes an input.
 _PREPROCESSING = ("eval_min_side", "eval_max_side", "pixel_mean", "pixel_std", "size_divisor")
@@ -76,7 +76,6 @@ class Inference:
         info: DatasetInfo,
         model: tf.keras.Model,
         semantic: Optional[Network] = None,
-        for_gpu: bool = False,
     ):
         """Plans the inputs.
 
@@ -85,14 +84,12 @@ class Inference:
           info: the dataset.
           model: the network; with `semantic` only its instances count.
           semantic: a second network, for the semantic branch.
-          for_gpu: as `fusion.semantic_labels`.
         """
-        self._for_gpu = for_gpu
         self._config = config
         self._model = model
         self._semantic_model = semantic.model if semantic else model
         self._two_networks = semantic is not None
-        self._tables = fusion.fusion_tables(info, config.model.semantic_targets)
+        self._fusion = fusion.fusion_settings(info, config.model)
         self.settings: List[config_lib.Config] = [config]
         self._views: List[_View] = []
         self._frame = 0
@@ -137,10 +134,8 @@ class Inference:
             outputs,
             inputs[0].image_hw,
             original_hw,
-            self._config.model,
-            self._tables,
+            self._fusion,
             frame.image_hw,
-            self._for_gpu,
         )
 
     def _semantic_logits(self, inputs, known):
@@ -148,7 +143,7 @@ class Inference:
         computed.
         """
         frame = inputs[self._frame]
-        size = tf.shape(frame.images)[1:3] // fusion.SEMANTIC_STRIDE
+        size = tf.shape(frame.images)[1:3] // semantic_labels.SEMANTIC_STRIDE
         probs = []
         for view in self._views:
             images, image_hw = inputs[view.position]
@@ -190,7 +185,7 @@ def resample(
     Returns:
       [B, H4, W4, S].
     """
-    stride = fusion.SEMANTIC_STRIDE
+    stride = semantic_labels.SEMANTIC_STRIDE
     image_hw, frame_hw = tf.cast(image_hw, tf.float64), tf.cast(frame_hw, tf.float64)
     for axis in (0, 1):
         centre = tf.cast(tf.range(size[axis]), tf.float64)[None] + 0.5  # [1, n], in cells
@@ -213,20 +208,16 @@ def batch_outputs(
     outputs: structures.InferenceOutputs,
     image_hw: tf.Tensor,
     original_hw: tf.Tensor,
-    model_config: config_lib.Model,
-    tables: fusion.FusionTables,
+    settings: fusion.FusionSettings,
     semantic_hw: Optional[tf.Tensor] = None,
-    for_gpu: bool = False,
 ) -> ImageOutputs:
     """Labels and panoptic maps at original size, in graph.
 
     Args:
       outputs: of the network, batched.
       image_hw: [B, 2] int32. original_hw: [B, 2] int32.
-      model_config: fusion settings.
-      tables: from `fusion.fusion_tables`.
+      settings: from `fusion.fusion_settings`.
       semantic_hw: [B, 2] int32 content size of what the semantic branch saw, if not `image_hw`.
-      for_gpu: as `fusion.semantic_labels`.
 
     Returns:
       Batched `ImageOutputs`; maps are padded with 0 to the largest original size.
@@ -241,24 +232,15 @@ def batch_outputs(
         instance_hw, labels_hw = hw[0], hw[1]
         rest = padded_hw - full_hw
         padding = [[0, rest[0]], [0, rest[1]]]
-        labels = fusion.semantic_labels(image_outputs.semantic_logits, labels_hw, full_hw, for_gpu)
+        labels = semantic_labels.semantic_labels(image_outputs.semantic_logits, labels_hw, full_hw)
         maps = {"labels": tf.pad(tf.cast(labels, tf.int32), padding)}
         if has_panoptic:
-            result = fusion.fuse_image(
-                image_outputs,
-                instance_hw,
-                full_hw,
-                tables,
-                model_config.fusion_score_threshold,
-                model_config.fusion_overlap_threshold,
-                model_config.fusion_stuff_area_threshold_px,
-                labels=labels,
-            )
+            result = fusion.fuse_image(image_outputs, instance_hw, full_hw, settings, labels)
             maps["panoptic"] = result._replace(panoptic_ids=tf.pad(result.panoptic_ids, padding))
         return maps
 
     signature = {"labels": tf.TensorSpec([None, None], tf.int32)}
     if has_panoptic:
-        signature["panoptic"] = fusion.result_signature(outputs)
+        signature["panoptic"] = segment_table.result_signature(outputs)
     maps = fusion.map_images(one_image, outputs, both_hw, original_hw, signature)
     return ImageOutputs(detections=outputs.detections, **maps)

@@ -35,7 +35,7 @@ import pfpn_tf
 from pfpn_tf import config as config_lib
 from pfpn_tf import structures
 from pfpn_tf.data import categories, preprocess
-from pfpn_tf.postprocess import fusion, instances
+from pfpn_tf.postprocess import fusion, instances, segment_table, semantic_labels
 from pfpn_tf.serving import batches
 from pfpn_tf.serving import images as images_lib
 from pfpn_tf.utils.errors import UserError
@@ -84,7 +84,7 @@ class PanopticModule(tf.Module):
         self.weights = list(variables)
         self.config = config
         self._info = info
-        self._tables = fusion.fusion_tables(info, config.model.semantic_targets)
+        self._fusion = fusion.fusion_settings(info, config.model)
         self.metadata_text = metadata_json(config, info)
         self._has_instances = config.model.task in ("panoptic", "instance")
         self._has_semantics = config.model.task in ("panoptic", "semantic")
@@ -141,7 +141,7 @@ class PanopticModule(tf.Module):
                 result = self._fuse(image_outputs, hw, full_hw)
                 return result._replace(panoptic_ids=encode_panoptic_png(result.panoptic_ids))
 
-            signature = fusion.result_signature(outputs)
+            signature = segment_table.result_signature(outputs)
             signature = signature._replace(panoptic_ids=tf.TensorSpec([], tf.string))
             result = fusion.map_images(one_image, outputs, hw, original_hw, signature)
             return {"panoptic_png": result.panoptic_ids, **self._table(result), "error": error}
@@ -175,7 +175,7 @@ class PanopticModule(tf.Module):
             hw, full_hw = of_group(image_hw), of_group(original_hw)
             inputs = self._prepare_each(of_group(images), hw, padded_hw[0])
             outputs = self._network(inputs, hw, self._fused_score)
-            signature = fusion.result_signature(outputs)
+            signature = segment_table.result_signature(outputs)
             result = fusion.map_images(self._fuse, outputs, hw, full_hw, signature)
             return {"panoptic_ids": result.panoptic_ids, **self._table(result)}
 
@@ -192,7 +192,7 @@ class PanopticModule(tf.Module):
         def one_image(image_outputs, hw, full_hw):
             found, masks = instances.paste_instances(image_outputs.detections, hw, full_hw)
             class_ids = tf.maximum(found.class_ids, 0)
-            category_ids = tf.gather(tf.constant(self._tables.thing_category_ids), class_ids)
+            category_ids = tf.gather(tf.constant(self._fusion.thing_category_ids), class_ids)
             return {
                 "num_instances": found.num_detections,
                 "boxes": tf.ensure_shape(found.boxes, [width, 4]),
@@ -215,9 +215,7 @@ class PanopticModule(tf.Module):
         outputs, image_hw, original_hw = self._run(images, _NO_SCORE)
 
         def one_image(image_outputs, hw, full_hw):
-            labels = fusion.semantic_labels(
-                image_outputs.semantic_logits, hw, full_hw, self.config.export.for_gpu
-            )
+            labels = semantic_labels.semantic_labels(image_outputs.semantic_logits, hw, full_hw)
             return tf.cast(labels, tf.int32)
 
         signature = tf.TensorSpec([None, None], tf.int32)
@@ -315,17 +313,7 @@ class PanopticModule(tf.Module):
     # As a function of its own it is in the file once, though several signatures call it.
     @tf.function(autograph=False)
     def _fuse(self, image_outputs, hw, full_hw):
-        model = self.config.model
-        return fusion.fuse_image(
-            image_outputs,
-            hw,
-            full_hw,
-            self._tables,
-            model.fusion_score_threshold,
-            model.fusion_overlap_threshold,
-            model.fusion_stuff_area_threshold_px,
-            for_gpu=self.config.export.for_gpu,
-        )
+        return fusion.fuse_image(image_outputs, hw, full_hw, self._fusion)
 
     def _table_signature(self):
         """`tf.TensorSpec`s of one image's table."""
