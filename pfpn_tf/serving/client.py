@@ -233,7 +233,8 @@ class GrpcConnection(Connection):
             ("grpc.max_send_message_length", -1),
             ("grpc.max_receive_message_length", -1),
         ]
-        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+        host = parts.hostname or ""
+        host = f"[{host}]" if ":" in host else host
         if parts.scheme == "grpcs":
             credentials = grpc.ssl_channel_credentials(authorities)
             channel = grpc.secure_channel(f"{host}:{parts.port or 443}", credentials, unlimited)

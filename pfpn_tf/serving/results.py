@@ -321,8 +321,8 @@ def answer_files(
             reply = answer(image_bytes)
         except Refused as error:
             return error
-        error = reply.get("error")
-        return Refused(error) if error else (image_bytes, reply)
+        reason = reply.get("error")
+        return Refused(reason) if reason else (image_bytes, reply)
 
     def write(path, result):
         if isinstance(result, Failure):

@@ -26,6 +26,7 @@ for _category in (DeprecationWarning, FutureWarning):
 from absl import app, flags, logging  # noqa: E402  (the variable must be set first)
 
 from pfpn_tf.utils.errors import UserError  # noqa: E402
+from pfpn_tf.utils.files import refuse_remote  # noqa: E402
 
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 
@@ -106,6 +107,7 @@ def _guarded(main, argv):
     if len(argv) > 1:
         _fail(f"Unexpected argument {argv[1]!r}; every option is a --flag=value.")
     try:
+        _refuse_remote_paths()
         sys.exit(main())
     except (UserError, OSError) as error:
         if logging.get_verbosity() >= logging.DEBUG or not _explains_itself(error):
@@ -114,6 +116,15 @@ def _guarded(main, argv):
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         sys.exit(INTERRUPTED)
+
+
+def _refuse_remote_paths():
+    """Every flag is a setting, a name or a path, but for the address of a server."""
+    for name in set(flags.FLAGS) - {"url"}:
+        value = flags.FLAGS[name].value
+        for path in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(path, str):
+                refuse_remote(path, name)
 
 
 def _may_pass(error):

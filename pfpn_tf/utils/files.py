@@ -44,21 +44,31 @@ def atomic_write(path, mode="w"):
     encoding = None if "b" in mode else "utf-8"
     target = os.path.realpath(path)
     if os.path.exists(target) and not os.path.isfile(target):
-        with open(path, mode, encoding=encoding) as f:
+        with _named(path), open(path, mode, encoding=encoding) as f:
             yield f
         return
     os.makedirs(os.path.dirname(target), exist_ok=True)
     # A short name, so that a long name of the final file is no problem.
     temporary = os.path.join(os.path.dirname(target), f".{uuid.uuid4().hex}.tmp")
     try:
-        with open(temporary, mode.replace("w", "x"), encoding=encoding) as f:
-            yield f
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, target)
-    except BaseException as error:
+        with _named(path, temporary):
+            with open(temporary, mode.replace("w", "x"), encoding=encoding) as f:
+                yield f
+                f.flush()
+                os.fsync(f.fileno())
+            os.replace(temporary, target)
+    except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
-        if isinstance(error, OSError) and error.errno and error.filename in (None, temporary):
+        raise
+
+
+@contextlib.contextmanager
+def _named(path, temporary=None):
+    """Lets errors of the system tell the name of the final file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and error.filename in (None, temporary):
             error.filename, error.filename2 = path, None
         raise
