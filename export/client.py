@@ -102,11 +102,16 @@ def measure(connection, paths):
 
     import tqdm
 
-    from pfpn_tf.serving import client, results
+    from pfpn_tf.serving import latency, results
 
-    images = [results.read_image(path) for path in paths]
+    images = []
+    for path in paths:
+        try:
+            images.append(results.read_image(path))
+        except ValueError as error:
+            raise UserError(f"{path}: {error}") from None
     with tqdm.tqdm(total=FLAGS.num_requests, unit="request", smoothing=0.1) as bar:
-        latencies = client.measure(
+        latencies = latency.measure(
             connection,
             images,
             FLAGS.num_requests,

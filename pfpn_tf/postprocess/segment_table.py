@@ -64,7 +64,7 @@ def segment_table(
     categories = tf.concat([thing_categories, tf.constant(stuff_category_ids, tf.int32)], 0)
     is_thing = tf.range(things + stuff) < things
 
-    least = tf.where(is_thing, 1, max(1, stuff_area_threshold_px))
+    least = tf.where(is_thing, 1, tf.maximum(1, stuff_area_threshold_px))
     keep = (areas >= least) & (is_thing | (categories >= 0))  # [N]
     ids = tf.where(keep, tf.cumsum(tf.cast(keep, tf.int32)), 0)
     kept_first = tf.argsort(tf.where(keep, 0, 1), stable=True)

@@ -6,14 +6,12 @@ gRPC needs tensorflow-serving-api (the extra `serving`); REST needs nothing, not
 import abc
 import base64
 import http.client
-import itertools
 import json
 import random
 import ssl
 import threading
 import time
-from concurrent import futures
-from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, Sequence, Tuple
 from urllib import parse
 
 import numpy as np
@@ -71,6 +69,8 @@ def connect(url: str, model_name: str, timeout_s: float = 60.0, ca_file: str = "
 class Connection(abc.ABC):
     """What both protocols have in common. Threads may share a connection."""
 
+    _signature: str  # of panoptic maps of encoded images
+
     def status(self) -> str:
         """AVAILABLE when a version of the model answers, else the state of the newest.
 
@@ -85,32 +85,62 @@ class Connection(abc.ABC):
     def metadata(self) -> Dict[str, Any]:
         """What the model says about itself; see `module.metadata_json`."""
 
-    def predict(self, images: Sequence[bytes]) -> List[Dict[str, Any]]:
-        """A reply for each encoded image; see the head of `results`. `error` says of which image.
+    def predict(
+        self, images: Sequence[bytes], thresholds: Mapping[str, Any] = {}
+    ) -> List[Dict[str, Any]]:
+        """A reply for each encoded image; see the head of `results`.
+
+        Args:
+          images: files.
+          thresholds: of the fusion, in place of the export's: any of `score_threshold`,
+            `overlap_threshold` and `stuff_area_threshold_px`, one for all images or one for each.
 
         Raises:
           Refused: the request as a whole.
           Unavailable: the server did not take it, with pauses of `PAUSES_S` between the attempts.
           ServerError: no answer.
         """
+        if not thresholds:
+            return self._patiently(self._signature, images, {})
+        own = self.metadata()
+        inputs = {
+            name: np.broadcast_to(thresholds.get(name, own[f"fusion_{name}"]), [len(images)])
+            for name in ("score_threshold", "overlap_threshold", "stuff_area_threshold_px")
+        }
+        inputs = {
+            k: v.astype(np.int32 if k.endswith("px") else np.float32) for k, v in inputs.items()
+        }
+        return self._patiently("serving_thresholds", images, inputs)
+
+    def predict_instances(self, images: Sequence[bytes]) -> List[Dict[str, Any]]:
+        """Instances in each encoded image, by the signature `serving_instances`; see `module`.
+
+        Raises:
+          As `predict`.
+        """
+        return self._patiently("serving_instances", images, {})
+
+    def _patiently(self, signature, images, inputs):
         for pause_s in PAUSES_S:
             try:
-                return self._predict_images(images)
+                return self._ask(signature, images, inputs)
             except Unavailable:
                 time.sleep(pause_s * random.uniform(0.5, 1.0))
-        return self._predict_images(images)
+        return self._ask(signature, images, inputs)
 
     @abc.abstractmethod
     def _versions(self) -> Iterable[Tuple[int, str]]:
         """(number, state) of each version that the server knows."""
 
     @abc.abstractmethod
-    def _predict_images(self, images) -> List[Dict[str, Any]]:
-        """`predict`, once."""
+    def _ask(self, signature: str, images, inputs) -> List[Dict[str, Any]]:
+        """A reply for each image; `inputs` are further ones of the signature, each [B]."""
 
 
 class RestConnection(Connection):
     """Talks to the REST interface. Each thread has its own socket."""
+
+    _signature = "serving_rest"
 
     def __init__(self, parts: parse.SplitResult, model_name: str, timeout_s: float, authorities):
         self._parts = parts
@@ -129,15 +159,15 @@ class RestConnection(Connection):
     def metadata(self) -> Dict[str, Any]:
         return json.loads(self._predict("metadata", [{"request": ""}])[0])
 
-    def _predict_images(self, images):
-        encoded = [base64.b64encode(image).decode("ascii") for image in images]
-        rows = self._predict("serving_rest", [{"image_bytes": {"b64": text}} for text in encoded])
+    def _ask(self, signature, images, inputs):
+        columns = {name: values.tolist() for name, values in inputs.items()}
+        columns["image_bytes"] = [{"b64": base64.b64encode(image).decode()} for image in images]
+        rows = [dict(zip(columns, values)) for values in zip(*columns.values())]
         replies = []
-        for row in rows:
-            png = base64.b64decode(row.pop("panoptic_png_bytes")["b64"])
+        for row in self._predict(signature, rows):
             error = row.pop("error", "")
-            row = {name: np.asarray(value) for name, value in row.items()}
-            replies.append({"panoptic_png": png, **row, "error": error})
+            reply = {name.removesuffix("_bytes"): _from_json(value) for name, value in row.items()}
+            replies.append({**reply, "error": error})
         return replies
 
     def _predict(self, signature_name, instances):
@@ -204,8 +234,19 @@ class RestConnection(Connection):
         return Unavailable(f"{self._parts.geturl()}: {text}; is the server running there?")
 
 
+def _from_json(value):
+    """Bytes, a list of them, or an array."""
+    if isinstance(value, dict):
+        return base64.b64decode(value["b64"])
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return [_from_json(item) for item in value]
+    return np.asarray(value)
+
+
 class GrpcConnection(Connection):
     """Talks to the gRPC interface."""
+
+    _signature = "serving_default"
 
     def __init__(self, parts: parse.SplitResult, model_name: str, timeout_s: float, authorities):
         try:
@@ -252,11 +293,14 @@ class GrpcConnection(Connection):
     def metadata(self) -> Dict[str, Any]:
         return json.loads(self._predict("metadata", {"request": [""]})["metadata_json"][0])
 
-    def _predict_images(self, images):
-        outputs = self._predict("serving_default", {"image_bytes": list(images)})
+    def _ask(self, signature, images, inputs):
+        outputs = self._predict(signature, {"image_bytes": list(images), **inputs})
         errors = outputs.pop("error", [b""] * len(images))
         return [
-            {**{name: value[i] for name, value in outputs.items()}, "error": errors[i].decode()}
+            {
+                **{name.removesuffix("_bytes"): value[i] for name, value in outputs.items()},
+                "error": errors[i].decode(),
+            }
             for i in range(len(images))
         ]
 
@@ -284,79 +328,3 @@ class GrpcConnection(Connection):
             else:
                 text = f"{error.code().name}: {error.details()}"
             raise ServerError(f"{self._url}: {text}") from None
-
-
-class Latencies(NamedTuple):
-    """What `measure` found.
-
-    Attributes:
-      seconds: of each request, in the order of their ends.
-      total_seconds: from the first request to the last answer.
-      images_per_request: images in each.
-    """
-
-    seconds: List[float]
-    total_seconds: float
-    images_per_request: int
-
-    def summary(self) -> Dict[str, float]:
-        """Percentiles in milliseconds, and images per second."""
-        percentiles = {
-            f"p{p}_ms": round(1000 * float(np.percentile(self.seconds, p)), 2)
-            for p in (50, 90, 95, 99)
-        }
-        images = len(self.seconds) * self.images_per_request
-        return {
-            "requests": len(self.seconds),
-            "mean_ms": round(1000 * float(np.mean(self.seconds)), 2),
-            **percentiles,
-            "max_ms": round(1000 * max(self.seconds), 2),
-            "images_per_second": round(images / self.total_seconds, 2),
-        }
-
-
-def measure(
-    connection: Connection,
-    images: Sequence[bytes],
-    num_requests: int,
-    concurrency: int = 1,
-    images_per_request: int = 1,
-    progress: Callable[[], None] = lambda: None,
-) -> Latencies:
-    """Sends requests and takes their times, after one per thread that does not count.
-
-    Args:
-      connection: from `connect`.
-      images: encoded; used in turn.
-      num_requests: in all.
-      concurrency: requests on their way at the same time.
-      images_per_request: images in each.
-      progress: called after each request.
-
-    Raises:
-      Refused, ServerError: from the first request that fails; the others are given up.
-    """
-    endless = itertools.cycle(images)
-    requests = [
-        [next(endless) for _ in range(images_per_request)]
-        for _ in range(num_requests + concurrency)
-    ]
-
-    def send(request):
-        start = time.perf_counter()
-        for reply in connection.predict(request):
-            if reply["error"]:
-                raise Refused(reply["error"])
-        return time.perf_counter() - start
-
-    seconds = []
-    pool = futures.ThreadPoolExecutor(concurrency)
-    try:
-        list(pool.map(send, requests[:concurrency]))
-        start = time.perf_counter()
-        for done in futures.as_completed([pool.submit(send, r) for r in requests[concurrency:]]):
-            seconds.append(done.result())
-            progress()
-        return Latencies(seconds, time.perf_counter() - start, images_per_request)
-    finally:
-        pool.shutdown(cancel_futures=True)

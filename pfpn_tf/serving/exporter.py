@@ -148,6 +148,7 @@ def export(module: module_lib.PanopticModule, export_dir: str) -> Dict[str, Any]
         server_files.write(
             temporary,
             model_name,
+            signatures,
             module.config.export.allowed_batch_sizes,
             module.config.export.batch_timeout_micros,
         )

@@ -30,6 +30,7 @@ from typing import (
     List,
     Mapping,
     NamedTuple,
+    Optional,
     Sequence,
 )
 
@@ -45,9 +46,11 @@ from pfpn_tf.utils.files import atomic_write
 
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif"),
-    # Pillow reads these, or the file is named as one without a prediction.
-    *(".webp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".ppm", ".pgm"),
+    *(".webp", ".tif", ".tiff", ".ppm", ".pgm"),
+    # Nothing here reads these, so they are named as files without a prediction.
+    *(".avif", ".heic", ".heif", ".jp2"),
 )
+_BY_PILLOW = ("WEBP", "TIFF", "PPM")
 _DIRECT = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM")  # what the model decodes
 _AHEAD = 4  # items read, and results written, while the network works
 _PICTURE_SIDE = 1000  # overlays of smaller images are enlarged towards this
@@ -117,15 +120,25 @@ def read_image(path: str) -> bytes:
         raise ValueError("not a regular file")
     with open(path, "rb") as f:
         content = f.read()
-    if content and not content.startswith(_DIRECT) and path.lower().endswith(SUFFIXES):
-        with contextlib.suppress(Image.UnidentifiedImageError):  # The model says what is wrong.
-            return cv2.imencode(".png", upright_pixels(content)[..., ::-1])[1].tobytes()
-    return content
+    if content.startswith(_DIRECT):
+        return content
+    try:
+        pixels = upright_pixels(content, _BY_PILLOW)
+    except Image.UnidentifiedImageError:
+        return content  # The model says what is wrong with it.
+    except Exception as error:  # Damaged files lead Pillow to many kinds of errors.
+        raise ValueError(f"cannot be decoded: {error}") from None
+    return cv2.imencode(".png", pixels[..., ::-1])[1].tobytes()
 
 
-def upright_pixels(image_bytes: bytes) -> np.ndarray:
-    """[h, w, 3] uint8 RGB of an encoded image, turned as its EXIF orientation asks."""
-    with Image.open(io.BytesIO(image_bytes)) as stored:
+def upright_pixels(image_bytes: bytes, formats: Optional[Sequence[str]] = None) -> np.ndarray:
+    """[h, w, 3] uint8 RGB of an encoded image, turned as its EXIF orientation asks, by Pillow.
+
+    Args:
+      image_bytes: the file.
+      formats: those that it may have, by Pillow's names.
+    """
+    with Image.open(io.BytesIO(image_bytes), formats=formats) as stored:
         image = ImageOps.exif_transpose(stored)
         if image.mode.startswith("I"):  # 16 bits, of which Pillow would keep the lower 8
             high = (np.asarray(image).astype(np.int64) >> 8).astype(np.uint8)
@@ -215,6 +228,7 @@ class Writer:
         self._overlays = overlays
         self._replies = replies
         self._image_ids: set = set()
+        self._error: Optional[OSError] = None
         self._predictions = predictions.PredictionWriter(
             output_dir, info.coco_categories(), instances=False, panoptic_name="predictions"
         ).__enter__()
@@ -226,8 +240,13 @@ class Writer:
         self.finish()
 
     def finish(self) -> None:
-        """Ends predictions.json; nothing more can be written."""
-        self._predictions.__exit__(None, None, None)
+        """Ends predictions.json, unless it could not be written; nothing more can be written."""
+        self._predictions.__exit__(type(self._error) if self._error else None, self._error, None)
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether predictions.json could not be written, so that entries of images are lost."""
+        return self._error is not None
 
     def write(self, name: str, file_name: str, pixels: Callable[[], np.ndarray], reply) -> None:
         """All files of one image, or none, and its entries in predictions.json.
@@ -257,13 +276,19 @@ class Writer:
                 with atomic_write(path, "wb") as f:
                     f.write(content)
                 written.callback(os.unlink, path)
-            self._predictions.add_panoptic(
-                self._image_id(name, file_name),
-                reply["panoptic_png"],
-                segments,
-                file_name=f"{name}.png",
-                image={"file_name": file_name, "height": ids.shape[0], "width": ids.shape[1]},
-            )
+            try:
+                self._predictions.add_panoptic(
+                    self._image_id(name, file_name),
+                    reply["panoptic_png"],
+                    segments,
+                    file_name=f"{name}.png",
+                    image={"file_name": file_name, "height": ids.shape[0], "width": ids.shape[1]},
+                )
+            except OSError as error:
+                if error.filename is None:  # Not of the map, whose error has its name.
+                    error.filename = os.path.join(self._output_dir, "predictions.json")
+                    self._error = error
+                raise
             written.pop_all()  # Nothing has failed, so the files stay.
         self.count += 1
 
@@ -333,8 +358,8 @@ def answer_files(
         try:
             writer.write(names[path], os.path.basename(path), lambda: decode(image_bytes), reply)
         except _OF_ONE_FILE as error:
-            if getattr(error, "filename", path) is None:
-                raise  # Of predictions.json: other images' entries would be lost.
+            if writer.is_broken:
+                raise
             return Failure(path, _reason(error, path))
         return None
 
@@ -345,8 +370,8 @@ def answer_files(
     return failures
 
 
-_OF_ONE_FILE = (OSError, ValueError, MemoryError, SyntaxError, cv2.error)
-"""What reading, drawing and writing a file raise; SyntaxError is Pillow's of some damaged files."""
+_OF_ONE_FILE = (OSError, ValueError, MemoryError, cv2.error)
+"""What reading, drawing and writing a file raise."""
 
 
 def _reason(error, path):

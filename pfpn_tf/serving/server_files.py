@@ -52,12 +52,19 @@ def _messages():
     return prediction_log_pb2
 
 
-def write(version_dir: str, model_name: str, batch_sizes: Sequence[int], timeout_micros: int):
+def write(
+    version_dir: str,
+    model_name: str,
+    signatures: Iterable[str],
+    batch_sizes: Sequence[int],
+    timeout_micros: int,
+) -> None:
     """Writes warm-up requests and batching parameters into the directory of an export.
 
     Args:
       version_dir: with saved_model.pb.
       model_name: under which the server will serve it.
+      signatures: names of those that the model has.
       batch_sizes: allowed ones, rising.
       timeout_micros: see `batching_params`.
     """
@@ -66,7 +73,7 @@ def write(version_dir: str, model_name: str, batch_sizes: Sequence[int], timeout
     path = os.path.join(version_dir, WARMUP)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with tf.io.TFRecordWriter(path) as writer:
-        for signature_name, inputs in warmup_requests(batch_sizes):
+        for signature_name, inputs in warmup_requests(signatures, batch_sizes):
             log = _messages().PredictionLog()
             request = log.predict_log.request
             request.model_spec.name = model_name
@@ -91,17 +98,29 @@ def batching_params(batch_sizes: Sequence[int], timeout_micros: int) -> str:
 
 
 def warmup_requests(
-    batch_sizes: Iterable[int], hw: Tuple[int, int] = (480, 640)
+    signatures: Iterable[str], batch_sizes: Iterable[int], hw: Tuple[int, int] = (480, 640)
 ) -> List[Tuple[str, Mapping[str, Any]]]:
-    """Requests to replay, (signature, inputs): each batch size by gRPC, one image by REST.
+    """Requests to replay, (signature, inputs): each batch size of the default, one image of the
+    others that take files.
 
     Args:
+      signatures: names of those that the model has.
       batch_sizes: that the server will use.
       hw: size of the images; the network input then has the shape of most photos.
     """
     image = drawn_jpeg(*hw)
-    requests = [("serving_default", {"image_bytes": [image] * size}) for size in batch_sizes]
-    return [*requests, ("serving_rest", {"image_bytes": [image]})]
+    thresholds = {
+        "score_threshold": np.array([0.5], np.float32),
+        "overlap_threshold": np.array([0.5], np.float32),
+        "stuff_area_threshold_px": np.array([4096], np.int32),
+    }
+    requests: List[Tuple[str, Mapping[str, Any]]] = [
+        *(("serving_default", {"image_bytes": [image] * size}) for size in batch_sizes),
+        ("serving_rest", {"image_bytes": [image]}),
+        ("serving_thresholds", {"image_bytes": [image], **thresholds}),
+        ("serving_instances", {"image_bytes": [image]}),
+    ]
+    return [(name, inputs) for name, inputs in requests if name in signatures]
 
 
 def drawn_jpeg(height: int, width: int) -> bytes:

@@ -9,8 +9,9 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from pfpn_tf import structures
 from pfpn_tf.data import panoptic_png
-from pfpn_tf.postprocess import semantic_labels
+from pfpn_tf.postprocess import instances, semantic_labels
 from pfpn_tf.serving import batches, exporter
 
 
@@ -39,7 +40,7 @@ def assert_same(actual, expected):
             np.testing.assert_allclose(actual[name], value, atol=2e-4, rtol=1e-4, err_msg=name)
 
 
-SIGNATURES = ("panoptic", "instances", "semantic", "network")
+SIGNATURES = ("panoptic", "semantic", "network")
 
 
 @pytest.mark.parametrize("name", SIGNATURES)
@@ -144,13 +145,76 @@ def test_rest_reply_is_the_same_under_a_name_that_rest_encodes(loaded):
     assert rest["panoptic_png_bytes"].numpy() == grpc["panoptic_png"].numpy()
 
 
+def ask_thresholds(model, images, score, overlap, area):
+    return model.signatures["serving_thresholds"](
+        image_bytes=tf.constant(images),
+        score_threshold=tf.constant(score, tf.float32),
+        overlap_threshold=tf.constant(overlap, tf.float32),
+        stuff_area_threshold_px=tf.constant(area, tf.int32),
+    )
+
+
+def test_each_image_has_thresholds_of_its_own(loaded):
+    content = encode(photo(90, 130))
+    default = loaded.signatures["serving_default"](image_bytes=tf.constant([content]))
+    scores = default["scores"][0].numpy()
+    things = default["is_thing"][0].numpy()
+    stuff_areas = default["areas"][0].numpy()[~things & (scores == 0)]
+    middle = float(np.sort(scores[things])[1:3].mean())
+    score = [0.05, middle, 0.05, np.nan]
+    reply = ask_thresholds(
+        loaded, [content] * 4, score, [0.5] * 4, [16, 16, max(stuff_areas) + 1, 16]
+    )
+    assert_same(
+        {k: v[0] for k, v in reply.items()},
+        {k if k != "panoptic_png" else "panoptic_png_bytes": v[0] for k, v in default.items()},
+    )
+    kept = [int(n) for n in tf.reduce_sum(tf.cast(reply["is_thing"], tf.int32), 1)]
+    assert kept[1] < kept[0] == kept[2] and kept[3] == 0
+    assert min(reply["scores"][1].numpy()[reply["is_thing"][1].numpy()]) >= middle
+    assert int(reply["num_segments"][2]) == kept[2], "all stuff is below the limit"
+    for i in range(4):
+        alone = ask_thresholds(
+            loaded,
+            [content],
+            *([x[i]] for x in (score, [0.5] * 4, [16, 16, max(stuff_areas) + 1, 16])),
+        )
+        assert alone["panoptic_png_bytes"][0] == reply["panoptic_png_bytes"][i]
+    with pytest.raises(tf.errors.InvalidArgumentError, match="one of each threshold"):
+        ask_thresholds(loaded, [content] * 2, [0.5], [0.5, 0.5], [16, 16])
+
+
+def test_instances_as_pngs_of_their_windows(loaded, in_process):
+    """The same as the masks that evaluation pastes."""
+    image = photo(90, 130)
+    reply = loaded.signatures["serving_instances"](image_bytes=tf.constant([encode(image)]))
+    reply = {name: value[0].numpy() for name, value in reply.items()}
+    raw = loaded.signatures["network"](images=image[None])
+    detections = structures.Detections(
+        **{name: raw[name][0] for name in structures.Detections._fields}
+    )
+    expected = instances.instances_at_original_size(detections, raw["image_hw"][0], (90, 130))
+    count = int(reply["num_instances"])
+    assert count == len(expected.boxes) >= 2
+    np.testing.assert_allclose(reply["boxes"][:count], expected.boxes, atol=1e-4)
+    np.testing.assert_allclose(reply["scores"][:count], expected.scores, atol=1e-5)
+    assert set(reply["category_ids"][:count]) <= {2, 5, 8, 11}
+    for window, png, mask in zip(reply["windows"], reply["masks_png_bytes"], expected.masks):
+        y0, x0, y1, x1 = window
+        inside = tf.io.decode_png(png).numpy()
+        assert inside.shape == (y1 - y0, x1 - x0, 1)
+        assert mask.sum() == mask[y0:y1, x0:x1].sum()
+        assert np.mean(inside[..., 0] != 255 * mask[y0:y1, x0:x1]) < 1e-2
+    assert set(reply["masks_png_bytes"][count:]) <= {b""} and not reply["boxes"][count:].any()
+
+
 @pytest.mark.parametrize("hw", [(1, 1), (1, 300), (250, 3), (33, 32)])
 def test_odd_sizes(hw, loaded):
     reply = loaded.signatures["panoptic"](images=photo(*hw)[None])
     assert reply["panoptic_ids"].shape == (1, *hw)
 
 
-@pytest.mark.parametrize("name", ["serving_default", "serving_rest"])
+@pytest.mark.parametrize("name", ["serving_default", "serving_rest", "serving_instances"])
 def test_a_bad_image_leaves_the_others_of_its_batch_alone(name, loaded):
     serve = loaded.signatures[name]
     good = encode(photo(40, 50))
@@ -166,7 +230,7 @@ def test_a_bad_image_leaves_the_others_of_its_batch_alone(name, loaded):
     for i in (0, -1):
         assert_same({k: v[i] for k, v in batch.items()}, {k: v[0] for k, v in alone.items()})
     none = serve(image_bytes=tf.constant([b"", b"x"]))
-    assert none["segment_ids"].shape == (2, 40) and np.all(none["error"].numpy() != b"")
+    assert none["scores"].shape[0] == 2 and np.all(none["error"].numpy() != b"")
 
 
 def test_too_large_images_are_refused(loaded):
@@ -174,7 +238,7 @@ def test_too_large_images_are_refused(loaded):
         loaded.signatures["panoptic"](images=tf.zeros([1, 2000, 1501, 3], tf.uint8))
 
 
-@pytest.mark.parametrize("name", ["panoptic", "instances", "semantic", "network"])
+@pytest.mark.parametrize("name", SIGNATURES)
 def test_images_without_pixels_are_refused(loaded, name):
     with pytest.raises(tf.errors.InvalidArgumentError, match="Image empty or too large"):
         loaded.signatures[name](images=tf.zeros([2, 0, 30, 3], tf.uint8))

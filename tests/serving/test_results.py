@@ -1,5 +1,6 @@
 """Replies to files, without a network: one file's failure is its own, and names never meet."""
 
+import errno
 import json
 import os
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pfpn_tf.data import predictions as predictions_lib
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.serving import results
 from tests.serving.test_predictor import save_photo
@@ -154,4 +156,18 @@ def test_damaged_files_of_these_formats_are_named(tmp_path):
     paths = results.find_images([str(tmp_path)])
     failures = answer_files(paths, tmp_path / "out", answer)
     assert [os.path.basename(failure.path) for failure in failures] == ["a.tif", "b.heic"]
+    assert failures[0].reason.startswith("cannot be decoded: ")
     assert failures[1].reason == "the model saw b'ftypheic'"
+
+
+def test_a_list_that_cannot_be_written_ends_the_run(tmp_path, monkeypatch):
+    """Entries of images that are done would be lost; no list is better than a false one."""
+
+    def add(writer, entry):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(predictions_lib._JsonList, "add", add)
+    with pytest.raises(OSError, match="No space left") as error:
+        answer_files(photos(tmp_path, "a.png"), tmp_path / "out")
+    assert error.value.filename == str(tmp_path / "out" / "predictions.json")
+    assert not [name for name in os.listdir(tmp_path / "out") if "json" in name or "tmp" in name]
