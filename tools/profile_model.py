@@ -9,10 +9,10 @@
         --compare=two_networks --measure --output_dir=out/two_networks
 
 Counted are the convolutions of the traced network for one image of --image_size: nothing is
-computed, and no data is needed. --measure also runs the networks: how long they take one after the
-other, and how much memory if all of them are there and answer at the same time, each in a process
-of its own. --measure_training adds a forward pass with the gradients of one image. With
---output_dir the figures also go to profile.json and, of a comparison, a picture to profile.png.
+computed, and no data is needed. --measure also runs the networks, each in a process of its own: how
+long they take one after the other, and how much memory if all of them answer at the same time.
+--measure_training adds a forward pass with the gradients of one image. With --output_dir the
+figures also go to profile.json and, of a comparison, a picture to profile.png.
 """
 
 import dataclasses
@@ -69,8 +69,8 @@ def main():
         f"One image of {image_hw[0]}x{image_hw[1]}; {classes[0]} thing classes, "
         f"{classes[1]} semantic classes.\n"
     )
-    is_measured = args.measure or args.measure_training
-    repeats = args.measure_repeats if is_measured else 0
+    works = [model_comparison.INFERENCE] * (args.measure or args.measure_training)
+    works += [model_comparison.TRAINING] * args.measure_training
     if args.compare:
         rows = model_comparison.COMPARISONS[args.compare](config)
     else:
@@ -78,16 +78,16 @@ def main():
         print(model_cost.table(costs) + "\n")
         label = f"{config.model.task} {config.model.backbone}"
         rows = [model_comparison.Row(label, [config.model])]
-    results = model_comparison.compare(rows, *classes, image_hw, repeats, args.measure_training)
+    results = model_comparison.compare(rows, *classes, image_hw, works, args.measure_repeats)
     if args.compare:
         print(model_comparison.table(results))
-    if is_measured:
+    if works:
         print("\n" * bool(args.compare) + model_comparison.measured_table(results))
     if args.output_dir:
         content = {"image_hw": image_hw, "networks": model_comparison.as_json(results)}
         if not args.compare:
             content["components"] = {name: dataclasses.asdict(cost) for name, cost in costs.items()}
-        if is_measured:
+        if works:
             from pfpn_tf.benchmark import measure
 
             content["machine"] = measure.machine()
