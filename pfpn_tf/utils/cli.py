@@ -27,7 +27,14 @@ from absl import app, flags, logging  # noqa: E402  (the variable must be set fi
 
 from pfpn_tf.utils.errors import UserError  # noqa: E402
 
-_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+_KINDS = {
+    "an integer": "a whole number",
+    "a positive integer": "a whole number from 1 on",
+    "a non-negative integer": "a whole number from 0 on",
+    "a number": "a number",
+    "": "true or false",
+}
+"""What absl calls a kind of flag, and what we do."""
 
 # Errors of the system that the user can mend. Others, such as those of a network disk, may pass.
 _MENDABLE = {
@@ -70,13 +77,11 @@ def _explain(error, message, arguments):
         near = difflib.get_close_matches(name.removeprefix("no"), flags.FLAGS, n=1)
         message = f"Unknown flag --{name}.{f' Did you mean --{near[0]}?' if near else ''}"
     elif isinstance(error, flags.IllegalFlagValueError) and name in flags.FLAGS:
-        flag, value = (
-            flags.FLAGS[name],
-            message.partition("=")[2].rpartition(": ")[0].partition(": ")[0],
-        )
-        kind = _KINDS.get(flag.flag_type())
-        if kind:
-            message = f"--{name}={value} must be {kind}. The default is {flag.default}."
+        flag, value = flags.FLAGS[name], message.partition("=")[2].partition(": ")[0]
+        choices = [choice or "empty" for choice in getattr(flag.parser, "enum_values", ())]
+        kind = _KINDS.get(flag.parser.syntactic_help, flag.parser.syntactic_help)
+        kind = f"one of {', '.join(choices)}" if choices else kind
+        message = f"--{name}={value} must be {kind}. The default is {flag.default!r}."
     place = _place_in_flagfiles(name, arguments) if name else ""
     return f"{place}: {message}" if place else message
 
