@@ -41,6 +41,7 @@ flags.DEFINE_integer("images_per_request", 1, "Images in each request that is me
 flags.DEFINE_float("timeout_s", 60.0, "Seconds to wait for an answer.")
 
 
+@cli.command
 def main():
     flags_lib.check_given(["url", "images"])
     if not (FLAGS.output_dir or FLAGS.num_requests):
@@ -102,4 +103,4 @@ def measure(connection, paths):
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    main()

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Draws a dataset in COCO panoptic format: train/, val/ and annotations/.
 
-    python tools/make_demo_dataset.py --output_dir=demo/dataset
+python tools/make_demo_dataset.py --output_dir=demo/dataset
 """
 
 import os
@@ -20,6 +20,7 @@ flags.DEFINE_integer("num_val", 50, "Images of the validation split.", lower_bou
 flags.DEFINE_integer("num_workers", 0, "Processes; 0: one per CPU core.", lower_bound=0)
 
 
+@cli.command
 def main():
     from pfpn_tf.data import synthetic
 
@@ -36,4 +37,4 @@ def main():
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    main()

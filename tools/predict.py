@@ -44,6 +44,7 @@ flags.DEFINE_bool(
 flags_lib.define_config_flags()
 
 
+@cli.command
 def main():
     if bool(FLAGS.saved_model) == bool(FLAGS.run_dir):
         raise UserError("Give --saved_model for an exported model, or --run_dir for a training.")
@@ -104,4 +105,4 @@ def predict_video(model, video):
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    main()

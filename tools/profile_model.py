@@ -47,6 +47,7 @@ flags.DEFINE_string("output_dir", "", "Folder for profile.json and profile.png; 
 flags_lib.define_config_flags()
 
 
+@cli.command
 def main():
     args = flags.FLAGS
     # This process only counts: the GPU's memory is for those that measure.
@@ -102,4 +103,4 @@ def _save(content, results):
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    main()

@@ -13,10 +13,12 @@ are the same within float32's rounding.
 import contextlib
 import difflib
 import errno
+import functools
 import os
 import re
 import sys
 import warnings
+from typing import Any, Callable, NoReturn
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
@@ -47,24 +49,39 @@ USER_ERROR = 2
 INTERRUPTED = 130
 
 
-def run(main) -> None:
-    """Parses the flags, runs `main()` and exits.
+def command(main: Callable[[], Any]) -> Callable[[], NoReturn]:
+    """Makes `main` a command line: it parses the flags, runs `main()` and exits.
 
     Exit codes: what `main` returns (None is 0); 2 for what the user can mend (`UserError`, a
     missing file, a full disk), told in one line; 1 for every other error, with its traceback unless
     it is an OSError in the project's own words; 130 for Ctrl-C. --verbosity=1 shows all tracebacks.
+    --help shows the docstring and the flags of main's module, --helpfull also the settings.
     """
-    logging.use_absl_handler()
-    logging.set_verbosity(logging.INFO)
-    flags.FLAGS.showprefixforinfo = False
-    app.run(lambda argv: _guarded(main, argv), flags_parser=_parse_flags)
+
+    @functools.wraps(main)
+    def run():
+        logging.use_absl_handler()
+        logging.set_verbosity(logging.INFO)
+        flags.FLAGS.showprefixforinfo = False
+        parse = functools.partial(_parse_flags, sys.modules[main.__module__])
+        app.run(lambda argv: _guarded(main, argv), flags_parser=parse)
+
+    return run
 
 
-def _parse_flags(argv):
+def _parse_flags(module, argv):
+    asked = {option.lstrip("-") for option in argv[1:] if option.startswith("-")}
+    if asked & {"help", "helpshort", "h", "?", "helpfull"}:
+        own = argv[0] if module.__name__ == "__main__" else module.__name__
+        settings = flags.FLAGS.module_help("pfpn_tf.flags")
+        print(module.__doc__, flags.FLAGS.module_help(own), sep="\n")
+        if "helpfull" in asked:
+            print(settings, flags.FLAGS.module_help("absl.logging"), sep="\n")
+        elif settings:
+            print("\n--helpfull also shows the settings, which --flagfile=PATH takes from a file.")
+        sys.exit(0)
     try:
         return flags.FLAGS(argv)
-    except SystemExit:  # --help and --helpfull have printed; absl calls that a failure
-        sys.exit(0)
     except flags.Error as error:
         message = str(error).removeprefix("ERROR:: ")  # absl's own, of a missing flagfile
         _fail(f"{_explain(error, message, argv[1:])}\nSee {os.path.basename(argv[0])} --help.")

@@ -12,7 +12,7 @@ from absl import flags as absl_flags
 absl_flags.DEFINE_enum("what", "", ["", "a", "b"], "")
 absl_flags.DEFINE_integer("number", 1, "", lower_bound=1)
 flags.define_config_flags()
-cli.run(lambda: print("started"))
+cli.command(lambda: print("started"))()
 """
 
 
@@ -87,9 +87,10 @@ import errno
 from pfpn_tf.utils import cli
 from pfpn_tf.utils.errors import UserError
 
+@cli.command
 def main():
     raise {error}
 
-cli.run(main)
+main()
 """
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
