@@ -19,7 +19,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from absl import flags  # noqa: E402
 
 from pfpn_tf import flags as flags_lib  # noqa: E402
-from pfpn_tf.utils import cli  # noqa: E402
+from pfpn_tf.utils import cli, progress  # noqa: E402
 from pfpn_tf.utils.errors import UserError  # noqa: E402
 
 FLAGS = flags.FLAGS
@@ -44,6 +44,7 @@ flags.DEFINE_integer("images_per_request", 1, "Images in each request that is me
 flags.DEFINE_float("timeout_s", 60.0, "Seconds to wait for an answer.")
 
 
+@cli.command
 def main():
     flags_lib.check_given(["url", "images"])
     if not (FLAGS.output_dir or FLAGS.num_requests):
@@ -67,8 +68,6 @@ def main():
 
 
 def send_files(connection, paths):
-    import tqdm
-
     from pfpn_tf.data.categories import DatasetInfo
     from pfpn_tf.serving import results
 
@@ -79,8 +78,8 @@ def send_files(connection, paths):
 
     info = DatasetInfo.from_coco_categories(connection.metadata()["categories"])
     with results.Writer(FLAGS.output_dir, info, FLAGS.overlays, FLAGS.serving_reply) as writer:
-        with tqdm.tqdm(total=len(paths), unit="image", smoothing=0.1) as bar:
-            try:
+        try:
+            with progress.Bar("Predicting", len(paths), "image") as bar:
                 failures = results.answer_files(
                     paths,
                     lambda image: connection.predict([image])[0],
@@ -89,9 +88,8 @@ def send_files(connection, paths):
                     FLAGS.concurrency,
                     bar.update,
                 )
-            finally:
-                bar.close()
-                print(f"Wrote {writer.count} of {len(paths)} answers to {FLAGS.output_dir}.")
+        finally:
+            print(f"Wrote {writer.count} of {len(paths)} answers to {FLAGS.output_dir}.")
     for failure in failures:
         print(f"No answer for {failure.path}: {failure.reason}", file=sys.stderr)
     return failures
@@ -99,8 +97,6 @@ def send_files(connection, paths):
 
 def measure(connection, paths):
     import json
-
-    import tqdm
 
     from pfpn_tf.serving import latency, results
 
@@ -110,7 +106,7 @@ def measure(connection, paths):
             images.append(results.read_image(path))
         except ValueError as error:
             raise UserError(f"{path}: {error}") from None
-    with tqdm.tqdm(total=FLAGS.num_requests, unit="request", smoothing=0.1) as bar:
+    with progress.Bar("Measuring", FLAGS.num_requests, "request") as bar:
         latencies = latency.measure(
             connection,
             images,
@@ -123,4 +119,4 @@ def measure(connection, paths):
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    main()

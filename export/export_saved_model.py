@@ -31,6 +31,7 @@ flags.DEFINE_string("export_dir", "", "Directory to make: NAME/VERSION, e.g. mod
 flags_lib.define_config_flags()
 
 
+@cli.command
 def main():
     flags_lib.check_files(["run_dir"])
     flags_lib.check_given(["export_dir"])
@@ -49,4 +50,4 @@ def main():
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    main()

@@ -10,6 +10,7 @@ from typing import Iterable
 from absl import flags
 
 from pfpn_tf import config as config_lib
+from pfpn_tf import config_checks
 from pfpn_tf.utils.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -105,7 +106,7 @@ def _make_writable(folder, name):
 def _parse(name, value, field):
     if not isinstance(field.default, tuple):
         return value
-    kind = _item_type(field)
+    kind = config_checks.item_kind(field)
     try:
         return tuple(kind(v) for v in value)
     except ValueError:
@@ -113,7 +114,3 @@ def _parse(name, value, field):
             f"--{name}={','.join(value)} must be a comma-separated list of "
             f"{'whole numbers' if kind is int else 'numbers'}."
         ) from None
-
-
-def _item_type(field):
-    return int if "int" in str(field.type) else float

@@ -43,6 +43,7 @@ flags.DEFINE_bool(
 )
 
 
+@cli.command
 def main():
     from pfpn_tf.data import categories, coco_panoptic, convert
 
@@ -94,4 +95,4 @@ def main():
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    main()

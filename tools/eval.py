@@ -85,6 +85,7 @@ flags.DEFINE_integer("num_processes", 0, "Processes that score files; 0: one per
 flags_lib.define_config_flags()
 
 
+@cli.command
 def main():
     modes = {
         "run": bool(FLAGS.run_dir),
@@ -181,4 +182,4 @@ def _score_files():
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    main()

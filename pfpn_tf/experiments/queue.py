@@ -88,7 +88,7 @@ def check(experiment: Experiment, output_dir: str) -> None:
     if not os.path.exists(os.path.join(run_dir, run_directory.CONFIG)):
         return
     old, _ = run_directory.load_run(run_dir)
-    changed = set(run_directory.differences(old, config)) - run_directory.CHANGEABLE
+    changed = config_lib.fixed_settings() & set(run_directory.differences(old, config))
     if changed:
         raise UserError(
             f"{run_dir} holds a run with other settings ({', '.join(sorted(changed))}); use "
@@ -111,25 +111,10 @@ def metric_names(results: Sequence[Optional[Dict[str, float]]]) -> List[str]:
     return [name for name in MAIN_METRICS if any(name in metrics for metrics in results if metrics)]
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, numbers to the right."""
-    lines = [list(header), ["---"] + ["---:"] * (len(header) - 1), *map(list, rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def points(metrics: Optional[Dict[str, float]], name: str) -> str:
-    """A metric with one decimal as in the paper; a dash if there is none."""
-    return f"{metrics[name]:.1f}" if metrics and name in metrics else "-"
-
-
-def write_text(path: str, text: str) -> None:
-    with atomic_write(path) as f:
-        f.write(text)
-
-
 def _run(experiment, output_dir, children):
     base = os.path.join(output_dir, experiment.name)
-    write_text(f"{base}.flags", run_directory.recipe_text(experiment.config))
+    with atomic_write(f"{base}.flags") as f:
+        f.write(run_directory.recipe_text(experiment.config))
     train = ["train.py", f"--flagfile={base}.flags", f"--run_dir={base}"]
     evaluate = ["eval.py", f"--run_dir={base}", "--save_predictions=false"]
     with open(f"{base}.log", "a", encoding="utf-8") as log:
@@ -180,4 +165,4 @@ class _Children:
 def _summary(metrics):
     if metrics is None:
         return "failed"
-    return ", ".join(f"{name} {points(metrics, name)}" for name in metric_names([metrics]))
+    return ", ".join(f"{name} {metrics[name]:.1f}" for name in metric_names([metrics]))
