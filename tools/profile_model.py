@@ -46,24 +46,6 @@ flags.DEFINE_integer("num_semantic_classes", 19, "Cityscapes 19, COCO 54.", lowe
 flags.DEFINE_string("output_dir", "", "Folder for profile.json and profile.png; empty: none.")
 flags_lib.define_config_flags()
 
-flags.DEFINE_string("image_size", "1024x2048", "Padded input, HEIGHTxWIDTH, multiples of 32.")
-flags.DEFINE_string(
-    "compare", "", "figure4, table1a or two_networks side by side; empty: the one network."
-)
-flags.DEFINE_bool(
-    "measure", False, "Also run the networks: time in turn, memory of all at the same time."
-)
-flags.DEFINE_bool(
-    "measure_training", False, "Like --measure, and the forward pass with gradients, too."
-)
-flags.DEFINE_integer("measure_repeats", 5, "Timed runs with --measure and --measure_training.")
-flags.DEFINE_integer("num_thing_classes", 8, "Thing classes; Cityscapes 8, COCO 80.")
-flags.DEFINE_integer(
-    "num_semantic_classes", 19, "Classes of the semantic branch; Cityscapes 19, COCO 54."
-)
-flags.DEFINE_string("output_dir", "", "Folder for profile.json and profile.png; empty: none.")
-flags_lib.define_config_flags()
-
 
 @cli.command
 def main():

@@ -32,6 +32,7 @@ from typing import (
     NamedTuple,
     Optional,
     Sequence,
+    Tuple,
 )
 
 import cv2
@@ -131,7 +132,7 @@ def read_image(path: str) -> bytes:
     return cv2.imencode(".png", pixels[..., ::-1])[1].tobytes()
 
 
-def upright_pixels(image_bytes: bytes, formats: Optional[Sequence[str]] = None) -> np.ndarray:
+def upright_pixels(image_bytes: bytes, formats: Optional[Tuple[str, ...]] = None) -> np.ndarray:
     """[h, w, 3] uint8 RGB of an encoded image, turned as its EXIF orientation asks, by Pillow.
 
     Args:
