@@ -157,28 +157,21 @@ def ask_thresholds(model, images, score, overlap, area):
 def test_each_image_has_thresholds_of_its_own(loaded):
     content = encode(photo(90, 130))
     default = loaded.signatures["serving_default"](image_bytes=tf.constant([content]))
-    scores = default["scores"][0].numpy()
-    things = default["is_thing"][0].numpy()
-    stuff_areas = default["areas"][0].numpy()[~things & (scores == 0)]
-    middle = float(np.sort(scores[things])[1:3].mean())
-    score = [0.05, middle, 0.05, np.nan]
-    reply = ask_thresholds(
-        loaded, [content] * 4, score, [0.5] * 4, [16, 16, max(stuff_areas) + 1, 16]
-    )
-    assert_same(
-        {k: v[0] for k, v in reply.items()},
-        {k if k != "panoptic_png" else "panoptic_png_bytes": v[0] for k, v in default.items()},
-    )
-    kept = [int(n) for n in tf.reduce_sum(tf.cast(reply["is_thing"], tf.int32), 1)]
-    assert kept[1] < kept[0] == kept[2] and kept[3] == 0
-    assert min(reply["scores"][1].numpy()[reply["is_thing"][1].numpy()]) >= middle
-    assert int(reply["num_segments"][2]) == kept[2], "all stuff is below the limit"
+    things = default["scores"][0].numpy()[default["is_thing"][0].numpy()]
+    middle = float(np.median(things))
+    most = int(tf.reduce_max(default["areas"])) + 1
+    score, overlap, area = [0.05, middle, 0.05, np.nan], [0.5, 0.5, 0.0, 0.5], [16, 16, most, 16]
+    reply = ask_thresholds(loaded, [content] * 4, score, overlap, area)
+    for name, value in default.items():
+        name = name.replace("_png", "_png_bytes")
+        np.testing.assert_array_equal(reply[name][0], value[0], name)
+    num_things = tf.reduce_sum(tf.cast(reply["is_thing"], tf.int32), 1).numpy().tolist()
+    assert num_things[:2] == [len(things), (things >= middle).sum()]
+    assert 0 < num_things[2] < len(things), "those that overlap are left out"
+    assert int(reply["num_segments"][2]) == num_things[2], "stuff is left out"
+    assert num_things[3] == 0 < reply["num_segments"][3]
     for i in range(4):
-        alone = ask_thresholds(
-            loaded,
-            [content],
-            *([x[i]] for x in (score, [0.5] * 4, [16, 16, max(stuff_areas) + 1, 16])),
-        )
+        alone = ask_thresholds(loaded, [content], score[i : i + 1], overlap[i : i + 1], [area[i]])
         assert alone["panoptic_png_bytes"][0] == reply["panoptic_png_bytes"][i]
     with pytest.raises(tf.errors.InvalidArgumentError, match="one of each threshold"):
         ask_thresholds(loaded, [content] * 2, [0.5], [0.5, 0.5], [16, 16])
