@@ -172,7 +172,7 @@ class Run:
                 (targets, "roi_targets"),
             ):
                 if name in fed:
-                    patch.setattr(module, name, lambda *_, value=fed[name]: value)
+                    patch.setattr(module, name, lambda *_, value=fed[name], **__: value)
             outputs = self.model(*batch.values(), training=True)
         return losses_lib.panoptic_fpn_losses(outputs, batch["ground_truth"], self.config)
 
