@@ -19,7 +19,7 @@ import tensorflow as tf
 from pfpn_tf import structures
 from pfpn_tf.postprocess import instances
 from pfpn_tf.postprocess.segment_table import segment_table
-from pfpn_tf.postprocess.semantic_labels import semantic_labels
+from pfpn_tf.postprocess.semantic_labels import class_scores, semantic_labels
 
 
 class FusionSettings(NamedTuple):
@@ -111,9 +111,10 @@ def fuse_image(
         with tf.device("CPU:0"):
             canvas = instance_canvas(outputs.detections, image_hw, original_hw, settings)
         codes = tf.cast(canvas, tf.int32)
-    stuff_category_ids = np.zeros(0, np.int32)
+    stuff_category_ids, stuff_scores = np.zeros(0, np.int32), tf.zeros([0])
     if outputs.semantic_logits is not None:
         stuff_category_ids = settings.stuff_category_ids
+        stuff_scores = class_scores(outputs.semantic_logits, image_hw)
         if labels is None:
             labels = semantic_labels(outputs.semantic_logits, image_hw, original_hw)
         codes = tf.where(codes > 0, codes, 1 + scores.shape[0] + tf.cast(labels, tf.int32))
@@ -121,6 +122,7 @@ def fuse_image(
         codes,
         class_ids,
         scores,
+        stuff_scores,
         settings.thing_category_ids,
         stuff_category_ids,
         settings.stuff_area_threshold_px,

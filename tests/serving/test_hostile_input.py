@@ -67,6 +67,7 @@ def eager(run_dir):
             model.fusion_score_threshold,
             model.fusion_overlap_threshold,
             model.fusion_stuff_area_threshold_px,
+            reference.class_scores(outputs.semantic_logits[0].numpy(), hw),
         )
 
     return predict
