@@ -7,8 +7,8 @@
 
 With --output_dir: predictions.json (COCO panoptic format), its maps in predictions/, overlays in
 pictures/. With --num_requests: latency percentiles, as one line of JSON. Categories and colours
-come from the model. Exit codes: 0 all done, 1 some images were refused (the others are done), 2
-unusable settings, or no answer from the server.
+come from the model. Exit codes: 0 all done, 1 some images were refused, or the server failed (what
+is done is written), 2 unusable settings.
 """
 
 import os
@@ -26,7 +26,10 @@ FLAGS = flags.FLAGS
 SOME_FAILED = 1
 
 flags.DEFINE_string(
-    "url", "", "grpc://HOST:8500 or http://HOST:8501 (an http address may have a path)."
+    "url", "", "grpc://HOST:8500, http://HOST:8501 (may have a path), or with TLS grpcs, https."
+)
+flags.DEFINE_string(
+    "ca_file", "", "With TLS: PEM file of the authorities to trust; empty: the usual ones."
 )
 flags.DEFINE_string("model_name", "panoptic", "Name under which the server serves the model.")
 flags.DEFINE_list("images", [], "Files, folders (every image in them) or globs, comma-separated.")
@@ -41,6 +44,7 @@ flags.DEFINE_integer("images_per_request", 1, "Images in each request that is me
 flags.DEFINE_float("timeout_s", 60.0, "Seconds to wait for an answer.")
 
 
+@cli.command
 def main():
     flags_lib.check_given(["url", "images"])
     if not (FLAGS.output_dir or FLAGS.num_requests):
@@ -53,7 +57,7 @@ def main():
     paths = results.find_images(FLAGS.images)
     if FLAGS.output_dir:
         flags_lib.make_output_dir("output_dir")
-    connection = client.connect(FLAGS.url, FLAGS.model_name, FLAGS.timeout_s)
+    connection = client.connect(FLAGS.url, FLAGS.model_name, FLAGS.timeout_s, FLAGS.ca_file)
     state = connection.status()
     if state != client.AVAILABLE:
         raise UserError(f"{FLAGS.url}: the model {FLAGS.model_name} is in state {state}.")
@@ -67,30 +71,43 @@ def send_files(connection, paths):
     from pfpn_tf.data.categories import DatasetInfo
     from pfpn_tf.serving import results
 
+    def decode(content):
+        from pfpn_tf.serving import images  # with TensorFlow
+
+        return images.upright_pixels(content).numpy()
+
     info = DatasetInfo.from_coco_categories(connection.metadata()["categories"])
-    writer = results.Writer(FLAGS.output_dir, info, FLAGS.overlays, FLAGS.serving_reply)
-    with progress.Bar("Predicting", len(paths), "image") as bar:
-        failures = results.answer_files(
-            paths,
-            lambda image: connection.predict([image])[0],
-            writer,
-            FLAGS.concurrency,
-            bar.update,
-        )
+    with results.Writer(FLAGS.output_dir, info, FLAGS.overlays, FLAGS.serving_reply) as writer:
+        try:
+            with progress.Bar("Predicting", len(paths), "image") as bar:
+                failures = results.answer_files(
+                    paths,
+                    lambda image: connection.predict([image])[0],
+                    decode,
+                    writer,
+                    FLAGS.concurrency,
+                    bar.update,
+                )
+        finally:
+            print(f"Wrote {writer.count} of {len(paths)} answers to {FLAGS.output_dir}.")
     for failure in failures:
-        print(f"Refused {failure.path}: {failure.reason}", file=sys.stderr)
-    print(f"Wrote {len(paths) - len(failures)} of {len(paths)} answers to {FLAGS.output_dir}.")
+        print(f"No answer for {failure.path}: {failure.reason}", file=sys.stderr)
     return failures
 
 
 def measure(connection, paths):
     import json
 
-    from pfpn_tf.serving import client, results
+    from pfpn_tf.serving import latency, results
 
-    images = [results.read_image(path) for path in paths]
+    images = []
+    for path in paths:
+        try:
+            images.append(results.read_image(path))
+        except ValueError as error:
+            raise UserError(f"{path}: {error}") from None
     with progress.Bar("Measuring", FLAGS.num_requests, "request") as bar:
-        latencies = client.measure(
+        latencies = latency.measure(
             connection,
             images,
             FLAGS.num_requests,
@@ -102,4 +119,4 @@ def measure(connection, paths):
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    main()

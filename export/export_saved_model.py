@@ -7,7 +7,8 @@ The settings are those of the run; any can be given on top: --fusion_score_thres
 --fusion_stuff_area_threshold_px, --eval_min_side, --max_image_pixels, --allowed_batch_sizes, ...
 The last part of --export_dir is the version number for TensorFlow Serving, the one before it the
 model's name. With the model come warm-up requests and batching parameters; see export/README.md.
-Exit codes: 0 done, 2 unusable settings or files.
+--verbosity=1 lists inputs and outputs of each signature. Needs the extra `serving`. Exit codes: 0
+done, 2 unusable settings or files.
 """
 
 import os
@@ -15,7 +16,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from absl import flags  # noqa: E402
+from absl import flags, logging  # noqa: E402
 
 from pfpn_tf import flags as flags_lib  # noqa: E402
 from pfpn_tf.utils import cli  # noqa: E402
@@ -30,6 +31,7 @@ flags.DEFINE_string("export_dir", "", "Directory to make: NAME/VERSION, e.g. mod
 flags_lib.define_config_flags()
 
 
+@cli.command
 def main():
     flags_lib.check_files(["run_dir"])
     flags_lib.check_given(["export_dir"])
@@ -40,12 +42,12 @@ def main():
     precision = settings.pop("precision", "float32")  # of the export, whatever the training's was
     module, _, _ = exporter.load_module(FLAGS.run_dir, FLAGS.checkpoint, settings, precision)
     signatures = exporter.export(module, FLAGS.export_dir)
-    print(f"Wrote {FLAGS.export_dir} with these signatures:")
-    print(exporter.describe(signatures))
+    print(f"Wrote {FLAGS.export_dir} with the signatures {', '.join(sorted(signatures))}.")
+    logging.debug("Inputs and outputs:\n%s", exporter.describe(signatures))
     version = os.path.basename(os.path.abspath(FLAGS.export_dir))
     if not version.isdigit():
         print(f"TensorFlow Serving will want a whole number instead of {version} for a version.")
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    main()

@@ -435,6 +435,11 @@ class Export:
     max_segments: int = _inference_field(
         256, "Width of the segment table in the exported signatures.", at_least=1
     )
+    max_request_images: int = _inference_field(
+        64,
+        "Requests with more images are refused; at least the largest of --allowed_batch_sizes.",
+        at_least=1,
+    )
     network_batch_pixels: int = _inference_field(
         1_000_000,
         "Images of one padded size go through the network together up to this many pixels, larger "

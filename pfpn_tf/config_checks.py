@@ -112,6 +112,11 @@ RULES = (
         lambda allowed_batch_sizes: _rise(allowed_batch_sizes),
         "must rise; e.g. 1,2,4.",
     ),
+    (
+        lambda max_request_images, allowed_batch_sizes: max_request_images
+        >= allowed_batch_sizes[-1],
+        "refuses the server's own batches; raise --max_request_images.",
+    ),
 )
 
 

@@ -152,7 +152,7 @@ class PanopticResult(NamedTuple):
       segment_ids: [S] int32; 0 in padded rows.
       category_ids: [S] int32, the dataset's own ids; 0 in padded rows.
       is_thing: [S] bool.
-      scores: [S] float32; 0 for stuff.
+      scores: [S] float32; of stuff the mean probability of its class where it is the likeliest.
       areas: [S] int32 pixels.
       boxes: [S, 4] float32 yxyx pixels of the original image, tight around the segment.
     """

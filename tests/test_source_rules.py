@@ -178,7 +178,7 @@ def test_light_imports(module):
 
 @pytest.mark.parametrize("path", TOOLS, ids=relative)
 def test_help_shows_the_flags_of_the_tool(path):
-    """--helpfull adds the settings, behind them."""
+    """Before the settings, which --helpfull adds."""
     command = [sys.executable, str(path), "--helpfull" if path.stem == "train" else "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

@@ -46,6 +46,7 @@ flags.DEFINE_string("output_json", "", "Also write the figures here.")
 flags_lib.define_config_flags()
 
 
+@cli.command
 def main():
     flags_lib.check_given(["what"])
     if FLAGS.output_json:
@@ -69,4 +70,4 @@ def main():
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    main()

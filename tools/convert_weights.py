@@ -34,6 +34,7 @@ flags.DEFINE_string(
 flags_lib.define_config_flags()
 
 
+@cli.command
 def main():
     from pfpn_tf.weights import convert
 
@@ -54,4 +55,4 @@ def main():
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    main()

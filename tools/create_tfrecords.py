@@ -51,6 +51,7 @@ flags.DEFINE_bool(
 )
 
 
+@cli.command
 def main():
     from pfpn_tf.data import categories, coco_json, coco_panoptic, convert
 
@@ -103,4 +104,4 @@ def main():
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    main()

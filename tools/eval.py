@@ -86,6 +86,7 @@ flags.DEFINE_integer("num_processes", 0, "Processes that score files; 0: one per
 flags_lib.define_config_flags()
 
 
+@cli.command
 def main():
     scores_files = any(getattr(FLAGS, name) for name in PANOPTIC_FILES + INSTANCE_FILES)
     two_runs = bool(FLAGS.instance_run_dir or FLAGS.semantic_run_dir)
@@ -221,4 +222,4 @@ def _make_outputs():
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    main()

@@ -9,7 +9,7 @@ Of images: OUTPUT_DIR/predictions.json (COCO panoptic format), its maps in predi
 pictures/. Of a video: NAME_overlay.mp4 and, with --save_predictions, the same files per frame. With
 --serving_reply also replies/NAME.json, what TensorFlow Serving's REST interface would answer. With
 --run_dir any setting of the run can be given on top. Exit codes: 0 all done, 1 some images could
-not be read (the others are done), 2 unusable settings or files.
+not be read, drawn or written (the others are done), 2 unusable settings or files.
 """
 
 import os
@@ -44,6 +44,7 @@ flags.DEFINE_bool(
 flags_lib.define_config_flags()
 
 
+@cli.command
 def main():
     if bool(FLAGS.saved_model) == bool(FLAGS.run_dir):
         raise UserError("Give --saved_model for an exported model, or --run_dir for a training.")
@@ -86,9 +87,9 @@ def predict_images(model, paths):
 
 
 def predict_video(model, video):
-    from pfpn_tf.serving import predictor
+    from pfpn_tf.serving import predictor, results
 
-    name = os.path.splitext(os.path.basename(FLAGS.video))[0]
+    (name,) = results.unique_names([FLAGS.video]).values()
     with progress.Bar("Predicting", video.num_frames or None, "frame") as bar:
         count = predictor.predict_video(
             model,
@@ -104,4 +105,4 @@ def predict_video(model, video):
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    main()

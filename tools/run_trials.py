@@ -32,6 +32,7 @@ flags.DEFINE_string("output_dir", "", "Folder to write to; made if need be.")
 flags_lib.define_config_flags()
 
 
+@cli.command
 def main():
     from pfpn_tf.experiments import queue, trials
 
@@ -51,4 +52,4 @@ def main():
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    main()

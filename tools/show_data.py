@@ -24,6 +24,7 @@ flags.DEFINE_integer("start_step", 0, "Step of the training whose batch comes fi
 flags_lib.define_config_flags()
 
 
+@cli.command
 def main():
     import cv2
 
@@ -45,4 +46,4 @@ def main():
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    main()

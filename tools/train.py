@@ -31,6 +31,7 @@ flags.DEFINE_bool(
 flags_lib.define_config_flags()
 
 
+@cli.command
 def main():
     from pfpn_tf.distribution import strategies
     from pfpn_tf.training import dry_run, train, trainer
@@ -62,4 +63,4 @@ def main():
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    main()

@@ -57,7 +57,7 @@ def instance_results(
 
 
 def segments_info(table: Mapping[str, Any]) -> List[Dict[str, Any]]:
-    """COCO's segments_info of one image; things have a `score`.
+    """COCO's segments_info of one image, with a `score` for each segment.
 
     Args:
       table: arrays by name, as in `structures.PanopticResult` or a server's reply.
@@ -72,9 +72,8 @@ def segments_info(table: Mapping[str, Any]) -> List[Dict[str, Any]]:
             "iscrowd": 0,
             "area": int(table["areas"][i]),
             "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "score": float(table["scores"][i]),
         }
-        if segment["isthing"]:
-            segment["score"] = float(table["scores"][i])
         segments.append(segment)
     return segments
 

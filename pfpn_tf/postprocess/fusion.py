@@ -19,7 +19,7 @@ import tensorflow as tf
 from pfpn_tf import structures
 from pfpn_tf.postprocess import instances
 from pfpn_tf.postprocess.segment_table import segment_table
-from pfpn_tf.postprocess.semantic_labels import semantic_labels
+from pfpn_tf.postprocess.semantic_labels import class_scores, semantic_labels
 
 
 class FusionSettings(NamedTuple):
@@ -54,15 +54,16 @@ def fusion_settings(info, config) -> FusionSettings:
     )
 
 
-def map_images(function, outputs, image_hw, original_hw, signature):
-    """Applies `function(image_outputs, image_hw, original_hw)` to each image of a batch.
+def map_images(function, outputs, image_hw, original_hw, signature, *others):
+    """Applies `function(image_outputs, image_hw, original_hw, *others)` to each image of a batch.
 
     Args:
-      function: takes `InferenceOutputs` without the batch axis and two [2] int32 sizes; returns a
-        structure whose tensors have one shape over the batch.
+      function: takes `InferenceOutputs` without the batch axis, two [2] int32 sizes and one value
+        of each of the others; returns a structure whose tensors have one shape over the batch.
       outputs: batched `InferenceOutputs`; branches may be None.
       image_hw: [B, 2]. original_hw: [B, 2].
       signature: structure of `tf.TensorSpec` that `function` returns.
+      others: tensors [B, ...].
 
     Returns:
       The structure, stacked.
@@ -72,12 +73,13 @@ def map_images(function, outputs, image_hw, original_hw, signature):
         tuple(() if none else value for none, value in zip(absent, outputs)),
         tf.cast(image_hw, tf.int32),
         tf.cast(original_hw, tf.int32),
+        *others,
     )
 
     def apply(element):
-        parts, hw, full_hw = element
+        parts, *arguments = element
         parts = [None if none else part for none, part in zip(absent, parts)]
-        return function(structures.InferenceOutputs(*parts), hw, full_hw)
+        return function(structures.InferenceOutputs(*parts), *arguments)
 
     return tf.map_fn(apply, elements, fn_output_signature=signature)
 
@@ -109,9 +111,10 @@ def fuse_image(
         with tf.device("CPU:0"):
             canvas = instance_canvas(outputs.detections, image_hw, original_hw, settings)
         codes = tf.cast(canvas, tf.int32)
-    stuff_category_ids = np.zeros(0, np.int32)
+    stuff_category_ids, stuff_scores = np.zeros(0, np.int32), tf.zeros([0])
     if outputs.semantic_logits is not None:
         stuff_category_ids = settings.stuff_category_ids
+        stuff_scores = class_scores(outputs.semantic_logits, image_hw)
         if labels is None:
             labels = semantic_labels(outputs.semantic_logits, image_hw, original_hw)
         codes = tf.where(codes > 0, codes, 1 + scores.shape[0] + tf.cast(labels, tf.int32))
@@ -119,6 +122,7 @@ def fuse_image(
         codes,
         class_ids,
         scores,
+        stuff_scores,
         settings.thing_category_ids,
         stuff_category_ids,
         settings.stuff_area_threshold_px,

@@ -74,51 +74,29 @@ def _hat_weights(pixels, start, end, size):
     return tf.cast(tf.maximum(1.0 - distance, 0.0), tf.float32)
 
 
-def paste_instances(
+def place_instances(
     detections: structures.Detections, image_hw: tf.Tensor, original_hw: tf.Tensor
-) -> Tuple[structures.Detections, tf.Tensor]:
-    """All instances of one image with full masks, in graph. Holds D masks at full size: see
-    `instances_at_original_size` for one mask at a time.
+) -> structures.Detections:
+    """The instances of one image in original pixels, those whose box became empty dropped, in
+    graph; see `instances_at_original_size` for the same off the graph.
 
     Args:
       detections: of one image, without the batch axis.
       image_hw: [2] int content size in the network input.
       original_hw: [2] int.
-
-    Returns:
-      (detections, masks): boxes now in original pixels, instances whose box became empty dropped;
-      masks [D, h, w] uint8, 0 in padded rows.
     """
     boxes = scale_boxes(detections.boxes, image_hw, original_hw)  # [D, 4]
-    width = tf.shape(boxes)[0]
-    index = tf.range(width)
+    index = tf.range(tf.shape(boxes)[0])
     keep = ~box_ops.is_empty(boxes) & (index < detections.num_detections)
-    order = tf.argsort(tf.where(keep, index, index + width))
+    order = tf.argsort(tf.where(keep, 0, 1), stable=True)
     keep = tf.gather(keep, order)
-    boxes = tf.where(keep[:, None], tf.gather(boxes, order), 0.0)
-    mask_logits = tf.gather(detections.mask_logits, order)
-    placed = structures.Detections(
-        boxes=boxes,
+    return structures.Detections(
+        boxes=tf.where(keep[:, None], tf.gather(boxes, order), 0.0),
         scores=tf.where(keep, tf.gather(detections.scores, order), 0.0),
         class_ids=tf.where(keep, tf.gather(detections.class_ids, order), -1),
         num_detections=tf.math.count_nonzero(keep, dtype=tf.int32),
-        mask_logits=mask_logits,
+        mask_logits=tf.gather(detections.mask_logits, order),
     )
-    probs = mask_probabilities(mask_logits)
-
-    def paste(args):
-        prob, box, window = args
-        mask = tf.cast(paste_window(prob, box, window), tf.uint8)
-        return tf.pad(
-            mask, [[window[0], original_hw[0] - window[2]], [window[1], original_hw[1] - window[3]]]
-        )
-
-    masks = tf.map_fn(
-        paste,
-        (probs, tf.cast(boxes, tf.float64), box_windows(boxes)),
-        fn_output_signature=tf.TensorSpec([None, None], tf.uint8),
-    )
-    return placed, tf.reshape(masks, [width, original_hw[0], original_hw[1]])
 
 
 class OriginalInstances(NamedTuple):

@@ -37,6 +37,7 @@ def segment_table(
     codes: tf.Tensor,
     class_ids: tf.Tensor,
     scores: tf.Tensor,
+    stuff_scores: tf.Tensor,
     thing_category_ids: np.ndarray,
     stuff_category_ids: np.ndarray,
     stuff_area_threshold_px: int,
@@ -45,7 +46,7 @@ def segment_table(
 
     Args:
       codes: [h, w] int32: 0 nothing, 1..D detections, D + 1 + class stuff, D + 1 + S nothing.
-      class_ids: [D] int32 of the detections. scores: [D].
+      class_ids: [D] int32 of the detections. scores: [D]. stuff_scores: [S] by semantic class.
       thing_category_ids: [K] int32.
       stuff_category_ids: [S] int32; stuff whose category is -1 is left out.
       stuff_area_threshold_px: stuff with fewer pixels is left out.
@@ -64,7 +65,7 @@ def segment_table(
     categories = tf.concat([thing_categories, tf.constant(stuff_category_ids, tf.int32)], 0)
     is_thing = tf.range(things + stuff) < things
 
-    least = tf.where(is_thing, 1, max(1, stuff_area_threshold_px))
+    least = tf.where(is_thing, 1, tf.maximum(1, stuff_area_threshold_px))
     keep = (areas >= least) & (is_thing | (categories >= 0))  # [N]
     ids = tf.where(keep, tf.cumsum(tf.cast(keep, tf.int32)), 0)
     kept_first = tf.argsort(tf.where(keep, 0, 1), stable=True)
@@ -78,7 +79,7 @@ def segment_table(
         segment_ids=rows(ids),
         category_ids=rows(categories),
         is_thing=tf.gather(is_thing & keep, kept_first),
-        scores=rows(tf.concat([tf.cast(scores, tf.float32), tf.zeros([stuff])], 0)),
+        scores=rows(tf.concat([tf.cast(scores, tf.float32), stuff_scores], 0)),
         areas=rows(areas),
         boxes=rows(boxes, keep[:, tf.newaxis]),
     )

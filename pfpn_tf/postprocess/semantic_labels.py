@@ -66,6 +66,28 @@ def semantic_labels(logits: tf.Tensor, image_hw: tf.Tensor, original_hw: tf.Tens
     return tf.reshape(labels, [-1, original_hw[1]])[: original_hw[0]]
 
 
+def class_scores(logits: tf.Tensor, image_hw: tf.Tensor) -> tf.Tensor:
+    """How sure the network is of each class: its mean probability where it is the likeliest.
+
+    Args:
+      logits: [h4, w4, S] float at 1/4 of the padded input.
+      image_hw: [2] int32 content size.
+
+    Returns:
+      [S] float32, of the cells of the logits; 0 for a class that is nowhere the likeliest.
+    """
+    content_hw = -(-image_hw // SEMANTIC_STRIDE)
+    logits = logits[: content_hw[0], : content_hw[1]]
+    highest = tf.reduce_max(logits, -1, keepdims=True)
+    probs = 1.0 / tf.reduce_sum(tf.exp(logits - highest), -1)  # of the likeliest class
+    probs = tf.reshape(tf.where(tf.math.is_finite(probs), probs, 0.0), [-1])
+    classes = tf.reshape(tf.argmax(logits, -1, output_type=tf.int32), [-1])
+    sums = tf.math.unsorted_segment_sum(
+        tf.stack([probs, tf.ones_like(probs)], -1), classes, logits.shape[-1]
+    )  # [S, 2]
+    return tf.math.divide_no_nan(sums[:, 0], sums[:, 1])
+
+
 def _lines(output_size, content_size, logits_size) -> _Lines:
     """The three lines of the logits that each line of the original adds up, and their weights."""
 

@@ -3,14 +3,15 @@
 gRPC needs tensorflow-serving-api (the extra `serving`); REST needs nothing, not even TensorFlow.
 """
 
+import abc
 import base64
 import http.client
-import itertools
 import json
+import random
+import ssl
 import threading
 import time
-from concurrent import futures
-from typing import Any, Dict, List, NamedTuple, Sequence
+from typing import Any, Dict, Iterable, List, Mapping, Sequence, Tuple
 from urllib import parse
 
 import numpy as np
@@ -20,66 +21,153 @@ from pfpn_tf.utils.errors import UserError
 
 AVAILABLE = "AVAILABLE"
 GRPC_PORT, REST_PORT = 8500, 8501
+PAUSES_S = (0.2, 0.4, 0.8, 1.6, 3.2)
+"""Pauses before a request is repeated that a server could not take; each is drawn from half of it
+on, so that many clients do not come back all at once."""
 
 
 class ServerError(OSError):
     """The server does not answer, or not with what was asked for; the text says what to do."""
 
 
-def connect(url: str, model_name: str, timeout_s: float = 60.0):
+class Unavailable(ServerError):
+    """The server is not there, or has no room for the request at the moment."""
+
+
+def connect(url: str, model_name: str, timeout_s: float = 60.0, ca_file: str = "") -> "Connection":
     """A connection: `RestConnection` or `GrpcConnection`, by the scheme of the address.
 
     Args:
-      url: http://host:8501, https://host/some/path or grpc://host:8500.
+      url: http://host:8501, https://host/some/path, grpc://host:8500 or, with TLS, grpcs://host.
+        An IPv6 host stands in brackets.
       model_name: under which the server serves the model.
       timeout_s: for each request.
+      ca_file: PEM file with the certificates that a server's must be signed by; empty: the usual
+        authorities.
 
     Raises:
-      UserError: no such address.
+      UserError: no such address or file.
     """
-    parts = parse.urlsplit(url)
     try:
-        port = parts.port
+        parts = parse.urlsplit(url)
+        usable = bool(parts.hostname) and parts.port != 0
     except ValueError:
-        port = -1
-    if parts.scheme not in ("http", "https", "grpc") or not parts.hostname or port == -1:
-        raise UserError(f"--url={url} must be grpc://HOST:{GRPC_PORT} or http://HOST:{REST_PORT}.")
-    kind = GrpcConnection if parts.scheme == "grpc" else RestConnection
-    return kind(parts, model_name, timeout_s)
+        usable = False
+    if not usable or parts.scheme not in ("http", "https", "grpc", "grpcs"):
+        raise UserError(
+            f"--url={url} must be grpc://HOST:{GRPC_PORT} or http://HOST:{REST_PORT}, with TLS "
+            "grpcs:// or https://; an IPv6 address stands in brackets."
+        )
+    try:
+        authorities = open(ca_file, "rb").read() if ca_file else None
+    except OSError as error:
+        raise UserError(f"--ca_file={ca_file} cannot be read ({error.strerror}).") from None
+    kind = GrpcConnection if parts.scheme.startswith("grpc") else RestConnection
+    return kind(parts, model_name, timeout_s, authorities)
 
 
-class RestConnection:
-    """Talks to the REST interface. Threads may share it; each has its own socket."""
+class Connection(abc.ABC):
+    """What both protocols have in common. Threads may share a connection."""
 
-    def __init__(self, parts: parse.SplitResult, model_name: str, timeout_s: float):
+    _signature: str  # of panoptic maps of encoded images
+
+    def status(self) -> str:
+        """AVAILABLE when a version of the model answers, else the state of the newest.
+
+        Raises:
+          ServerError: no answer.
+        """
+        versions = sorted(self._versions())
+        states = [state for _, state in versions]
+        return AVAILABLE if AVAILABLE in states else states[-1] if states else "UNKNOWN"
+
+    @abc.abstractmethod
+    def metadata(self) -> Dict[str, Any]:
+        """What the model says about itself; see `module.metadata_json`."""
+
+    def predict(
+        self, images: Sequence[bytes], thresholds: Mapping[str, Any] = {}
+    ) -> List[Dict[str, Any]]:
+        """A reply for each encoded image; see the head of `results`.
+
+        Args:
+          images: files.
+          thresholds: of the fusion, in place of the export's: any of `score_threshold`,
+            `overlap_threshold` and `stuff_area_threshold_px`, one for all images or one for each.
+
+        Raises:
+          Refused: the request as a whole.
+          Unavailable: the server did not take it, with pauses of `PAUSES_S` between the attempts.
+          ServerError: no answer.
+        """
+        if not thresholds:
+            return self._patiently(self._signature, images, {})
+        own = self.metadata()
+        inputs = {
+            name: np.broadcast_to(thresholds.get(name, own[f"fusion_{name}"]), [len(images)])
+            for name in ("score_threshold", "overlap_threshold", "stuff_area_threshold_px")
+        }
+        inputs = {
+            k: v.astype(np.int32 if k.endswith("px") else np.float32) for k, v in inputs.items()
+        }
+        return self._patiently("serving_thresholds", images, inputs)
+
+    def predict_instances(self, images: Sequence[bytes]) -> List[Dict[str, Any]]:
+        """Instances in each encoded image, by the signature `serving_instances`; see `module`.
+
+        Raises:
+          As `predict`.
+        """
+        return self._patiently("serving_instances", images, {})
+
+    def _patiently(self, signature, images, inputs):
+        for pause_s in PAUSES_S:
+            try:
+                return self._ask(signature, images, inputs)
+            except Unavailable:
+                time.sleep(pause_s * random.uniform(0.5, 1.0))
+        return self._ask(signature, images, inputs)
+
+    @abc.abstractmethod
+    def _versions(self) -> Iterable[Tuple[int, str]]:
+        """(number, state) of each version that the server knows."""
+
+    @abc.abstractmethod
+    def _ask(self, signature: str, images, inputs) -> List[Dict[str, Any]]:
+        """A reply for each image; `inputs` are further ones of the signature, each [B]."""
+
+
+class RestConnection(Connection):
+    """Talks to the REST interface. Each thread has its own socket."""
+
+    _signature = "serving_rest"
+
+    def __init__(self, parts: parse.SplitResult, model_name: str, timeout_s: float, authorities):
         self._parts = parts
         self._path = f"{parts.path.rstrip('/')}/v1/models/{parse.quote(model_name)}"
         self._timeout_s = timeout_s
+        self._tls = None
+        if parts.scheme == "https":
+            text = authorities.decode("ascii") if authorities else None
+            self._tls = ssl.create_default_context(cadata=text)
         self._local = threading.local()
 
-    def status(self) -> str:
-        """State of the newest version, AVAILABLE when the model answers."""
-        versions = self._request("GET", self._path)["model_version_status"]
-        return max(versions, key=lambda version: int(version["version"]))["state"]
+    def _versions(self):
+        versions = self._request("GET", self._path).get("model_version_status", [])
+        return [(int(version["version"]), version["state"]) for version in versions]
 
     def metadata(self) -> Dict[str, Any]:
-        """What the model says about itself; see `module.metadata_json`."""
         return json.loads(self._predict("metadata", [{"request": ""}])[0])
 
-    def predict(self, images: Sequence[bytes]) -> List[Dict[str, Any]]:
-        """A reply for each encoded image; see the head of `results`.
-
-        Raises:
-          Refused: an image is damaged or too large.
-          ServerError: no answer.
-        """
-        encoded = [base64.b64encode(image).decode("ascii") for image in images]
-        rows = self._predict("serving_rest", [{"image_bytes": {"b64": text}} for text in encoded])
+    def _ask(self, signature, images, inputs):
+        columns = {name: values.tolist() for name, values in inputs.items()}
+        columns["image_bytes"] = [{"b64": base64.b64encode(image).decode()} for image in images]
+        rows = [dict(zip(columns, values)) for values in zip(*columns.values())]
         replies = []
-        for row in rows:
-            png = base64.b64decode(row.pop("panoptic_png_bytes")["b64"])
-            row = {name: np.asarray(value) for name, value in row.items()}
-            replies.append({"panoptic_png": png, **row})
+        for row in self._predict(signature, rows):
+            error = row.pop("error", "")
+            reply = {name.removesuffix("_bytes"): _from_json(value) for name, value in row.items()}
+            replies.append({**reply, "error": error})
         return replies
 
     def _predict(self, signature_name, instances):
@@ -107,16 +195,23 @@ class RestConnection:
             ) from None
         if status == 400:
             raise Refused(refusal(content.get("error", "")))
+        if status == http.client.SERVICE_UNAVAILABLE:
+            raise Unavailable(f"{self._parts.geturl()}{path}: {content.get('error', status)}")
         if status != 200:
             raise ServerError(f"{self._parts.geturl()}{path}: {content.get('error', status)}")
         return content
 
     def _send(self, method, path, body):
         if not hasattr(self._local, "socket"):
-            secure = self._parts.scheme == "https"
-            kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-            port = self._parts.port or (None if secure else REST_PORT)
-            self._local.socket = kind(self._parts.hostname, port, timeout=self._timeout_s)
+            host, port = self._parts.hostname, self._parts.port
+            if self._tls:
+                self._local.socket = http.client.HTTPSConnection(
+                    host, port, timeout=self._timeout_s, context=self._tls
+                )
+            else:
+                self._local.socket = http.client.HTTPConnection(
+                    host, port or REST_PORT, timeout=self._timeout_s
+                )
         try:
             self._local.socket.request(
                 method, path, body, {"Content-Type": "application/json"} if body else {}
@@ -130,16 +225,30 @@ class RestConnection:
 
     def _unreachable(self, error):
         if isinstance(error, TimeoutError):
-            text = f"no answer within {self._timeout_s:g} s; raise --timeout_s"
-        else:
-            text = f"{getattr(error, 'strerror', None) or error}; is the server running there?"
-        return ServerError(f"{self._parts.geturl()}: {text}")
+            return ServerError(
+                f"{self._parts.geturl()}: no answer within {self._timeout_s:g} s; raise --timeout_s"
+            )
+        if isinstance(error, ssl.SSLError):
+            return ServerError(f"{self._parts.geturl()}: {error}; see --ca_file")
+        text = getattr(error, "strerror", None) or error
+        return Unavailable(f"{self._parts.geturl()}: {text}; is the server running there?")
 
 
-class GrpcConnection:
-    """Talks to the gRPC interface. Threads may share it."""
+def _from_json(value):
+    """Bytes, a list of them, or an array."""
+    if isinstance(value, dict):
+        return base64.b64decode(value["b64"])
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return [_from_json(item) for item in value]
+    return np.asarray(value)
 
-    def __init__(self, parts: parse.SplitResult, model_name: str, timeout_s: float):
+
+class GrpcConnection(Connection):
+    """Talks to the gRPC interface."""
+
+    _signature = "serving_default"
+
+    def __init__(self, parts: parse.SplitResult, model_name: str, timeout_s: float, authorities):
         try:
             import grpc
             from tensorflow_serving.apis import (
@@ -165,32 +274,35 @@ class GrpcConnection:
             ("grpc.max_send_message_length", -1),
             ("grpc.max_receive_message_length", -1),
         ]
-        address = f"{parts.hostname}:{parts.port or GRPC_PORT}"
-        channel = grpc.insecure_channel(address, options=unlimited)
+        host = parts.hostname or ""
+        host = f"[{host}]" if ":" in host else host
+        if parts.scheme == "grpcs":
+            credentials = grpc.ssl_channel_credentials(authorities)
+            channel = grpc.secure_channel(f"{host}:{parts.port or 443}", credentials, unlimited)
+        else:
+            channel = grpc.insecure_channel(f"{host}:{parts.port or GRPC_PORT}", unlimited)
         self._prediction = prediction_service_pb2_grpc.PredictionServiceStub(channel)
         self._models = model_service_pb2_grpc.ModelServiceStub(channel)
 
-    def status(self) -> str:
-        """State of the newest version, AVAILABLE when the model answers."""
+    def _versions(self):
         request = self._status_request()
         request.model_spec.name = self._model_name
         versions = self._call(self._models.GetModelStatus, request).model_version_status
-        newest = max(versions, key=lambda version: version.version)
-        return type(newest).State.Name(newest.state)
+        return [(version.version, type(version).State.Name(version.state)) for version in versions]
 
     def metadata(self) -> Dict[str, Any]:
-        """What the model says about itself; see `module.metadata_json`."""
         return json.loads(self._predict("metadata", {"request": [""]})["metadata_json"][0])
 
-    def predict(self, images: Sequence[bytes]) -> List[Dict[str, Any]]:
-        """A reply for each encoded image; see the head of `results`.
-
-        Raises:
-          Refused: an image is damaged or too large.
-          ServerError: no answer.
-        """
-        outputs = self._predict("serving_default", {"image_bytes": list(images)})
-        return [{name: value[i] for name, value in outputs.items()} for i in range(len(images))]
+    def _ask(self, signature, images, inputs):
+        outputs = self._predict(signature, {"image_bytes": list(images), **inputs})
+        errors = outputs.pop("error", [b""] * len(images))
+        return [
+            {
+                **{name.removesuffix("_bytes"): value[i] for name, value in outputs.items()},
+                "error": errors[i].decode(),
+            }
+            for i in range(len(images))
+        ]
 
     def _predict(self, signature_name, inputs):
         request = self._predict_request()
@@ -209,83 +321,10 @@ class GrpcConnection:
             if error.code() == codes.INVALID_ARGUMENT:
                 raise Refused(refusal(error.details())) from None
             if error.code() == codes.UNAVAILABLE:
-                text = f"{error.details()}; is the server running there?"
-            elif error.code() == codes.DEADLINE_EXCEEDED:
+                text = f"{self._url}: {error.details()}; is the server running there?"
+                raise Unavailable(text) from None
+            if error.code() == codes.DEADLINE_EXCEEDED:
                 text = f"no answer within {self._timeout_s:g} s; raise --timeout_s"
             else:
                 text = f"{error.code().name}: {error.details()}"
             raise ServerError(f"{self._url}: {text}") from None
-
-
-class Latencies(NamedTuple):
-    """What `measure` found.
-
-    Attributes:
-      seconds: of each request, in the order of their ends.
-      total_seconds: from the first request to the last answer.
-      images_per_request: images in each.
-    """
-
-    seconds: List[float]
-    total_seconds: float
-    images_per_request: int
-
-    def summary(self) -> Dict[str, float]:
-        """Percentiles in milliseconds, and images per second."""
-        percentiles = {
-            f"p{p}_ms": round(1000 * float(np.percentile(self.seconds, p)), 2)
-            for p in (50, 90, 95, 99)
-        }
-        images = len(self.seconds) * self.images_per_request
-        return {
-            "requests": len(self.seconds),
-            "mean_ms": round(1000 * float(np.mean(self.seconds)), 2),
-            **percentiles,
-            "max_ms": round(1000 * max(self.seconds), 2),
-            "images_per_second": round(images / self.total_seconds, 2),
-        }
-
-
-def measure(
-    connection,
-    images: Sequence[bytes],
-    num_requests: int,
-    concurrency: int = 1,
-    images_per_request: int = 1,
-    progress=lambda: None,
-) -> Latencies:
-    """Sends requests and takes their times, after one per thread that does not count.
-
-    Args:
-      connection: from `connect`.
-      images: encoded; used in turn.
-      num_requests: in all.
-      concurrency: requests on their way at the same time.
-      images_per_request: images in each.
-      progress: called after each request.
-
-    Raises:
-      Refused, ServerError: from the first request that fails; the others are given up.
-    """
-    endless = itertools.cycle(images)
-    requests = [
-        [next(endless) for _ in range(images_per_request)]
-        for _ in range(num_requests + concurrency)
-    ]
-
-    def send(request):
-        start = time.perf_counter()
-        connection.predict(request)
-        return time.perf_counter() - start
-
-    seconds = []
-    pool = futures.ThreadPoolExecutor(concurrency)
-    try:
-        list(pool.map(send, requests[:concurrency]))
-        start = time.perf_counter()
-        for done in futures.as_completed([pool.submit(send, r) for r in requests[concurrency:]]):
-            seconds.append(done.result())
-            progress()
-        return Latencies(seconds, time.perf_counter() - start, images_per_request)
-    finally:
-        pool.shutdown(cancel_futures=True)

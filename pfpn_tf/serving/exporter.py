@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import tempfile
+import uuid
 from typing import Any, Dict, Mapping, Optional, Tuple
 
 import tensorflow as tf
@@ -121,13 +122,14 @@ def export(module: module_lib.PanopticModule, export_dir: str) -> Dict[str, Any]
       Signature name to concrete function.
 
     Raises:
-      UserError: the directory exists and is not empty.
+      UserError: the directory exists and is not empty, or the extra `serving` is not installed.
     """
-    export_dir = os.path.abspath(export_dir)
     check_target(export_dir)
+    model_name = os.path.basename(os.path.dirname(os.path.abspath(export_dir)))
+    export_dir = os.path.realpath(export_dir)
     parent = os.path.dirname(export_dir)
-    os.makedirs(parent, exist_ok=True)
-    temporary = tempfile.mkdtemp(prefix=f".{os.path.basename(export_dir)}.", dir=parent)
+    temporary = os.path.join(parent, f".{uuid.uuid4().hex}.tmp")
+    os.makedirs(temporary)
     try:
         signatures = module.signatures()
         with tempfile.TemporaryDirectory() as assets:
@@ -145,11 +147,11 @@ def export(module: module_lib.PanopticModule, export_dir: str) -> Dict[str, Any]
                 tf.saved_model.save(content, temporary, signatures=signatures, options=options)
         server_files.write(
             temporary,
-            os.path.basename(parent),
+            model_name,
+            signatures,
             module.config.export.allowed_batch_sizes,
             module.config.export.batch_timeout_micros,
         )
-        os.chmod(temporary, 0o755)
         if os.path.isdir(export_dir):
             os.rmdir(export_dir)
         os.rename(temporary, export_dir)
@@ -175,7 +177,8 @@ def errors_only():
 
 
 def check_target(export_dir: str) -> None:
-    """Raises UserError if something is in the way at `export_dir`."""
+    """Raises UserError if something is in the way at `export_dir`, or a package is missing."""
+    server_files.check_installed()
     if os.path.exists(export_dir) and (not os.path.isdir(export_dir) or os.listdir(export_dir)):
         raise UserError(
             f"--export_dir={export_dir} exists already; give a new one, say the next "

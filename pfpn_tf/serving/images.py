@@ -1,8 +1,7 @@
 """Encoded images to pixels, in graph, for input that nobody has checked.
 
 The size is read from the file's header and tested before anything of that size is allocated. What
-is no image, or a damaged one, ends in `tf.errors.InvalidArgumentError` that says which image of the
-batch it is, and why.
+is no image, or a damaged one, gives an error text, so that the others of its batch are answered.
 
 JPEG (grey, CMYK, progressive), PNG (grey, palette, alpha, 16 bit), GIF (first frame) and BMP. The
 EXIF orientation of JPEG and PNG is applied. Alpha is dropped; 16-bit values keep their high byte.
@@ -10,7 +9,7 @@ EXIF orientation of JPEG and PNG is applied. Alpha is dropped; 16-bit values kee
 Shapes: n bytes of a file · h, w size of the upright image.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Tuple
 
 import tensorflow as tf
 
@@ -19,6 +18,7 @@ MAX_SIDE = 65535
 
 # JPEG, PNG, GIF, BMP
 _STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM")
+_BMP = 3  # index in _STARTS
 _MAX_STEPS = 16384  # bounds the scan of a file made of empty segments, chunks or blocks
 _MAX_EXIF_ENTRIES = 1024
 _ORIENTATION_TAG = 0x0112
@@ -28,12 +28,15 @@ class Header(NamedTuple):
     """What a file says about itself.
 
     Attributes:
+      error: [] string, why the file cannot be decoded; empty if it may be. The others count only
+        then.
       format: [] int32, index into `_STARTS`.
       hw: [2] int32 size of the upright image.
       orientation: [] int32 EXIF orientation 1..8; 1 is upright.
       num_bytes: [] int32, how much of the file its first picture takes.
     """
 
+    error: tf.Tensor
     format: tf.Tensor
     hw: tf.Tensor
     orientation: tf.Tensor
@@ -43,34 +46,17 @@ class Header(NamedTuple):
     def signature(cls) -> "Header":
         """`tf.TensorSpec`s of a header."""
         one = tf.TensorSpec([], tf.int32)
-        return cls(one, tf.TensorSpec([2], tf.int32), one, one)
+        return cls(tf.TensorSpec([], tf.string), one, tf.TensorSpec([2], tf.int32), one, one)
 
 
-def read_header(image_bytes: tf.Tensor, max_pixels: int, index=0) -> Header:
-    """Format, size and orientation, without decoding.
+def read_header(image_bytes: tf.Tensor, max_pixels: int) -> Header:
+    """Format, size and orientation of a file ([] string), without decoding.
 
-    Args:
-      image_bytes: [] string.
-      max_pixels: larger images are refused.
-      index: [] int, the image's place in the batch, for messages.
-
-    Raises (when the graph runs):
-      InvalidArgumentError: no JPEG, PNG, GIF or BMP, no size in it, or too large.
+    Images of more than `max_pixels` are an error.
     """
-    data = _Bytes(image_bytes, index)
+    data = _Bytes(image_bytes)
     matches = tf.stack([tf.strings.substr(image_bytes, 0, len(s)) == s for s in _STARTS])
-    webp = (data.big(0, 4) == _word(b"RIFF")) & (data.big(8, 4) == _word(b"WEBP"))
-    checks = [
-        data.check(~webp, "WebP is not supported; send it as JPEG, PNG, GIF or BMP"),
-        data.check(
-            tf.reduce_any(matches) | webp,
-            "not a JPEG, PNG, GIF or BMP image; it has {} bytes and begins with {}",
-            data.size,
-            data.at(tf.range(4)),
-        ),
-    ]
-    with tf.control_dependencies(checks):
-        kind = tf.argmax(tf.cast(matches, tf.int32), output_type=tf.int32)
+    kind = tf.argmax(tf.cast(matches, tf.int32), output_type=tf.int32)
     height, width, orientation, num_bytes = tf.switch_case(
         kind,
         [
@@ -81,38 +67,46 @@ def read_header(image_bytes: tf.Tensor, max_pixels: int, index=0) -> Header:
         ],
     )
     pixels = tf.cast(height, tf.int64) * tf.cast(width, tf.int64)
-    checks = [
-        data.check(
-            (height > 0) & (width > 0),
+    webp = (data.big(0, 4) == _word(b"RIFF")) & (data.big(8, 4) == _word(b"WEBP"))
+    error = _first_error(
+        (webp, "WebP is not supported; send it as JPEG, PNG, GIF or BMP"),
+        (
+            ~tf.reduce_any(matches),
+            "not a JPEG, PNG, GIF or BMP image; it has {} bytes and begins with {}",
+            data.size,
+            data.at(tf.range(4)),
+        ),
+        (
+            (kind == _BMP) & ~_is_plain_bmp(data),
+            "the BMP is cut off, compressed or of the OS/2 kind; send it as PNG",
+        ),
+        (
+            (height <= 0) | (width <= 0),
             "no size in the header of the image, which has {} bytes; is the file cut off?",
             data.size,
         ),
-        data.check(
-            (pixels <= max_pixels) & (height <= MAX_SIDE) & (width <= MAX_SIDE),
+        (
+            (pixels > max_pixels) | (height > MAX_SIDE) | (width > MAX_SIDE),
             "the image is too large: {} x {} (height x width); at most %d pixels and %d a side"
             % (max_pixels, MAX_SIDE),
             height,
             width,
         ),
-    ]
-    with tf.control_dependencies(checks):
-        hw = tf.where(orientation >= 5, tf.stack([width, height]), tf.stack([height, width]))
-    return Header(kind, hw, orientation, num_bytes)
+    )
+    hw = tf.where(orientation >= 5, tf.stack([width, height]), tf.stack([height, width]))
+    return Header(error, kind, hw, orientation, num_bytes)
 
 
-def decode_upright(image_bytes: tf.Tensor, header: Header, index=0) -> tf.Tensor:
-    """The pixels of a file whose header has been read and accepted.
+def decode_upright(image_bytes: tf.Tensor, header: Header) -> Tuple[tf.Tensor, tf.Tensor]:
+    """The pixels of a file whose header has no error.
 
     Args:
       image_bytes: [] string.
       header: from `read_header` of the same bytes.
-      index: [] int, the image's place in the batch, for messages.
 
     Returns:
-      [h, w, 3] uint8 RGB.
-
-    Raises (when the graph runs):
-      InvalidArgumentError: the pixel data are damaged.
+      (image [h, w, 3] uint8 RGB, error [] string): of damaged pixel data one black pixel, with an
+      error that is not empty.
     """
 
     def decode(content):
@@ -130,27 +124,29 @@ def decode_upright(image_bytes: tf.Tensor, header: Header, index=0) -> tf.Tensor
         )
         return tf.ensure_shape(image, [None, None, 3])
 
-    # The number of bytes ties the decoder to the header: being stateless, it could otherwise run
-    # before the size check. The data set makes an empty image of a decoder's error, which would not
-    # tell which image of the batch it is about.
+    # An error of the decoder would fail the whole batch; the data set makes an empty image of it.
     content = tf.data.Dataset.from_tensors(tf.strings.substr(image_bytes, 0, header.num_bytes))
     nothing = tf.data.Dataset.from_tensors(tf.zeros([0, 0, 3], tf.uint8))
     decoded = content.map(decode).ignore_errors().concatenate(nothing).take(1)
     image = _turn(decoded.get_single_element(), header.orientation)
-    intact = _check(
-        tf.reduce_all(tf.shape(image)[:2] == header.hw),
-        index,
-        "the pixel data are damaged or cut off; the header says {} (height, width)",
-        header.hw,
-    )
-    with tf.control_dependencies([intact]):
-        return tf.identity(image)
+    damaged = tf.reduce_any(tf.shape(image)[:2] != header.hw)
+    message = "the pixel data are damaged or cut off; the header says {} (height, width)"
+    error = _first_error((damaged, message, header.hw))
+    return tf.cond(damaged, lambda: tf.zeros([1, 1, 3], tf.uint8), lambda: image), error
 
 
-def _check(condition, index, text, *values):
-    """An assertion whose message names the image; {} in the text stand for the values."""
-    message = tf.strings.format("image_bytes[{}]: " + text, (index, *values))
-    return tf.debugging.Assert(condition, [message])
+@tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
+def upright_pixels(image_bytes: tf.Tensor) -> tf.Tensor:
+    """[h, w, 3] uint8 RGB of a file ([] string) that a model has answered: what the model saw."""
+    return decode_upright(image_bytes, read_header(image_bytes, MAX_SIDE**2))[0]
+
+
+def _first_error(*checks):
+    """The text of the first (wrong, text, *values) that is wrong, with the values for its {}."""
+    error = tf.constant("")
+    for wrong, text, *values in reversed(checks):
+        error = tf.where(wrong, tf.strings.format(text, tuple(values)), error)
+    return error
 
 
 def _word(four_bytes):
@@ -160,14 +156,10 @@ def _word(four_bytes):
 class _Bytes:
     """Random access to a file's bytes; zero past the end."""
 
-    def __init__(self, image_bytes, index):
+    def __init__(self, image_bytes):
         self.size = tf.strings.length(image_bytes)
-        self._index = index
         # One byte more, so that an empty file has something to gather from.
         self._data = tf.io.decode_raw(image_bytes + b"\0", tf.uint8)
-
-    def check(self, condition, text, *values):
-        return _check(condition, self._index, text, *values)
 
     def at(self, position):
         """Bytes at any positions, int32."""
@@ -253,11 +245,12 @@ def _gif_header(data):
 
 
 def _bmp_header(data):
-    plain = (data.little(14, 4) >= 40) & ((data.little(30, 4) == 0) | (data.little(30, 4) == 3))
-    check = data.check(plain, "the BMP is cut off, compressed or of the OS/2 kind; send it as PNG")
-    with tf.control_dependencies([check]):
-        height = tf.abs(data.little(22, 4))  # negative: top row first
+    height = tf.abs(data.little(22, 4))  # negative: top row first
     return height, data.little(18, 4), tf.constant(1), data.size
+
+
+def _is_plain_bmp(data):
+    return (data.little(14, 4) >= 40) & ((data.little(30, 4) == 0) | (data.little(30, 4) == 3))
 
 
 def _jpeg_header(data):
@@ -303,7 +296,7 @@ def _exif_orientation(data, start):
 def _decode_bmp(image_bytes):
     """24 bits, 32 bits (alpha is dropped), or 8 bits with a palette."""
     image = tf.io.decode_bmp(image_bytes)
-    data = _Bytes(image_bytes, 0)
+    data = _Bytes(image_bytes)
     # Entries of the palette are B, G, R, 0, after the headers.
     entries = data.at(14 + data.little(14, 4) + 4 * tf.range(256)[:, None] + tf.constant([2, 1, 0]))
     return tf.cond(

@@ -3,27 +3,32 @@
 Preprocessing, network and fusion in one graph of stock TensorFlow operations. Signatures, all with
 a leading batch axis, dtypes in brackets:
 
-    serving_default  image_bytes [string]   -> panoptic_png [string], table
-    serving_rest     image_bytes            -> panoptic_png_bytes, table: REST encodes outputs in
-                                               base64 where the name ends in _bytes
-    panoptic         images [uint8]         -> panoptic_ids [int32 B, h, w], table
-    instances        images                 -> num_instances, boxes, scores, category_ids,
-                                               masks [uint8 B, D, h, w]
-    semantic         images                 -> semantic_labels [int32 B, h, w]
-    network          images                 -> what the heads give, at the size of the network input
-    metadata         request [string]       -> metadata_json [string], whatever the request says
+    serving_default     image_bytes [string] -> panoptic_png [string], table, error [string]
+    serving_rest        image_bytes          -> panoptic_png_bytes, table, error
+    serving_thresholds  image_bytes, score_threshold, overlap_threshold [float32],
+                        stuff_area_threshold_px [int32] -> as serving_rest
+    serving_instances   image_bytes          -> num_instances, boxes, scores, category_ids,
+                                                windows, masks_png_bytes [string B, D], error
+    panoptic            images [uint8]       -> panoptic_ids [int32 B, h, w], table
+    semantic            images               -> semantic_labels [int32 B, h, w]
+    network             images               -> what the heads give, at the network's size
+    metadata            request [string]     -> metadata_json [string], whatever the request says
 
-`images` is [B, h, w, 3] RGB; `image_bytes` [B] may hold images of different sizes and formats. An
-answer does not depend on the other images of its batch.
+`images` is [B, h, w, 3] RGB; `image_bytes` [B] may hold images of different sizes and formats, and
+thresholds are [B]. An answer does not depend on the other images of its batch: `error` is empty, or
+it says why this image cannot be answered, whose row is then empty. REST encodes outputs in base64
+where the name ends in _bytes, which gRPC does not need.
 
 The table: num_segments [B], then per segment segment_ids, category_ids, is_thing, scores, areas
 [B, N] and boxes [B, N, 4] yxyx in pixels of the original image. N is --max_segments; rows from
 num_segments on are zero. panoptic_png is the COCO encoding: id = R + 256 G + 65536 B, 0 is void.
 
+Instances fall in score. windows [int32 B, D, 4] are the whole pixels around the boxes, yxyx, and a
+mask is a grey PNG of that window, 255 inside.
+
 Shapes: B images · h, w original size · H, W padded size · D detections · N table rows.
 """
 
-import functools
 import json
 import math
 from typing import Callable, Dict
@@ -33,13 +38,17 @@ import tensorflow as tf
 import pfpn_tf
 from pfpn_tf import config as config_lib
 from pfpn_tf import structures
-from pfpn_tf.data import categories, preprocess
+from pfpn_tf.data import categories
 from pfpn_tf.postprocess import fusion, instances, segment_table, semantic_labels
-from pfpn_tf.serving import images as images_lib
+from pfpn_tf.serving.inputs import Inputs
 from pfpn_tf.utils.errors import UserError
 
 _IMAGES = tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")
 _IMAGE_BYTES = tf.TensorSpec([None], tf.string, name="image_bytes")
+_SCORE_THRESHOLD = tf.TensorSpec([None], tf.float32, name="score_threshold")
+_OVERLAP_THRESHOLD = tf.TensorSpec([None], tf.float32, name="overlap_threshold")
+_STUFF_AREA_THRESHOLD = tf.TensorSpec([None], tf.int32, name="stuff_area_threshold_px")
+_THRESHOLDS = [tf.TensorSpec([None], dtype) for dtype in (tf.float64, tf.float64, tf.int32)]
 _MASK_SCORE = tf.TensorSpec([], tf.float64)
 _EVERY_SCORE, _NO_SCORE = -math.inf, math.inf
 _TABLE = ("segment_ids", "category_ids", "is_thing", "scores", "areas", "boxes")
@@ -82,6 +91,7 @@ class PanopticModule(tf.Module):
         self.config = config
         self._info = info
         self._fusion = fusion.fusion_settings(info, config.model)
+        self._inputs = Inputs(config)
         self.metadata_text = metadata_json(config, info)
         self._has_instances = config.model.task in ("panoptic", "instance")
         self._has_semantics = config.model.task in ("panoptic", "semantic")
@@ -99,85 +109,102 @@ class PanopticModule(tf.Module):
         functions = {
             "serving_default": self.serving_default,
             "serving_rest": self.serving_rest,
+            "serving_thresholds": self.serving_thresholds,
             "panoptic": self.panoptic,
             "network": self.network,
             "metadata": self.metadata,
         }
         if self._has_instances:
-            functions["instances"] = self.instances
+            functions["serving_instances"] = self.serving_instances
         if self._has_semantics:
             functions["semantic"] = self.semantic
         return {name: function.get_concrete_function() for name, function in functions.items()}
 
     @tf.function(input_signature=[_IMAGE_BYTES], autograph=False)
     def serving_default(self, image_bytes):
-        limit = self.config.export.max_image_pixels
-        batch_size = tf.size(image_bytes)
-        some = tf.debugging.Assert(batch_size > 0, ["image_bytes is empty; send an image or more"])
-        with tf.control_dependencies([some]):
-            index = tf.range(batch_size)
-        headers = tf.map_fn(
-            lambda item: images_lib.read_header(item[0], limit, item[1]),
-            (image_bytes, index),
-            fn_output_signature=images_lib.Header.signature(),
+        number = tf.shape(image_bytes)
+        return self._panoptic_of_files(
+            image_bytes, *(tf.fill(number, threshold) for threshold in self._thresholds())
         )
-        image_hw, padded_hw = self._network_sizes(headers.hw)
 
-        def answer(index):
-            """The replies for the images of the batch at these places, all of one padded size."""
-            of_group = functools.partial(tf.gather, indices=index)
-            hw, original_hw = of_group(image_hw), of_group(headers.hw)
-            inputs = self._prepare_each(
-                lambda item: images_lib.decode_upright(*item),
-                (of_group(image_bytes), tf.nest.map_structure(of_group, headers), index),
-                hw,
-                of_group(padded_hw)[0],
-            )
-            outputs = self._network(inputs, hw, self._fused_score)
+    @tf.function(input_signature=[_IMAGE_BYTES], autograph=False)
+    def serving_rest(self, image_bytes):
+        return _for_rest(self.serving_default(image_bytes))
 
-            def one_image(image_outputs, hw, full_hw):
-                result = self._fuse(image_outputs, hw, full_hw)
+    @tf.function(
+        input_signature=[_IMAGE_BYTES, _SCORE_THRESHOLD, _OVERLAP_THRESHOLD, _STUFF_AREA_THRESHOLD],
+        autograph=False,
+    )
+    def serving_thresholds(
+        self, image_bytes, score_threshold, overlap_threshold, stuff_area_threshold_px
+    ):
+        number = tf.size(image_bytes)
+        given = (score_threshold, overlap_threshold, stuff_area_threshold_px)
+        checks = [
+            tf.debugging.Assert(tf.size(t) == number, ["each image needs one of each threshold"])
+            for t in given
+        ]
+        with tf.control_dependencies(checks):
+            score, overlap = (tf.cast(t, tf.float64) for t in given[:2])
+        # Masks are left out below the lowest threshold of a group, so no threshold may be NaN.
+        score = tf.where(tf.math.is_nan(score), tf.constant(_NO_SCORE, tf.float64), score)
+        return _for_rest(
+            self._panoptic_of_files(image_bytes, score, overlap, stuff_area_threshold_px)
+        )
+
+    # As a function of its own it is in the file once, though several signatures call it.
+    @tf.function(input_signature=[_IMAGE_BYTES, *_THRESHOLDS], autograph=False)
+    def _panoptic_of_files(self, image_bytes, *thresholds):
+        def of_group(inputs, hw, original_hw, places):
+            of_images = [tf.gather(threshold, places) for threshold in thresholds]
+            outputs = self._network(inputs, hw, tf.reduce_min(of_images[0]))
+
+            def one_image(image_outputs, hw, full_hw, *thresholds):
+                result = self._fuse(image_outputs, hw, full_hw, *thresholds)
                 return result._replace(panoptic_ids=encode_panoptic_png(result.panoptic_ids))
 
             signature = segment_table.result_signature(outputs)
             signature = signature._replace(panoptic_ids=tf.TensorSpec([], tf.string))
-            result = fusion.map_images(one_image, outputs, hw, original_hw, signature)
+            result = fusion.map_images(one_image, outputs, hw, original_hw, signature, *of_images)
             return {"panoptic_png": result.panoptic_ids, **self._table(result)}
 
-        most_pixels = self.config.export.network_batch_pixels
-        return _by_padded_size(answer, padded_hw, most_pixels, self._reply_signature())
-
-    @tf.function(input_signature=[_IMAGE_BYTES], autograph=False)
-    def serving_rest(self, image_bytes):
-        reply = self.serving_default(image_bytes)
-        return {"panoptic_png_bytes": reply.pop("panoptic_png"), **reply}
+        signature = {"panoptic_png": tf.TensorSpec([], tf.string), **self._table_signature()}
+        return self._inputs.of_files(image_bytes, of_group, signature)
 
     @tf.function(input_signature=[_IMAGES], autograph=False)
     def panoptic(self, images):
-        image_hw, padded_hw, original_hw = self._sizes_of_images(images)
+        thresholds = self._thresholds()
 
-        def answer(index):
-            """The replies for some images of the batch."""
-            of_group = functools.partial(tf.gather, indices=index)
-            hw, full_hw = of_group(image_hw), of_group(original_hw)
-            inputs = self._prepare_each(lambda image: image, of_group(images), hw, padded_hw[0])
-            outputs = self._network(inputs, hw, self._fused_score)
-            signature = segment_table.result_signature(outputs)
-            result = fusion.map_images(self._fuse, outputs, hw, full_hw, signature)
+        def of_group(inputs, hw, original_hw, places):
+            outputs = self._network(inputs, hw, thresholds[0])
+            result = fusion.map_images(
+                lambda *image: self._fuse(*image, *thresholds),
+                outputs,
+                hw,
+                original_hw,
+                segment_table.result_signature(outputs),
+            )
             return {"panoptic_ids": result.panoptic_ids, **self._table(result)}
 
         signature = self._table_signature()
         signature["panoptic_ids"] = tf.TensorSpec([None, None], tf.int32)
-        most_pixels = self.config.export.network_batch_pixels
-        return _by_padded_size(answer, padded_hw, most_pixels, signature)
+        return self._inputs.of_images(images, of_group, signature)
 
-    @tf.function(input_signature=[_IMAGES], autograph=False)
-    def instances(self, images):
-        outputs, image_hw, original_hw = self._run(images, _EVERY_SCORE)
+    @tf.function(input_signature=[_IMAGE_BYTES], autograph=False)
+    def serving_instances(self, image_bytes):
         width = self.config.model.max_detections
+        signature = {
+            "num_instances": tf.TensorSpec([], tf.int32),
+            "boxes": tf.TensorSpec([width, 4], tf.float32),
+            "scores": tf.TensorSpec([width], tf.float32),
+            "category_ids": tf.TensorSpec([width], tf.int32),
+            "windows": tf.TensorSpec([width, 4], tf.int32),
+            "masks_png_bytes": tf.TensorSpec([width], tf.string),
+        }
 
         def one_image(image_outputs, hw, full_hw):
-            found, masks = instances.paste_instances(image_outputs.detections, hw, full_hw)
+            found = instances.place_instances(image_outputs.detections, hw, full_hw)
+            windows = instances.box_windows(found.boxes)
             class_ids = tf.maximum(found.class_ids, 0)
             category_ids = tf.gather(tf.constant(self._fusion.thing_category_ids), class_ids)
             return {
@@ -185,17 +212,15 @@ class PanopticModule(tf.Module):
                 "boxes": tf.ensure_shape(found.boxes, [width, 4]),
                 "scores": found.scores,
                 "category_ids": tf.where(found.class_ids < 0, 0, category_ids),
-                "masks": masks,
+                "windows": tf.ensure_shape(windows, [width, 4]),
+                "masks_png_bytes": _mask_pngs(found, windows),
             }
 
-        signature = {
-            "num_instances": tf.TensorSpec([], tf.int32),
-            "boxes": tf.TensorSpec([width, 4], tf.float32),
-            "scores": tf.TensorSpec([width], tf.float32),
-            "category_ids": tf.TensorSpec([width], tf.int32),
-            "masks": tf.TensorSpec([width, None, None], tf.uint8),
-        }
-        return fusion.map_images(one_image, outputs, image_hw, original_hw, signature)
+        def of_group(inputs, hw, original_hw, places):
+            outputs = self._network(inputs, hw, _EVERY_SCORE)
+            return fusion.map_images(one_image, outputs, hw, original_hw, signature)
+
+        return self._inputs.of_files(image_bytes, of_group, signature)
 
     @tf.function(input_signature=[_IMAGES], autograph=False)
     def semantic(self, images):
@@ -234,75 +259,28 @@ class PanopticModule(tf.Module):
         targets = self.config.model.semantic_targets
         return things + (self._info.num_semantic_classes(targets) if self._has_semantics else 0)
 
-    @property
-    def _fused_score(self):
-        """Fusion leaves out what has a lower score, so that the mask head may leave it out, too."""
-        return self.config.model.fusion_score_threshold
-
     @tf.function(input_signature=[_IMAGES, _MASK_SCORE], autograph=False)
     def _run(self, images, mask_score):
-        image_hw, padded_hw, original_hw = self._sizes_of_images(images)
-        with tf.control_dependencies([image_hw]):  # not before the sizes are known to be right
-            inputs = self._prepare_each(lambda image: image, images, image_hw, padded_hw[0])
+        inputs, image_hw, original_hw = self._inputs.together(images)
         return self._network(inputs, image_hw, mask_score), image_hw, original_hw
 
-    def _sizes_of_images(self, images):
-        """[B, h, w, 3] uint8 -> sizes [B, 2], all equal: content, padded, original."""
-        shape = tf.shape(images)
-        limit = self.config.export.max_image_pixels
-        pixels = tf.cast(shape[1], tf.int64) * tf.cast(shape[2], tf.int64)
-        fits = tf.debugging.Assert(
-            (shape[0] > 0) & (pixels > 0) & (pixels <= limit),
-            [
-                "Image missing, empty or too large: images, height, width",
-                shape[:3],
-                "; most pixels",
-                limit,
-            ],
-        )
-        with tf.control_dependencies([fits]):
-            original_hw = tf.tile(shape[tf.newaxis, 1:3], [shape[0], 1])
-        return *self._network_sizes(original_hw), original_hw
-
-    def _network_sizes(self, original_hw):
-        """[B, 2] original sizes -> [B, 2] content sizes, [B, 2] padded sizes."""
-        data = self.config.data
-        image_hw = preprocess.resized_hw(original_hw, data.eval_min_side, data.eval_max_side)
-        return image_hw, preprocess.padded_hw(image_hw, data.size_divisor)
-
-    def _prepare_each(self, decode, items, image_hw, padded_hw):
-        """Network input [B, H, W, 3] from what `decode` makes images [h, w, 3] of.
-
-        Args:
-          decode: function of one of the items.
-          items: structure of [B, ...].
-          image_hw: [B, 2]. padded_hw: [2].
+    def _thresholds(self):
+        """Those of the run, as `_fuse` takes them. Fusion leaves out what has a lower score than
+        the first, so that the mask head may leave it out, too.
         """
-        data = self.config.data
-
-        def prepare(item):
-            item, hw = item
-            image = preprocess.resize_image(decode(item), hw)
-            image = preprocess.normalize(image, data.pixel_mean, data.pixel_std)
-            return preprocess.pad_to(image, padded_hw)
-
-        # One after the other: the images of a group would take their memory all at once, and the
-        # operations themselves use every core.
-        return tf.map_fn(
-            prepare,
-            (items, image_hw),
-            fn_output_signature=tf.TensorSpec([None, None, 3], tf.float32),
-            parallel_iterations=1,
+        settings = self._fusion
+        return (
+            tf.constant(settings.score_threshold, tf.float64),
+            tf.constant(settings.overlap_threshold, tf.float64),
+            tf.constant(settings.stuff_area_threshold_px, tf.int32),
         )
 
-    # As a function of its own it is in the file once, though several signatures call it.
     @tf.function(autograph=False)
-    def _fuse(self, image_outputs, hw, full_hw):
-        return fusion.fuse_image(image_outputs, hw, full_hw, self._fusion)
-
-    def _reply_signature(self) -> Dict[str, tf.TensorSpec]:
-        """`tf.TensorSpec`s of one image's reply in `serving_default`."""
-        return {"panoptic_png": tf.TensorSpec([], tf.string), **self._table_signature()}
+    def _fuse(self, image_outputs, hw, full_hw, score, overlap, stuff_area_px):
+        settings = self._fusion._replace(
+            score_threshold=score, overlap_threshold=overlap, stuff_area_threshold_px=stuff_area_px
+        )
+        return fusion.fuse_image(image_outputs, hw, full_hw, settings)
 
     def _table_signature(self):
         """`tf.TensorSpec`s of one image's table."""
@@ -327,56 +305,26 @@ class PanopticModule(tf.Module):
         return table
 
 
-def _by_padded_size(function, padded_hw, most_pixels, signature):
-    """Calls `function` for the images of each padded size, some at a time.
+def _for_rest(reply):
+    return {"panoptic_png_bytes": reply.pop("panoptic_png"), **reply}
 
-    An image is never padded further for a larger one in its batch: the padding reaches into group
-    normalisation and to the borders of the content, so an answer would depend on who else asks.
 
-    Args:
-      function: of [n] int32 places in the batch, to a structure of [n, ...] tensors.
-      padded_hw: [B, 2] int32.
-      most_pixels: of the images of one call, if they are more than one.
-      signature: structure of one image's `tf.TensorSpec`s.
+def _mask_pngs(found, windows):
+    """[D] string: a grey PNG of each instance's window; empty in padded rows."""
+    probs = instances.mask_probabilities(found.mask_logits)
 
-    Returns:
-      The structure, with a leading B, in the order of the batch.
-    """
-    # A loop, not a branch for equal sizes beside one for mixed ones: the network stays in the graph
-    # once.
-    sides = tf.cast(padded_hw, tf.int64)
-    _, size = tf.unique(sides[:, 0] * 2**32 + sides[:, 1])  # [B]
-    index = tf.range(tf.size(size))
-    earlier = (size[:, None] == size) & (index[:, None] > index)  # [B, B]
-    rank = tf.math.count_nonzero(earlier, axis=1)  # [B] among the images of its size
-    together = tf.maximum(most_pixels // (sides[:, 0] * sides[:, 1]), 1)  # [B]
-    calls, group = tf.unique(tf.cast(size, tf.int64) * 2**32 + rank // together)
-    num_groups = tf.size(calls)
-    specs = tf.nest.flatten(signature)
-    arrays = tuple(
-        tf.TensorArray(spec.dtype, num_groups, infer_shape=False, element_shape=[None, *spec.shape])
-        for spec in specs
-    )
+    def encode(item):
+        index, prob, box, window = item
 
-    def run_group(i, arrays):
-        places = tf.cast(tf.where(tf.equal(group, i))[:, 0], tf.int32)
-        values = tf.nest.flatten(function(places))
-        return i + 1, tuple(array.write(i, value) for array, value in zip(arrays, values))
+        def png():
+            mask = instances.paste_window(prob, box, window)
+            return tf.io.encode_png(255 * tf.cast(mask, tf.uint8)[..., tf.newaxis])
 
-    # While one call does what cannot be divided among the cores, another keeps them busy.
-    _, arrays = tf.while_loop(
-        lambda i, _: i < num_groups,
-        run_group,
-        (0, arrays),
-        parallel_iterations=2,
-    )
-    # Groups lie one after the other; within them, images are in order.
-    back = tf.argsort(tf.argsort(group, stable=True))
-    values = [
-        tf.ensure_shape(tf.gather(array.concat(), back), [None, *spec.shape])
-        for array, spec in zip(arrays, specs)
-    ]
-    return tf.nest.pack_sequence_as(signature, values)
+        return tf.cond(index < found.num_detections, png, lambda: "")
+
+    boxes = tf.cast(found.boxes, tf.float64)
+    items = (tf.range(tf.shape(boxes)[0]), probs, boxes, windows)
+    return tf.map_fn(encode, items, fn_output_signature=tf.TensorSpec([], tf.string))
 
 
 def encode_panoptic_png(panoptic_ids: tf.Tensor) -> tf.Tensor:
@@ -407,6 +355,7 @@ def metadata_json(config: config_lib.Config, info: categories.DatasetInfo) -> st
             "eval_max_side": data.eval_max_side,
             "max_image_pixels": config.export.max_image_pixels,
             "max_segments": config.export.max_segments,
+            "max_request_images": config.export.max_request_images,
         },
         ensure_ascii=False,
     )

@@ -1,16 +1,19 @@
 """Panoptic predictions of image files or a video, by a network in this process."""
 
+import contextlib
 import glob
 import json
 import os
+import uuid
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
 
 import cv2
 import numpy as np
 import tensorflow as tf
 
+from pfpn_tf.data import predictions
 from pfpn_tf.data.categories import DatasetInfo
-from pfpn_tf.serving import exporter, results
+from pfpn_tf.serving import exporter, images, results
 from pfpn_tf.utils.errors import UserError
 
 
@@ -30,17 +33,14 @@ class Predictor(NamedTuple):
     info: DatasetInfo
 
     def answer(self, image_bytes: bytes) -> Dict[str, Any]:
-        """The reply for one encoded image, as arrays.
+        """The reply for one encoded image, as arrays; see the head of `results`.
 
         Raises:
-          results.Refused: it cannot be decoded, or is too large.
+          results.Refused: there is no memory for it.
         """
-        try:
-            reply = self.serving_default(tf.constant([image_bytes]))
-        except tf.errors.InvalidArgumentError as error:
-            raise results.Refused(results.refusal(str(error))) from None
-        reply = {name: value[0].numpy() for name, value in reply.items()}
-        return {**reply, "panoptic_png": bytes(reply["panoptic_png"])}
+        reply = _as_arrays(lambda: self.serving_default(tf.constant([image_bytes])))
+        error = bytes(reply["error"]).decode()
+        return {**reply, "panoptic_png": bytes(reply["panoptic_png"]), "error": error}
 
     def answer_pixels(self, image: np.ndarray) -> Dict[str, Any]:
         """The reply for one image [h, w, 3] uint8 RGB, as arrays; with `panoptic_png` of it.
@@ -48,12 +48,16 @@ class Predictor(NamedTuple):
         Raises:
           results.Refused: it is too large.
         """
-        try:
-            reply = self.panoptic(tf.constant(image[None]))
-        except tf.errors.InvalidArgumentError as error:
-            raise results.Refused(results.refusal(str(error))) from None
-        reply = {name: value[0].numpy() for name, value in reply.items()}
+        reply = _as_arrays(lambda: self.panoptic(tf.constant(image[None])))
         return {"panoptic_png": results.encode_ids(reply.pop("panoptic_ids")), **reply}
+
+
+def _as_arrays(ask):
+    """The only reply in the batch of one that `ask` returns."""
+    try:
+        return {name: value[0].numpy() for name, value in ask().items()}
+    except (tf.errors.InvalidArgumentError, tf.errors.ResourceExhaustedError) as error:
+        raise results.Refused(results.refusal(str(error))) from None
 
 
 def load_saved_model(directory: str) -> Predictor:
@@ -129,10 +133,12 @@ def predict_files(
       progress: called after each file.
 
     Returns:
-      The files that could not be read or decoded; the others are done all the same.
+      The files that could not be read, decoded, drawn or written; the others are done all the
+      same.
     """
-    writer = results.Writer(output_dir, predictor.info, overlays, replies)
-    return results.answer_files(paths, predictor.answer, writer, progress=progress)
+    decode = lambda content: images.upright_pixels(content).numpy()  # noqa: E731
+    with results.Writer(output_dir, predictor.info, overlays, replies) as writer:
+        return results.answer_files(paths, predictor.answer, decode, writer, progress=progress)
 
 
 class Video:
@@ -196,31 +202,31 @@ def predict_video(
     Raises:
       OSError: the video cannot be written.
     """
-    writer = results.Writer(output_dir, predictor.info, overlays=False, replies=replies)
-    film = _Film(os.path.join(output_dir, f"{name}_overlay.mp4"), video.frames_per_second)
-
-    def write(item, reply):
-        index, frame = item
-        if save_predictions or replies:
-            frame_name = f"{name}_{index:06d}"
-            writer.write(frame_name, f"{frame_name}.png", lambda: frame, reply)
-        if overlays:
-            ids = results.decode_ids(reply["panoptic_png"])
-            segments = results.segments_info(reply)
-            film.add(results.draw(frame, ids, segments, predictor.info))
-
     count = 0
-    with film:
-        for _ in results.overlapped(
-            enumerate(video.frames()),
-            lambda item: item[1],
-            predictor.answer_pixels,
-            write,
-        ):
+    with contextlib.ExitStack() as outputs:
+        writer, film = None, None
+        if save_predictions or replies:
+            writer = outputs.enter_context(
+                results.Writer(output_dir, predictor.info, overlays=False, replies=replies)
+            )
+        if overlays:
+            path = os.path.join(output_dir, f"{name}_overlay.mp4")
+            film = outputs.enter_context(_Film(path, video.frames_per_second))
+
+        def write(item, reply):
+            index, frame = item
+            if writer:
+                frame_name = f"{name}_{index:06d}"
+                writer.write(frame_name, f"{frame_name}.png", lambda: frame, reply)
+            if film:
+                ids = results.decode_ids(reply["panoptic_png"])
+                segments = predictions.segments_info(reply)
+                film.add(results.draw(frame, ids, segments, predictor.info))
+
+        frames = enumerate(video.frames())
+        for _ in results.overlapped(frames, lambda item: item[1], predictor.answer_pixels, write):
             count += 1
             progress()
-    if save_predictions or replies:
-        writer.finish()
     return count
 
 
@@ -228,10 +234,13 @@ class _Film:
     """An MP4 file that bears its name only when it is complete."""
 
     def __init__(self, path, frames_per_second):
-        self._path = path
+        self._path = os.path.realpath(path)
         self._rate = frames_per_second
-        self._temporary = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}")
+        # OpenCV takes the format from the suffix.
+        name = f".{uuid.uuid4().hex}.mp4"
+        self._temporary = os.path.join(os.path.dirname(self._path), name)
         self._writer = None
+        self._count = 0
 
     def __enter__(self):
         return self
@@ -245,12 +254,18 @@ class _Film:
             if not self._writer.isOpened():
                 raise OSError(f"{self._path}: OpenCV cannot write this video.")
         self._writer.write(np.ascontiguousarray(image[..., ::-1]))
+        self._count += 1
 
     def __exit__(self, kind, value, trace):
         if self._writer is None:
             return
         self._writer.release()
-        if kind is None:
-            os.replace(self._temporary, self._path)
-        else:
-            os.unlink(self._temporary)
+        try:
+            if kind is None:
+                # OpenCV does not say when it fails to write.
+                if cv2.VideoCapture(self._temporary).get(cv2.CAP_PROP_FRAME_COUNT) < self._count:
+                    raise OSError(f"{self._path}: not all frames were written; is the disk full?")
+                os.replace(self._temporary, self._path)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._temporary)

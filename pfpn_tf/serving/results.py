@@ -6,16 +6,19 @@ OUTPUT/pictures/NAME_overlay.png   the same over the image, for people
 OUTPUT/replies/NAME.json           if asked for: what TensorFlow Serving's REST interface replies
 
 A reply is that of the signature `serving_default` for one image: name to array, `panoptic_png` to
-bytes. No TensorFlow here: clients use this, too.
+bytes, `error` to str. No TensorFlow here: clients use this, too.
 """
 
 import base64
 import collections
+import contextlib
 import glob
 import io
 import itertools
 import json
 import os
+import re
+import stat
 from concurrent import futures
 from typing import (
     Any,
@@ -27,22 +30,34 @@ from typing import (
     List,
     Mapping,
     NamedTuple,
+    Optional,
     Sequence,
+    Tuple,
 )
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
+from pfpn_tf.data import panoptic_png, predictions
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.utils import visualize
 from pfpn_tf.utils.errors import UserError
 from pfpn_tf.utils.files import atomic_write
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif"),
+    *(".webp", ".tif", ".tiff", ".ppm", ".pgm"),
+    # Nothing here reads these, so they are named as files without a prediction.
+    *(".avif", ".heic", ".heif", ".jp2"),
+)
+_BY_PILLOW = ("WEBP", "TIFF", "PPM")
 _DIRECT = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM")  # what the model decodes
 _AHEAD = 4  # items read, and results written, while the network works
 _PICTURE_SIDE = 1000  # overlays of smaller images are enlarged towards this
+_NAME_BYTES = 200  # of a name, so that NAME_overlay.png is within the 255 of file systems
+
+encode_ids = panoptic_png.encode_ids
 
 
 class Failure(NamedTuple):
@@ -58,8 +73,9 @@ class Refused(UserError):
 
 def refusal(message: str) -> str:
     """The sentence in an error of TensorFlow, or of a server, that says what is wrong."""
-    text = message.partition("assertion failed: [")[2].partition("\n")[0].rpartition("]")[0]
-    return text.removeprefix("image_bytes[0]: ") or message
+    return message.partition("assertion failed: [")[2].partition("\n")[0].rpartition("]")[0] or (
+        message
+    )
 
 
 def find_images(patterns: Sequence[str]) -> List[str]:
@@ -96,23 +112,34 @@ def find_images(patterns: Sequence[str]) -> List[str]:
 
 
 def read_image(path: str) -> bytes:
-    """The bytes of an image file, as PNG if the model cannot decode its format (WebP and others).
+    """The bytes of an image file, as PNG if the model cannot decode its format (WebP, TIFF, ...).
 
     Raises:
-      OSError: it cannot be read.
+      OSError, ValueError: it cannot be read.
     """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError("not a regular file")
     with open(path, "rb") as f:
         content = f.read()
-    if content and not content.startswith(_DIRECT):
-        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
-        if pixels is not None:
-            return cv2.imencode(".png", pixels)[1].tobytes()
-    return content
+    if content.startswith(_DIRECT):
+        return content
+    try:
+        pixels = upright_pixels(content, _BY_PILLOW)
+    except Image.UnidentifiedImageError:
+        return content  # The model says what is wrong with it.
+    except Exception as error:  # Damaged files lead Pillow to many kinds of errors.
+        raise ValueError(f"cannot be decoded: {error}") from None
+    return cv2.imencode(".png", pixels[..., ::-1])[1].tobytes()
 
 
-def upright_pixels(image_bytes: bytes) -> np.ndarray:
-    """[h, w, 3] uint8 RGB of an encoded image, turned as its EXIF orientation asks."""
-    with Image.open(io.BytesIO(image_bytes)) as stored:
+def upright_pixels(image_bytes: bytes, formats: Optional[Tuple[str, ...]] = None) -> np.ndarray:
+    """[h, w, 3] uint8 RGB of an encoded image, turned as its EXIF orientation asks, by Pillow.
+
+    Args:
+      image_bytes: the file.
+      formats: those that it may have, by Pillow's names.
+    """
+    with Image.open(io.BytesIO(image_bytes), formats=formats) as stored:
         image = ImageOps.exif_transpose(stored)
         if image.mode.startswith("I"):  # 16 bits, of which Pillow would keep the lower 8
             high = (np.asarray(image).astype(np.int64) >> 8).astype(np.uint8)
@@ -121,36 +148,8 @@ def upright_pixels(image_bytes: bytes) -> np.ndarray:
 
 
 def decode_ids(png: bytes) -> np.ndarray:
-    """[h, w] int32 segment ids of a panoptic PNG."""
-    bgr = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
-    assert bgr is not None  # The exported network has encoded it.
-    channels = bgr.astype(np.int32)
-    return channels[..., 2] + 256 * channels[..., 1] + 65536 * channels[..., 0]
-
-
-def encode_ids(panoptic_ids: np.ndarray) -> bytes:
-    """The panoptic PNG of [h, w] segment ids."""
-    channels = np.stack([panoptic_ids >> 16, panoptic_ids >> 8, panoptic_ids], -1) & 255
-    return cv2.imencode(".png", channels.astype(np.uint8))[1].tobytes()
-
-
-def segments_info(reply: Mapping[str, Any]) -> List[Dict[str, Any]]:
-    """COCO's segments_info of one image's table: `bbox` is x, y, w, h; things have `score`."""
-    segments = []
-    for i in range(int(reply["num_segments"])):
-        y0, x0, y1, x1 = (int(c) for c in reply["boxes"][i])
-        segment = {
-            "id": int(reply["segment_ids"][i]),
-            "category_id": int(reply["category_ids"][i]),
-            "isthing": int(reply["is_thing"][i]),
-            "area": int(reply["areas"][i]),
-            "bbox": [x0, y0, x1 - x0, y1 - y0],
-            "iscrowd": 0,
-        }
-        if segment["isthing"]:
-            segment["score"] = round(float(reply["scores"][i]), 6)
-        segments.append(segment)
-    return segments
+    """[h, w] int32 segment ids of a reply's panoptic PNG."""
+    return panoptic_png.decode_ids(png, "The reply's map").astype(np.int32)
 
 
 def rest_reply(reply: Mapping[str, Any]) -> Dict[str, Any]:
@@ -207,71 +206,102 @@ def overlapped(
 
 
 class Writer:
-    """Writes the files named at the head of this module.
+    """Writes the files named at the head of this module; a context manager.
 
-    Args:
-      output_dir: made if need be.
-      info: the dataset's categories.
-      overlays: whether to draw pictures.
-      replies: whether to write REST replies.
+    predictions.json gets its name when the block ends, with or without an error: it then holds what
+    has been written so far.
     """
 
     def __init__(
         self, output_dir: str, info: DatasetInfo, overlays: bool = True, replies: bool = False
     ):
+        """Opens predictions.json.
+
+        Args:
+          output_dir: made if need be.
+          info: the dataset's categories.
+          overlays: whether to draw pictures.
+          replies: whether to write REST replies.
+        """
+        self.count = 0
         self._output_dir = output_dir
         self._info = info
         self._overlays = overlays
         self._replies = replies
-        self._images: List[Dict[str, Any]] = []
-        self._annotations: List[Dict[str, Any]] = []
+        self._image_ids: set = set()
+        self._error: Optional[OSError] = None
+        self._predictions = predictions.PredictionWriter(
+            output_dir, info.coco_categories(), instances=False, panoptic_name="predictions"
+        ).__enter__()
 
-    def write(self, name: str, file_name: str, pixels: Callable[[], np.ndarray], reply):
-        """Files of one image, and its entries for `finish`.
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.finish()
+
+    def finish(self) -> None:
+        """Ends predictions.json, unless it could not be written; nothing more can be written."""
+        self._predictions.__exit__(type(self._error) if self._error else None, self._error, None)
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether predictions.json could not be written, so that entries of images are lost."""
+        return self._error is not None
+
+    def write(self, name: str, file_name: str, pixels: Callable[[], np.ndarray], reply) -> None:
+        """All files of one image, or none, and its entries in predictions.json.
 
         Args:
           name: of its files, without suffix; a number becomes the image id.
           file_name: of the image.
           pixels: returns the image, [h, w, 3] uint8, if it is to be drawn on.
           reply: see the head of this module.
+
+        Raises:
+          OSError, ValueError: one of them cannot be drawn or written.
         """
-        segments = segments_info(reply)
-        png = reply["panoptic_png"]
-        self._write_bytes(os.path.join("predictions", f"{name}.png"), png)
-        ids = decode_ids(png)
+        ids = decode_ids(reply["panoptic_png"])
+        segments = predictions.segments_info(reply)
+        contents = {}
         if self._overlays:
             drawn = draw(pixels(), ids, segments, self._info)
-            encoded = cv2.imencode(".png", np.ascontiguousarray(drawn[..., ::-1]))[1].tobytes()
-            self._write_bytes(os.path.join("pictures", f"{name}_overlay.png"), encoded)
+            picture = cv2.imencode(".png", np.ascontiguousarray(drawn[..., ::-1]))[1].tobytes()
+            contents[os.path.join("pictures", f"{name}_overlay.png")] = picture
         if self._replies:
-            with atomic_write(os.path.join(self._output_dir, "replies", f"{name}.json")) as f:
-                json.dump(rest_reply(reply), f)
-        image_id = int(name) if name.isdigit() else name
-        self._images.append(
-            {
-                "id": image_id,
-                "file_name": file_name,
-                "height": ids.shape[0],
-                "width": ids.shape[1],
-            }
-        )
-        self._annotations.append(
-            {"image_id": image_id, "file_name": f"{name}.png", "segments_info": segments}
-        )
+            text = json.dumps(rest_reply(reply))
+            contents[os.path.join("replies", f"{name}.json")] = text.encode()
+        with contextlib.ExitStack() as written:
+            for path, content in contents.items():
+                path = os.path.join(self._output_dir, path)
+                with atomic_write(path, "wb") as f:
+                    f.write(content)
+                written.callback(os.unlink, path)
+            try:
+                self._predictions.add_panoptic(
+                    self._image_id(name, file_name),
+                    reply["panoptic_png"],
+                    segments,
+                    file_name=f"{name}.png",
+                    image={"file_name": file_name, "height": ids.shape[0], "width": ids.shape[1]},
+                )
+            except OSError as error:
+                if error.filename is None:  # Not of the map, whose error has its name.
+                    error.filename = os.path.join(self._output_dir, "predictions.json")
+                    self._error = error
+                raise
+            written.pop_all()  # Nothing has failed, so the files stay.
+        self.count += 1
 
-    def finish(self):
-        """Writes predictions.json."""
-        content = {
-            "images": self._images,
-            "annotations": self._annotations,
-            "categories": self._info.coco_categories(),
-        }
-        with atomic_write(os.path.join(self._output_dir, "predictions.json")) as f:
-            json.dump(content, f, ensure_ascii=False)
-
-    def _write_bytes(self, path, content):
-        with atomic_write(os.path.join(self._output_dir, path), "wb") as f:
-            f.write(content)
+    def _image_id(self, name, file_name):
+        """A number if the name is one that no other image has, else a text."""
+        image_id = int(name) if re.fullmatch("[0-9]{1,18}", name) else name
+        if image_id in self._image_ids:
+            image_id = file_name
+        while image_id in self._image_ids:
+            image_id = f"{image_id}_2"
+        self._image_ids.add(image_id)
+        return image_id
 
 
 def draw(image: np.ndarray, ids: np.ndarray, segments, info: DatasetInfo) -> np.ndarray:
@@ -283,6 +313,7 @@ def draw(image: np.ndarray, ids: np.ndarray, segments, info: DatasetInfo) -> np.
 def answer_files(
     paths: Sequence[str],
     answer: Callable[[bytes], Mapping[str, Any]],
+    decode: Callable[[bytes], np.ndarray],
     writer: Writer,
     workers: int = 1,
     progress: Callable[[], None] = lambda: None,
@@ -292,28 +323,32 @@ def answer_files(
     Args:
       paths: image files.
       answer: encoded image to reply; raises `Refused`.
-      writer: where the answers go; its `finish` is called.
+      decode: encoded image to the pixels that the model saw, for pictures.
+      writer: where the answers go.
       workers: how many answers are asked for at a time.
       progress: called after each file.
 
     Returns:
-      The files that could not be read or are refused; the others are done all the same.
+      The files that could not be read, are refused, or could not be drawn or written; the others
+      are done all the same.
     """
     names = unique_names(paths)
 
     def load(path):
         try:
             return read_image(path)
-        except OSError as error:
-            return Failure(path, error.strerror or str(error))
+        except _OF_ONE_FILE as error:
+            return Failure(path, _reason(error, path))
 
     def work(image_bytes):
         if isinstance(image_bytes, Failure):
             return image_bytes
         try:
-            return image_bytes, answer(image_bytes)
+            reply = answer(image_bytes)
         except Refused as error:
             return error
+        reason = reply.get("error")
+        return Refused(reason) if reason else (image_bytes, reply)
 
     def write(path, result):
         if isinstance(result, Failure):
@@ -321,23 +356,38 @@ def answer_files(
         if isinstance(result, Refused):
             return Failure(path, str(result))
         image_bytes, reply = result
-        writer.write(
-            names[path], os.path.basename(path), lambda: upright_pixels(image_bytes), reply
-        )
+        try:
+            writer.write(names[path], os.path.basename(path), lambda: decode(image_bytes), reply)
+        except _OF_ONE_FILE as error:
+            if writer.is_broken:
+                raise
+            return Failure(path, _reason(error, path))
+        return None
 
     failures = []
     for failure in overlapped(paths, load, work, write, workers):
         failures += [failure] if failure else []
         progress()
-    writer.finish()
     return failures
 
 
+_OF_ONE_FILE = (OSError, ValueError, MemoryError, cv2.error)
+"""What reading, drawing and writing a file raise."""
+
+
+def _reason(error, path):
+    """What is wrong, with the name of the file if it is another one than `path`."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    file_name = getattr(error, "filename", None)
+    return f"{file_name}: {text}" if file_name not in (None, path) else text
+
+
 def unique_names(paths: Sequence[str]) -> Dict[str, str]:
-    """path -> its name without suffix, numbered where that name occurs twice."""
+    """path -> its name without suffix; shortened if too long, numbered if it occurs twice."""
     names, taken = {}, set()
     for path in paths:
         stem = os.path.splitext(os.path.basename(path))[0]
+        stem = os.fsencode(stem)[:_NAME_BYTES].decode(errors="ignore")
         name, count = stem, 1
         while name.lower() in taken:
             count += 1

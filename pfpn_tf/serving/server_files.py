@@ -1,12 +1,24 @@
-"""What TensorFlow Serving reads beside the model itself, in the version directory."""
+"""What TensorFlow Serving reads beside the model itself, in the version directory.
+
+BATCHING: sizes of the batches that the server makes of waiting requests.
+
+WARMUP: requests that the server replays before it calls the model available. The first request of
+each signature and batch size makes the runtime plan and allocate, which takes seconds; no client
+waits for that.
+"""
 
 import os
-from typing import Sequence
+from typing import Any, Iterable, List, Mapping, Sequence, Tuple
 
-from pfpn_tf.serving import warmup
+import cv2
+import numpy as np
+import tensorflow as tf
+
+from pfpn_tf.utils.errors import UserError
 from pfpn_tf.utils.files import atomic_write
 
 BATCHING = "batching_params.pbtxt"
+WARMUP = os.path.join("assets.extra", "tf_serving_warmup_requests")
 
 _BATCHING_TEXT = """\
 # Read by TensorFlow Serving with --enable_batching --enable_per_model_batching_parameters.
@@ -25,6 +37,52 @@ num_batch_threads {{ value: 1 }}
 """
 
 
+def check_installed() -> None:
+    """Raises UserError where tensorflow-serving-api is missing, whose messages warm-up takes."""
+    _messages()
+
+
+def _messages():
+    try:
+        from tensorflow_serving.apis import prediction_log_pb2
+    except ImportError as error:
+        raise UserError(
+            f'An export needs tensorflow-serving-api ({error}): pip install -e ".[serving]"'
+        ) from None
+    return prediction_log_pb2
+
+
+def write(
+    version_dir: str,
+    model_name: str,
+    signatures: Iterable[str],
+    batch_sizes: Sequence[int],
+    timeout_micros: int,
+) -> None:
+    """Writes warm-up requests and batching parameters into the directory of an export.
+
+    Args:
+      version_dir: with saved_model.pb.
+      model_name: under which the server will serve it.
+      signatures: names of those that the model has.
+      batch_sizes: allowed ones, rising.
+      timeout_micros: see `batching_params`.
+    """
+    with atomic_write(os.path.join(version_dir, BATCHING)) as f:
+        f.write(batching_params(batch_sizes, timeout_micros))
+    path = os.path.join(version_dir, WARMUP)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with tf.io.TFRecordWriter(path) as writer:
+        for signature_name, inputs in warmup_requests(signatures, batch_sizes):
+            log = _messages().PredictionLog()
+            request = log.predict_log.request
+            request.model_spec.name = model_name
+            request.model_spec.signature_name = signature_name
+            for name, value in inputs.items():
+                request.inputs[name].CopyFrom(tf.make_tensor_proto(value))
+            writer.write(log.SerializeToString())
+
+
 def batching_params(batch_sizes: Sequence[int], timeout_micros: int) -> str:
     """A BatchingParameters message as text.
 
@@ -39,17 +97,34 @@ def batching_params(batch_sizes: Sequence[int], timeout_micros: int) -> str:
     )
 
 
-def write(version_dir: str, model_name: str, batch_sizes: Sequence[int], timeout_micros: int):
-    """Writes warm-up requests and batching parameters into the directory of an export.
+def warmup_requests(
+    signatures: Iterable[str], batch_sizes: Iterable[int], hw: Tuple[int, int] = (480, 640)
+) -> List[Tuple[str, Mapping[str, Any]]]:
+    """Requests to replay, (signature, inputs): each batch size of the default, one image of the
+    others that take files.
 
     Args:
-      version_dir: with saved_model.pb.
-      model_name: under which the server will serve it.
-      batch_sizes: allowed ones, rising.
-      timeout_micros: see `batching_params`.
+      signatures: names of those that the model has.
+      batch_sizes: that the server will use.
+      hw: size of the images; the network input then has the shape of most photos.
     """
-    with atomic_write(os.path.join(version_dir, BATCHING)) as f:
-        f.write(batching_params(batch_sizes, timeout_micros))
-    warmup.write(
-        os.path.join(version_dir, warmup.PATH), model_name, warmup.requests_for(batch_sizes)
-    )
+    image = drawn_jpeg(*hw)
+    thresholds = {
+        "score_threshold": np.array([0.5], np.float32),
+        "overlap_threshold": np.array([0.5], np.float32),
+        "stuff_area_threshold_px": np.array([4096], np.int32),
+    }
+    requests: List[Tuple[str, Mapping[str, Any]]] = [
+        *(("serving_default", {"image_bytes": [image] * size}) for size in batch_sizes),
+        ("serving_rest", {"image_bytes": [image]}),
+        ("serving_thresholds", {"image_bytes": [image], **thresholds}),
+        ("serving_instances", {"image_bytes": [image]}),
+    ]
+    return [(name, inputs) for name, inputs in requests if name in signatures]
+
+
+def drawn_jpeg(height: int, width: int) -> bytes:
+    """A JPEG of coloured patches with soft edges, as busy as a photo."""
+    patches = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
+    image = cv2.resize(patches, (width, height), interpolation=cv2.INTER_CUBIC)
+    return cv2.imencode(".jpg", image)[1].tobytes()

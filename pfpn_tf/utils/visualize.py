@@ -15,6 +15,7 @@ Color = Tuple[int, int, int]
 
 THING_OPACITY = 0.5
 STUFF_OPACITY = 0.38
+VOID_BRIGHTNESS = 0.45
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _CAP_HEIGHT = 22.0  # of that font at scale 1, in pixels
 
@@ -31,7 +32,8 @@ def overlay_panoptic(
 
     Args:
       image: [h, w, 3] uint8.
-      panoptic_ids: [h, w] segment ids; 0 is void and stays as it is.
+      panoptic_ids: [h, w] segment ids; void, which is 0 or not in `segments`, is dark grey with
+        stripes.
       segments: dicts with `id` and `category_id`, and perhaps `score` (written beside the name)
         and `iscrowd`.
       info: `DatasetInfo`, for names and colours.
@@ -39,7 +41,12 @@ def overlay_panoptic(
 
     Returns:
       [h * scale, w * scale, 3] uint8.
+
+    Raises:
+      ValueError: image and map differ in size.
     """
+    if image.shape[:2] != panoptic_ids.shape:
+        raise ValueError(f"The image is {image.shape[:2]}, its map {panoptic_ids.shape}.")
     image, ids = _enlarge(image, panoptic_ids, scale)
     colors = segment_colors(segments, info)
     known = {int(s["id"]): i for i, s in enumerate(segments)}
@@ -48,15 +55,15 @@ def overlay_panoptic(
     order = position[index].reshape(ids.shape)  # [h, w] index of the segment, -1 for none
 
     things = [bool(info.by_id[int(s["category_id"])].is_thing) for s in segments]
+    text_px = _text_height(image.shape)
     # The last row answers for index -1.
-    fill = np.array(list(colors) + [(0, 0, 0)], np.float32)[order]
-    opacity = np.array([THING_OPACITY if t else STUFF_OPACITY for t in things] + [0.0], np.float32)[
-        order
-    ]
+    fill = np.array([*colors, (0, 0, 0)], np.float32)[order]
+    opacities = [THING_OPACITY if t else STUFF_OPACITY for t in things]
+    opacity = np.array([*opacities, 0.0], np.float32)[order]
     canvas = image + (fill - image) * opacity[..., None]
+    canvas = np.where(order[..., None] < 0, _striped_grey(image, text_px), canvas)
     canvas = np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
 
-    text_px = _text_height(image.shape)
     parts = [_Part.of(order, i) for i in range(len(segments))]
     for i, part in sorted(enumerate(parts), key=lambda item: things[item[0]]):
         if part is not None:
@@ -96,9 +103,8 @@ def overlay_instances(
         part = _Part.of(enlarged.astype(np.int32) - 1, 0)
         if part is None:
             continue
-        window = canvas[
-            part.top : part.top + part.mask.shape[0], part.left : part.left + part.mask.shape[1]
-        ]
+        height, width = part.mask.shape
+        window = canvas[part.top : part.top + height, part.left : part.left + width]
         inside = part.mask > 0
         window[inside] = (
             window[inside] * (1 - THING_OPACITY) + np.array(color, np.float32) * THING_OPACITY
@@ -111,13 +117,7 @@ def overlay_instances(
     for box, caption, color in zip(boxes, captions, colors):
         y0, x0 = (int(round(float(c) * scale)) for c in box[:2])
         width, height = _tag_size(caption, text_px)
-        spots = [
-            (y0 - height, x0),
-            (y0, x0),
-            (y0 + height, x0),
-            (y0 - 2 * height, x0),
-            (y0 + 2 * height, x0),
-        ]
+        spots = [(y0 + lines * height, x0) for lines in (-1, 0, 1, -2, 2)]
         spot = placed.first_free(spots, width, height)
         if caption and spot is not None:
             _draw_tag(canvas, caption, spot, color, text_px)
@@ -184,11 +184,8 @@ def legend(
 ) -> np.ndarray:
     """Colour swatches with names, in as many columns as the width has room for."""
     pad = text_px // 2
-    cell = (
-        max([_text_size(_plain(name), text_px)[0] for name, _ in entries] or [1])
-        + 2 * text_px
-        + 2 * pad
-    )
+    widest = max([_text_size(_plain(name), text_px)[0] for name, _ in entries] or [1])
+    cell = widest + 2 * text_px + 2 * pad
     columns = max(1, width // cell)
     line = text_px + 2 * pad
     rows = -(-len(entries) // columns)
@@ -229,6 +226,14 @@ def _shade(color, n):
     return tuple(
         int(round(255 * c)) for c in colorsys.hls_to_rgb(hue, lightness, max(saturation, 0.45))
     )
+
+
+def _striped_grey(image, text_px):
+    """What void looks like: no object is grey with stripes."""
+    grey = VOID_BRIGHTNESS * image.mean(-1, keepdims=True)  # [h, w, 1]
+    height, width = image.shape[:2]
+    diagonal = np.arange(height)[:, None] + np.arange(width)  # [h, w]
+    return np.where((diagonal % text_px < text_px // 3)[..., None], 0.6 * grey, grey)
 
 
 def _lighter(color, share):
@@ -358,16 +363,8 @@ def _text_size(text, text_px):
 
 
 def _put_text(canvas, text, base, color, text_px):
-    cv2.putText(
-        canvas,
-        text,
-        (base[1], base[0]),
-        _FONT,
-        text_px / _CAP_HEIGHT,
-        color,
-        _thickness(text_px),
-        cv2.LINE_AA,
-    )
+    scale, thickness = text_px / _CAP_HEIGHT, _thickness(text_px)
+    cv2.putText(canvas, text, base[::-1], _FONT, scale, color, thickness, cv2.LINE_AA)
 
 
 def _tag_size(caption, text_px):
@@ -384,13 +381,8 @@ def _draw_tag(canvas, caption, spot, color, text_px):
     plate[:] = plate * 0.25 + np.float32([14, 14, 18]) * 0.75
     plate[:, : max(2, text_px // 4)] = color
     pad = max(2, text_px // 3)
-    _put_text(
-        canvas,
-        _plain(caption),
-        (top + pad + text_px, left + pad + max(1, text_px // 6)),
-        (255, 255, 255),
-        text_px,
-    )
+    base = (top + pad + text_px, left + pad + max(1, text_px // 6))
+    _put_text(canvas, _plain(caption), base, (255, 255, 255), text_px)
 
 
 def _title_bar(title, width, picture_height):

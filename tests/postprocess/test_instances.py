@@ -30,7 +30,16 @@ def expected_masks(detections, image_hw, original_hw):
     return keep, boxes[keep], [reference.paste(probs[i], boxes[i], original_hw) for i in keep]
 
 
-PASTE_IN_GRAPH = tf.function(instances.paste_instances, autograph=False)
+def paste_placed(detections, image_hw, original_hw):
+    """The instances of `place_instances` and their masks [D, h, w]."""
+    placed = instances.place_instances(detections, image_hw, original_hw)
+    windows = instances.box_windows(placed.boxes)
+    probs = instances.mask_probabilities(placed.mask_logits)
+    masks = np.zeros([len(windows), *original_hw], np.uint8)
+    for mask, prob, box, window in zip(masks, probs, placed.boxes, windows):
+        y0, x0, y1, x1 = window.numpy()
+        mask[y0:y1, x0:x1] = instances.paste_window(prob, tf.cast(box, tf.float64), window)
+    return placed, masks
 
 
 def check_both(detections, image_hw, original_hw):
@@ -40,7 +49,7 @@ def check_both(detections, image_hw, original_hw):
     np.testing.assert_array_equal(lazy.scores, detections.scores[keep])
     np.testing.assert_array_equal(lazy.class_ids, detections.class_ids[keep])
     assert len(lazy.masks) == len(keep)
-    placed, dense = PASTE_IN_GRAPH(
+    placed, dense = paste_placed(
         tf.nest.map_structure(tf.constant, detections),
         tf.constant(image_hw),
         tf.constant(original_hw),

@@ -26,12 +26,14 @@ def fuse(
     score_threshold=0.5,
     overlap_threshold=0.5,
     stuff_area_threshold=4096,
+    stuff_scores=(0.0,) * 256,
 ):
     """The paper's heuristic for one image.
 
     Args:
       boxes [D, 4] yxyx in the input, scores [D] falling, class_ids [D], mask_logits [D, P, P];
       labels [h, w]. thing_ids, stuff_ids: category ids by class; -1 in stuff_ids is left out.
+      stuff_scores: from `class_scores`.
 
     Returns:
       (ids [h, w], segments): segments are dicts of id, category_id, is_thing, score, area, box.
@@ -69,5 +71,17 @@ def fuse(
     for label in range(len(stuff_ids)):
         mask = (labels == label) & (ids == 0)
         if stuff_ids[label] >= 0 and mask.sum() >= max(1, stuff_area_threshold):
-            add(mask, stuff_ids[label], False, 0.0)
+            add(mask, stuff_ids[label], False, stuff_scores[label])
     return ids, segments
+
+
+def class_scores(logits, image_hw):
+    """[h4, w4, S] -> [S]: mean probability of each class where it is the likeliest; else 0."""
+    rows, columns = (-(-side // 4) for side in image_hw)
+    logits = logits[:rows, :columns].astype(np.float64)
+    probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    labels = logits.argmax(-1)
+    return [
+        probs[labels == label, label].mean() if np.any(labels == label) else 0.0
+        for label in range(logits.shape[-1])
+    ]

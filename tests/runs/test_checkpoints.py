@@ -379,7 +379,7 @@ def test_a_worker_that_does_not_see_the_run_directory_says_so(tmp_path, info):
 def test_settings_of_evaluation_and_export_may_change(tmp_path, info):
     run_directory.prepare(str(tmp_path), Config(), info)
     changed = Config().replace(
-        train_steps=95000, semantic_flip=True, for_gpu=True, score_threshold=0.1
+        train_steps=95000, semantic_flip=True, max_segments=300, score_threshold=0.1
     )
     assert run_directory.prepare(str(tmp_path), changed, info)
     fixed = fixed_settings()

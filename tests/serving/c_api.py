@@ -148,7 +148,7 @@ class SavedModel:
           inputs: name to array, or to a list of bytes.
 
         Returns:
-          Output name to array, or to a list of bytes.
+          Output name to array, or to a flat list of bytes.
 
         Raises:
           CallError: from the call.
@@ -213,7 +213,8 @@ class SavedModel:
         shape = [library.TF_Dim(tensor, i) for i in range(library.TF_NumDims(tensor))]
         data, code = library.TF_TensorData(tensor), library.TF_TensorType(tensor)
         if code == _STRING:
-            places = [ctypes.c_void_p(data + i * _STRING_SIZE) for i in range(shape[0])]
+            count = int(np.prod(shape))
+            places = [ctypes.c_void_p(data + i * _STRING_SIZE) for i in range(count)]
             value = [
                 ctypes.string_at(
                     library.TF_StringGetDataPointer(place), library.TF_StringGetSize(place)

@@ -8,6 +8,9 @@ import base64
 import contextlib
 import http.server
 import json
+import pathlib
+import socket
+import ssl
 import threading
 from concurrent import futures
 
@@ -31,6 +34,7 @@ class _Model:
         self.name = name
         self._loaded = loaded
         self.num_requests = 0
+        self.times_busy = 0
 
     def run(self, name, signature_name, inputs):
         """Outputs as tensors. KeyError if there is no such model or signature."""
@@ -39,6 +43,9 @@ class _Model:
         signatures = self._loaded.signatures
         if signature_name not in signatures:
             raise KeyError(f"Serving signature name: {signature_name!r} not found in signature def")
+        if self.times_busy:
+            self.times_busy -= 1
+            raise tf.errors.UnavailableError(None, None, "The batch scheduling queue is full")
         self.num_requests += 1
         function = signatures[signature_name]
         expected = set(function.structured_input_signature[1])
@@ -66,6 +73,8 @@ class _Grpc(
             outputs = self._model.run(spec.name, signature_name, inputs)
         except KeyError as error:
             context.abort(grpc.StatusCode.NOT_FOUND, error.args[0])
+        except tf.errors.UnavailableError as error:
+            context.abort(grpc.StatusCode.UNAVAILABLE, error.message)
         except (ValueError, tf.errors.InvalidArgumentError) as error:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         reply = predict_pb2.PredictResponse()
@@ -101,6 +110,8 @@ class _Rest(http.server.BaseHTTPRequestHandler):
             outputs = self._run(request.get("signature_name", "serving_default"), request)
         except KeyError as error:
             return self._reply(404, {"error": str(error)})
+        except tf.errors.UnavailableError as error:
+            return self._reply(503, {"error": error.message})
         except (ValueError, tf.errors.InvalidArgumentError) as error:
             return self._reply(400, {"error": str(error)})
         self._reply(200, {"predictions": outputs})
@@ -140,6 +151,8 @@ def _from_json(value):
 
 
 def _to_json(name, value):
+    if isinstance(value, np.ndarray) and value.dtype == object:
+        return [_to_json(name, item) for item in value]
     if isinstance(value, bytes):
         if name.endswith("_bytes"):
             return {"b64": base64.b64encode(value).decode("ascii")}
@@ -147,27 +160,48 @@ def _to_json(name, value):
     return np.asarray(value).tolist()
 
 
+class _HttpServer(http.server.ThreadingHTTPServer):
+    def handle_error(self, request, client_address):
+        """Says nothing of clients that do not trust the certificate."""
+
+
 @contextlib.contextmanager
-def serve(name, loaded):
+def serve(name, loaded, host="localhost", certificate=None):
     """Serves a loaded model under a name.
 
+    Args:
+      host: localhost or ::1.
+      certificate: PEM files (certificate, key); then the server speaks TLS.
+
     Yields:
-      {"grpc": address, "http": address, "model": with `num_requests`}.
+      {"grpc" or "grpcs": address, "http" or "https": address, "model": with `num_requests`}.
     """
     model = _Model(name, loaded)
     grpc_server = grpc.server(futures.ThreadPoolExecutor(4))
     servicer = _Grpc(model)
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(servicer, grpc_server)
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(servicer, grpc_server)
-    grpc_port = grpc_server.add_insecure_port("localhost:0")
-    grpc_server.start()
     handler = type("Handler", (_Rest,), {"model": model})
-    http_server = http.server.ThreadingHTTPServer(("localhost", 0), handler)
+    is_ipv6 = ":" in host
+    family = socket.AF_INET6 if is_ipv6 else socket.AF_INET
+    http_server = type("Server", (_HttpServer,), {"address_family": family})((host, 0), handler)
+    url_host = f"[{host}]" if is_ipv6 else host
+    if certificate:
+        chain, key = (pathlib.Path(path).read_bytes() for path in certificate)
+        credentials = grpc.ssl_server_credentials([(key, chain)])
+        grpc_port = grpc_server.add_secure_port(f"{url_host}:0", credentials)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*certificate)
+        http_server.socket = context.wrap_socket(http_server.socket, server_side=True)
+    else:
+        grpc_port = grpc_server.add_insecure_port(f"{url_host}:0")
+    grpc_server.start()
     threading.Thread(target=http_server.serve_forever, daemon=True).start()
+    tls = "s" if certificate else ""
     try:
         yield {
-            "grpc": f"grpc://localhost:{grpc_port}",
-            "http": f"http://localhost:{http_server.server_port}",
+            f"grpc{tls}": f"grpc{tls}://{url_host}:{grpc_port}",
+            f"http{tls}": f"http{tls}://{url_host}:{http_server.server_port}",
             "model": model,
         }
     finally:

@@ -17,7 +17,7 @@ from tests.serving.test_graph import listed_ops
 
 INVALID_ARGUMENT = 3
 PHOTOS = ("photo_landscape.jpg", "photo_portrait.jpg")
-FROM_PIXELS = ("panoptic", "instances", "semantic", "network")
+FROM_PIXELS = ("panoptic", "semantic", "network")
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +33,16 @@ def requests(test_data):
     result = {signature: (signature, pixels) for signature in FROM_PIXELS}
     result["serving_default"] = ("serving_default", content(*PHOTOS))
     result["damaged"] = ("serving_default", content(PHOTOS[0], "corrupt.png"))
-    result["after_damaged"] = ("serving_default", content(PHOTOS[1]))
-    result["serving_rest"] = ("serving_rest", content("animated.gif"))
+    result["empty"] = ("serving_default", {"image_bytes": []})
+    result["after_empty"] = ("serving_default", content(PHOTOS[1]))
+    for signature in ("serving_rest", "serving_instances"):
+        result[signature] = (signature, content("animated.gif"))
+    thresholds = {
+        "score_threshold": np.float32([0.1, 0.3]),
+        "overlap_threshold": np.float32([0.5, 0.2]),
+        "stuff_area_threshold_px": np.int32([16, 4096]),
+    }
+    result["serving_thresholds"] = ("serving_thresholds", {**content(*PHOTOS), **thresholds})
     result["metadata"] = ("metadata", {"request": [b"", b"again"]})
     return result
 
@@ -63,7 +71,14 @@ def answers(requests, saved_model, tmp_path_factory):
     return result
 
 
-@pytest.mark.parametrize("name", [*FROM_PIXELS, "serving_default", "serving_rest", "metadata"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *FROM_PIXELS,
+        *("serving_default", "serving_rest", "serving_thresholds", "serving_instances"),
+        *("damaged", "metadata"),
+    ],
+)
 def test_answers_equal_those_in_process(name, answers, requests, in_process):
     signature, inputs = requests[name]
     inputs = {k: tf.constant(value) for k, value in inputs.items()}
@@ -72,18 +87,23 @@ def test_answers_equal_those_in_process(name, answers, requests, in_process):
     for key, value in expected.items():
         actual = answers[name][key]
         if value.dtype == tf.string:
-            assert actual == value.numpy().tolist(), key
+            assert actual == value.numpy().ravel().tolist(), key
         else:
             assert actual.shape == value.shape, key
             np.testing.assert_allclose(actual, value, rtol=1e-4, atol=2e-4, err_msg=key)
-    if "num_segments" in expected:
+    if "num_segments" in expected and name != "damaged":
         assert np.min(expected["num_segments"]) >= 2
 
 
-def test_a_damaged_file_is_an_invalid_argument_and_the_next_request_is_answered(answers):
-    assert answers["damaged"]["code"] == INVALID_ARGUMENT
-    assert "image_bytes[1]: the pixel data are damaged" in answers["damaged"]["error"]
-    (after,) = answers["after_damaged"]["panoptic_png"]
+def test_a_damaged_file_fails_alone_and_an_empty_request_as_a_whole(answers):
+    good, damaged = answers["damaged"]["error"]
+    assert good == b"" and damaged.startswith(b"the pixel data are damaged")
+    assert answers["damaged"]["panoptic_png"] == [
+        answers["serving_default"]["panoptic_png"][0],
+        b"",
+    ]
+    assert answers["empty"]["code"] == INVALID_ARGUMENT
+    (after,) = answers["after_empty"]["panoptic_png"]
     assert after == answers["serving_default"]["panoptic_png"][1]
 
 

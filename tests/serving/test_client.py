@@ -16,7 +16,7 @@ from PIL import Image
 pytest.importorskip("tensorflow_serving", reason="needs the extra serving")
 
 from pfpn_tf.data import panoptic_png  # noqa: E402
-from pfpn_tf.serving import client, results  # noqa: E402
+from pfpn_tf.serving import client, latency, results  # noqa: E402
 from tests.serving import loopback_server  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -74,7 +74,8 @@ def test_replies_are_those_of_the_model(protocol, server, photos, loaded):
         assert set(reply) == set(own)
         assert reply["panoptic_png"] == own["panoptic_png"][i].numpy()
         assert int(reply["num_segments"]) > 0
-        for name in set(own) - {"panoptic_png"}:
+        assert reply["error"] == ""
+        for name in set(own) - {"panoptic_png", "error"}:
             np.testing.assert_allclose(reply[name], own[name][i], rtol=1e-6, err_msg=name)
 
 
@@ -125,31 +126,105 @@ def test_measurement_sends_what_it_says(server, photos):
     assert figures["images_per_second"] > 0
 
 
-def test_a_measurement_cannot_go_on_where_an_image_is_refused(server, tmp_path):
-    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut off")
-    done = call(
-        f"--url={server['http']}",
-        f"--images={tmp_path}",
-        f"--output_dir={tmp_path}/out",
-        "--num_requests=6",
-    )
-    assert done.returncode == 2
-    assert "no size in the header" in done.stderr and "Traceback" not in done.stderr
+def test_a_measurement_cannot_go_on_where_an_image_is_refused(server):
+    with pytest.raises(results.Refused, match="no size in the header"):
+        latency.measure(connect(server["http"]), [b"\xff\xd8\xff\xe0 cut off"], num_requests=6)
 
 
 def test_percentiles():
-    found = client.Latencies([i / 1000 for i in range(1, 101)], 10.0, 3).summary()
+    found = latency.Latencies([i / 1000 for i in range(1, 101)], 10.0, 3).summary()
     assert found["mean_ms"] == found["p50_ms"] == 50.5
     assert (found["p90_ms"], found["max_ms"]) == (90.1, 100)
     assert found["images_per_second"] == 30
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_refused_images_name_their_place(protocol, server, photos):
+def test_one_bad_image_leaves_the_others_of_its_request_alone(protocol, server, photos):
     connection = connect(server[protocol])
-    with pytest.raises(results.Refused, match=r"^image_bytes\[1\]: not a JPEG"):
-        connection.predict([contents(photos)[0], b"no image"])
-    assert connection.predict(contents(photos)[:1])
+    good = contents(photos)[0]
+    first, bad, last = connection.predict([good, b"no image", good])
+    assert bad["error"].startswith("not a JPEG") and bad["num_segments"] == 0
+    assert first["error"] == "" and first["panoptic_png"] == last["panoptic_png"] != b""
+    with pytest.raises(results.Refused, match="a request must have 1 to 64 images"):
+        connection.predict([b""] * 65)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_thresholds_and_instances(protocol, server, photos, loaded):
+    connection, image = connect(server[protocol]), contents(photos)[0]
+    plain, strict = connection.predict([image] * 2, {"score_threshold": [0.05, 1.0]})
+    assert plain["panoptic_png"] == connection.predict([image])[0]["panoptic_png"]
+    assert np.any(plain["is_thing"]) and not np.any(strict["is_thing"])
+    found, refused = connection.predict_instances([image, b"no image"])
+    own = loaded.signatures["serving_instances"](image_bytes=[image])
+    assert list(found["masks_png"]) == own["masks_png_bytes"][0].numpy().tolist()
+    np.testing.assert_allclose(found["boxes"], own["boxes"][0], rtol=1e-6)
+    assert refused["error"].startswith("not a JPEG") and refused["num_instances"] == 0
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_busy_server_is_asked_again_after_growing_pauses(protocol, server, photos, monkeypatch):
+    connection, image = connect(server[protocol]), contents(photos)[0]
+    pauses = []
+    monkeypatch.setattr(client.time, "sleep", pauses.append)
+    server["model"].times_busy = 3
+    assert connection.predict([image])[0]["error"] == ""
+    assert len(pauses) == 3 and 0.05 < pauses[0] < pauses[1] / 0.99 < pauses[2] / 0.98 < 1
+    server["model"].times_busy = 6
+    with pytest.raises(client.Unavailable, match="queue is full"):
+        connection.predict([image])
+    assert len(pauses) == 3 + len(client.PAUSES_S) and server["model"].times_busy == 0
+
+
+def test_an_older_version_answers_while_a_newer_one_loads():
+    class Connection(client.Connection):
+        metadata = _ask = _versions = None
+
+        def __init__(self, *versions):
+            self._versions = lambda: versions
+
+    assert Connection((9, "AVAILABLE"), (10, "LOADING")).status() == "AVAILABLE"
+    assert Connection((10, "LOADING"), (9, "END")).status() == "LOADING"
+    assert Connection().status() == "UNKNOWN"
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """PEM files (certificate, key) of localhost, signed by itself."""
+    folder = tmp_path_factory.mktemp("tls")
+    paths = str(folder / "cert.pem"), str(folder / "key.pem")
+    command = "openssl req -x509 -nodes -newkey rsa:2048 -days 2 -subj /CN=localhost"
+    command += f" -addext subjectAltName=DNS:localhost -out {paths[0]} -keyout {paths[1]}"
+    subprocess.run(command.split(), check=True, capture_output=True)
+    return paths
+
+
+@pytest.mark.parametrize("protocol", ["grpcs", "https"])
+def test_tls_with_an_authority_of_its_own(protocol, loaded, certificate):
+    with loopback_server.serve("panoptic", loaded, certificate=certificate) as addresses:
+        url = addresses[protocol]
+        trusting = client.connect(url, "panoptic", TIMEOUT_S, ca_file=certificate[0])
+        assert trusting.status() == "AVAILABLE"
+        with pytest.raises(client.ServerError, match="(?i)certificate|handshake"):
+            client.connect(url, "panoptic", 20).status()
+    with pytest.raises(ValueError, match="--ca_file=/missing cannot be read"):
+        client.connect(url, "panoptic", ca_file="/missing")
+
+
+def has_ipv6():
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_ipv6_addresses(protocol, loaded):
+    with loopback_server.serve("panoptic", loaded, host="::1") as addresses:
+        assert "//[::1]:" in addresses[protocol]
+        assert connect(addresses[protocol]).status() == "AVAILABLE"
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -160,12 +235,13 @@ def test_no_server_and_wrong_names(protocol, server):
     ):
         with pytest.raises(client.ServerError) as error:
             connect(url, name).status()
+        assert isinstance(error.value, client.Unavailable) == (name == "panoptic")
         assert words in str(error.value) and "\n" not in str(error.value)
 
 
 def test_the_tool_says_in_one_line_that_there_is_no_server(photos):
     done = call(f"--url=grpc://localhost:{free_port()}", f"--images={photos}", "--num_requests=1")
-    assert done.returncode == 2
+    assert done.returncode == 1
     assert "is the server running there?" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -188,7 +264,9 @@ def test_a_server_that_is_silent_or_another_one(tmp_path):
         pages.server_close()
 
 
-@pytest.mark.parametrize("url", ["localhost:8500", "ftp://localhost:1", "http://", "http://h:x"])
+@pytest.mark.parametrize(
+    "url", ["localhost:8500", "ftp://localhost:1", "http://", "http://h:x", "grpc://[::1:8500"]
+)
 def test_addresses_are_checked(url):
     with pytest.raises(ValueError, match="must be grpc://HOST:8500 or http://HOST:8501"):
         client.connect(url, "panoptic")
@@ -219,9 +297,8 @@ def test_replies_as_files_are_what_rest_sends(server, photos, loaded):
     )
     own = loaded.signatures["serving_default"](image_bytes=[image])
     own = {name: value[0].numpy() for name, value in own.items()}
-    assert results.rest_reply({**own, "panoptic_png": bytes(own["panoptic_png"])}) == {
-        "predictions": sent
-    }
+    own = {**own, "panoptic_png": bytes(own["panoptic_png"]), "error": ""}
+    assert results.rest_reply(own) == {"predictions": sent}
     png = results.decode_ids(own["panoptic_png"])
     np.testing.assert_array_equal(png, panoptic_png.decode_ids(own["panoptic_png"], "m"))
     assert results.decode_ids(results.encode_ids(png)).tolist() == png.tolist()

@@ -2,7 +2,6 @@
 
 import io
 import json
-import re
 
 import cv2
 import numpy as np
@@ -15,10 +14,30 @@ from pfpn_tf.serving import images
 MAX_PIXELS = 40_000_000
 
 
+class Refused(Exception):
+    """The file has an error, or its pixels have."""
+
+
 @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
+def read(image_bytes):
+    return images.read_header(image_bytes, MAX_PIXELS)
+
+
 def decode(image_bytes):
-    header = images.read_header(image_bytes, MAX_PIXELS, 7)
-    return images.decode_upright(image_bytes, header, 7)
+    header = read(image_bytes)
+    if header.error.numpy():
+        raise Refused(header.error.numpy().decode())
+    image, error = decode_upright(image_bytes, header)
+    if error.numpy():
+        assert image.shape == (1, 1, 3)
+        raise Refused(error.numpy().decode())
+    return image
+
+
+decode_upright = tf.function(
+    images.decode_upright,
+    input_signature=[tf.TensorSpec([], tf.string), images.Header.signature()],
+)
 
 
 # Bad files of the reference data, and what is said of them.
@@ -80,9 +99,8 @@ def test_bad_files_are_refused_with_a_reason(test_data):
     bad = {entry["file"] for entry in files if entry["kind"] == "bad"}
     assert bad | {"photo.webp"} == set(REASONS)
     for name, expected in REASONS.items():
-        with pytest.raises(tf.errors.InvalidArgumentError) as error:
+        with pytest.raises(Refused, match="^" + expected):
             decode((folder / name).read_bytes())
-        assert re.search(r"image_bytes\[7\]: " + expected, str(error.value)), (name, error.value)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -122,11 +140,11 @@ def test_exif_orientation_out_of_range_is_ignored(orientation):
 def test_size_is_refused_before_decoding():
     """A header that claims more than the limit, on a file with no pixels at all."""
     header = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + 2 * (9000).to_bytes(4, "big")
-    with pytest.raises(tf.errors.InvalidArgumentError, match="too large: 9000 x 9000"):
+    with pytest.raises(Refused, match="too large: 9000 x 9000"):
         decode(header + b"\x08\x02\0\0\0")
     for side in (70_000, 2**31 + 5, 0):
         damaged = header[:16] + side.to_bytes(4, "big") + (1).to_bytes(4, "big")
-        with pytest.raises(tf.errors.InvalidArgumentError):
+        with pytest.raises(Refused):
             decode(damaged)
 
 
@@ -144,7 +162,7 @@ def test_every_prefix_of_a_jpeg_and_of_noise_is_handled():
                 damaged[position] = rng.integers(0, 256)
         try:
             outcomes.append(decode(bytes(damaged)).shape)
-        except tf.errors.InvalidArgumentError:
+        except Refused:
             outcomes.append(None)
     assert None in outcomes
 
@@ -166,7 +184,7 @@ def test_bmp_with_a_palette():
 def test_compressed_bmp_is_refused():
     data = bytearray(file_bytes(PHOTO[..., 0], "BMP"))
     data[30] = 1  # run lengths, which the decoder would take for pixels
-    with pytest.raises(tf.errors.InvalidArgumentError, match="the BMP is cut off, compressed"):
+    with pytest.raises(Refused, match="the BMP is cut off, compressed"):
         decode(bytes(data))
 
 
@@ -181,7 +199,7 @@ def test_gif_is_read_up_to_its_first_frame():
     """What comes behind is neither unpacked nor looked at."""
     frame = PHOTO[..., 0]
     one, two = gif(frame), gif(frame, 255 - frame)
-    end = int(images.read_header(tf.constant(two), MAX_PIXELS).num_bytes)
+    end = int(read(two).num_bytes)
     assert len(one) // 2 < end < len(two) - 200
     np.testing.assert_array_equal(decode(two[:end] + b"no GIF any more" * 9), decode(one))
 
@@ -191,7 +209,7 @@ def test_gif_frame_larger_than_its_canvas_is_refused():
     data = bytearray(gif(PHOTO[..., 0]))
     frame = data.index(b"\x2c\0\0\0\0\x2d\0\x1f\0")  # at 0, 0; 45 x 31
     data[frame + 5 : frame + 9] = b"\xff" * 4
-    with pytest.raises(tf.errors.InvalidArgumentError, match="no size in the header"):
+    with pytest.raises(Refused, match="no size in the header"):
         decode(bytes(data))
 
 

@@ -9,9 +9,10 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from pfpn_tf import structures
 from pfpn_tf.data import panoptic_png
-from pfpn_tf.postprocess import semantic_labels
-from pfpn_tf.serving import exporter, module
+from pfpn_tf.postprocess import instances, semantic_labels
+from pfpn_tf.serving import batches, exporter
 
 
 def photo(height, width):
@@ -39,7 +40,7 @@ def assert_same(actual, expected):
             np.testing.assert_allclose(actual[name], value, atol=2e-4, rtol=1e-4, err_msg=name)
 
 
-SIGNATURES = ("panoptic", "instances", "semantic", "network")
+SIGNATURES = ("panoptic", "semantic", "network")
 
 
 @pytest.mark.parametrize("name", SIGNATURES)
@@ -70,9 +71,9 @@ def test_batch_of_bytes_equals_single_images(loaded):
     "most_pixels, calls",
     [
         (10**9, [[0, 2, 3, 5], [1, 4]]),
-        (3 * 64 * 96, [[0, 2, 3], [1, 4], [5]]),
-        (2 * 64 * 96, [[0, 2], [1], [3, 5], [4]]),
-        (1, [[0], [1], [2], [3], [4], [5]]),
+        (3 * 64 * 96, [[0, 2, 3], [5], [1, 4]]),
+        (2 * 64 * 96, [[0, 2], [3, 5], [1], [4]]),
+        (1, [[0], [2], [3], [5], [1], [4]]),
     ],
 )
 @pytest.mark.parametrize("graph", [False, True])
@@ -86,16 +87,28 @@ def test_images_of_one_size_run_together_up_to_a_number_of_pixels(most_pixels, c
         return {"place": places, "text": tf.strings.as_string(places)}
 
     signature = {"place": tf.TensorSpec([], tf.int32), "text": tf.TensorSpec([], tf.string)}
-    run = lambda hw: module._by_padded_size(function, hw, most_pixels, signature)  # noqa: E731
+    run = lambda hw: batches.by_padded_size(function, hw, most_pixels, signature)  # noqa: E731
     result = (tf.function(run) if graph else run)(sizes)
     assert graph or seen == calls
     assert result["place"].numpy().tolist() == [0, 1, 2, 3, 4, 5]
     assert result["text"].numpy().tolist() == [b"0", b"1", b"2", b"3", b"4", b"5"]
 
 
-def test_an_empty_batch_is_refused(loaded):
-    with pytest.raises(tf.errors.InvalidArgumentError, match="image_bytes is empty"):
-        loaded.signatures["serving_default"](image_bytes=tf.constant([], tf.string))
+def test_groups_of_many_images_take_little_memory():
+    """A hundred thousand places in under a second: nothing is quadratic in their number."""
+    signature = tf.TensorSpec([], tf.int32)
+    sizes = tf.constant([(32, 32), (32, 64)] * 50_000)
+    result = batches.by_padded_size(lambda places: places, sizes, 2**30, signature)
+    np.testing.assert_array_equal(result, np.arange(100_000))
+
+
+@pytest.mark.parametrize("count", [0, 65])
+def test_the_number_of_images_is_limited(count, loaded):
+    message = f"a request must have 1 to 64 images, this one has.*{count}"
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        loaded.signatures["serving_default"](image_bytes=tf.constant([b"x"] * count, tf.string))
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        loaded.signatures["panoptic"](images=tf.zeros([count, 2, 2, 3], tf.uint8))
 
 
 def test_png_and_table_agree_with_the_pixels(loaded):
@@ -132,19 +145,85 @@ def test_rest_reply_is_the_same_under_a_name_that_rest_encodes(loaded):
     assert rest["panoptic_png_bytes"].numpy() == grpc["panoptic_png"].numpy()
 
 
+def ask_thresholds(model, images, score, overlap, area):
+    return model.signatures["serving_thresholds"](
+        image_bytes=tf.constant(images),
+        score_threshold=tf.constant(score, tf.float32),
+        overlap_threshold=tf.constant(overlap, tf.float32),
+        stuff_area_threshold_px=tf.constant(area, tf.int32),
+    )
+
+
+def test_each_image_has_thresholds_of_its_own(loaded):
+    content = encode(photo(90, 130))
+    default = loaded.signatures["serving_default"](image_bytes=tf.constant([content]))
+    things = default["scores"][0].numpy()[default["is_thing"][0].numpy()]
+    middle = float(np.median(things))
+    most = int(tf.reduce_max(default["areas"])) + 1
+    score, overlap, area = [0.05, middle, 0.05, np.nan], [0.5, 0.5, 0.0, 0.5], [16, 16, most, 16]
+    reply = ask_thresholds(loaded, [content] * 4, score, overlap, area)
+    for name, value in default.items():
+        name = name.replace("_png", "_png_bytes")
+        np.testing.assert_array_equal(reply[name][0], value[0], name)
+    num_things = tf.reduce_sum(tf.cast(reply["is_thing"], tf.int32), 1).numpy().tolist()
+    assert num_things[:2] == [len(things), (things >= middle).sum()]
+    assert 0 < num_things[2] < len(things), "those that overlap are left out"
+    assert int(reply["num_segments"][2]) == num_things[2], "stuff is left out"
+    assert num_things[3] == 0 < reply["num_segments"][3]
+    for i in range(4):
+        alone = ask_thresholds(loaded, [content], score[i : i + 1], overlap[i : i + 1], [area[i]])
+        assert alone["panoptic_png_bytes"][0] == reply["panoptic_png_bytes"][i]
+    with pytest.raises(tf.errors.InvalidArgumentError, match="one of each threshold"):
+        ask_thresholds(loaded, [content] * 2, [0.5], [0.5, 0.5], [16, 16])
+
+
+def test_instances_as_pngs_of_their_windows(loaded, in_process):
+    """The same as the masks that evaluation pastes."""
+    image = photo(90, 130)
+    reply = loaded.signatures["serving_instances"](image_bytes=tf.constant([encode(image)]))
+    reply = {name: value[0].numpy() for name, value in reply.items()}
+    raw = loaded.signatures["network"](images=image[None])
+    detections = structures.Detections(
+        **{name: raw[name][0] for name in structures.Detections._fields}
+    )
+    expected = instances.instances_at_original_size(detections, raw["image_hw"][0], (90, 130))
+    count = int(reply["num_instances"])
+    assert count == len(expected.boxes) >= 2
+    np.testing.assert_allclose(reply["boxes"][:count], expected.boxes, atol=1e-4)
+    np.testing.assert_allclose(reply["scores"][:count], expected.scores, atol=1e-5)
+    assert set(reply["category_ids"][:count]) <= {2, 5, 8, 11}
+    for window, png, mask in zip(reply["windows"], reply["masks_png_bytes"], expected.masks):
+        y0, x0, y1, x1 = window
+        inside = tf.io.decode_png(png).numpy()
+        assert inside.shape == (y1 - y0, x1 - x0, 1)
+        assert mask.sum() == mask[y0:y1, x0:x1].sum()
+        assert np.mean(inside[..., 0] != 255 * mask[y0:y1, x0:x1]) < 1e-2
+    assert set(reply["masks_png_bytes"][count:]) <= {b""} and not reply["boxes"][count:].any()
+
+
 @pytest.mark.parametrize("hw", [(1, 1), (1, 300), (250, 3), (33, 32)])
 def test_odd_sizes(hw, loaded):
     reply = loaded.signatures["panoptic"](images=photo(*hw)[None])
     assert reply["panoptic_ids"].shape == (1, *hw)
 
 
-def test_a_bad_image_fails_the_request_and_the_next_one_works(loaded):
-    serve = loaded.signatures["serving_default"]
+@pytest.mark.parametrize("name", ["serving_default", "serving_rest", "serving_instances"])
+def test_a_bad_image_leaves_the_others_of_its_batch_alone(name, loaded):
+    serve = loaded.signatures[name]
     good = encode(photo(40, 50))
-    for bad in (b"", b"no image", good[:-40], b"\xff\xd8\xff"):
-        with pytest.raises(tf.errors.InvalidArgumentError):
-            serve(image_bytes=tf.constant([good, bad]))
-    assert serve(image_bytes=tf.constant([good]))["panoptic_png"].shape == (1,)
+    alone = serve(image_bytes=tf.constant([good]))
+    assert alone["error"][0] == b""
+    bad = {b"": b"not a JPEG", b"GIF87a": b"no size in", good[:-40]: b"the pixel data are damaged"}
+    batch = serve(image_bytes=tf.constant([good, *bad, good]))
+    for i, reason in enumerate(bad.values(), 1):
+        assert batch["error"][i].numpy().startswith(reason)
+        for column, values in batch.items():
+            empty = tf.reduce_all(values[i] == tf.zeros_like(values[i]))
+            assert column == "error" or empty, column
+    for i in (0, -1):
+        assert_same({k: v[i] for k, v in batch.items()}, {k: v[0] for k, v in alone.items()})
+    none = serve(image_bytes=tf.constant([b"", b"x"]))
+    assert none["scores"].shape[0] == 2 and np.all(none["error"].numpy() != b"")
 
 
 def test_too_large_images_are_refused(loaded):
@@ -152,11 +231,10 @@ def test_too_large_images_are_refused(loaded):
         loaded.signatures["panoptic"](images=tf.zeros([1, 2000, 1501, 3], tf.uint8))
 
 
-@pytest.mark.parametrize("name", ["panoptic", "instances", "semantic", "network"])
-@pytest.mark.parametrize("shape", [(0, 20, 30, 3), (2, 0, 30, 3)])
-def test_no_images_and_images_without_pixels_are_refused(loaded, name, shape):
-    with pytest.raises(tf.errors.InvalidArgumentError, match="Image missing, empty or too large"):
-        loaded.signatures[name](images=tf.zeros(shape, tf.uint8))
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_images_without_pixels_are_refused(loaded, name):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="Image empty or too large"):
+        loaded.signatures[name](images=tf.zeros([2, 0, 30, 3], tf.uint8))
 
 
 def test_metadata_and_asset_say_the_same(loaded, saved_model):

@@ -115,6 +115,7 @@ def test_the_reply_is_that_of_the_rest_signature(photos, loaded, saved_model, tm
     own = loaded.signatures["serving_rest"](image_bytes=[content])
     png = row.pop("panoptic_png_bytes")["b64"]
     assert base64.b64decode(png) == own.pop("panoptic_png_bytes")[0].numpy()
+    assert row.pop("error") == own.pop("error")[0].numpy().decode() == ""
     assert row == {name: value[0].numpy().tolist() for name, value in own.items()}
 
 

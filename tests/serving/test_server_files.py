@@ -3,14 +3,15 @@
 import os
 import pathlib
 import re
+import sys
 
-import numpy as np
 import pytest
 import tensorflow as tf
 import yaml
 
 from pfpn_tf import config as config_lib
-from pfpn_tf.serving import server_files, warmup
+from pfpn_tf.serving import exporter, server_files
+from pfpn_tf.utils.errors import UserError
 
 EXPORT = pathlib.Path(__file__).parents[2] / "export"
 
@@ -34,22 +35,23 @@ def test_warm_up_has_a_request_for_each_batch_size_that_the_model_answers(saved_
         function = loaded.signatures[request.model_spec.signature_name]
         reply = function(**{name: tf.constant(value) for name, value in inputs.items()})
         batch_size = len(inputs["image_bytes"])
-        assert reply["num_segments"].shape == batch_size
+        assert reply["error"].numpy().tolist() == [b""] * batch_size
         assert all(image.startswith(b"\xff\xd8\xff") for image in inputs["image_bytes"])
         found.append((request.model_spec.signature_name, batch_size))
-    assert found == [("serving_default", 1), ("serving_default", 2), ("serving_rest", 1)]
+    others = ("serving_rest", "serving_thresholds", "serving_instances")
+    assert found == [
+        ("serving_default", 1),
+        ("serving_default", 2),
+        *((name, 1) for name in others),
+    ]
 
 
-def test_requests_of_any_kind_survive_the_file(tmp_path):
-    path = str(tmp_path / "new" / "requests")
-    images = np.arange(600).astype(np.uint8).reshape(1, 10, 20, 3)
-    values = {"images": images, "request": [b"", b"x"]}
-    warmup.write(path, "a model", [warmup.Request("s" * 200, values)])
-    (log,) = warmup_logs(path)
-    request = log.predict_log.request
-    assert (request.model_spec.name, request.model_spec.signature_name) == ("a model", "s" * 200)
-    np.testing.assert_array_equal(tf.make_ndarray(request.inputs["images"]), values["images"])
-    assert tf.make_ndarray(request.inputs["request"]).tolist() == values["request"]
+def test_the_missing_extra_is_named_before_any_work(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "tensorflow_serving.apis", None)
+    with pytest.raises(
+        UserError, match=r'tensorflow-serving-api .*pip install -e "\.\[serving\]"$'
+    ):
+        exporter.check_target(str(tmp_path / "1"))
 
 
 def test_batching_parameters(saved_model):

@@ -28,10 +28,14 @@ def scene():
     return ids, segments
 
 
-def test_panoptic_overlay_colours_segments_and_leaves_void():
+def test_panoptic_overlay_colours_segments_and_marks_void():
     ids, segments = scene()
+    image = IMAGE + np.uint8([50, 0, 0])
+    drawn = visualize.overlay_panoptic(image, ids, segments, INFO, draw_labels=False)
+    void = drawn[:10, :, 0]
+    assert np.ptp(drawn[:10], axis=2).max() == 0, "void has no colour"
+    assert len(np.unique(void)) == 2 and void.max() < 0.5 * image.max(), "dark, with stripes"
     drawn = visualize.overlay_panoptic(IMAGE, ids, segments, INFO, draw_labels=False)
-    assert np.array_equal(drawn[:10], IMAGE[:10]), "void must stay as it is"
     road = 100 + visualize.STUFF_OPACITY * (np.array([10, 20, 200]) - 100)
     np.testing.assert_allclose(drawn[110, 100], road, atol=1)
     thing = 100 + visualize.THING_OPACITY * (np.array([200, 30, 30]) - 100)
@@ -73,9 +77,11 @@ def test_tiny_pictures(hw):
     visualize.side_by_side([image, image], ["a", "b"])
 
 
-def test_no_segments_gives_the_image():
+def test_no_segments_and_another_size():
     drawn = visualize.overlay_panoptic(IMAGE, np.zeros(IMAGE.shape[:2], int), [], INFO)
-    np.testing.assert_array_equal(drawn, IMAGE)
+    assert drawn.shape == IMAGE.shape and drawn.max() < IMAGE.max()
+    with pytest.raises(ValueError, match=r"The image is \(120, 200\), its map \(200, 120\)"):
+        visualize.overlay_panoptic(IMAGE, np.zeros((200, 120), int), [], INFO)
 
 
 def test_segment_listed_but_absent_from_the_map():
