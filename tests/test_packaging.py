@@ -131,7 +131,9 @@ def test_every_tool_is_a_command(build):
     commands = dict(re.split(r"\s*=\s*", line) for line in targets)
     assert {"pfpn-convert", "pfpn-train", "pfpn-eval", "pfpn-export"} <= set(commands)
     paths = {modules[target.removesuffix(":main")] for target in commands.values()}
-    tools = {f"{folder}/{p.name}" for folder in TOOL_FOLDERS for p in (ROOT / folder).glob("*.py")}
+    tools = {
+        f"{folder}/{p.name}" for folder in TOOL_FOLDERS for p in (ROOT / folder).glob("[!_]*.py")
+    }
     assert paths == tools
     for path in paths:
         text = (ROOT / path).read_text(encoding="utf-8")
