@@ -15,12 +15,10 @@ from absl import flags, logging
 
 from pfpn_tf import flags as flags_lib
 from pfpn_tf.utils import cli
-from pfpn_tf.utils.errors import UserError
 
 NON_FINITE = 3
-WORKER_LOST = (
-    138  # Kubernetes' TFJob restarts after codes from 128 on, and leaves this one to users
-)
+# Kubernetes' TFJob restarts after codes from 128 on, and leaves this one to users.
+WORKER_LOST = 138
 
 flags.DEFINE_string("run_dir", "", "Directory of the training: config.json, checkpoints, logs.")
 flags.DEFINE_bool(
@@ -36,8 +34,8 @@ def main():
 
     config = flags_lib.config_from_flags()
     run_dir = flags.FLAGS.run_dir
-    if not run_dir and not flags.FLAGS.dry_run:
-        raise UserError("--run_dir is required: the directory for checkpoints and logs.")
+    if not flags.FLAGS.dry_run:
+        flags_lib.check_given(["run_dir"])
     strategies.set_up_runtime(config)
     if flags.FLAGS.dry_run:
         print(dry_run.describe(config, run_dir))
