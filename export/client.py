@@ -11,16 +11,13 @@ come from the model. Exit codes: 0 all done, 1 some images were refused, or the 
 is done is written), 2 unusable settings.
 """
 
-import os
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from absl import flags
 
-from absl import flags  # noqa: E402
-
-from pfpn_tf import flags as flags_lib  # noqa: E402
-from pfpn_tf.utils import cli, progress  # noqa: E402
-from pfpn_tf.utils.errors import UserError  # noqa: E402
+from pfpn_tf import flags as flags_lib
+from pfpn_tf.utils import cli, progress
+from pfpn_tf.utils.errors import UserError
 
 FLAGS = flags.FLAGS
 SOME_FAILED = 1

@@ -12,14 +12,11 @@ done, 2 unusable settings or files.
 """
 
 import os
-import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from absl import flags, logging
 
-from absl import flags, logging  # noqa: E402
-
-from pfpn_tf import flags as flags_lib  # noqa: E402
-from pfpn_tf.utils import cli  # noqa: E402
+from pfpn_tf import flags as flags_lib
+from pfpn_tf.utils import cli
 
 FLAGS = flags.FLAGS
 

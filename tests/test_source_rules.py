@@ -10,7 +10,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 LIBRARY = sorted((ROOT / "pfpn_tf").rglob("*.py"))
-TOOLS = sorted([*(ROOT / "tools").glob("*.py"), *(ROOT / "export").glob("*.py")])
+TOOLS = sorted(path for folder in ("tools", "export") for path in (ROOT / folder).glob("[!_]*.py"))
 
 # The data flow; a part imports only from parts before it.
 ORDER = (

@@ -19,17 +19,14 @@ Exit codes: 0 done, 2 unusable settings or files.
 """
 
 import os
-import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from absl import flags
 
-from absl import flags  # noqa: E402
-
-from pfpn_tf import config as config_lib  # noqa: E402
-from pfpn_tf import flags as flags_lib  # noqa: E402
-from pfpn_tf.evaluation import report  # noqa: E402
-from pfpn_tf.utils import cli  # noqa: E402
-from pfpn_tf.utils.errors import UserError  # noqa: E402
+from pfpn_tf import config as config_lib
+from pfpn_tf import flags as flags_lib
+from pfpn_tf.evaluation import report
+from pfpn_tf.utils import cli
+from pfpn_tf.utils.errors import UserError
 
 FLAGS = flags.FLAGS
 RUN_FLAGS = ("checkpoint", "eval_weights", "split", "save_predictions")

@@ -4,15 +4,10 @@
 python tools/make_demo_dataset.py --output_dir=demo/dataset
 """
 
-import os
-import sys
+from absl import flags
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-
-from absl import flags  # noqa: E402
-
-from pfpn_tf import flags as flags_lib  # noqa: E402
-from pfpn_tf.utils import cli, progress  # noqa: E402
+from pfpn_tf import flags as flags_lib
+from pfpn_tf.utils import cli, progress
 
 flags.DEFINE_string("output_dir", "", "Folder to write to; made if need be.")
 flags.DEFINE_integer("num_train", 300, "Images of the training split.", lower_bound=1)

@@ -12,16 +12,13 @@ pictures/. Of a video: NAME_overlay.mp4 and, with --save_predictions, the same f
 not be read, drawn or written (the others are done), 2 unusable settings or files.
 """
 
-import os
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from absl import flags
 
-from absl import flags  # noqa: E402
-
-from pfpn_tf import flags as flags_lib  # noqa: E402
-from pfpn_tf.utils import cli, progress  # noqa: E402
-from pfpn_tf.utils.errors import UserError  # noqa: E402
+from pfpn_tf import flags as flags_lib
+from pfpn_tf.utils import cli, progress
+from pfpn_tf.utils.errors import UserError
 
 FLAGS = flags.FLAGS
 SOME_FAILED = 1

@@ -18,14 +18,11 @@ figures also go to profile.json and, of a comparison, a picture to profile.png.
 import dataclasses
 import json
 import os
-import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from absl import flags
 
-from absl import flags  # noqa: E402
-
-from pfpn_tf import flags as flags_lib  # noqa: E402
-from pfpn_tf.utils import cli  # noqa: E402  (before TensorFlow)
+from pfpn_tf import flags as flags_lib
+from pfpn_tf.utils import cli  # before TensorFlow
 
 flags.DEFINE_string("image_size", "1024x2048", "Padded input, HEIGHTxWIDTH, multiples of 32.")
 flags.DEFINE_enum(

@@ -75,12 +75,16 @@ def _parse_flags(module, argv):
     if asked & {"help", "helpshort", "h", "?", "helpfull"}:
         own = argv[0] if module.__name__ == "__main__" else module.__name__
         settings = flags.FLAGS.module_help("pfpn_tf.flags")
-        print(module.__doc__, flags.FLAGS.module_help(own), sep="\n")
+        shown = [module.__doc__, flags.FLAGS.module_help(own)]
         if "helpfull" in asked:
-            print(settings, flags.FLAGS.module_help("absl.logging"), sep="\n")
+            shown += [settings, flags.FLAGS.module_help("absl.logging")]
         elif settings:
-            print("\n--helpfull also shows the settings, which --flagfile=PATH takes from a file.")
-        sys.exit(0)
+            shown += [
+                "\n--helpfull also shows the settings, which --flagfile=PATH takes from a file."
+            ]
+        with contextlib.suppress(BrokenPipeError):  # --help | head
+            print(*shown, sep="\n", flush=True)
+        os._exit(0)  # Python's own exit would flush a closed pipe once more.
     try:
         return flags.FLAGS(argv)
     except SystemExit:  # --help and --helpfull have printed; absl calls that a failure
