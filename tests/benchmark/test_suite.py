@@ -57,12 +57,8 @@ def test_inference_of_a_random_network():
         ("nothing", {}, {}, "--what=nothing must be one of inference"),
         ("fusion", {}, {"repeats": 0}, "--repeats=0 must be at least 1"),
         ("serving_memory", {}, {}, "--saved_model is required"),
-        (
-            "inference",
-            {},
-            {"saved_model": "no/such"},
-            "--saved_model=no/such holds no saved_model.pb",
-        ),
+        ("inference", {}, {"saved_model": "no/such"}, "no/such holds no saved_model.pb"),
+        ("serving_memory", {}, {"saved_model": "no/such"}, "--saved_model=no/such holds no"),
         ("step", {"crop_size": (8, 8)}, {}, "--crop_size"),
     ],
 )
