@@ -5,15 +5,12 @@ that keeps what is freed in pieces. So the requests differ in size, and the proc
 else.
 """
 
-import json
-import os
-import subprocess
-import sys
-from typing import Any, Dict
+from typing import Any, Dict, List, Tuple
 
 import cv2
 import numpy as np
 
+from pfpn_tf.benchmark import measure
 from pfpn_tf.utils.errors import UserError
 
 SETTLED = 50
@@ -37,23 +34,17 @@ def benchmark_serving_memory(
 
     Raises:
       UserError: too few requests.
-      RuntimeError: the process failed; its last lines are the message.
     """
     if num_requests <= SETTLED:
         raise UserError(f"num_requests={num_requests} must be more than {SETTLED}.")
-    command = [sys.executable, os.path.abspath(__file__), saved_model]
-    command += [str(number) for number in (num_requests, max_side, seed)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError("\n".join(done.stderr.splitlines()[-5:]))
-    resident = json.loads(done.stdout.splitlines()[-1])
-    settled, end = resident["mb"][SETTLED - 1], resident["mb"][-1]
+    after, peak = measure.in_fresh_process(serve, saved_model, num_requests, max_side, seed)
+    settled, end = after[SETTLED - 1], after[-1]
     return {
         "requests": num_requests,
         "settled_mb": round(settled, 1),
         "end_mb": round(end, 1),
-        "largest_mb": round(max(resident["mb"]), 1),
-        "peak_mb": round(resident["peak_mb"], 1),
+        "largest_mb": round(max(after), 1),
+        "peak_mb": round(peak, 1),
         "growth": round(end / settled - 1, 4),
     }
 
@@ -69,30 +60,18 @@ def requests(num_requests: int, max_side: int, seed: int):
         yield content[: len(content) // 2] if i % 8 == 7 else content
 
 
-def _serve(saved_model, num_requests, max_side, seed):
-    """Answers the requests; prints the memory after each."""
+def serve(
+    saved_model: str, num_requests: int, max_side: int, seed: int
+) -> Tuple[List[float], float]:
+    """Answers the requests in this process; gives its memory after each, and the peak, in MiB."""
     import tensorflow as tf
 
-    serve = tf.saved_model.load(saved_model).signatures["serving_default"]
-    resident = []
+    signature = tf.saved_model.load(saved_model).signatures["serving_default"]
+    after = []
     for image in requests(num_requests, max_side, seed):
         try:
-            serve(image_bytes=tf.constant([image]))
+            signature(image_bytes=tf.constant([image]))
         except tf.errors.InvalidArgumentError:
             pass
-        resident.append(_status("VmRSS"))
-    print(json.dumps({"mb": resident, "peak_mb": _status("VmHWM")}))
-
-
-def _status(name):
-    """A figure of this process in MB, as Linux tells it."""
-    with open("/proc/self/status", encoding="ascii") as f:
-        for line in f:
-            if line.startswith(f"{name}:"):
-                return int(line.split()[1]) / 1024
-    raise RuntimeError(f"/proc/self/status has no {name}")
-
-
-if __name__ == "__main__":
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    _serve(sys.argv[1], *(int(value) for value in sys.argv[2:]))
+        after.append(measure.memory_mib())
+    return after, measure.peak_memory_mib()

@@ -1,5 +1,6 @@
 """All benchmarks by name."""
 
+import os
 from typing import Any, Callable, Dict, Mapping, NamedTuple
 
 from pfpn_tf import config as config_lib
@@ -54,6 +55,9 @@ def run(name: str, settings: Mapping[str, Any], options: Options) -> Dict[str, A
         raise UserError(f"--what={name} must be one of {', '.join(BENCHMARKS)}.")
     if options.repeats < 1:
         raise UserError(f"--repeats={options.repeats} must be at least 1; 7 is usual.")
+    saved_model = options.saved_model
+    if saved_model and not os.path.exists(os.path.join(saved_model, "saved_model.pb")):
+        raise UserError(f"--saved_model={saved_model} holds no saved_model.pb; give MODEL/VERSION.")
     machine = measure.machine()
     figures = BENCHMARKS[name](dict(settings), options)
     return {"benchmark": name, "machine": machine, **figures}

@@ -110,7 +110,7 @@ def evaluate_two_runs(
     """
     instance = _load(instance_run_dir, options.settings, "instance", "instance_run_dir")
     semantic = _load(semantic_run_dir, options.settings, "semantic", "semantic_run_dir")
-    differences = run_directory.class_differences(instance.info, semantic.info)
+    differences = categories.class_differences(instance.info, semantic.info)
     if differences:
         raise UserError(
             f"--semantic_run_dir={semantic_run_dir} was trained on other classes than"
@@ -220,7 +220,7 @@ def _info_of_records(config, run, settings):
     records = config.data.eval_records
     beside = config.replace(train_records="", dataset_info=settings.get("dataset_info", ""))
     info = pipeline.load_info(beside)
-    differences = run_directory.class_differences(info, run.info)
+    differences = categories.class_differences(info, run.info)
     if differences:
         raise UserError(
             f"--eval_records={records} holds other classes than {run.directory} was trained on"

@@ -51,6 +51,11 @@ def test_a_matrix_product(transpose_a):
     assert cost == model_cost.Cost(dense_multiply_adds=5 * 3 * 7)
 
 
+@pytest.fixture
+def cached(monkeypatch):
+    monkeypatch.setattr(model_cost, "count", count_once)
+
+
 def tiny(**settings):
     return Config().replace(
         backbone="resnet_tiny", fpn_channels=32, semantic_channels=32, freeze_stages=0, **settings
@@ -75,7 +80,7 @@ def test_components_of_a_small_network():
     assert sum(costs.values(), model_cost.Cost()) == model_cost.total(costs)
 
 
-def test_two_networks_need_the_backbone_twice():
+def test_two_networks_need_the_backbone_twice(cached):
     """Table 3a: the same accuracy at half the compute."""
     rows = model_comparison.two_networks(tiny(semantic_loss_weight=0.5))
     joint, separate, whole, whole_separate = [
@@ -83,11 +88,6 @@ def test_two_networks_need_the_backbone_twice():
     ]
     assert separate == joint + joint
     assert whole.conv_multiply_adds + joint.conv_multiply_adds == whole_separate.conv_multiply_adds
-
-
-@pytest.fixture
-def cached(monkeypatch):
-    monkeypatch.setattr(model_cost, "count", count_once)
 
 
 def test_table_1a(cached):
@@ -163,7 +163,8 @@ def test_the_tool_counts_and_measures_one_network(tmp_path):
 @pytest.mark.parametrize("work", [model_comparison.INFERENCE, model_comparison.TRAINING])
 def test_what_is_measured_runs(part, work):
     """Training ends with the loss, after a gradient of each weight that can be trained."""
-    config = tiny(rpn_post_nms_top_k=20, semantic_loss_weight=0.5)
+    task = "semantic" if work == model_comparison.INFERENCE else "panoptic"
+    config = tiny(rpn_post_nms_top_k=20, semantic_loss_weight=0.5, task=task)
     network = config.replace(freeze_stages=1).model
     is_pyramid = part == model_comparison.PYRAMID
     outputs = model_comparison.function_of(network, part, *CITYSCAPES, (64, 96), work)()
