@@ -22,18 +22,17 @@ from pfpn_tf import flags as flags_lib  # noqa: E402
 from pfpn_tf.utils import cli  # noqa: E402
 from pfpn_tf.utils.errors import UserError  # noqa: E402
 
-DIRECTIONS = ("run_dir", "detectron2")
-
 
 def main():
     from pfpn_tf.weights import convert
 
     given = flags.FLAGS
-    if given.to not in DIRECTIONS:
-        raise UserError(f"--to={given.to} must be one of {', '.join(DIRECTIONS)}.")
+    directions = ("run_dir", *convert.PROJECTS)
+    if given.to not in directions:
+        raise UserError(f"--to={given.to} must be one of {', '.join(directions)}.")
     flags_lib.check_given(["weights", "run_dir"])
-    if given.to == "detectron2":
-        convert.to_detectron2(given.run_dir, given.weights)
+    if given.to != "run_dir":
+        convert.from_run_dir(given.run_dir, given.weights, given.to)
     else:
         config = flags_lib.config_from_flags()
         if not config.data.dataset_info:
