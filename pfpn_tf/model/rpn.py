@@ -13,6 +13,7 @@ from pfpn_tf.model import layers
 from pfpn_tf.ops import anchors as anchor_ops
 from pfpn_tf.ops import boxes as box_ops
 from pfpn_tf.ops import nms
+from pfpn_tf.ops.precision import as_float32_or_more
 from pfpn_tf.structures import Proposals, Pyramid
 
 PerLevel = Dict[str, tf.Tensor]
@@ -45,8 +46,8 @@ class RPNHead(tf.keras.layers.Layer):
         for level, features in pyramid.items():
             hidden = self.conv(features)
             batch = tf.shape(features)[0]
-            logits = layers.as_float32_or_more(self.objectness(hidden))
-            deltas = layers.as_float32_or_more(self.deltas(hidden))
+            logits = as_float32_or_more(self.objectness(hidden))
+            deltas = as_float32_or_more(self.deltas(hidden))
             objectness_logits[level] = tf.reshape(logits, [batch, -1])  # [B, Hl, Wl, a] -> [B, Al]
             anchor_deltas[level] = tf.reshape(
                 deltas, [batch, -1, 4]

@@ -15,7 +15,7 @@ from typing import Callable, Iterator, List, NamedTuple, Tuple
 import numpy as np
 import tensorflow as tf
 
-from pfpn_tf.model import box_head, layers
+from pfpn_tf.model import box_head, norms
 from pfpn_tf.utils import files
 from pfpn_tf.utils.errors import UserError
 from pfpn_tf.weights.safe_pickle import Tensors
@@ -99,7 +99,7 @@ def _conv(name, conv, layout=_CONV) -> Iterator[Parameter]:
         return
     yield Parameter(f"{name}.norm.weight", conv.norm.gamma, _SAME)
     yield Parameter(f"{name}.norm.bias", conv.norm.beta, _SAME)
-    if not isinstance(conv.norm, layers.GroupNorm):
+    if not isinstance(conv.norm, norms.GroupNorm):
         yield Parameter(f"{name}.norm.running_mean", conv.norm.moving_mean, _SAME)
         yield Parameter(f"{name}.norm.running_var", conv.norm.moving_variance, _SAME)
 

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import tensorflow as tf
 
-from pfpn_tf.model import layers
+from pfpn_tf.ops.group_norm import EPSILON
 from pfpn_tf.utils.errors import UserError
 from pfpn_tf.weights.safe_pickle import Tensors
 
@@ -78,7 +78,5 @@ def from_keras_application(application: tf.keras.Model) -> Tensors:
             tensors[f"{name}.norm.bias"] = beta
             bias_shift = tensors.get(f"{name}.norm.running_mean", 0.0)
             tensors[f"{name}.norm.running_mean"] = mean + bias_shift
-            tensors[f"{name}.norm.running_var"] = variance + np.float32(
-                layer.epsilon - layers.NORM_EPSILON
-            )
+            tensors[f"{name}.norm.running_var"] = variance + np.float32(layer.epsilon - EPSILON)
     return _with_prefix(tensors)
