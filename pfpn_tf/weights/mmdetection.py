@@ -54,7 +54,7 @@ def is_mmdetection(tensors: Tensors) -> bool:
 
 
 def style_of(config_text: str) -> Optional[str]:
-    """ "pytorch" or "caffe", as the training configuration of a checkpoint says; None if it does not.
+    """The style that the training configuration of a checkpoint names, or None.
 
     Raises:
       UserError: it mixes the two.
