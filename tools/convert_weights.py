@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
-"""Brings weights of Detectron2, or an ImageNet backbone, into a run directory, or back.
+"""Brings weights of Detectron2, MMDetection or an ImageNet backbone into a run directory, or back.
 
     python tools/convert_weights.py --weights=model_final.pkl --run_dir=runs/converted \\
       --flagfile=configs/coco/panoptic_fpn_r50_3x_detectron2.flags
-    python tools/convert_weights.py --to=detectron2 --run_dir=runs/mine --weights=mine.pkl
+    python tools/convert_weights.py --weights=panoptic_fpn_r50.pth --run_dir=runs/converted \\
+      --flagfile=configs/mmdetection/panoptic_fpn_r50.flags
+    python tools/convert_weights.py --to=mmdetection --run_dir=runs/mine --weights=mine.pth
 
 Evaluation, export and prediction take the run directory, and so does --init_weights in training.
 Backbones: Detectron2's R-50.pkl, R-101.pkl, X-101-32x8d.pkl, torchvision's .pth, or
@@ -21,6 +23,15 @@ from absl import flags  # noqa: E402
 from pfpn_tf import flags as flags_lib  # noqa: E402
 from pfpn_tf.utils import cli  # noqa: E402
 from pfpn_tf.utils.errors import UserError  # noqa: E402
+
+flags.DEFINE_string("run_dir", "", "Run directory to write; with another --to, to read.")
+flags.DEFINE_string(
+    "weights", "", "File (.pkl, .pth) or imagenet; with another --to, the file to write."
+)
+flags.DEFINE_string(
+    "to", "run_dir", "run_dir: read --weights, write --run_dir; detectron2, mmdetection: back."
+)
+flags_lib.define_config_flags()
 
 
 def main():
@@ -44,6 +55,4 @@ def main():
 
 
 if __name__ == "__main__":
-    flags_lib.define_config_flags()
-    flags_lib.define_tool_flags("run_dir", "weights", "to")
     cli.run(main)

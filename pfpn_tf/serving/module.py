@@ -269,7 +269,9 @@ class PanopticModule(tf.Module):
     def _network_sizes(self, original_hw):
         """[B, 2] original sizes -> [B, 2] content sizes, [B, 2] padded sizes."""
         data = self.config.data
-        image_hw = preprocess.resized_hw(original_hw, data.eval_min_side, data.eval_max_side)
+        image_hw = preprocess.resized_hw(
+            original_hw, data.eval_min_side, data.eval_max_side, data.resize
+        )
         return image_hw, preprocess.padded_hw(image_hw, data.size_divisor)
 
     def _prepare_each(self, decode, items, image_hw, padded_hw):
@@ -284,7 +286,7 @@ class PanopticModule(tf.Module):
 
         def prepare(item):
             item, hw = item
-            image = preprocess.resize_image(decode(item), hw)
+            image = preprocess.resize_image(decode(item), hw, data.resize)
             image = preprocess.normalize(image, data.pixel_mean, data.pixel_std)
             return preprocess.pad_to(image, padded_hw)
 
