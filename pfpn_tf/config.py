@@ -309,7 +309,15 @@ class Train:
     init_weights: str = _field(
         "",
         "Weights to start from: a run directory, a checkpoint, a Detectron2 .pkl or torchvision"
-        " .pth file, or imagenet (Keras' ResNets, downloaded). Empty: from scratch.",
+        " .pth file, or imagenet (Keras' ResNets, downloaded). Of predictors, the rows of classes"
+        " with the same name are taken. Empty: from scratch.",
+    )
+    restored_lr_factor: float = _field(
+        1.0,
+        "Share of the learning rate for what starts from --init_weights, e.g. 0.1; what starts at"
+        " random has all of it.",
+        above=0.0,
+        at_most=1.0,
     )
     precision: str = _field(
         "float32",
@@ -637,6 +645,11 @@ def _cross_problems(config):
     ):
         problems.append(
             f"--profile_steps={train.profile_steps} must be two steps, first,last; e.g. 10,14."
+        )
+    if train.restored_lr_factor != 1 and not train.init_weights:
+        problems.append(
+            f"--restored_lr_factor={train.restored_lr_factor} slows what --init_weights gives; give"
+            " --init_weights too, or leave the factor at 1."
         )
     if list(train.lr_decay_steps) != sorted(set(train.lr_decay_steps)):
         problems.append(f"--lr_decay_steps={train.lr_decay_steps} must rise; e.g. 60000,80000.")

@@ -1,11 +1,12 @@
 """From weights of other projects to a run directory, and back."""
 
 import os
-from typing import Tuple
+from typing import Optional, Tuple
 
 import tensorflow as tf
 from absl import logging
 
+import pfpn_tf
 from pfpn_tf import config as config_lib
 from pfpn_tf.data import categories
 from pfpn_tf.model import panoptic_fpn
@@ -35,7 +36,7 @@ def to_run_dir(weights: str, config: config_lib.Config, run_dir: str) -> str:
       UserError: the weights cannot be read or do not fit.
     """
     info = categories.DatasetInfo.load(config.data.dataset_info)
-    tensors, backbone_only = _tensors(weights, config.model)
+    tensors, backbone_only = read(weights, config.model)
     tf.keras.utils.set_random_seed(config.train.seed)
     model = _build(config, info)
     _load(model, tensors, backbone_only, weights)
@@ -48,23 +49,14 @@ def to_run_dir(weights: str, config: config_lib.Config, run_dir: str) -> str:
 
 def is_foreign(weights: str) -> bool:
     """Whether these are weights of another project, rather than a run directory or a checkpoint."""
-    return weights == IMAGENET or weights.endswith((".pkl", ".pth"))
+    return weights == IMAGENET or weights.endswith((".pkl", ".pth")) or os.path.isfile(weights)
 
 
-def initialise(model: tf.keras.Model, weights: str) -> None:
-    """Gives a built model the weights of another project: a backbone, or the whole network.
-
-    Args:
-      model: a built `PanopticFPN`.
-      weights: as in `to_run_dir`.
-
-    Raises:
-      UserError: the weights cannot be read or do not fit.
-    """
-    tensors, backbone_only = _tensors(weights, model.config)
-    _load(model, tensors, backbone_only, weights)
-    what = "the backbone" if backbone_only else "all variables"
-    logging.info("Initialised %s with %d tensors of %s.", what, len(tensors), weights)
+def coco_info() -> Optional[categories.DatasetInfo]:
+    """COCO's classes, from this project's configs; None where they are not installed."""
+    root = os.path.dirname(os.path.dirname(os.path.abspath(pfpn_tf.__file__)))
+    path = os.path.join(root, "configs", "coco", categories.FILE_NAME)
+    return categories.DatasetInfo.load(path) if os.path.exists(path) else None
 
 
 def to_detectron2(run_dir: str, weights: str) -> None:
@@ -93,7 +85,16 @@ def _load(model, tensors, backbone_only, weights):
         raise UserError(f"{weights}: {error}") from None
 
 
-def _tensors(weights, model_config) -> Tuple[safe_pickle.Tensors, bool]:
+def read(weights: str, model_config: config_lib.Model) -> Tuple[safe_pickle.Tensors, bool]:
+    """The weights by Detectron2's names, and whether they are those of a backbone alone.
+
+    Args:
+      weights: as in `to_run_dir`.
+      model_config: the network; says which of Keras' ResNets "imagenet" is.
+
+    Raises:
+      UserError: the weights cannot be read.
+    """
     if weights != IMAGENET or os.path.exists(weights):
         return detectron2.to_detectron2_names(safe_pickle.read_tensors(weights))
     name = _APPLICATIONS.get(model_config.backbone)
