@@ -25,6 +25,21 @@ from pfpn_tf.utils.errors import UserError  # noqa: E402
 FLAGS = flags.FLAGS
 SOME_FAILED = 1
 
+flags.DEFINE_string(
+    "url", "", "grpc://HOST:8500 or http://HOST:8501 (an http address may have a path)."
+)
+flags.DEFINE_string("model_name", "panoptic", "Name under which the server serves the model.")
+flags.DEFINE_list("images", [], "Files, folders (every image in them) or globs, comma-separated.")
+flags.DEFINE_string("output_dir", "", "Folder to write to; made if need be.")
+flags.DEFINE_bool("overlays", True, "Also draw each result over its image.")
+flags.DEFINE_bool(
+    "serving_reply", False, "Also write what TensorFlow Serving's REST interface replies."
+)
+flags.DEFINE_integer("num_requests", 0, "Measure the latency of this many requests; 0: none.")
+flags.DEFINE_integer("concurrency", 1, "Requests on their way at the same time.")
+flags.DEFINE_integer("images_per_request", 1, "Images in each request that is measured.")
+flags.DEFINE_float("timeout_s", 60.0, "Seconds to wait for an answer.")
+
 
 def main():
     flags_lib.check_given(["url", "images"])
@@ -91,16 +106,4 @@ def measure(connection, paths):
 
 
 if __name__ == "__main__":
-    flags_lib.define_tool_flags(
-        "url",
-        "model_name",
-        "images",
-        "output_dir",
-        "overlays",
-        "serving_reply",
-        "num_requests",
-        "concurrency",
-        "images_per_request",
-        "timeout_s",
-    )
     cli.run(main)

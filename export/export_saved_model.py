@@ -22,6 +22,13 @@ from pfpn_tf.utils import cli  # noqa: E402
 
 FLAGS = flags.FLAGS
 
+flags.DEFINE_string("run_dir", "", "Run to export: the --run_dir of a training.")
+flags.DEFINE_string(
+    "checkpoint", "", "Which one: empty for the newest, best, a step, or a path without suffix."
+)
+flags.DEFINE_string("export_dir", "", "Directory to make: NAME/VERSION, e.g. models/panoptic/1.")
+flags_lib.define_config_flags()
+
 
 def main():
     flags_lib.check_files(["run_dir"])
@@ -41,6 +48,4 @@ def main():
 
 
 if __name__ == "__main__":
-    flags_lib.define_config_flags()
-    flags_lib.define_tool_flags("run_dir", "checkpoint", "export_dir")
     cli.run(main)

@@ -9,11 +9,13 @@ Sizes are (height, width). `_px` are pixels of the image named in the help text.
 
 import dataclasses
 import difflib
+import functools
 import json
-from typing import Any, Dict, List, Mapping, Tuple
+from typing import Any, Dict, Mapping, Set, Tuple
 
 from absl import logging
 
+from pfpn_tf import config_checks
 from pfpn_tf.utils.errors import UserError
 
 BACKBONES = (
@@ -30,17 +32,34 @@ BACKBONES = (
 LEVELS = ("p2", "p3", "p4", "p5", "p6")
 
 
-def _field(default, help_text, choices=None, at_least=None, above=None, at_most=None):
-    return dataclasses.field(
-        default=default,
-        metadata={
-            "help": help_text,
-            "choices": choices,
-            "at_least": at_least,
-            "above": above,
-            "at_most": at_most,
-        },
-    )
+def _field(
+    default,
+    help_text,
+    choices=None,
+    at_least=None,
+    above=None,
+    at_most=None,
+    lengths=(),
+    may_change=False,
+):
+    """A setting.
+
+    Args:
+      default: its default.
+      help_text: of its flag.
+      choices: what it may be, if not everything.
+      at_least, above, at_most: limits of a number, or of each number in a list.
+      lengths: how many numbers a list may hold, if not any number.
+      may_change: whether it may differ when a run is continued: the next step computes the same.
+    """
+    limits = {"choices": choices, "at_least": at_least, "above": above, "at_most": at_most}
+    metadata = {"help": help_text, **limits, "lengths": lengths, "may_change": may_change}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+_SOME = range(1, 1000)
+_inference_field = functools.partial(_field, may_change=True)
+"""A setting that only evaluation and export use."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,27 +67,36 @@ class Data:
     """Where the examples are and what is done to them."""
 
     train_records: str = _field(
-        "", "Glob of the training TFRecords, e.g. data/coco/train-*.tfrecord."
+        "", "Glob of the training TFRecords, e.g. data/coco/train-*.tfrecord.", may_change=True
     )
-    eval_records: str = _field("", "Glob of the evaluation TFRecords.")
+    eval_records: str = _field("", "Glob of the evaluation TFRecords.", may_change=True)
     dataset_info: str = _field(
-        "", "Path of dataset_info.json. Empty: the file of that name beside the TFRecords."
+        "",
+        "Path of dataset_info.json. Empty: the file of that name beside the TFRecords.",
+        may_change=True,
     )
     train_min_sides: Tuple[int, ...] = _field(
         (640, 672, 704, 736, 768, 800),
         "Shorter image side in training, drawn from this list (the paper's scale jitter, 640 to "
         "800).",
+        at_least=1,
+        lengths=_SOME,
     )
     train_max_side: int = _field(1333, "Longest image side in training.", at_least=32)
-    eval_min_side: int = _field(800, "Shorter image side at inference.", at_least=32)
-    eval_max_side: int = _field(1333, "Longest image side at inference.", at_least=32)
+    eval_min_side: int = _inference_field(800, "Shorter image side at inference.", at_least=32)
+    eval_max_side: int = _inference_field(1333, "Longest image side at inference.", at_least=32)
     random_scale: Tuple[float, ...] = _field(
         (),
         "Two numbers: scale each training image by a factor drawn between them, instead of "
         "--train_min_sides (the paper's Cityscapes recipe: 0.5,2.0).",
+        above=0.0,
+        lengths=(0, 2),
     )
     crop_size: Tuple[int, ...] = _field(
-        (), "Height,width of a random crop after scaling (the paper's Cityscapes recipe: 512,1024)."
+        (),
+        "Height,width of a random crop after scaling (the paper's Cityscapes recipe: 512,1024).",
+        at_least=32,
+        lengths=(0, 2),
     )
     crop_bootstrap: float = _field(
         0.0,
@@ -82,10 +110,21 @@ class Data:
         False, "Random brightness, contrast, saturation and hue (the paper's color augmentation)."
     )
     pixel_mean: Tuple[float, ...] = _field(
-        (123.675, 116.28, 103.53), "Mean of the R, G, B channels, subtracted before the network."
+        (123.675, 116.28, 103.53),
+        "Mean of the R, G, B channels, subtracted before the network.",
+        lengths=(3,),
     )
     pixel_std: Tuple[float, ...] = _field(
-        (1.0, 1.0, 1.0), "R, G, B divisors after the mean; 1,1,1 for Caffe-style ImageNet weights."
+        (1.0, 1.0, 1.0),
+        "R, G, B divisors after the mean; 1,1,1 for Caffe-style ImageNet weights.",
+        above=0.0,
+        lengths=(3,),
+    )
+    resize: str = _field(
+        "pillow",
+        "How photos are resized. pillow: antialiased (Detectron2); opencv: not, and in a few sizes"
+        " a pixel apart (MMDetection).",
+        choices=("pillow", "opencv"),
     )
     size_divisor: int = _field(
         32,
@@ -150,6 +189,7 @@ class Model:
         False,
         "Compute the trained stages of the backbone twice in a training step, instead of keeping"
         " what is inside them: less memory, a tenth to a third more time.",
+        may_change=True,
     )
     fpn_channels: int = _field(256, "Channels of every pyramid level.", at_least=1)
     fpn_groups: int = _field(
@@ -166,14 +206,19 @@ class Model:
     anchor_sizes: Tuple[float, ...] = _field(
         (32.0, 64.0, 128.0, 256.0, 512.0),
         "Square root of the anchor area in pixels, one per level p2..p6.",
+        above=0.0,
+        lengths=(len(LEVELS),),
     )
     anchor_aspect_ratios: Tuple[float, ...] = _field(
-        (0.5, 1.0, 2.0), "Anchor height divided by width (the same convention as Detectron2)."
+        (0.5, 1.0, 2.0),
+        "Anchor height divided by width (the same convention as Detectron2).",
+        above=0.0,
+        lengths=_SOME,
     )
     rpn_pre_nms_top_k_train: int = _field(
         2000, "Proposals kept per level before NMS, training.", at_least=1
     )
-    rpn_pre_nms_top_k_eval: int = _field(
+    rpn_pre_nms_top_k_eval: int = _inference_field(
         1000, "Proposals kept per level before NMS, inference.", at_least=1
     )
     rpn_post_nms_top_k: int = _field(1000, "Proposals kept per image after NMS.", at_least=1)
@@ -206,6 +251,14 @@ class Model:
         "RoIAlign samples per bin and axis; 0: adaptive, ceil(RoI size / output size).",
         at_least=0,
     )
+    roi_level_epsilon: float = _field(
+        1e-8,
+        "Added to a RoI's side / 224 before it chooses a level; 2.5e-7 in MMDetection.",
+        at_least=0.0,
+    )
+    clamp_small_deltas: bool = _field(
+        False, "dh and dw are clamped from below as they are from above (MMDetection)."
+    )
     box_fc_channels: int = _field(
         1024, "Width of the box head's two fully connected layers.", at_least=1
     )
@@ -234,21 +287,30 @@ class Model:
         "(the paper on Cityscapes; fusion discards the thing classes).",
         choices=("other", "all"),
     )
-    score_threshold: float = _field(0.05, "Lowest score of a detection.", at_least=0.0, at_most=1.0)
-    nms_threshold: float = _field(
+    score_threshold: float = _inference_field(
+        0.05, "Lowest score of a detection.", at_least=0.0, at_most=1.0
+    )
+    nms_threshold: float = _inference_field(
         0.5, "IoU above which per-class NMS drops a detection.", above=0.0, at_most=1.0
     )
-    max_detections: int = _field(100, "Detections kept per image.", at_least=1)
-    fusion_score_threshold: float = _field(
+    class_agnostic_nms: bool = _inference_field(
+        False, "A better detection of any class drops one that it overlaps (MMDetection)."
+    )
+    nms_by_offset: bool = _inference_field(
+        False,
+        "NMS keeps classes and levels apart by moving their boxes, which rounds (MMDetection).",
+    )
+    max_detections: int = _inference_field(100, "Detections kept per image.", at_least=1)
+    fusion_score_threshold: float = _inference_field(
         0.5, "Instances below this score do not enter the panoptic map.", at_least=0.0, at_most=1.0
     )
-    fusion_overlap_threshold: float = _field(
+    fusion_overlap_threshold: float = _inference_field(
         0.5,
         "An instance is dropped if more than this share of it is already taken.",
         at_least=0.0,
         at_most=1.0,
     )
-    fusion_stuff_area_threshold_px: int = _field(
+    fusion_stuff_area_threshold_px: int = _inference_field(
         4096,
         "Stuff segments smaller than this, in pixels of the original image, are dropped.",
         at_least=0,
@@ -260,7 +322,7 @@ class Train:
     """Losses, schedule and the loop."""
 
     global_batch_size: int = _field(16, "Images per step over all replicas.", at_least=1)
-    train_steps: int = _field(90000, "Steps of the whole run.", at_least=1)
+    train_steps: int = _field(90000, "Steps of the whole run.", at_least=1, may_change=True)
     learning_rate: float = _field(0.02, "Learning rate after warm-up.", above=0.0)
     base_batch_size: int = _field(
         0,
@@ -273,7 +335,7 @@ class Train:
         0.001, "Share of the learning rate at step 0.", at_least=0.0, at_most=1.0
     )
     lr_decay_steps: Tuple[int, ...] = _field(
-        (60000, 80000), "Steps at which the learning rate drops."
+        (60000, 80000), "Steps at which the learning rate drops.", at_least=0
     )
     lr_decay_factor: float = _field(0.1, "Factor of each drop.", above=0.0, at_most=1.0)
     momentum: float = _field(0.9, "SGD momentum.", at_least=0.0, at_most=1.0)
@@ -311,6 +373,7 @@ class Train:
         "Weights to start from: a run directory, a checkpoint, a Detectron2 .pkl or torchvision"
         " .pth file, or imagenet (Keras' ResNets, downloaded). Of predictors, the rows of classes"
         " with the same name are taken. Empty: from scratch.",
+        may_change=True,
     )
     restored_lr_factor: float = _field(
         1.0,
@@ -329,51 +392,65 @@ class Train:
         "Compile forward pass, losses and backward pass of each replica with XLA (of several "
         "replicas the network alone), once for every padded size. Needs --static_shapes. Meant for "
         "GPUs: on a CPU it is slower than the plain step. The results differ by rounding.",
+        may_change=True,
     )
     distribution: str = _field(
         "mirrored",
         "mirrored: all GPUs of this machine, else its CPU; one_device; cpu; multi_worker: several "
         "machines by TF_CONFIG.",
         choices=("mirrored", "multi_worker", "one_device", "cpu"),
+        may_change=True,
     )
-    steps_per_loop: int = _field(20, "Steps between returns to Python and log lines.", at_least=1)
+    steps_per_loop: int = _field(
+        20, "Steps between returns to Python and log lines.", at_least=1, may_change=True
+    )
     summary_interval_steps: int = _field(
-        20, "Steps between scalars in TensorBoard and metrics.jsonl.", at_least=1
+        20, "Steps between scalars in TensorBoard and metrics.jsonl.", at_least=1, may_change=True
     )
     image_interval_steps: int = _field(
-        1000, "Steps between pictures in TensorBoard; 0: none.", at_least=0
+        1000, "Steps between pictures in TensorBoard; 0: none.", at_least=0, may_change=True
     )
-    checkpoint_interval_steps: int = _field(1000, "Steps between checkpoints.", at_least=1)
-    keep_checkpoints: int = _field(3, "Newest checkpoints kept.", at_least=1)
+    checkpoint_interval_steps: int = _field(
+        1000, "Steps between checkpoints.", at_least=1, may_change=True
+    )
+    keep_checkpoints: int = _field(3, "Newest checkpoints kept.", at_least=1, may_change=True)
     eval_interval_steps: int = _field(
-        0, "Steps between evaluations in training; 0: none.", at_least=0
+        0, "Steps between evaluations in training; 0: none.", at_least=0, may_change=True
     )
     profile_steps: Tuple[int, ...] = _field(
-        (), "First,last step to record for TensorBoard's profiler; empty: none."
+        (),
+        "First,last step to record for TensorBoard's profiler; empty: none.",
+        at_least=0,
+        lengths=(0, 2),
+        may_change=True,
     )
     seed: int = _field(
         0, "Seed of initialisation, data order, augmentation and sampling.", at_least=0
     )
-    train_cpu_threads: int = _field(0, "CPU threads for TensorFlow; 0: all.", at_least=0)
+    train_cpu_threads: int = _field(
+        0, "CPU threads for TensorFlow; 0: all.", at_least=0, may_change=True
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Eval:
     """Evaluation."""
 
-    eval_batch_size: int = _field(1, "Images per evaluation batch.", at_least=1)
-    max_images: int = _field(0, "Evaluate only this many images; 0: all.", at_least=0)
-    semantic_flip: bool = _field(
+    eval_batch_size: int = _inference_field(1, "Images per evaluation batch.", at_least=1)
+    max_images: int = _inference_field(0, "Evaluate only this many images; 0: all.", at_least=0)
+    semantic_flip: bool = _inference_field(
         False,
         "Evaluate the semantic branch also on the mirror image, and average its probabilities."
         " Costs one more pass through backbone, FPN and semantic branch for each of"
         " --semantic_scales.",
     )
-    semantic_scales: Tuple[float, ...] = _field(
+    semantic_scales: Tuple[float, ...] = _inference_field(
         (1.0,),
         "Evaluate the semantic branch at these multiples of the input size, and average its "
         "probabilities, e.g. 0.75,1,1.25. Costs a pass through backbone, FPN and semantic branch "
         "for each, in proportion to the square of the scale; scale 1 alone is free.",
+        above=0.0,
+        lengths=_SOME,
     )
 
 
@@ -381,30 +458,32 @@ class Eval:
 class Export:
     """The exported SavedModel."""
 
-    max_image_pixels: int = _field(
+    max_image_pixels: int = _inference_field(
         40_000_000, "Larger images are refused before they are decoded.", at_least=1
     )
-    max_segments: int = _field(
+    max_segments: int = _inference_field(
         256, "Width of the segment table in the exported signatures.", at_least=1
     )
-    network_batch_pixels: int = _field(
+    network_batch_pixels: int = _inference_field(
         1_000_000,
         "Images of one padded size go through the network together up to this many pixels, larger "
         "ones alone; two such groups are under way at a time. One photo nearly keeps a CPU's cores "
         "busy; with a GPU raise it, e.g. to 8000000.",
         at_least=1,
     )
-    allowed_batch_sizes: Tuple[int, ...] = _field(
+    allowed_batch_sizes: Tuple[int, ...] = _inference_field(
         (1, 2, 4),
         "Batch sizes to which the server fills up what it joins of waiting requests; the last is "
         "the largest. The export holds a warm-up request for each.",
+        at_least=1,
+        lengths=_SOME,
     )
-    for_gpu: bool = _field(
+    for_gpu: bool = _inference_field(
         False,
         "The server has a GPU: the labels of pixels are computed on it, in few large operations. An"
         " export with or without this answers rightly on any processor and GPU.",
     )
-    batch_timeout_micros: int = _field(
+    batch_timeout_micros: int = _inference_field(
         5000, "Microseconds that the server waits for a batch to fill.", at_least=0
     )
 
@@ -449,6 +528,11 @@ class Config:
 def all_fields() -> Dict[str, dataclasses.Field]:
     """Flag name to dataclass field, over all groups."""
     return {f.name: f for _, group in Config().groups() for f in dataclasses.fields(group)}
+
+
+def fixed_settings() -> Set[str]:
+    """Names of the settings that must stay as they are when a run is continued."""
+    return {name for name, field in all_fields().items() if not field.metadata["may_change"]}
 
 
 def from_mapping(settings: Mapping[str, Any]) -> Config:
@@ -502,11 +586,7 @@ def validate(config: Config) -> None:
       UserError: all problems, one a line; each names the flag, its value, what is allowed and a
         value that would work.
     """
-    problems: List[str] = []
-    for name, f in all_fields().items():
-        problems += _field_problems(name, config.flat()[name], f)
-    if not problems:
-        problems = _cross_problems(config)
+    problems = config_checks.problems(all_fields(), config.flat())
     if problems:
         raise UserError("\n".join(problems))
 
@@ -515,188 +595,3 @@ def _unknown_setting(name, fields):
     near = difflib.get_close_matches(name, fields, n=1)
     hint = f" Did you mean --{near[0]}?" if near else ""
     return f"--{name} is not a setting.{hint}"
-
-
-def _field_problems(name, value, f):
-    meta = f.metadata
-    default = ",".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
-    try_default = f"The default is {default!r}."
-    if meta["choices"] and value not in meta["choices"]:
-        near = difflib.get_close_matches(str(value), map(str, meta["choices"]), n=1)
-        hint = f" Did you mean {near[0]}?" if near else f" {try_default}"
-        choices = ", ".join(map(str, meta["choices"]))
-        return [f"--{name}={value} must be one of {choices}.{hint}"]
-    if isinstance(value, tuple):
-        bad = [
-            v for v in value if isinstance(v, (int, float)) and not isinstance(v, bool) and v < 0
-        ]
-        return (
-            [f"--{name}={','.join(map(str, value))} must not hold negative numbers. {try_default}"]
-            if bad
-            else []
-        )
-    if isinstance(f.default, (int, float)) and not isinstance(f.default, bool):
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
-            return [f"--{name}={value!r} must be a number. {try_default}"]
-        for limit, ok, words in (
-            ("at_least", lambda a, b: a >= b, "at least"),
-            ("above", lambda a, b: a > b, "above"),
-            ("at_most", lambda a, b: a <= b, "at most"),
-        ):
-            if meta[limit] is not None and not ok(value, meta[limit]):
-                return [f"--{name}={value} must be {words} {meta[limit]}. {try_default}"]
-    return []
-
-
-def _cross_problems(config):
-    data, model, train = config.data, config.model, config.train
-    problems = []
-    if data.size_divisor % 32:
-        problems.append(
-            f"--size_divisor={data.size_divisor} must be a multiple of 32, the stride of c5; use "
-            f"{(data.size_divisor // 32 + 1) * 32}."
-        )
-    if not data.train_min_sides:
-        problems.append("--train_min_sides is empty; give at least one side, e.g. 800.")
-    elif max(data.train_min_sides) > data.train_max_side:
-        problems.append(
-            f"--train_min_sides holds {max(data.train_min_sides)}, more than --train_max_side="
-            f"{data.train_max_side}; raise the latter to at least {max(data.train_min_sides)}."
-        )
-    if data.eval_min_side > data.eval_max_side:
-        problems.append(
-            f"--eval_min_side={data.eval_min_side} is more than "
-            f"--eval_max_side={data.eval_max_side}; "
-            f"raise the latter to at least {data.eval_min_side}."
-        )
-    if data.random_scale and (
-        len(data.random_scale) != 2 or not 0 < data.random_scale[0] <= data.random_scale[1]
-    ):
-        problems.append(
-            f"--random_scale={data.random_scale} must be two numbers, low,high with 0 < low <= "
-            "high; e.g. 0.5,2.0."
-        )
-    if data.crop_size and (len(data.crop_size) != 2 or min(data.crop_size) < 32):
-        problems.append(
-            f"--crop_size={data.crop_size} must be height,width of at least 32 each; e.g. 512,1024."
-        )
-    for name in ("pixel_mean", "pixel_std"):
-        value = getattr(data, name)
-        if len(value) != 3 or (name == "pixel_std" and min(value) <= 0):
-            problems.append(
-                f"--{name}={value} must be three numbers, "
-                f"R,G,B{', above 0' if name == 'pixel_std' else ''}."
-            )
-    if len(model.anchor_sizes) != len(LEVELS):
-        problems.append(
-            f"--anchor_sizes has {len(model.anchor_sizes)} sizes for the {len(LEVELS)} levels "
-            f"{', '.join(LEVELS)}; e.g. 32,64,128,256,512."
-        )
-    if not model.anchor_aspect_ratios or min(model.anchor_aspect_ratios, default=0) <= 0:
-        problems.append(
-            "--anchor_aspect_ratios must be positive numbers (height / width), e.g. 0.5,1,2."
-        )
-    problems += _variant_problems(data, model, train)
-    if model.backbone_recompute and model.backbone_norm == "sync_bn":
-        problems.append(
-            "--backbone_recompute with --backbone_norm=sync_bn would update the running statistics "
-            "twice a step; use --backbone_norm=group_norm, or --nobackbone_recompute."
-        )
-    if train.xla and not data.static_shapes:
-        problems.append(
-            "--xla compiles anew for every image size, and there are hundreds; add --static_shapes."
-        )
-    if train.xla and model.task != "semantic" and model.roi_sampling_ratio == 0:
-        problems.append(
-            "--xla cannot compile --roi_sampling_ratio=0, where each RoI takes as many samples as "
-            "it has feature cells; use --roi_sampling_ratio=2, or --noxla."
-        )
-    if model.rpn_negative_iou > model.rpn_positive_iou:
-        problems.append(
-            f"--rpn_negative_iou={model.rpn_negative_iou} is above "
-            f"--rpn_positive_iou={model.rpn_positive_iou}; "
-            "use 0.3 and 0.7."
-        )
-    if model.fpn_channels % 32 and model.head_norm == "group_norm":
-        problems.append(
-            f"--fpn_channels={model.fpn_channels} must be divisible by the 32 groups of "
-            "--head_norm=group_norm; use 256."
-        )
-    if model.semantic_channels % 32:
-        problems.append(
-            f"--semantic_channels={model.semantic_channels} must be divisible by the 32 groups of "
-            "its "
-            "GroupNorm; use 64, 128 or 256."
-        )
-    sizes = config.export.allowed_batch_sizes
-    if not sizes or sizes[0] < 1 or list(sizes) != sorted(set(sizes)):
-        problems.append(
-            f"--allowed_batch_sizes={','.join(map(str, sizes))} must be one or more whole numbers "
-            "from 1 on that rise; e.g. 1,2,4."
-        )
-    scales = config.eval.semantic_scales
-    if not scales or min(scales) <= 0 or len(set(scales)) < len(scales):
-        problems.append(
-            f"--semantic_scales={','.join(map(str, scales))} must be different numbers above 0;"
-            " e.g. 0.75,1,1.25."
-        )
-    if train.profile_steps and (
-        len(train.profile_steps) != 2 or train.profile_steps[0] > train.profile_steps[1]
-    ):
-        problems.append(
-            f"--profile_steps={train.profile_steps} must be two steps, first,last; e.g. 10,14."
-        )
-    if train.restored_lr_factor != 1 and not train.init_weights:
-        problems.append(
-            f"--restored_lr_factor={train.restored_lr_factor} slows what --init_weights gives; give"
-            " --init_weights too, or leave the factor at 1."
-        )
-    if list(train.lr_decay_steps) != sorted(set(train.lr_decay_steps)):
-        problems.append(f"--lr_decay_steps={train.lr_decay_steps} must rise; e.g. 60000,80000.")
-    if train.lr_decay_steps and train.lr_decay_steps[0] <= train.warmup_steps:
-        problems.append(
-            f"--lr_decay_steps={','.join(map(str, train.lr_decay_steps))} must come after "
-            f"--warmup_steps={train.warmup_steps}; lower --warmup_steps to "
-            f"{train.lr_decay_steps[0] - 1} or less."
-        )
-    return problems
-
-
-def _variant_problems(data, model, train):
-    """The network's variants exclude one another here and there."""
-    problems = []
-    if model.decoder != "fpn" and model.task != "semantic":
-        problems.append(
-            f"--decoder={model.decoder} has no levels of equal width for an instance branch; use "
-            f"--task=semantic, or --decoder=fpn with --task={model.task}."
-        )
-    if model.output_stride != 32 and model.decoder != "none":
-        problems.append(
-            f"--output_stride={model.output_stride} changes the strides that "
-            f"--decoder={model.decoder} expects; use --decoder=none, or --output_stride=32."
-        )
-    if (model.decoder == "none") != (model.semantic_head == "deeplabv3"):
-        problems.append(
-            f"--decoder={model.decoder} does not go with --semantic_head={model.semantic_head}; use"
-            " fpn or symmetric with fpn, or none with deeplabv3."
-        )
-    if model.fpn_groups == 2 and (model.decoder != "fpn" or model.task != "panoptic"):
-        problems.append(
-            "--fpn_groups=2 gives each branch its half of the pyramid, so it needs --task=panoptic"
-            f" and --decoder=fpn, not {model.task} and {model.decoder}."
-        )
-    if model.fpn_channels % model.fpn_groups:
-        problems.append(
-            f"--fpn_channels={model.fpn_channels} must be divisible by "
-            f"--fpn_groups={model.fpn_groups}; use 256."
-        )
-    if train.alternate_losses and model.task != "panoptic":
-        problems.append(
-            f"--alternate_losses has nothing to alternate with --task={model.task}; use "
-            "--task=panoptic."
-        )
-    if data.crop_bootstrap and not data.crop_size:
-        problems.append(
-            f"--crop_bootstrap={data.crop_bootstrap} needs --crop_size, e.g. --crop_size=512,1024."
-        )
-    return problems

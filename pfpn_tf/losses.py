@@ -7,22 +7,19 @@ that number counted over all replicas. The gradients of the replicas therefore a
 gradient of one replica with the whole batch, however unevenly RoIs and pixels are spread.
 
 Shapes: B images · A anchors of all levels · R RoIs · F mask slots · K thing classes ·
-S semantic classes · h, w size of the semantic logits · T side of a tile of them · m, n tiles down
-and across.
+S semantic classes · h, w size of the semantic logits.
 """
 
 from typing import Dict, Optional
 
-import numpy as np
 import tensorflow as tf
 
 from pfpn_tf import config as config_lib
-from pfpn_tf.model.layers import as_float32_or_more
+from pfpn_tf.ops.precision import as_float32_or_more
+from pfpn_tf.ops.upsampled_cross_entropy import upsampled_cross_entropy
 from pfpn_tf.structures import GroundTruth, RoiTargets, RpnTargets, TrainOutputs
 
 VOID = 255
-_UPSAMPLING = 4
-_TILE = 8  # pixels of the logits; a row of tiles at full resolution stays near the cache
 
 
 def panoptic_fpn_losses(
@@ -189,11 +186,7 @@ def mask_loss(mask_logits: tf.Tensor, targets: RoiTargets) -> tf.Tensor:
 def semantic_loss(semantic_logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     """L_s: sum of the softmax cross-entropy over the labelled pixels, at full resolution.
 
-    Divided by the number of labelled pixels (section 3.2). The logits are upsampled 4x (bilinear,
-    half-pixel centres). At full resolution they would take 240 MB for one 832 x 1344 image and 54
-    classes, and several times that with their gradient; so value and gradient are computed
-    together, one row of tiles after the other, and only the gradient at stride 4 is kept. There is
-    no second derivative.
+    Divided by the number of labelled pixels (section 3.2). The logits are upsampled 4x, bilinearly.
 
     Args:
       semantic_logits: [B, h, w, S].
@@ -202,89 +195,7 @@ def semantic_loss(semantic_logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     Returns:
       Scalar.
     """
-    logits = as_float32_or_more(semantic_logits)
-    height, width = tf.shape(logits)[1], tf.shape(logits)[2]
-    bottom, right = -height % _TILE, -width % _TILE
-    # One pixel of each border repeated for the interpolation; void to whole tiles below and right.
-    logits = tf.pad(logits, [[0, 0], [1, 1], [1, 1], [0, 0]], "SYMMETRIC")
-    logits = tf.pad(logits, [[0, 0], [0, bottom], [0, right], [0, 0]])
-    labels = tf.pad(
-        labels,
-        [[0, 0], [0, _UPSAMPLING * bottom], [0, _UPSAMPLING * right]],
-        constant_values=VOID,
-    )
-    return _tiled_cross_entropy(logits, labels)
-
-
-@tf.custom_gradient
-def _tiled_cross_entropy(logits, labels):
-    """Cross-entropy sum of 4x upsampled logits; its gradient is computed on the way.
-
-    Args:
-      logits: [B, m T + 2, n T + 2, S] with a border of one pixel.
-      labels: [B, 4 m T, 4 n T].
-    """
-    interpolation = tf.constant(_interpolation_matrix(), logits.dtype)  # [4 T, T + 2]
-    batch, rows, columns, classes = tf.unstack(tf.shape(logits))
-    tile_columns = (
-        tf.range(0, columns - 2, _TILE)[:, tf.newaxis] + tf.range(_TILE + 2)[tf.newaxis]
-    )  # [n, T + 2]
-
-    def upsample(strip):
-        """One row of tiles: [B, T + 2, n T + 2, S] -> [B, 4 T, 4 n T, S]."""
-        strip = tf.matmul(interpolation, tf.reshape(strip, [batch, _TILE + 2, columns * classes]))
-        strip = tf.reshape(strip, [batch * _UPSAMPLING * _TILE, columns, classes])
-        tiles = tf.gather(strip, tile_columns, axis=1)  # [B * 4 T, n, T + 2, S]
-        tiles = tf.matmul(interpolation, tiles)  # [B * 4 T, n, 4 T, S]
-        return tf.reshape(tiles, [batch, _UPSAMPLING * _TILE, -1, classes])
-
-    def add_strip(index, total, shared_rows, gradients):
-        """`shared_rows` is the gradient of the two rows that the strip before has in common with
-        this one.
-        """
-        row = index * _TILE
-        strip = tf.gather(logits, row + tf.range(_TILE + 2), axis=1)
-        strip_labels = tf.gather(labels, _UPSAMPLING * row + tf.range(_UPSAMPLING * _TILE), axis=1)
-        strip_labels = tf.cast(strip_labels, tf.int32)
-        labelled = strip_labels != VOID
-        with tf.GradientTape() as tape:
-            tape.watch(strip)
-            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
-                labels=tf.where(labelled, strip_labels, 0), logits=upsample(strip)
-            )
-            loss = _masked_sum(losses, labelled)
-        gradient = tape.gradient(loss, strip)
-        gradient += tf.pad(shared_rows, [[0, 0], [0, _TILE], [0, 0], [0, 0]])
-        gradients = gradients.write(index, gradient[:, :_TILE])
-        return index + 1, total + loss, gradient[:, _TILE:], gradients
-
-    num_strips = (rows - 2) // _TILE
-    static_shape = [logits.shape[0], _TILE, *logits.shape[2:]]
-    _, total, last_rows, gradients = tf.while_loop(
-        lambda index, *_: index < num_strips,
-        add_strip,
-        (
-            0,
-            tf.zeros([], logits.dtype),
-            tf.zeros_like(logits[:, :2]),
-            tf.TensorArray(logits.dtype, num_strips, element_shape=static_shape),
-        ),
-        parallel_iterations=1,  # one strip at full resolution at a time
-    )
-    gradient = tf.transpose(gradients.stack(), [1, 0, 2, 3, 4])  # [B, m, T, n T + 2, S]
-    gradient = tf.reshape(gradient, [batch, rows - 2, columns, classes])
-    gradient = tf.concat([gradient, last_rows], axis=1)
-    return total, lambda upstream: (upstream * gradient, None)
-
-
-def _interpolation_matrix():
-    """[4 T, T + 2]: 4x bilinear upsampling of T pixels that have a neighbour on either side.
-
-    Output 4 i + j has its centre at i + (j + 0.5) / 4 - 0.5, in input pixels.
-    """
-    position = (np.arange(_UPSAMPLING * _TILE) + 0.5) / _UPSAMPLING - 0.5
-    neighbours = np.arange(-1, _TILE + 1)
-    return np.maximum(1.0 - np.abs(position[:, np.newaxis] - neighbours), 0.0)
+    return upsampled_cross_entropy(semantic_logits, labels, VOID)
 
 
 def _l1_sum(deltas, targets, mask):

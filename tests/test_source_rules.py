@@ -19,6 +19,7 @@ ORDER = (
     "structures",
     "ops",
     "postprocess",
+    "config_checks",
     "config",
     "flags",
     "data",
@@ -150,19 +151,6 @@ def test_only_public_tensorflow(path):
     assert not private, "private modules move between versions; use the public API"
 
 
-@pytest.mark.parametrize("path", LIBRARY + TOOLS, ids=relative)
-def test_flags_are_defined_in_one_place(path):
-    if relative(path) == "pfpn_tf/flags.py":
-        return
-    calls = [
-        ast.unparse(node.func)
-        for node in ast.walk(parse(path))
-        if isinstance(node, ast.Call)
-        and ast.unparse(node.func).split(".")[-1].startswith("DEFINE_")
-    ]
-    assert not calls, "add a row to TOOL_FLAGS or a field to Config instead"
-
-
 @pytest.mark.parametrize("path", LIBRARY, ids=relative)
 def test_the_library_reads_no_flags(path):
     if relative(path) in ("pfpn_tf/flags.py", "pfpn_tf/utils/cli.py"):
@@ -187,6 +175,19 @@ def test_light_imports(module):
     code = f"import sys, {module}; print([m for m in ({heavy}) if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
+@pytest.mark.parametrize("path", TOOLS, ids=relative)
+def test_help_shows_the_flags_of_the_tool(path):
+    """--helpfull adds the settings, behind them."""
+    command = [sys.executable, str(path), "--helpfull" if path.stem == "train" else "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(ast.get_docstring(parse(path)).splitlines()[0])
+    own = set(re.findall(r"flags\.DEFINE_\w+\(\s*\"(\w+)\"", path.read_text(encoding="utf-8")))
+    shown = re.findall(r"^  --(?:\[no\])?(\w+):", done.stdout, re.MULTILINE)
+    assert own and own <= set(shown[: len(own)])
+    assert ("learning_rate" in shown) == (path.stem == "train")
 
 
 @pytest.mark.parametrize("path", TOOLS, ids=relative)

@@ -35,6 +35,16 @@ from pfpn_tf.utils.files import atomic_write  # noqa: E402
 
 FLAGS = flags.FLAGS
 
+flags.DEFINE_string("what", "", "What to measure; see the top of tools/benchmark.py.")
+flags.DEFINE_integer("repeats", 7, "Timed calls, after warm-up.")
+flags.DEFINE_string("saved_model", "", "Directory of an exported model.")
+flags.DEFINE_integer("num_images", 0, "Images, or requests of serving_memory; 0: its own number.")
+flags.DEFINE_integer("num_processes", 0, "Processes that score files; 0: one per CPU.")
+flags.DEFINE_integer("num_instances", 10, "Instances of a drawn training image.")
+flags.DEFINE_integer("serving_batch_size", 1, "Images of a request.")
+flags.DEFINE_string("output_json", "", "Also write the figures here.")
+flags_lib.define_config_flags()
+
 
 def main():
     flags_lib.check_given(["what"])
@@ -44,7 +54,7 @@ def main():
 
     options = suite.Options(
         repeats=FLAGS.repeats,
-        num_images=FLAGS.num_images if FLAGS["num_images"].present else 0,
+        num_images=FLAGS.num_images,
         num_processes=FLAGS.num_processes or process.num_cores(),
         num_instances=FLAGS.num_instances,
         saved_model=FLAGS.saved_model,
@@ -59,15 +69,4 @@ def main():
 
 
 if __name__ == "__main__":
-    flags_lib.define_config_flags()
-    flags_lib.define_tool_flags(
-        "what",
-        "repeats",
-        "saved_model",
-        "num_images",
-        "num_processes",
-        "num_instances",
-        "serving_batch_size",
-        "output_json",
-    )
     cli.run(main)

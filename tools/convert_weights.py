@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
-"""Brings weights of Detectron2, or an ImageNet backbone, into a run directory, or back.
+"""Brings weights of Detectron2, MMDetection or an ImageNet backbone into a run directory, or back.
 
     python tools/convert_weights.py --weights=model_final.pkl --run_dir=runs/converted \\
       --flagfile=configs/coco/panoptic_fpn_r50_3x_detectron2.flags
-    python tools/convert_weights.py --to=detectron2 --run_dir=runs/mine --weights=mine.pkl
+    python tools/convert_weights.py --weights=panoptic_fpn_r50.pth --run_dir=runs/converted \\
+      --flagfile=configs/mmdetection/panoptic_fpn_r50.flags
+    python tools/convert_weights.py --to=mmdetection --run_dir=runs/mine --weights=mine.pth
 
 Evaluation, export and prediction take the run directory, and so does --init_weights in training.
 Backbones: Detectron2's R-50.pkl, R-101.pkl, X-101-32x8d.pkl, torchvision's .pth, or
@@ -22,18 +24,26 @@ from pfpn_tf import flags as flags_lib  # noqa: E402
 from pfpn_tf.utils import cli  # noqa: E402
 from pfpn_tf.utils.errors import UserError  # noqa: E402
 
-DIRECTIONS = ("run_dir", "detectron2")
+flags.DEFINE_string("run_dir", "", "Run directory to write; with another --to, to read.")
+flags.DEFINE_string(
+    "weights", "", "File (.pkl, .pth) or imagenet; with another --to, the file to write."
+)
+flags.DEFINE_string(
+    "to", "run_dir", "run_dir: read --weights, write --run_dir; detectron2, mmdetection: back."
+)
+flags_lib.define_config_flags()
 
 
 def main():
     from pfpn_tf.weights import convert
 
     given = flags.FLAGS
-    if given.to not in DIRECTIONS:
-        raise UserError(f"--to={given.to} must be one of {', '.join(DIRECTIONS)}.")
+    directions = ("run_dir", *convert.PROJECTS)
+    if given.to not in directions:
+        raise UserError(f"--to={given.to} must be one of {', '.join(directions)}.")
     flags_lib.check_given(["weights", "run_dir"])
-    if given.to == "detectron2":
-        convert.to_detectron2(given.run_dir, given.weights)
+    if given.to != "run_dir":
+        convert.from_run_dir(given.run_dir, given.weights, given.to)
     else:
         config = flags_lib.config_from_flags()
         if not config.data.dataset_info:
@@ -45,6 +55,4 @@ def main():
 
 
 if __name__ == "__main__":
-    flags_lib.define_config_flags()
-    flags_lib.define_tool_flags("run_dir", "weights", "to")
     cli.run(main)

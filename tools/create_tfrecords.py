@@ -18,22 +18,28 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from pfpn_tf import flags  # noqa: E402
+from absl import flags  # noqa: E402
+
+from pfpn_tf import flags as flags_lib  # noqa: E402
 from pfpn_tf.utils import cli  # noqa: E402  (before TensorFlow)
 from pfpn_tf.utils.errors import UserError  # noqa: E402
 
-flags.define_tool_flags(
-    "panoptic_json",
-    "image_info_json",
-    "panoptic_dir",
-    "image_dir",
-    "instances_json",
-    "image_ids",
-    "output_dir",
-    "split",
-    "num_shards",
-    "num_workers",
-    "skip_bad",
+flags.DEFINE_string("panoptic_json", "", "COCO panoptic JSON of the split.")
+flags.DEFINE_string(
+    "image_info_json", "", "Instead of --panoptic_json: a COCO JSON of images alone."
+)
+flags.DEFINE_string("panoptic_dir", "", "Folder of its PNGs. Empty: the JSON's path without .json.")
+flags.DEFINE_string("image_dir", "", "Folder of the photos.")
+flags.DEFINE_string(
+    "instances_json", "", "COCO instances JSON of the same images: overlaps and crowds."
+)
+flags.DEFINE_list("image_ids", [], "Use only the images with these ids, comma-separated.")
+flags.DEFINE_string("output_dir", "", "Folder to write to; made if need be.")
+flags.DEFINE_string("split", "", "Name of the split: train, val, ...")
+flags.DEFINE_integer("num_shards", 0, "Number of TFRecord files; 0: one for every 500 images.")
+flags.DEFINE_integer("num_workers", 0, "Processes; 0: one per CPU core.")
+flags.DEFINE_bool(
+    "skip_bad", False, "Leave broken images out and count them; otherwise the first one stops."
 )
 
 
@@ -46,8 +52,10 @@ def main():
             "--image_info_json is for images without annotations; leave out --panoptic_json and "
             "--instances_json, or leave out this."
         )
-    flags.check_files(["image_info_json" if args.image_info_json else "panoptic_json", "image_dir"])
-    flags.check_given(["output_dir", "split"])
+    flags_lib.check_files(
+        ["image_info_json" if args.image_info_json else "panoptic_json", "image_dir"]
+    )
+    flags_lib.check_given(["output_dir", "split"])
     for name in ("num_shards", "num_workers"):
         if getattr(args, name) < 0:
             raise UserError(f"--{name}={getattr(args, name)} must be 0 or more.")
@@ -70,7 +78,7 @@ def main():
             args.instances_json or None,
             args.image_ids,
         )
-    flags.make_output_dir("output_dir")
+    flags_lib.make_output_dir("output_dir")
     try:
         counts = convert.convert(
             dataset, args.output_dir, args.split, args.num_shards, args.num_workers, args.skip_bad

@@ -36,6 +36,54 @@ FLAGS = flags.FLAGS
 PANOPTIC_FILES = ("gt_panoptic_json", "pred_panoptic_json")
 INSTANCE_FILES = ("gt_instances_json", "pred_instances_json")
 
+flags.DEFINE_string("run_dir", "", "Run to evaluate: the --run_dir of a training.")
+flags.DEFINE_string(
+    "instance_run_dir", "", "Run of --task=instance, to fuse with that of --semantic_run_dir."
+)
+flags.DEFINE_string("semantic_run_dir", "", "Run of --task=semantic.")
+flags.DEFINE_string(
+    "checkpoint", "", "Which one: empty for the newest, best, a step, or a path without suffix."
+)
+flags.DEFINE_string(
+    "eval_weights",
+    "auto",
+    "raw; ema: their moving averages; both; auto: both if there are averages.",
+)
+flags.DEFINE_string(
+    "split", "", "Split beside --eval_records; of test-dev COCO's server gets the files."
+)
+flags.DEFINE_string(
+    "output_dir", "", "Folder to write to. Empty: RUN_DIR/eval/STEP, of files none."
+)
+flags.DEFINE_bool("save_predictions", True, "Write the predictions in COCO format.")
+flags.DEFINE_bool("per_class", True, "Also print a table of every class.")
+flags.DEFINE_string(
+    "gt_panoptic_json", "", "To score files: COCO panoptic JSON of the ground truth."
+)
+flags.DEFINE_string(
+    "gt_panoptic_dir", "", "Folder of its PNGs. Empty: the JSON's path without .json."
+)
+flags.DEFINE_string(
+    "pred_panoptic_json", "", "To score files: COCO panoptic JSON of the predictions."
+)
+flags.DEFINE_string(
+    "pred_panoptic_dir", "", "Folder of its PNGs. Empty: the JSON's path without .json."
+)
+flags.DEFINE_string(
+    "gt_instances_json", "", "To score files: COCO instances JSON of the ground truth."
+)
+flags.DEFINE_string(
+    "pred_instances_json", "", "To score files: COCO results with bbox, segmentation or both."
+)
+flags.DEFINE_string("image_dir", "", "With files: folder of the photos, for the report.")
+flags.DEFINE_bool("semantic", False, "With files: also mIoU and fwIoU of the panoptic maps.")
+flags.DEFINE_string(
+    "cityscapes_gt_dir", "", "gtFine/val or another split: also Cityscapes' own IoU, iIoU and AP."
+)
+flags.DEFINE_string("metrics_json", "", "Write all metrics here, as fractions at full precision.")
+flags.DEFINE_integer("num_processes", 0, "Processes that score files; 0: one per CPU.")
+flags_lib.define_config_flags()
+
 
 def main():
     modes = {
@@ -133,27 +181,4 @@ def _score_files():
 
 
 if __name__ == "__main__":
-    flags_lib.define_config_flags()
-    flags_lib.define_tool_flags(
-        "run_dir",
-        "instance_run_dir",
-        "semantic_run_dir",
-        "checkpoint",
-        "eval_weights",
-        "split",
-        "output_dir",
-        "save_predictions",
-        "per_class",
-        "gt_panoptic_json",
-        "gt_panoptic_dir",
-        "pred_panoptic_json",
-        "pred_panoptic_dir",
-        "gt_instances_json",
-        "pred_instances_json",
-        "image_dir",
-        "semantic",
-        "cityscapes_gt_dir",
-        "metrics_json",
-        "num_processes",
-    )
     cli.run(main)

@@ -9,11 +9,16 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from pfpn_tf import flags  # noqa: E402
+from absl import flags  # noqa: E402
+
+from pfpn_tf import flags as flags_lib  # noqa: E402
 from pfpn_tf.utils import cli  # noqa: E402
 from pfpn_tf.utils.errors import UserError  # noqa: E402
 
-flags.define_tool_flags("output_dir", "num_train", "num_val", "num_workers")
+flags.DEFINE_string("output_dir", "", "Folder to write to; made if need be.")
+flags.DEFINE_integer("num_train", 300, "Images of the training split.")
+flags.DEFINE_integer("num_val", 50, "Images of the validation split.")
+flags.DEFINE_integer("num_workers", 0, "Processes; 0: one per CPU core.")
 
 
 def main():
@@ -22,7 +27,7 @@ def main():
     from pfpn_tf.data import synthetic
 
     args = flags.FLAGS
-    flags.check_given(["output_dir"])
+    flags_lib.check_given(["output_dir"])
     for name in ("num_train", "num_val"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name}={getattr(args, name)} must be 1 or more.")

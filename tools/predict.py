@@ -26,6 +26,23 @@ from pfpn_tf.utils.errors import UserError  # noqa: E402
 FLAGS = flags.FLAGS
 SOME_FAILED = 1
 
+flags.DEFINE_string("run_dir", "", "Run of a training, instead of an exported model.")
+flags.DEFINE_string(
+    "checkpoint", "", "Which one: empty for the newest, best, a step, or a path without suffix."
+)
+flags.DEFINE_string("saved_model", "", "Directory of an exported model.")
+flags.DEFINE_list("images", [], "Files, folders (every image in them) or globs, comma-separated.")
+flags.DEFINE_string("video", "", "Video file to predict frame by frame, instead of images.")
+flags.DEFINE_string("output_dir", "", "Folder to write to; made if need be.")
+flags.DEFINE_bool("overlays", True, "Also draw each result over its image.")
+flags.DEFINE_bool(
+    "save_predictions", True, "Write COCO's format; of a video only if this is given."
+)
+flags.DEFINE_bool(
+    "serving_reply", False, "Also write what TensorFlow Serving's REST interface replies."
+)
+flags_lib.define_config_flags()
+
 
 def main():
     if bool(FLAGS.saved_model) == bool(FLAGS.run_dir):
@@ -91,16 +108,4 @@ def predict_video(model, video):
 
 
 if __name__ == "__main__":
-    flags_lib.define_config_flags()
-    flags_lib.define_tool_flags(
-        "run_dir",
-        "checkpoint",
-        "saved_model",
-        "images",
-        "video",
-        "output_dir",
-        "overlays",
-        "save_predictions",
-        "serving_reply",
-    )
     cli.run(main)

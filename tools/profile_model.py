@@ -22,9 +22,29 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from pfpn_tf import flags  # noqa: E402
+from absl import flags  # noqa: E402
+
+from pfpn_tf import flags as flags_lib  # noqa: E402
 from pfpn_tf.utils import cli  # noqa: E402  (before TensorFlow)
 from pfpn_tf.utils.errors import UserError  # noqa: E402
+
+flags.DEFINE_string("image_size", "1024x2048", "Padded input, HEIGHTxWIDTH, multiples of 32.")
+flags.DEFINE_string(
+    "compare", "", "figure4, table1a or two_networks side by side; empty: the one network."
+)
+flags.DEFINE_bool(
+    "measure", False, "Also run the networks: time in turn, memory of all at the same time."
+)
+flags.DEFINE_bool(
+    "measure_training", False, "Like --measure, and the forward pass with gradients, too."
+)
+flags.DEFINE_integer("measure_repeats", 5, "Timed runs with --measure and --measure_training.")
+flags.DEFINE_integer("num_thing_classes", 8, "Thing classes; Cityscapes 8, COCO 80.")
+flags.DEFINE_integer(
+    "num_semantic_classes", 19, "Classes of the semantic branch; Cityscapes 19, COCO 54."
+)
+flags.DEFINE_string("output_dir", "", "Folder for profile.json and profile.png; empty: none.")
+flags_lib.define_config_flags()
 
 
 def main():
@@ -41,9 +61,9 @@ def main():
         raise UserError(
             "--num_thing_classes, --num_semantic_classes and --measure_repeats must be at least 1."
         )
-    config = flags.config_from_flags()
+    config = flags_lib.config_from_flags()
     if args.output_dir:
-        flags.make_output_dir("output_dir")
+        flags_lib.make_output_dir("output_dir")
     classes = args.num_thing_classes, args.num_semantic_classes
     print(
         f"One image of {image_hw[0]}x{image_hw[1]}; {classes[0]} thing classes, "
@@ -89,15 +109,4 @@ def _save(content, results):
 
 
 if __name__ == "__main__":
-    flags.define_config_flags()
-    flags.define_tool_flags(
-        "image_size",
-        "compare",
-        "measure",
-        "measure_training",
-        "measure_repeats",
-        "num_thing_classes",
-        "num_semantic_classes",
-        "output_dir",
-    )
     cli.run(main)

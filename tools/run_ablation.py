@@ -18,20 +18,31 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from pfpn_tf import flags  # noqa: E402
+from absl import flags  # noqa: E402
+
+from pfpn_tf import flags as flags_lib  # noqa: E402
 from pfpn_tf.utils import cli  # noqa: E402  (before TensorFlow)
 
 FAILED = 1
+
+flags.DEFINE_list(
+    "ablations", ["lambda_s", "lambda_i", "aggregation", "losses"], "What to vary, comma-separated."
+)
+flags.DEFINE_integer(
+    "steps", 0, "Steps of each training, and its schedule with them; 0: the recipe's."
+)
+flags.DEFINE_string("output_dir", "", "Folder to write to; made if need be.")
+flags_lib.define_config_flags()
 
 
 def main():
     from pfpn_tf.experiments import ablation, queue
 
     args = flags.FLAGS
-    flags.check_given(["output_dir"])
-    config = ablation.with_steps(flags.config_from_flags(), args.steps)
+    flags_lib.check_given(["output_dir"])
+    config = ablation.with_steps(flags_lib.config_from_flags(), args.steps)
     rows = ablation.rows(config, args.ablations)
-    flags.make_output_dir("output_dir")
+    flags_lib.make_output_dir("output_dir")
     try:
         results = queue.run_all(ablation.experiments_of(rows), args.output_dir)
     except queue.Stopped as stopped:
@@ -43,6 +54,4 @@ def main():
 
 
 if __name__ == "__main__":
-    flags.define_config_flags()
-    flags.define_tool_flags("ablations", "steps", "output_dir")
     cli.run(main)

@@ -14,19 +14,25 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from pfpn_tf import flags  # noqa: E402
+from absl import flags  # noqa: E402
+
+from pfpn_tf import flags as flags_lib  # noqa: E402
 from pfpn_tf.utils import cli  # noqa: E402  (before TensorFlow)
 
 FAILED = 1
+
+flags.DEFINE_integer("num_trials", 5, "Trainings, with the seeds from --seed on.")
+flags.DEFINE_string("output_dir", "", "Folder to write to; made if need be.")
+flags_lib.define_config_flags()
 
 
 def main():
     from pfpn_tf.experiments import queue, trials
 
     args = flags.FLAGS
-    flags.check_given(["output_dir"])
-    chosen = trials.trials(flags.config_from_flags(), args.num_trials)
-    flags.make_output_dir("output_dir")
+    flags_lib.check_given(["output_dir"])
+    chosen = trials.trials(flags_lib.config_from_flags(), args.num_trials)
+    flags_lib.make_output_dir("output_dir")
     try:
         results = queue.run_all(chosen, args.output_dir)
     except queue.Stopped as stopped:
@@ -36,6 +42,4 @@ def main():
 
 
 if __name__ == "__main__":
-    flags.define_config_flags()
-    flags.define_tool_flags("num_trials", "output_dir")
     cli.run(main)

@@ -12,12 +12,16 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from pfpn_tf import flags  # noqa: E402
+from absl import flags  # noqa: E402
+
+from pfpn_tf import flags as flags_lib  # noqa: E402
 from pfpn_tf.utils import cli  # noqa: E402  (before TensorFlow)
 from pfpn_tf.utils.errors import UserError  # noqa: E402
 
-flags.define_config_flags()
-flags.define_tool_flags("output_dir", "num_images", "start_step")
+flags.DEFINE_string("output_dir", "", "Folder to write to; made if need be.")
+flags.DEFINE_integer("num_images", 8, "Training examples to draw.")
+flags.DEFINE_integer("start_step", 0, "Step of the training whose batch comes first.")
+flags_lib.define_config_flags()
 
 
 def main():
@@ -26,12 +30,12 @@ def main():
     from pfpn_tf.data import pipeline, show
 
     args = flags.FLAGS
-    flags.check_given(["output_dir"])
+    flags_lib.check_given(["output_dir"])
     if args.num_images < 1 or args.start_step < 0:
         raise UserError("--num_images must be at least 1 and --start_step at least 0.")
-    config = flags.config_from_flags()
+    config = flags_lib.config_from_flags()
     info = pipeline.load_info(config)
-    flags.make_output_dir("output_dir")
+    flags_lib.make_output_dir("output_dir")
     pictures = show.draw_examples(config, info, args.num_images, args.start_step)
     for name, picture in pictures:
         path = os.path.join(args.output_dir, f"{name}.png")

@@ -24,6 +24,12 @@ WORKER_LOST = (
     138  # Kubernetes' TFJob restarts after codes from 128 on, and leaves this one to users
 )
 
+flags.DEFINE_string("run_dir", "", "Directory of the training: config.json, checkpoints, logs.")
+flags.DEFINE_bool(
+    "dry_run", False, "Check everything, print settings and batch shapes; train nothing."
+)
+flags_lib.define_config_flags()
+
 
 def main():
     from pfpn_tf.distribution import strategies
@@ -56,6 +62,4 @@ def main():
 
 
 if __name__ == "__main__":
-    flags_lib.define_config_flags()
-    flags_lib.define_tool_flags("run_dir", "dry_run")
     cli.run(main)

@@ -10,9 +10,9 @@ import tensorflow as tf
 
 from pfpn_tf import structures
 from pfpn_tf.benchmark import measure
-from pfpn_tf.model import layers
+from pfpn_tf.model import norms
 from pfpn_tf.ops.roi_align import multilevel_roi_align
-from pfpn_tf.postprocess import fusion
+from pfpn_tf.postprocess import fusion, semantic_labels
 
 IMAGE_HW = (800, 1333)
 PADDED_HW = (832, 1344)
@@ -47,7 +47,7 @@ def benchmark_group_norm(repeats: int) -> Dict[str, Any]:
       "forward_208x336x128" and "with_gradient_208x336x128" to what `measure.timed` returns.
     """
     x = tf.constant(_normal(np.random.default_rng(0), 1, PADDED_HW[0] >> 2, PADDED_HW[1] >> 2, 128))
-    norm = layers.GroupNorm(relu=True)
+    norm = norms.GroupNorm(relu=True)
     norm.build(x.shape)
     return _both_directions("208x336x128", norm, x, repeats)
 
@@ -84,7 +84,7 @@ def benchmark_fusion(repeats: int) -> Dict[str, Any]:
 
     @tf.function(autograph=False)
     def labels():
-        return fusion.semantic_labels(logits, image_hw, image_hw)
+        return semantic_labels.semantic_labels(logits, image_hw, image_hw)
 
     @tf.function(autograph=False)
     def fuse():

@@ -17,7 +17,7 @@ import numpy as np
 from pfpn_tf import config as config_lib
 from pfpn_tf.benchmark import measure
 from pfpn_tf.benchmark.inference import coco_like_info
-from pfpn_tf.model import layers
+from pfpn_tf.model import norms
 from pfpn_tf.utils.errors import UserError
 
 _DRAWN_IMAGES = 64
@@ -162,7 +162,7 @@ def _trainer(config, info):
 def calm(model):
     """Keeps a random network finite, which trained frozen norms would do."""
     for norm in model.backbone.submodules:
-        if isinstance(norm, layers.FrozenBatchNorm):
+        if isinstance(norm, norms.FrozenBatchNorm):
             norm.gamma.assign(0.3 * norm.gamma)
 
 

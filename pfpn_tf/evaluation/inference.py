@@ -12,10 +12,17 @@ import tensorflow as tf
 from pfpn_tf import config as config_lib
 from pfpn_tf import structures
 from pfpn_tf.data.categories import DatasetInfo
-from pfpn_tf.postprocess import fusion
+from pfpn_tf.postprocess import fusion, segment_table, semantic_labels
 
 # What decides how a photo becomes an input.
-_PREPROCESSING = ("eval_min_side", "eval_max_side", "pixel_mean", "pixel_std", "size_divisor")
+_PREPROCESSING = (
+    "eval_min_side",
+    "eval_max_side",
+    "pixel_mean",
+    "pixel_std",
+    "size_divisor",
+    "resize",
+)
 
 
 class ImageOutputs(NamedTuple):
@@ -85,7 +92,7 @@ class Inference:
           info: the dataset.
           model: the network; with `semantic` only its instances count.
           semantic: a second network, for the semantic branch.
-          for_gpu: as `fusion.semantic_labels`.
+          for_gpu: as `semantic_labels`.
         """
         self._for_gpu = for_gpu
         self._config = config
@@ -148,7 +155,7 @@ class Inference:
         computed.
         """
         frame = inputs[self._frame]
-        size = tf.shape(frame.images)[1:3] // fusion.SEMANTIC_STRIDE
+        size = tf.shape(frame.images)[1:3] // semantic_labels.SEMANTIC_STRIDE
         probs = []
         for view in self._views:
             images, image_hw = inputs[view.position]
@@ -190,7 +197,7 @@ def resample(
     Returns:
       [B, H4, W4, S].
     """
-    stride = fusion.SEMANTIC_STRIDE
+    stride = semantic_labels.SEMANTIC_STRIDE
     image_hw, frame_hw = tf.cast(image_hw, tf.float64), tf.cast(frame_hw, tf.float64)
     for axis in (0, 1):
         centre = tf.cast(tf.range(size[axis]), tf.float64)[None] + 0.5  # [1, n], in cells
@@ -226,7 +233,7 @@ def batch_outputs(
       model_config: fusion settings.
       tables: from `fusion.fusion_tables`.
       semantic_hw: [B, 2] int32 content size of what the semantic branch saw, if not `image_hw`.
-      for_gpu: as `fusion.semantic_labels`.
+      for_gpu: as `semantic_labels`.
 
     Returns:
       Batched `ImageOutputs`; maps are padded with 0 to the largest original size.
@@ -241,7 +248,9 @@ def batch_outputs(
         instance_hw, labels_hw = hw[0], hw[1]
         rest = padded_hw - full_hw
         padding = [[0, rest[0]], [0, rest[1]]]
-        labels = fusion.semantic_labels(image_outputs.semantic_logits, labels_hw, full_hw, for_gpu)
+        labels = semantic_labels.semantic_labels(
+            image_outputs.semantic_logits, labels_hw, full_hw, for_gpu
+        )
         maps = {"labels": tf.pad(tf.cast(labels, tf.int32), padding)}
         if has_panoptic:
             result = fusion.fuse_image(
@@ -259,6 +268,6 @@ def batch_outputs(
 
     signature = {"labels": tf.TensorSpec([None, None], tf.int32)}
     if has_panoptic:
-        signature["panoptic"] = fusion.result_signature(outputs)
+        signature["panoptic"] = segment_table.result_signature(outputs)
     maps = fusion.map_images(one_image, outputs, both_hw, original_hw, signature)
     return ImageOutputs(detections=outputs.detections, **maps)

@@ -88,7 +88,7 @@ def check(experiment: Experiment, output_dir: str) -> None:
     if not os.path.exists(os.path.join(run_dir, run_directory.CONFIG)):
         return
     old, _ = run_directory.load_run(run_dir)
-    changed = set(run_directory.differences(old, config)) - run_directory.CHANGEABLE
+    changed = config_lib.fixed_settings() & set(run_directory.differences(old, config))
     if changed:
         raise UserError(
             f"{run_dir} holds a run with other settings ({', '.join(sorted(changed))}); use "

@@ -8,6 +8,7 @@ from typing import Tuple
 import tensorflow as tf
 
 from pfpn_tf.model import layers
+from pfpn_tf.ops.precision import as_float32_or_more
 
 POOLED_SIZE = 7
 DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
@@ -45,8 +46,8 @@ class BoxHead(tf.keras.layers.Layer):
         size = rois.shape[2] * rois.shape[3] * rois.shape[4]
         x = tf.reshape(rois, [batch * num_rois, size])  # [B, R, P, P, C] -> [B * R, P * P * C]
         x = self.fc2(self.fc1(x))
-        logits = layers.as_float32_or_more(self.classes(x))
-        deltas = layers.as_float32_or_more(self.deltas(x))
+        logits = as_float32_or_more(self.classes(x))
+        deltas = as_float32_or_more(self.deltas(x))
         return (
             tf.reshape(logits, [batch, num_rois, self.num_classes + 1]),
             tf.reshape(deltas, [batch, num_rois, self.num_classes, 4]),

@@ -9,6 +9,8 @@ Shapes: B images · H, W padded size · h, w size of c5 · S semantic classes.
 import tensorflow as tf
 
 from pfpn_tf.model import layers
+from pfpn_tf.ops.precision import as_float32_or_more
+from pfpn_tf.ops.resize import resize_bilinear
 from pfpn_tf.structures import Pyramid
 
 CHANNELS = 256
@@ -58,4 +60,4 @@ class DeepLabV3Head(tf.keras.layers.Layer):
         x = self.refine(self.merge(tf.concat(views, axis=-1)))
         logits = self.predictor(x)
         hw = tf.shape(logits)[1:3] * (self.output_stride // LOGITS_STRIDE)
-        return layers.as_float32_or_more(layers.resize_bilinear(logits, hw))
+        return as_float32_or_more(resize_bilinear(logits, hw))

@@ -6,6 +6,7 @@ Shapes: B images · F RoIs · P pooled size (14) · C channels · K thing classe
 import tensorflow as tf
 
 from pfpn_tf.model import layers
+from pfpn_tf.ops.precision import as_float32_or_more
 
 POOLED_SIZE = 14
 NUM_CONVS = 4
@@ -80,4 +81,4 @@ class MaskHead(tf.keras.layers.Layer):
         logits = tf.reshape(logits, [-1, size, size, 2, 2])  # row, column, row and column in 2x2
         logits = tf.transpose(logits, [0, 1, 3, 2, 4])
         logits = tf.reshape(logits, [batch, num_rois, 2 * size, 2 * size])
-        return layers.as_float32_or_more(logits)
+        return as_float32_or_more(logits)

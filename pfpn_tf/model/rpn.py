@@ -13,6 +13,7 @@ from pfpn_tf.model import layers
 from pfpn_tf.ops import anchors as anchor_ops
 from pfpn_tf.ops import boxes as box_ops
 from pfpn_tf.ops import nms
+from pfpn_tf.ops.precision import as_float32_or_more
 from pfpn_tf.structures import Proposals, Pyramid
 
 PerLevel = Dict[str, tf.Tensor]
@@ -45,8 +46,8 @@ class RPNHead(tf.keras.layers.Layer):
         for level, features in pyramid.items():
             hidden = self.conv(features)
             batch = tf.shape(features)[0]
-            logits = layers.as_float32_or_more(self.objectness(hidden))
-            deltas = layers.as_float32_or_more(self.deltas(hidden))
+            logits = as_float32_or_more(self.objectness(hidden))
+            deltas = as_float32_or_more(self.deltas(hidden))
             objectness_logits[level] = tf.reshape(logits, [batch, -1])  # [B, Hl, Wl, a] -> [B, Al]
             anchor_deltas[level] = tf.reshape(
                 deltas, [batch, -1, 4]
@@ -102,6 +103,7 @@ def propose(
             anchors[level],
             image_hw,
             top_k,
+            config.clamp_small_deltas,
         )
         for level in config_lib.LEVELS
     ]
@@ -109,20 +111,26 @@ def propose(
         tf.stack(parts, axis=1) for parts in zip(*candidates)
     )  # [B, L, k, 4], [B, L, k]
     return Proposals(
-        *nms.rpn_nms(boxes, logits, config.rpn_nms_threshold, config.rpn_post_nms_top_k, for_xla)
+        *nms.rpn_nms(
+            boxes,
+            logits,
+            config.rpn_nms_threshold,
+            config.rpn_post_nms_top_k,
+            for_xla,
+            config.nms_by_offset and not training,
+        )
     )
 
 
-def _candidates(logits, deltas, anchors, image_hw, top_k):
+def _candidates(logits, deltas, anchors, image_hw, top_k, clamp_small):
     """The `top_k` best anchors of one level, decoded and clipped: boxes [B, k, 4], logits [B, k].
 
     Rows beyond the anchors of the level have a logit of -inf.
     """
     count = tf.minimum(top_k, tf.shape(logits)[1])
     logits, index = tf.math.top_k(logits, count)  # [B, k]
-    boxes = box_ops.decode(
-        tf.gather(deltas, index, batch_dims=1), tf.gather(anchors, index), weights=(1.0,) * 4
-    )
+    deltas = tf.gather(deltas, index, batch_dims=1)
+    boxes = box_ops.decode(deltas, tf.gather(anchors, index), clamp_small=clamp_small)
     boxes = box_ops.clip(boxes, image_hw)
     missing = top_k - count
     boxes = tf.pad(boxes, [[0, 0], [0, missing], [0, 0]])

@@ -6,6 +6,8 @@ Shapes: B images · H, W padded size · C channels of the branch · S semantic c
 import tensorflow as tf
 
 from pfpn_tf.model import layers
+from pfpn_tf.ops.precision import as_float32_or_more
+from pfpn_tf.ops.resize import resize_bilinear
 from pfpn_tf.structures import Pyramid
 
 
@@ -51,7 +53,7 @@ class SemanticHead(tf.keras.layers.Layer):
         else:
             merged = [self._to_stride_4(level, pyramid[level]) for level in self.stages]
             x = tf.add_n(merged) if self.aggregation == "sum" else tf.concat(merged, axis=-1)
-        return layers.as_float32_or_more(self.predictor(x))
+        return as_float32_or_more(self.predictor(x))
 
     def _sum_one_by_one(self, pyramid):
         """The sum of the levels, each begun when the one before is done: it takes less memory."""
@@ -66,5 +68,5 @@ class SemanticHead(tf.keras.layers.Layer):
         for i, conv in enumerate(self.stages[level], 1):
             x = conv(x)
             if level != "p2" and i % self.convs_per_stage == 0:
-                x = layers.resize_bilinear(x, 2 * tf.shape(x)[1:3])
+                x = resize_bilinear(x, 2 * tf.shape(x)[1:3])
         return x

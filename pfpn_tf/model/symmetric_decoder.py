@@ -7,7 +7,8 @@ from typing import Dict
 
 import tensorflow as tf
 
-from pfpn_tf.model import layers, resnet
+from pfpn_tf.model import resnet
+from pfpn_tf.ops.resize import resize_bilinear
 from pfpn_tf.structures import Pyramid
 
 
@@ -48,7 +49,7 @@ class SymmetricDecoder(tf.keras.layers.Layer):
         for level in ("p5", "p4", "p3", "p2"):
             x = features[f"c{level[1:]}"]
             if below is not None:
-                x = tf.concat([x, layers.resize_bilinear(below, tf.shape(x)[1:3])], axis=-1)
+                x = tf.concat([x, resize_bilinear(below, tf.shape(x)[1:3])], axis=-1)
             for block in self.stages[level]:
                 x = block(x, training=training)
             pyramid[level] = below = x

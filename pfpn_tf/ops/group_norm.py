@@ -8,6 +8,8 @@ The gradient is written out, so that a pass in either direction reads the map fe
 
 import tensorflow as tf
 
+from pfpn_tf.ops.precision import as_float32_or_more
+
 EPSILON = 1e-5
 
 
@@ -62,11 +64,6 @@ def group_norm(
         return y, gradient
 
     return normalize(x, tf.convert_to_tensor(gamma), tf.convert_to_tensor(beta))
-
-
-def as_float32_or_more(x: tf.Tensor) -> tf.Tensor:
-    """Casts half precision up to float32 and leaves float32 and float64 alone."""
-    return x if x.dtype == tf.float64 else tf.cast(x, tf.float32)
 
 
 def _pixel_mean(x):

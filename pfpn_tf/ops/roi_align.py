@@ -37,19 +37,20 @@ class AxisTaps(NamedTuple):
     num_taps: Optional[tf.Tensor]
 
 
-def roi_levels(boxes: tf.Tensor, min_level: int = 2, max_level: int = 5) -> tf.Tensor:
+def roi_levels(boxes: tf.Tensor, epsilon: float = 1e-8) -> tf.Tensor:
     """The pyramid level of each RoI, by the square root of its area.
 
     Args:
       boxes: [..., 4] yxyx pixels of the network input.
+      epsilon: added to the side in units of `CANONICAL_SIZE_PX`.
 
     Returns:
-      [...] int32 in min_level..max_level.
+      [...] int32 in 2..5.
     """
     side = tf.sqrt(tf.nn.relu(box_ops.area(boxes)))
-    octave = tf.math.log(side / CANONICAL_SIZE_PX + 1e-8) / math.log(2.0)
+    octave = tf.math.log(side / CANONICAL_SIZE_PX + epsilon) / math.log(2.0)
     level = tf.cast(tf.floor(CANONICAL_LEVEL + octave), tf.int32)
-    return tf.clip_by_value(level, min_level, max_level)
+    return tf.clip_by_value(level, 2, 5)
 
 
 def multilevel_roi_align(
@@ -58,6 +59,7 @@ def multilevel_roi_align(
     output_size: int,
     sampling_ratio: int,
     for_xla: bool = False,
+    level_epsilon: float = 1e-8,
 ) -> tf.Tensor:
     """Pools each RoI from the pyramid level of its size.
 
@@ -70,12 +72,13 @@ def multilevel_roi_align(
         axis.
       for_xla: sums of gathered rows, which XLA can compile if `sampling_ratio` is not 0, instead of
         a sparse matrix product per level, which takes a quarter of the time outside XLA.
+      level_epsilon: as `roi_levels`.
 
     Returns:
       [B, R, P, P, C] in the features' type. Differentiable in the features alone.
     """
     levels = [pyramid[f"p{level}"] for level in range(2, 6)]
-    level_index = tf.reshape(roi_levels(boxes) - 2, [-1])  # [B, R] -> [n]
+    level_index = tf.reshape(roi_levels(boxes, level_epsilon) - 2, [-1])  # [B, R] -> [n]
     return _pool(levels, [4, 8, 16, 32], level_index, boxes, output_size, sampling_ratio, for_xla)
 
 

@@ -18,6 +18,7 @@ from absl import logging
 
 import pfpn_tf
 from pfpn_tf import config as config_lib
+from pfpn_tf import config_checks
 from pfpn_tf.data import categories
 from pfpn_tf.utils import files
 from pfpn_tf.utils.errors import UserError
@@ -30,25 +31,6 @@ METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 RECIPE = "recipe.flags"
 VERSIONS = "versions.json"
-
-CHANGEABLE = frozenset(
-    # Where things are; the content of dataset_info.json is compared instead.
-    ["train_records", "eval_records", "dataset_info", "init_weights"]
-    # How long, how often, on what.
-    + ["train_steps", "steps_per_loop", "summary_interval_steps", "image_interval_steps"]
-    + ["checkpoint_interval_steps", "keep_checkpoints", "eval_interval_steps"]
-    + ["distribution", "train_cpu_threads", "profile_steps", "xla", "backbone_recompute"]
-    # Inference only.
-    + ["eval_min_side", "eval_max_side", "eval_batch_size", "max_images", "rpn_pre_nms_top_k_eval"]
-    + ["score_threshold", "nms_threshold", "max_detections", "fusion_score_threshold"]
-    + [
-        "fusion_overlap_threshold",
-        "fusion_stuff_area_threshold_px",
-        "max_image_pixels",
-        "max_segments",
-    ]
-)
-"""Settings that may differ when a run is continued: the next step computes the same."""
 
 
 def load_run(run_dir: str) -> Tuple[config_lib.Config, categories.DatasetInfo]:
@@ -126,14 +108,9 @@ def check_shared(run_dir: str, config: config_lib.Config, info: categories.Datas
 
 def recipe_text(config: config_lib.Config) -> str:
     """The settings as a flagfile, one flag a line."""
-    lines = []
-    for name, value in config.flat().items():
-        if isinstance(value, tuple):
-            value = ",".join(map(str, value))
-        elif isinstance(value, bool):
-            value = str(value).lower()
-        lines.append(f"--{name}={value}\n")
-    return "".join(lines)
+    return "".join(
+        f"--{name}={config_checks.text_of(value)}\n" for name, value in config.flat().items()
+    )
 
 
 def versions() -> dict:
@@ -174,9 +151,8 @@ def _check_same_run(run_dir, config, info):
     old_config, old_info = load_run(run_dir)
     changed = differences(old_config, config)
     old, new = old_config.flat(), config.flat()
-    clashes = [
-        f"  --{n}: {old[n]!r} there, {new[n]!r} here" for n in changed if n not in CHANGEABLE
-    ]
+    fixed = config_lib.fixed_settings()
+    clashes = [f"  --{n}: {old[n]!r} there, {new[n]!r} here" for n in changed if n in fixed]
     clashes += [f"  {line}" for line in class_differences(info, old_info)]
     if clashes:
         raise UserError(

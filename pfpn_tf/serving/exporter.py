@@ -11,7 +11,7 @@ from absl import logging
 
 from pfpn_tf import config as config_lib
 from pfpn_tf.data import categories
-from pfpn_tf.model import layers, panoptic_fpn
+from pfpn_tf.model import layers, norms, panoptic_fpn
 from pfpn_tf.runs import restore, run_directory
 from pfpn_tf.serving import module as module_lib
 from pfpn_tf.serving import server_files
@@ -22,8 +22,6 @@ METADATA = "metadata.json"
 
 PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 """Values of --precision for an export, and the Keras policies behind them."""
-
-_NORMS = (layers.GroupNorm, layers.FrozenBatchNorm, tf.keras.layers.BatchNormalization)
 
 
 def load_module(
@@ -102,7 +100,7 @@ def _round_weights(network):
         if not isinstance(layer, tf.keras.layers.Layer):
             continue
         dtype = tf.as_dtype(layer.compute_dtype)
-        if dtype != tf.bfloat16 or isinstance(layer, _NORMS):
+        if dtype != tf.bfloat16 or isinstance(layer, norms.NORMS):
             continue
         for name, value in list(vars(layer).items()):
             if isinstance(value, tf.Variable) and value.dtype == tf.float32:

@@ -34,7 +34,7 @@ import pfpn_tf
 from pfpn_tf import config as config_lib
 from pfpn_tf import structures
 from pfpn_tf.data import categories, preprocess
-from pfpn_tf.postprocess import fusion, instances
+from pfpn_tf.postprocess import fusion, instances, segment_table, semantic_labels
 from pfpn_tf.serving import images as images_lib
 from pfpn_tf.utils.errors import UserError
 
@@ -139,7 +139,7 @@ class PanopticModule(tf.Module):
                 result = self._fuse(image_outputs, hw, full_hw)
                 return result._replace(panoptic_ids=encode_panoptic_png(result.panoptic_ids))
 
-            signature = fusion.result_signature(outputs)
+            signature = segment_table.result_signature(outputs)
             signature = signature._replace(panoptic_ids=tf.TensorSpec([], tf.string))
             result = fusion.map_images(one_image, outputs, hw, original_hw, signature)
             return {"panoptic_png": result.panoptic_ids, **self._table(result)}
@@ -162,7 +162,7 @@ class PanopticModule(tf.Module):
             hw, full_hw = of_group(image_hw), of_group(original_hw)
             inputs = self._prepare_each(lambda image: image, of_group(images), hw, padded_hw[0])
             outputs = self._network(inputs, hw, self._fused_score)
-            signature = fusion.result_signature(outputs)
+            signature = segment_table.result_signature(outputs)
             result = fusion.map_images(self._fuse, outputs, hw, full_hw, signature)
             return {"panoptic_ids": result.panoptic_ids, **self._table(result)}
 
@@ -202,7 +202,7 @@ class PanopticModule(tf.Module):
         outputs, image_hw, original_hw = self._run(images, _NO_SCORE)
 
         def one_image(image_outputs, hw, full_hw):
-            labels = fusion.semantic_labels(
+            labels = semantic_labels.semantic_labels(
                 image_outputs.semantic_logits, hw, full_hw, self.config.export.for_gpu
             )
             return tf.cast(labels, tf.int32)
@@ -269,7 +269,9 @@ class PanopticModule(tf.Module):
     def _network_sizes(self, original_hw):
         """[B, 2] original sizes -> [B, 2] content sizes, [B, 2] padded sizes."""
         data = self.config.data
-        image_hw = preprocess.resized_hw(original_hw, data.eval_min_side, data.eval_max_side)
+        image_hw = preprocess.resized_hw(
+            original_hw, data.eval_min_side, data.eval_max_side, data.resize
+        )
         return image_hw, preprocess.padded_hw(image_hw, data.size_divisor)
 
     def _prepare_each(self, decode, items, image_hw, padded_hw):
@@ -284,7 +286,7 @@ class PanopticModule(tf.Module):
 
         def prepare(item):
             item, hw = item
-            image = preprocess.resize_image(decode(item), hw)
+            image = preprocess.resize_image(decode(item), hw, data.resize)
             image = preprocess.normalize(image, data.pixel_mean, data.pixel_std)
             return preprocess.pad_to(image, padded_hw)
 

@@ -5,10 +5,8 @@ from typing import List, Union
 import tensorflow as tf
 
 from pfpn_tf import config as config_lib
-from pfpn_tf.model import layers
+from pfpn_tf.model import norms
 from pfpn_tf.training import schedule
-
-_NORMS = (layers.GroupNorm, layers.FrozenBatchNorm, tf.keras.layers.BatchNormalization)
 
 
 class SGD(tf.keras.optimizers.Optimizer):
@@ -107,6 +105,6 @@ def norm_variables(model: tf.keras.Model) -> List[tf.Variable]:
     return [
         variable
         for module in model.submodules
-        if isinstance(module, _NORMS)
+        if isinstance(module, norms.NORMS)
         for variable in module.trainable_variables
     ]

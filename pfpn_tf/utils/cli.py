@@ -56,6 +56,8 @@ def run(main) -> None:
 def _parse_flags(argv):
     try:
         return flags.FLAGS(argv)
+    except SystemExit:  # --help and --helpfull have printed; absl calls that a failure
+        sys.exit(0)
     except flags.Error as error:
         message = str(error).removeprefix("ERROR:: ")  # absl's own, of a missing flagfile
         _fail(f"{_explain(error, message, argv[1:])}\nSee {os.path.basename(argv[0])} --help.")

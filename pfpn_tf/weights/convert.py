@@ -1,6 +1,7 @@
 """From weights of other projects to a run directory, and back."""
 
 import os
+import re
 from typing import Optional, Tuple
 
 import tensorflow as tf
@@ -12,9 +13,17 @@ from pfpn_tf.data import categories
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.runs import checkpoints, restore, run_directory
 from pfpn_tf.utils.errors import UserError
-from pfpn_tf.weights import detectron2, imagenet, safe_pickle
+from pfpn_tf.weights import detectron2, imagenet, mmdetection, safe_pickle
 
 IMAGENET = "imagenet"
+PROJECTS = ("detectron2", "mmdetection")
+"""What `from_run_dir` writes for."""
+
+# What checkpoints hold besides the network's tensors.
+_NO_PARAMETER = re.compile(
+    r"(^|\.)pixel_(mean|std)$|anchor_generator\.cell_anchors|num_batches_tracked$|_momentum$|"
+    r"^(fc|fc1000|pred|linear)[._]|^lr$|^weight_order$"
+)
 _APPLICATIONS = {"resnet50": "ResNet50", "resnet101": "ResNet101", "resnet152": "ResNet152"}
 
 
@@ -59,17 +68,32 @@ def coco_info() -> Optional[categories.DatasetInfo]:
     return categories.DatasetInfo.load(path) if os.path.exists(path) else None
 
 
-def to_detectron2(run_dir: str, weights: str) -> None:
-    """Writes the weights of a run directory as a `.pkl` that Detectron2 reads.
+def from_run_dir(run_dir: str, weights: str, project: str) -> None:
+    """Writes the weights of a run directory as a file that another project reads.
+
+    Args:
+      run_dir: a run directory with a checkpoint.
+      weights: the file to write, a `.pkl` for Detectron2 or a `.pth` for MMDetection.
+      project: one of `PROJECTS`.
 
     Raises:
-      UserError: `run_dir` is no run directory with a checkpoint.
+      UserError: there is no checkpoint, or the other project has no such network.
     """
     config, info = run_directory.load_run(run_dir)
     model = _build(config, info)
     restore.restore_for_inference(model, run_dir)
     tensors = detectron2.to_detectron2(model)
-    detectron2.write(weights, tensors)
+    if project == "detectron2":
+        detectron2.write(weights, tensors)
+    else:
+        if config.model.task != "instance" and config.model.semantic_targets != "other":
+            raise UserError(
+                "MMDetection's semantic head has one class for all things;"
+                f" --semantic_targets={config.model.semantic_targets} of {run_dir} has not."
+            )
+        style = _style(config.model)
+        tensors = mmdetection.from_detectron2_names(tensors, style)
+        mmdetection.write(weights, tensors, style)
     logging.info("Wrote %d tensors of %s to %s.", len(tensors), run_dir, weights)
 
 
@@ -96,7 +120,11 @@ def read(weights: str, model_config: config_lib.Model) -> Tuple[safe_pickle.Tens
       UserError: the weights cannot be read.
     """
     if weights != IMAGENET or os.path.exists(weights):
-        return detectron2.to_detectron2_names(safe_pickle.read_tensors(weights))
+        checkpoint = safe_pickle.read(weights)
+        try:
+            return to_detectron2_names(checkpoint, model_config)
+        except UserError as error:
+            raise UserError(f"{weights}: {error}") from None
     name = _APPLICATIONS.get(model_config.backbone)
     if not name or not model_config.stride_in_1x1:
         raise UserError(
@@ -106,3 +134,44 @@ def read(weights: str, model_config: config_lib.Model) -> Tuple[safe_pickle.Tens
         )
     application = getattr(tf.keras.applications, name)(include_top=False, weights=IMAGENET)
     return imagenet.from_keras_application(application), True
+
+
+def to_detectron2_names(
+    checkpoint: safe_pickle.Checkpoint, model_config: config_lib.Model
+) -> Tuple[safe_pickle.Tensors, bool]:
+    """Recognises by its names where a checkpoint comes from and renames its tensors.
+
+    Args:
+      checkpoint: of Detectron2 or MMDetection, or an ImageNet backbone of Caffe2 or torchvision.
+      model_config: says which of MMDetection's two styles it is, where the file does not.
+
+    Returns:
+      Detectron2 names to values, without what is no parameter of the network; and whether they are
+      those of a backbone alone.
+
+    Raises:
+      UserError: a Caffe2 detector, or MMDetection's other style.
+    """
+    tensors = {n: value for n, value in checkpoint.tensors.items() if not _NO_PARAMETER.search(n)}
+    if "conv1_w" in tensors:
+        return imagenet.from_caffe2(tensors), True
+    if "layer1.0.conv1.weight" in tensors:  # torchvision names as MMDetection's backbone, in RGB
+        tensors = {f"backbone.{name}": value for name, value in tensors.items()}
+        return mmdetection.to_detectron2_names(tensors, "pytorch"), True
+    if mmdetection.is_mmdetection(tensors):
+        style = mmdetection.style_of(checkpoint.config_text) or _style(model_config)
+        if style != _style(model_config):
+            raise UserError(
+                f"MMDetection trained these weights in the style {style!r}: they need"
+                f" --{'' if style == 'caffe' else 'no'}stride_in_1x1 and the pixel scale of"
+                " that style; take the flagfile of the model from configs/mmdetection."
+            )
+        logging.info("The weights are MMDetection's, read in the style %r.", style)
+        tensors = mmdetection.to_detectron2_names(tensors, style)
+    backbone_only = not any(re.search(r"fpn_|_head|proposal_generator", name) for name in tensors)
+    return tensors, backbone_only
+
+
+def _style(model_config):
+    """Which of MMDetection's styles the network of these settings is."""
+    return "caffe" if model_config.stride_in_1x1 else "pytorch"

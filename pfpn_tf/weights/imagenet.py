@@ -1,11 +1,11 @@
-"""ImageNet backbones of Caffe2, torchvision and Keras applications, by Detectron2's names."""
+"""ImageNet backbones of Caffe2 and Keras applications, by Detectron2's names."""
 
 import re
 
 import numpy as np
 import tensorflow as tf
 
-from pfpn_tf.model import layers
+from pfpn_tf.ops.group_norm import EPSILON
 from pfpn_tf.utils.errors import UserError
 from pfpn_tf.weights.safe_pickle import Tensors
 
@@ -46,19 +46,6 @@ def from_caffe2(tensors: Tensors) -> Tensors:
     return _with_prefix(renamed)
 
 
-def from_torchvision(tensors: Tensors) -> Tensors:
-    """A backbone with torchvision's names by Detectron2's names."""
-    renamed = {}
-    for name, value in tensors.items():
-        name = re.sub(r"^(conv1|bn1)\b", r"stem.\1", name)
-        name = re.sub(r"^layer(\d)\.", lambda m: f"res{int(m[1]) + 1}.", name)
-        name = name.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
-        name = re.sub(r"\bbn(\d)\.", r"conv\1.norm.", name)
-        # torchvision's networks see RGB.
-        renamed[name] = value[:, ::-1] if name == "stem.conv1.weight" else value
-    return _with_prefix(renamed)
-
-
 def _with_prefix(tensors):
     return {f"backbone.bottom_up.{name}": value for name, value in tensors.items()}
 
@@ -91,7 +78,5 @@ def from_keras_application(application: tf.keras.Model) -> Tensors:
             tensors[f"{name}.norm.bias"] = beta
             bias_shift = tensors.get(f"{name}.norm.running_mean", 0.0)
             tensors[f"{name}.norm.running_mean"] = mean + bias_shift
-            tensors[f"{name}.norm.running_var"] = variance + np.float32(
-                layer.epsilon - layers.NORM_EPSILON
-            )
+            tensors[f"{name}.norm.running_var"] = variance + np.float32(layer.epsilon - EPSILON)
     return _with_prefix(tensors)

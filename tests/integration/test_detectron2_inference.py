@@ -14,7 +14,7 @@ import tensorflow as tf
 from pfpn_tf import config as config_lib
 from pfpn_tf.data import preprocess
 from pfpn_tf.model import box_head, detections, mask_head, rpn
-from pfpn_tf.postprocess import fusion
+from pfpn_tf.postprocess import fusion, semantic_labels
 from pfpn_tf.structures import Proposals
 
 # With and without oneDNN's kernels; see tools/test.sh.
@@ -199,7 +199,7 @@ def test_panoptic_map(stages):
     """From the pixels to the map at the photo's size, all of it our own."""
     hw = tf.constant(stages.hw), tf.constant(stages.original_hw, tf.int32)
     outputs = tf.nest.map_structure(lambda x: x[0], stages["whole"])
-    labels = fusion.semantic_labels(outputs.semantic_logits, *hw).numpy()
+    labels = semantic_labels.semantic_labels(outputs.semantic_logits, *hw).numpy()
     wrong = np.count_nonzero(labels != stages.golden["sem_argmax_orig"])
     print("semantic argmax: different pixels", wrong)
     assert wrong <= ARGMAX_PIXELS

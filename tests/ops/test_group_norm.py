@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pfpn_tf.ops.group_norm import as_float32_or_more, group_norm
+from pfpn_tf.ops.group_norm import group_norm
+from pfpn_tf.ops.precision import as_float32_or_more
 
 
 def numpy_group_norm(x, gamma, beta, groups):

@@ -8,8 +8,10 @@ import pytest
 import tensorflow as tf
 
 from pfpn_tf import structures
+from pfpn_tf.config import Config
 from pfpn_tf.data import categories
-from pfpn_tf.postprocess import fusion
+from pfpn_tf.evaluation import inference
+from pfpn_tf.postprocess import fusion, semantic_labels
 from tests.reference import fusion as reference
 from tests.reference import paste as paste_reference
 
@@ -196,22 +198,24 @@ for_gpu = pytest.mark.parametrize("for_gpu", [False, True])
 def test_equal_logits_give_the_lowest_class(for_gpu):
     logits = np.zeros((8, 16, 5), np.float32)
     logits[..., 2:4] = 1
-    labels = fusion.semantic_labels(tf.constant(logits), [32, 64], [32, 64], for_gpu)
+    labels = semantic_labels.semantic_labels(tf.constant(logits), [32, 64], [32, 64], for_gpu)
     assert np.all(labels.numpy() == 2)
 
 
 @for_gpu
 def test_logits_without_any_number_get_the_code_of_none(for_gpu):
     logits = np.full((8, 16, 5), np.nan, np.float32)
-    labels = fusion.semantic_labels(tf.constant(logits), [32, 64], [32, 64], for_gpu)
+    labels = semantic_labels.semantic_labels(tf.constant(logits), [32, 64], [32, 64], for_gpu)
     assert np.all(labels.numpy() == 5)
 
 
 def test_strips_and_tiles_agree_over_many_strips(monkeypatch):
-    monkeypatch.setattr(fusion, "STRIP_PIXELS", 1000)  # 7 rows of 130 columns
+    monkeypatch.setattr(semantic_labels, "STRIP_PIXELS", 1000)  # 7 rows of 130 columns
     logits = np.float32(np.random.default_rng(8).normal(size=(16, 24, 4)))
     hw = tf.constant([62, 90]), tf.constant([81, 130])
-    tiles, strips = (fusion.semantic_labels(tf.constant(logits), *hw, s) for s in (False, True))
+    tiles, strips = (
+        semantic_labels.semantic_labels(tf.constant(logits), *hw, s) for s in (False, True)
+    )
     values = np.sort(reference.semantic_values(logits, (62, 90), (81, 130)), -1)
     clear = values[..., -1] - values[..., -2] > 1e-5
     assert clear.mean() > 0.999
@@ -276,6 +280,7 @@ def test_batch_of_different_sizes_equals_single_images():
     original_hw = np.array([[80, 130], [31, 25]], np.int32)
     cases = [make_case(rng, (64, 64), o) for o in original_hw]
     batch = tf.nest.map_structure(lambda *x: tf.constant(np.stack(x)), *cases)
+    config = Config().replace(fusion_stuff_area_threshold_px=30).model
 
     @tf.function(
         autograph=False,
@@ -286,7 +291,7 @@ def test_batch_of_different_sizes_equals_single_images():
         ],
     )
     def fuse(outputs, image_hw, original_hw):
-        return fusion.panoptic_fusion(outputs, image_hw, original_hw, TABLES, 0.5, 0.5, 30)
+        return inference.batch_outputs(outputs, image_hw, original_hw, config, TABLES).panoptic
 
     result = fuse(batch, image_hw, original_hw)
     assert result.panoptic_ids.shape == (2, 80, 130)
@@ -310,7 +315,9 @@ def test_semantic_labels_at_extreme_sizes(for_gpu):
         logits = np.float32(
             rng.normal(size=(-(-image_hw[0] // 32) * 8, -(-image_hw[1] // 32) * 8, 3))
         )
-        labels = fusion.semantic_labels(tf.constant(logits), image_hw, original_hw, for_gpu).numpy()
+        labels = semantic_labels.semantic_labels(
+            tf.constant(logits), image_hw, original_hw, for_gpu
+        ).numpy()
         values = reference.semantic_values(logits, image_hw, original_hw)
         top = np.sort(values, -1)
         clear = top[..., -1] - top[..., -2] > 1e-5  # float32 interpolation decides closer ones
@@ -329,7 +336,7 @@ def test_classes_that_win_only_between_logits_are_not_left_out(slope, for_gpu):
     )
     logits = np.tile(logits, [16, 1, 1])
     hw = tf.constant([64, 96])
-    labels = fusion.semantic_labels(tf.constant(logits), hw, hw, for_gpu).numpy()
+    labels = semantic_labels.semantic_labels(tf.constant(logits), hw, hw, for_gpu).numpy()
     values = reference.semantic_values(logits, (64, 96), (64, 96))
     np.testing.assert_array_equal(labels, values.argmax(-1))
     assert set(np.unique(labels)) == {0, 1, 2}
@@ -359,7 +366,9 @@ def golden_detections(data):
 def test_semantic_labels_of_detectron2(test_data, for_gpu):
     data, image_hw, original_hw = golden(test_data, "c")
     logits = np.float32(data["sem_logits_stride4_full"]).transpose(1, 2, 0)
-    labels = fusion.semantic_labels(tf.constant(logits), image_hw, original_hw, for_gpu).numpy()
+    labels = semantic_labels.semantic_labels(
+        tf.constant(logits), image_hw, original_hw, for_gpu
+    ).numpy()
     clear = (
         data["sem_margin_orig"] > 0.02
     )  # the file's logits are float16: steps of 0.016 at 16 to 32

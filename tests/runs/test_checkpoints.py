@@ -1,6 +1,7 @@
 """Saving, damage, resuming, initialising: on a network of a few numbers."""
 
 import contextlib
+import dataclasses
 import os
 import resource
 import subprocess
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pfpn_tf.config import Config
+from pfpn_tf.config import Config, fixed_settings
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.runs import checkpoints, restore, run_directory
 
@@ -354,8 +355,16 @@ def test_a_worker_that_does_not_see_the_run_directory_says_so(tmp_path, info):
         run_directory.check_shared(str(tmp_path), Config().replace(seed=1), info)
 
 
-def test_changeable_settings_exist():
-    assert run_directory.CHANGEABLE <= set(Config().flat())
+def test_settings_of_evaluation_and_export_may_change(tmp_path, info):
+    run_directory.prepare(str(tmp_path), Config(), info)
+    changed = Config().replace(
+        train_steps=95000, semantic_flip=True, for_gpu=True, score_threshold=0.1
+    )
+    assert run_directory.prepare(str(tmp_path), changed, info)
+    fixed = fixed_settings()
+    groups = dict(Config().groups())
+    assert not fixed & {f.name for g in ("eval", "export") for f in dataclasses.fields(groups[g])}
+    assert {"learning_rate", "rpn_post_nms_top_k", "crop_size", "seed"} <= fixed
 
 
 def test_the_recipe_is_a_flagfile_of_the_same_settings(tmp_path):

@@ -9,7 +9,7 @@ import tensorflow as tf
 from pfpn_tf import structures
 from pfpn_tf.benchmark import inference
 from pfpn_tf.model import panoptic_fpn
-from pfpn_tf.postprocess import fusion
+from pfpn_tf.postprocess import fusion, segment_table, semantic_labels
 from pfpn_tf.runs import run_directory
 from pfpn_tf.serving import exporter
 from tests.serving.test_module import encode, photo
@@ -39,14 +39,18 @@ def with_all_masks(module):
 
     @tf.function(autograph=False)
     def fuse(outputs, threshold):
-        return fusion.panoptic_fusion(
+        return fusion.map_images(
+            lambda *image: fusion.fuse_image(
+                *image,
+                module._tables,
+                threshold,
+                model.fusion_overlap_threshold,
+                model.fusion_stuff_area_threshold_px,
+            ),
             outputs,
             tf.constant([[64, 92]] * len(IMAGES)),
             tf.constant([[90, 130]] * len(IMAGES)),
-            module._tables,
-            threshold,
-            model.fusion_overlap_threshold,
-            model.fusion_stuff_area_threshold_px,
+            segment_table.result_signature(outputs),
         )
 
     return outputs, lambda outputs, threshold: fuse(outputs, tf.constant(threshold, tf.float64))
@@ -139,7 +143,9 @@ def test_semantic_needs_no_mask(plain):
     module, full, _ = plain
     labels = module.semantic(tf.constant(IMAGES))["semantic_labels"]
     for i, logits in enumerate(full.semantic_logits):
-        expected = fusion.semantic_labels(logits, tf.constant([64, 92]), tf.constant([90, 130]))
+        expected = semantic_labels.semantic_labels(
+            logits, tf.constant([64, 92]), tf.constant([90, 130])
+        )
         np.testing.assert_array_equal(labels[i], expected)
 
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 from PIL import Image
 
 from pfpn_tf.data import coco_files
-from pfpn_tf.postprocess import fusion
+from pfpn_tf.postprocess import semantic_labels
 from pfpn_tf.serving import exporter, module
 
 
@@ -120,7 +120,7 @@ def test_fusion_of_the_network_signature_gives_the_panoptic_map(loaded, in_proce
     image = photo(75, 60)
     raw = loaded.signatures["network"](images=image[None])
     hw = tf.constant([75, 60])
-    labels = fusion.semantic_labels(raw["semantic_logits"][0], raw["image_hw"][0], hw)
+    labels = semantic_labels.semantic_labels(raw["semantic_logits"][0], raw["image_hw"][0], hw)
     served = loaded.signatures["semantic"](images=image[None])
     np.testing.assert_array_equal(served["semantic_labels"][0], labels)
 

@@ -68,7 +68,7 @@ def test_batching_parameters(saved_model):
 
 @pytest.mark.parametrize("sizes", [(), (0, 1), (2, 1), (1, 1)])
 def test_allowed_batch_sizes_are_checked(sizes):
-    with pytest.raises(ValueError, match="--allowed_batch_sizes=.* must be one or more"):
+    with pytest.raises(ValueError, match="--allowed_batch_sizes="):
         config_lib.Config().replace(allowed_batch_sizes=sizes)
 
 
