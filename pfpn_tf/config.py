@@ -370,9 +370,10 @@ class Train:
     )
     init_weights: str = _field(
         "",
-        "Weights to start from: a run directory, a checkpoint, a Detectron2 .pkl or torchvision"
-        " .pth file, or imagenet (Keras' ResNets, downloaded). Of predictors, the rows of classes"
-        " with the same name are taken. Empty: from scratch.",
+        "Weights to start from: a run directory, a checkpoint, a .pkl or .pth file, the name of a"
+        " published model (see tools/convert_weights.py --list), or imagenet (Keras' ResNets). The"
+        " last two are downloaded. Of predictors, the rows of classes with the same name are taken."
+        " Empty: from scratch.",
         may_change=True,
     )
     restored_lr_factor: float = _field(

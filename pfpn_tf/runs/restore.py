@@ -104,8 +104,8 @@ def find_init_checkpoint(init_weights: str) -> str:
             return prefix
     raise UserError(
         f"--init_weights={init_weights} is neither a run directory with a readable checkpoint nor a"
-        " checkpoint prefix such as DIR/checkpoints/ckpt-1000, nor a .pkl or .pth file, nor"
-        " imagenet."
+        " checkpoint prefix such as DIR/checkpoints/ckpt-1000, nor a .pkl or .pth file, the"
+        " name of a published model, or imagenet."
     )
 
 

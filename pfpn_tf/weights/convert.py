@@ -2,18 +2,17 @@
 
 import os
 import re
-from typing import Optional, Tuple
+from typing import Tuple
 
 import tensorflow as tf
 from absl import logging
 
-import pfpn_tf
 from pfpn_tf import config as config_lib
 from pfpn_tf.data import categories
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.runs import checkpoints, restore, run_directory
 from pfpn_tf.utils.errors import UserError
-from pfpn_tf.weights import detectron2, imagenet, mmdetection, safe_pickle
+from pfpn_tf.weights import detectron2, imagenet, mmdetection, safe_pickle, zoo
 
 IMAGENET = "imagenet"
 PROJECTS = ("detectron2", "mmdetection")
@@ -33,8 +32,8 @@ def to_run_dir(weights: str, config: config_lib.Config, run_dir: str) -> str:
     A file with a backbone alone gives the backbone; the heads keep their random start.
 
     Args:
-      weights: path of a Detectron2 checkpoint or of an ImageNet backbone, or "imagenet": the ResNet
-        of that size of Keras applications, which is downloaded.
+      weights: path of a Detectron2 checkpoint or of an ImageNet backbone; a name that `zoo` knows;
+        or "imagenet": the ResNet of that size of Keras applications. The last two are downloaded.
       config: settings; the network must be that of the weights.
       run_dir: the directory to write.
 
@@ -58,14 +57,8 @@ def to_run_dir(weights: str, config: config_lib.Config, run_dir: str) -> str:
 
 def is_foreign(weights: str) -> bool:
     """Whether these are weights of another project, rather than a run directory or a checkpoint."""
-    return weights == IMAGENET or weights.endswith((".pkl", ".pth")) or os.path.isfile(weights)
-
-
-def coco_info() -> Optional[categories.DatasetInfo]:
-    """COCO's classes, from this project's configs; None where they are not installed."""
-    root = os.path.dirname(os.path.dirname(os.path.abspath(pfpn_tf.__file__)))
-    path = os.path.join(root, "configs", "coco", categories.FILE_NAME)
-    return categories.DatasetInfo.load(path) if os.path.exists(path) else None
+    known = weights == IMAGENET or zoo.is_name(weights) or weights.endswith((".pkl", ".pth"))
+    return known or os.path.isfile(weights)
 
 
 def from_run_dir(run_dir: str, weights: str, project: str) -> None:
@@ -120,7 +113,7 @@ def read(weights: str, model_config: config_lib.Model) -> Tuple[safe_pickle.Tens
       UserError: the weights cannot be read.
     """
     if weights != IMAGENET or os.path.exists(weights):
-        checkpoint = safe_pickle.read(weights)
+        checkpoint = safe_pickle.read(zoo.local_file(weights))
         try:
             return to_detectron2_names(checkpoint, model_config)
         except UserError as error:

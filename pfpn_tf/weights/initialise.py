@@ -14,7 +14,7 @@ from pfpn_tf import config as config_lib
 from pfpn_tf.data import categories
 from pfpn_tf.runs import restore, run_directory
 from pfpn_tf.utils.errors import UserError
-from pfpn_tf.weights import convert, detectron2
+from pfpn_tf.weights import convert, detectron2, zoo
 
 THINGS, SEMANTIC = "thing", "semantic"
 _ANY_THING = "any thing"  # holds a blank, so that it is the name of no class
@@ -148,6 +148,8 @@ def _of_a_run(model, config):
 
 def _of_others(model, config):
     weights = config.train.init_weights
+    if zoo.is_name(weights):
+        check_settings(config, zoo.config(weights), weights)
     tensors, _ = convert.read(weights, model.config)
     matches = detectron2.matches(model, tensors)
     paths = {v.ref(): path for path, v in restore.model_variables(model).items()}
@@ -155,7 +157,7 @@ def _of_others(model, config):
         paths[p.variable.ref()]: p.layout.to_ours(tensors[name]) for p, name in matches if name
     }
     names: Names = {THINGS: None, SEMANTIC: None}
-    coco = convert.coco_info()
+    coco = zoo.coco_info()
     if coco:
         classes = _names(coco, "other")
         things = values.get("mask_head/predictor_bias", ())

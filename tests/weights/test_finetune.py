@@ -9,7 +9,7 @@ from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.runs import checkpoints, restore
 from pfpn_tf.training import optimizer
-from pfpn_tf.weights import convert, detectron2, initialise
+from pfpn_tf.weights import detectron2, initialise, zoo
 
 TINY = {
     "backbone": "resnet_tiny",
@@ -156,7 +156,7 @@ def test_a_semantic_network_takes_its_part_of_a_panoptic_one(tmp_path):
 @pytest.fixture
 def coco_file(tmp_path):
     """A Detectron2 file of COCO's classes, and its values by our names."""
-    model = randomised(convert.coco_info(), settings())
+    model = randomised(zoo.coco_info(), settings())
     path = str(tmp_path / "model_final.pkl")
     detectron2.write(path, detectron2.to_detectron2(model))
     return path, values_of(model)
@@ -172,7 +172,7 @@ def test_a_detectron2_file_of_80_and_54_classes_has_coco_names(coco_file):
         ]
     )
     before, after, taken = start(path, info)
-    coco = convert.coco_info()
+    coco = zoo.coco_info()
     dog = coco.thing_names.index("dog")
     sky = coco.semantic_names("other").index("sky-other-merged")
     assert_rows(before, after, there, things=[None, dog], semantic=[0, sky])
