@@ -90,7 +90,8 @@ def _append(url, f) -> Optional[int]:
     with _open(url, start) as response:
         if response.headers.get_content_type() == "text/html":
             raise _Cut("the server answers with a web page")
-        if not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+        place = response.headers.get("Content-Range", "")
+        if start and not place.startswith(f"bytes {start}-"):
             start = 0  # it sends the whole file
             f.seek(0)
             f.truncate()
