@@ -251,10 +251,10 @@ class Model:
         "RoIAlign samples per bin and axis; 0: adaptive, ceil(RoI size / output size).",
         at_least=0,
     )
-    roi_level_epsilon: float = _field(
-        1e-8,
-        "Added to a RoI's side / 224 before it chooses a level; 2.5e-7 in MMDetection.",
-        at_least=0.0,
+    roi_level_rule: str = _field(
+        "detectron2",
+        "Whose rounding decides which level a RoI with a side of 112, 224 or 448 is pooled from.",
+        choices=("detectron2", "mmdetection"),
     )
     clamp_small_deltas: bool = _field(
         False, "dh and dw are clamped from below as they are from above (MMDetection)."

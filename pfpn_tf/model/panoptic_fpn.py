@@ -182,7 +182,7 @@ class PanopticFPN(tf.keras.Model):
             head.POOLED_SIZE,
             self.config.roi_sampling_ratio,
             for_xla,
-            self.config.roi_level_epsilon,
+            self.config.roi_level_rule,
         )
 
 

@@ -37,20 +37,26 @@ class AxisTaps(NamedTuple):
     num_taps: Optional[tf.Tensor]
 
 
-def roi_levels(boxes: tf.Tensor, epsilon: float = 1e-8) -> tf.Tensor:
+def roi_levels(boxes: tf.Tensor, rule: str = "detectron2") -> tf.Tensor:
     """The pyramid level of each RoI, by the square root of its area.
 
     Args:
       boxes: [..., 4] yxyx pixels of the network input.
-      epsilon: added to the side in units of `CANONICAL_SIZE_PX`.
+      rule: whose rounding decides at sides of 112, 224 and 448: "detectron2" or "mmdetection".
 
     Returns:
       [...] int32 in 2..5.
     """
     side = tf.sqrt(tf.nn.relu(box_ops.area(boxes)))
-    octave = tf.math.log(side / CANONICAL_SIZE_PX + epsilon) / math.log(2.0)
-    level = tf.cast(tf.floor(CANONICAL_LEVEL + octave), tf.int32)
-    return tf.clip_by_value(level, 2, 5)
+
+    def log2(x):  # as exact as the dtype can say
+        return tf.cast(tf.math.log(tf.cast(x, tf.float64)) / math.log(2.0), x.dtype)
+
+    if rule == "mmdetection":
+        level = tf.floor(log2(side / (CANONICAL_SIZE_PX / 4) + 1e-6)) + (CANONICAL_LEVEL - 2)
+    else:
+        level = tf.floor(CANONICAL_LEVEL + log2(side / CANONICAL_SIZE_PX + 1e-8))
+    return tf.cast(tf.clip_by_value(level, 2, 5), tf.int32)
 
 
 def multilevel_roi_align(
@@ -59,7 +65,7 @@ def multilevel_roi_align(
     output_size: int,
     sampling_ratio: int,
     for_xla: bool = False,
-    level_epsilon: float = 1e-8,
+    level_rule: str = "detectron2",
 ) -> tf.Tensor:
     """Pools each RoI from the pyramid level of its size.
 
@@ -72,13 +78,13 @@ def multilevel_roi_align(
         axis.
       for_xla: sums of gathered rows, which XLA can compile if `sampling_ratio` is not 0, instead of
         a sparse matrix product per level, which takes a quarter of the time outside XLA.
-      level_epsilon: as `roi_levels`.
+      level_rule: as `roi_levels`.
 
     Returns:
       [B, R, P, P, C] in the features' type. Differentiable in the features alone.
     """
     levels = [pyramid[f"p{level}"] for level in range(2, 6)]
-    level_index = tf.reshape(roi_levels(boxes, level_epsilon) - 2, [-1])  # [B, R] -> [n]
+    level_index = tf.reshape(roi_levels(boxes, level_rule) - 2, [-1])  # [B, R] -> [n]
     return _pool(levels, [4, 8, 16, 32], level_index, boxes, output_size, sampling_ratio, for_xla)
 
 
