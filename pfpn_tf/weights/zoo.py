@@ -4,7 +4,6 @@ Addresses and numbers are those of Detectron2's MODEL_ZOO.md and MMDetection's m
 """
 
 import difflib
-import functools
 import os
 import re
 from typing import NamedTuple, Optional, Tuple
@@ -206,7 +205,6 @@ def _hash_in(path):
     return ("md5", md5[1]) if md5 else ("sha256", sha256[1] if sha256 else "")
 
 
-@functools.lru_cache
 def config(weights: str) -> config_lib.Config:
     """The settings of a model's network, classes included.
 
