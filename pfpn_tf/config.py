@@ -370,9 +370,18 @@ class Train:
     )
     init_weights: str = _field(
         "",
-        "Weights to start from: a run directory, a checkpoint, a Detectron2 .pkl or torchvision"
-        " .pth file, or imagenet (Keras' ResNets, downloaded). Empty: from scratch.",
+        "Weights to start from: a run directory, a checkpoint, a .pkl or .pth file, the name of a"
+        " published model (see tools/convert_weights.py --list), or imagenet (Keras' ResNets). The"
+        " last two are downloaded. Of predictors, the rows of classes with the same name are taken."
+        " Empty: from scratch.",
         may_change=True,
+    )
+    restored_lr_factor: float = _field(
+        1.0,
+        "Share of the learning rate for what starts from --init_weights, e.g. 0.1; what starts at"
+        " random has all of it.",
+        above=0.0,
+        at_most=1.0,
     )
     precision: str = _field(
         "float32",

@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
 """Brings weights of Detectron2, MMDetection or an ImageNet backbone into a run directory, or back.
 
-    python tools/convert_weights.py --weights=model_final.pkl --run_dir=runs/converted \\
-      --flagfile=configs/coco/panoptic_fpn_r50_3x_detectron2.flags
+    python tools/convert_weights.py --list
+    python tools/convert_weights.py --run_dir=runs/published \\
+      --weights=mmdet://panoptic_fpn_r101_fpn_mstrain_3x_coco
     python tools/convert_weights.py --weights=panoptic_fpn_r50.pth --run_dir=runs/converted \\
       --flagfile=configs/mmdetection/panoptic_fpn_r50.flags
     python tools/convert_weights.py --to=mmdetection --run_dir=runs/mine --weights=mine.pth
 
 Evaluation, export and prediction take the run directory, and so does --init_weights in training.
+A name brings its settings; its file is downloaded once, into $PFPN_TF_CACHE or ~/.cache/pfpn_tf.
 Backbones: Detectron2's R-50.pkl, R-101.pkl, X-101-32x8d.pkl, torchvision's .pth, or
 --weights=imagenet for Keras' ResNets.
 Nothing in a file is executed.
@@ -20,14 +22,18 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from absl import flags  # noqa: E402
 
+from pfpn_tf import config as config_lib  # noqa: E402
 from pfpn_tf import flags as flags_lib  # noqa: E402
 from pfpn_tf.utils import cli  # noqa: E402
 from pfpn_tf.utils.errors import UserError  # noqa: E402
 
 flags.DEFINE_string("run_dir", "", "Run directory to write; with another --to, to read.")
 flags.DEFINE_string(
-    "weights", "", "File (.pkl, .pth) or imagenet; with another --to, the file to write."
+    "weights",
+    "",
+    "File (.pkl, .pth), a name of --list, or imagenet; with another --to, the file to write.",
 )
+flags.DEFINE_bool("list", False, "Print the published models that --weights knows by name.")
 flags.DEFINE_string(
     "to", "run_dir", "run_dir: read --weights, write --run_dir; detectron2, mmdetection: back."
 )
@@ -35,9 +41,12 @@ flags_lib.define_config_flags()
 
 
 def main():
-    from pfpn_tf.weights import convert
+    from pfpn_tf.weights import convert, zoo
 
     given = flags.FLAGS
+    if given.list:
+        print(zoo.table())
+        return
     directions = ("run_dir", *convert.PROJECTS)
     if given.to not in directions:
         raise UserError(f"--to={given.to} must be one of {', '.join(directions)}.")
@@ -45,7 +54,9 @@ def main():
     if given.to != "run_dir":
         convert.from_run_dir(given.run_dir, given.weights, given.to)
     else:
-        config = flags_lib.config_from_flags()
+        published = zoo.is_name(given.weights)
+        base = zoo.config(given.weights) if published else config_lib.Config()
+        config = flags_lib.config_from_flags(base)
         if not config.data.dataset_info:
             raise UserError(
                 "--dataset_info is required: the classes that the weights know, e.g. "

@@ -21,7 +21,7 @@ from pfpn_tf.runs import checkpoints, run_directory
 from pfpn_tf.training import checks, logs, memory, pictures
 from pfpn_tf.training.evaluation import TrainingEvaluation
 from pfpn_tf.training.trainer import StopRequested, build_trainer, distributed_dataset
-from pfpn_tf.weights import convert
+from pfpn_tf.weights import initialise
 
 FINISHED = 0
 INTERRUPTED = 130
@@ -77,9 +77,10 @@ def _train(config, run_dir, strategy, workers):
     if prefix:
         logging.info("Continuing from %s.", prefix)
     elif config.train.init_weights:
-        foreign = convert.is_foreign(config.train.init_weights)
-        source = convert if foreign else checkpoints
-        source.initialise(trainer.model, config.train.init_weights)
+        taken = initialise.initialise(trainer.model, config, info)
+        for line in taken.report:
+            logging.info("%s", line)
+        trainer.optimizer.slow_down(taken.restored, config.train.restored_lr_factor)
         trainer.reset_averages()
     for line in logs.parameter_counts(trainer.model):
         logging.info("%s", line)

@@ -12,7 +12,7 @@ from pfpn_tf.data import categories
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.runs import checkpoints, restore, run_directory
 from pfpn_tf.utils.errors import UserError
-from pfpn_tf.weights import detectron2, imagenet, mmdetection, safe_pickle
+from pfpn_tf.weights import detectron2, imagenet, mmdetection, safe_pickle, zoo
 
 IMAGENET = "imagenet"
 PROJECTS = ("detectron2", "mmdetection")
@@ -32,8 +32,8 @@ def to_run_dir(weights: str, config: config_lib.Config, run_dir: str) -> str:
     A file with a backbone alone gives the backbone; the heads keep their random start.
 
     Args:
-      weights: path of a Detectron2 checkpoint or of an ImageNet backbone, or "imagenet": the ResNet
-        of that size of Keras applications, which is downloaded.
+      weights: path of a Detectron2 checkpoint or of an ImageNet backbone; a name that `zoo` knows;
+        or "imagenet": the ResNet of that size of Keras applications. The last two are downloaded.
       config: settings; the network must be that of the weights.
       run_dir: the directory to write.
 
@@ -44,7 +44,7 @@ def to_run_dir(weights: str, config: config_lib.Config, run_dir: str) -> str:
       UserError: the weights cannot be read or do not fit.
     """
     info = categories.DatasetInfo.load(config.data.dataset_info)
-    tensors, backbone_only = _tensors(weights, config.model)
+    tensors, backbone_only = read(weights, config.model)
     tf.keras.utils.set_random_seed(config.train.seed)
     model = _build(config, info)
     _load(model, tensors, backbone_only, weights)
@@ -57,23 +57,8 @@ def to_run_dir(weights: str, config: config_lib.Config, run_dir: str) -> str:
 
 def is_foreign(weights: str) -> bool:
     """Whether these are weights of another project, rather than a run directory or a checkpoint."""
-    return weights == IMAGENET or weights.endswith((".pkl", ".pth"))
-
-
-def initialise(model: tf.keras.Model, weights: str) -> None:
-    """Gives a built model the weights of another project: a backbone, or the whole network.
-
-    Args:
-      model: a built `PanopticFPN`.
-      weights: as in `to_run_dir`.
-
-    Raises:
-      UserError: the weights cannot be read or do not fit.
-    """
-    tensors, backbone_only = _tensors(weights, model.config)
-    _load(model, tensors, backbone_only, weights)
-    what = "the backbone" if backbone_only else "all variables"
-    logging.info("Initialised %s with %d tensors of %s.", what, len(tensors), weights)
+    known = weights == IMAGENET or zoo.is_name(weights) or weights.endswith((".pkl", ".pth"))
+    return known or os.path.isfile(weights)
 
 
 def from_run_dir(run_dir: str, weights: str, project: str) -> None:
@@ -117,9 +102,18 @@ def _load(model, tensors, backbone_only, weights):
         raise UserError(f"{weights}: {error}") from None
 
 
-def _tensors(weights, model_config) -> Tuple[safe_pickle.Tensors, bool]:
+def read(weights: str, model_config: config_lib.Model) -> Tuple[safe_pickle.Tensors, bool]:
+    """The weights by Detectron2's names, and whether they are those of a backbone alone.
+
+    Args:
+      weights: as in `to_run_dir`.
+      model_config: the network; says which of Keras' ResNets "imagenet" is.
+
+    Raises:
+      UserError: the weights cannot be read.
+    """
     if weights != IMAGENET or os.path.exists(weights):
-        checkpoint = safe_pickle.read(weights)
+        checkpoint = safe_pickle.read(zoo.local_file(weights))
         try:
             return to_detectron2_names(checkpoint, model_config)
         except UserError as error:

@@ -260,7 +260,7 @@ def test_to_run_dir_and_back(tmp_path, dataset_info):
     convert.to_run_dir(given, config, run_dir)
     assert run_directory.load_run(run_dir)[0] == config
     model = tiny_model()
-    restore.initialise(model, run_dir)
+    restore.restore_for_inference(model, run_dir)
     np.testing.assert_array_equal(model.box_head.fc2.bias, tensors["roi_heads.box_head.fc2.bias"])
     convert.from_run_dir(run_dir, back, "detectron2")
     assert_tensors(safe_pickle.read_tensors(back), tensors)
@@ -277,21 +277,6 @@ def test_backbone_to_run_dir(tmp_path, dataset_info):
     back = detectron2.to_detectron2(model)
     for name, value in tensors.items():
         np.testing.assert_array_equal(back[name], value)
-
-
-def test_training_starts_from_a_backbone_file(tmp_path):
-    tensors = backbone_tensors(tiny_model())
-    path = str(tmp_path / "backbone.pkl")
-    detectron2.write(path, tensors)
-    model = tiny_model()
-    heads = {v.name: v.numpy() for v in model.fpn.weights}
-    assert convert.is_foreign(path) and not convert.is_foreign(str(tmp_path))
-    convert.initialise(model, path)
-    back = detectron2.to_detectron2(model)
-    for name, value in tensors.items():
-        np.testing.assert_array_equal(back[name], value)
-    for variable in model.fpn.weights:
-        np.testing.assert_array_equal(variable, heads[variable.name])
 
 
 def test_imagenet_names_the_backbones_it_knows(tmp_path, dataset_info):

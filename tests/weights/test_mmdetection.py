@@ -47,7 +47,7 @@ def test_round_trip_through_a_file_is_exact(style, tmp_path):
     checkpoint = safe_pickle.read(given)
     assert_tensors(checkpoint.tensors, theirs)
     assert mmdetection.style_of(checkpoint.config_text) == style
-    convert.initialise(model, given)
+    detectron2.load(model, *convert.read(given, config.model))
     assert_tensors(detectron2.to_detectron2(model), tensors)
     things = [{"id": i, "name": f"class {i}", "isthing": int(i <= 3)} for i in range(1, 8)]
     info = categories.DatasetInfo.from_coco_categories(things)
