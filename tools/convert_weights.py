@@ -4,8 +4,7 @@
     python tools/convert_weights.py --list
     python tools/convert_weights.py --run_dir=runs/published \\
       --weights=mmdet://panoptic_fpn_r101_fpn_mstrain_3x_coco
-    python tools/convert_weights.py --weights=panoptic_fpn_r50.pth --run_dir=runs/converted \\
-      --flagfile=configs/mmdetection/panoptic_fpn_r50.flags
+    python tools/convert_weights.py --weights=model_final.pkl --run_dir=runs/converted
     python tools/convert_weights.py --to=mmdetection --run_dir=runs/mine --weights=mine.pth
 
 Evaluation, export and prediction take the run directory, and so does --init_weights in training.
@@ -54,8 +53,11 @@ def main():
     if given.to != "run_dir":
         convert.from_run_dir(given.run_dir, given.weights, given.to)
     else:
-        published = zoo.is_name(given.weights)
-        base = zoo.config(given.weights) if published else config_lib.Config()
+        if zoo.is_name(given.weights):
+            base = zoo.config(given.weights)
+        else:
+            stride = flags_lib.given_settings().get("stride_in_1x1")
+            base = convert.known_config(given.weights, stride) or config_lib.Config()
         config = flags_lib.config_from_flags(base)
         if not config.data.dataset_info:
             raise UserError(

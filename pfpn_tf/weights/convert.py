@@ -2,7 +2,7 @@
 
 import os
 import re
-from typing import Tuple
+from typing import Optional, Tuple
 
 import tensorflow as tf
 from absl import logging
@@ -23,6 +23,7 @@ _NO_PARAMETER = re.compile(
     r"(^|\.)pixel_(mean|std)$|anchor_generator\.cell_anchors|num_batches_tracked$|_momentum$|"
     r"^(fc|fc1000|pred|linear)[._]|^lr$|^weight_order$"
 )
+_C4_BLOCK = re.compile(r"backbone\.bottom_up\.res4\.\d+\.conv1\.weight")
 _APPLICATIONS = {"resnet50": "ResNet50", "resnet101": "ResNet101", "resnet152": "ResNet152"}
 
 
@@ -53,6 +54,54 @@ def to_run_dir(weights: str, config: config_lib.Config, run_dir: str) -> str:
     prefix = checkpoints.save_weights(model, config, info, run_dir)
     logging.info("Wrote %d tensors of %s to %s.", len(tensors), weights, prefix)
     return prefix
+
+
+def known_config(weights: str, stride_in_1x1: Optional[bool] = None) -> Optional[config_lib.Config]:
+    """The settings of the published network that a file holds, as its tensors tell.
+
+    Args:
+      weights: as in `to_run_dir`.
+      stride_in_1x1: the setting, if it is known: it tells MMDetection's two styles apart.
+
+    Returns:
+      The settings, or None: it is a backbone alone, or a network that nobody publishes for COCO.
+
+    Raises:
+      UserError: the file cannot be read, or it may be of either style.
+    """
+    if weights == IMAGENET:
+        return None
+    checkpoint = safe_pickle.read(weights)
+    tensors, of_mmdetection = checkpoint.tensors, mmdetection.is_mmdetection(checkpoint.tensors)
+    if of_mmdetection:
+        tensors = mmdetection.to_detectron2_names(tensors, "pytorch")
+    depth = {6: 50, 23: 101}.get(sum(bool(_C4_BLOCK.fullmatch(name)) for name in tensors))
+    panoptic = "sem_seg_head.predictor.bias" in tensors
+    classes = tensors.get("roi_heads.box_predictor.cls_score.bias", ())
+    if depth is None or len(classes) != 81:
+        return None
+    if not of_mmdetection:
+        task = "panoptic" if panoptic else "instance"
+        arguments = ["--flagfile=configs/base/detectron2.flags", f"--task={task}"]
+        arguments += [f"--backbone=resnet{depth}"]
+    else:
+        kind = "panoptic_fpn" if panoptic else "mask_rcnn"
+        arguments = [f"--flagfile=configs/mmdetection/{kind}_r{depth}.flags"]
+        style = mmdetection.style_of(checkpoint.config_text)
+        if stride_in_1x1 is None and style is None and not panoptic:
+            raise UserError(
+                f"{weights} is MMDetection's and does not tell its style: add --nostride_in_1x1"
+                " for 'pytorch' or --stride_in_1x1 for 'caffe'."
+            )
+        if stride_in_1x1 or style == "caffe":
+            arguments += ["--stride_in_1x1", "--pixel_std=1,1,1"]
+    logging.info(
+        "By its tensors %s has the settings %s, pixel scale, strides and thresholds included, which"
+        " no tensor tells. Other flags change them.",
+        weights,
+        " ".join(arguments),
+    )
+    return zoo.config_of(arguments)
 
 
 def is_foreign(weights: str) -> bool:

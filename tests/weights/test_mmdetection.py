@@ -98,3 +98,42 @@ def test_weights_that_are_not_finite_are_refused():
     with pytest.raises(ValueError, match=r"not finite .* in 1 of .* roi_heads.box_head.fc2.bias"):
         detectron2.load(model, tensors)
     np.testing.assert_array_equal(model.box_head.fc1.kernel, before)
+
+
+@pytest.mark.parametrize(
+    "depth, panoptic, style, stride_in_1x1",
+    [
+        (50, True, "unknown", None),
+        (101, True, "pytorch", None),
+        (101, False, "caffe", None),
+        (50, False, "unknown", True),
+        (50, False, "unknown", False),
+    ],
+)
+def test_settings_follow_from_the_tensors(tmp_path, depth, panoptic, style, stride_in_1x1):
+    path = write_names(tmp_path, {50: 6, 101: 23}[depth], panoptic, style)
+    config = convert.known_config(path, stride_in_1x1)
+    assert config.model.backbone == f"resnet{depth}"
+    assert config.model.task == ("panoptic" if panoptic else "instance")
+    assert config.model.class_agnostic_nms == panoptic and config.data.resize == "opencv"
+    caffe = style == "caffe" or bool(stride_in_1x1)
+    assert config.model.stride_in_1x1 == caffe == (config.data.pixel_std == (1.0, 1.0, 1.0))
+
+
+def test_settings_that_do_not_follow_are_asked_for(tmp_path):
+    with pytest.raises(ValueError, match="add --nostride_in_1x1 for 'pytorch' or"):
+        convert.known_config(write_names(tmp_path, 6, False, "unknown"))
+    assert convert.known_config(write_names(tmp_path, 6, True, "pytorch", classes=12)) is None
+    assert convert.known_config(write_names(tmp_path, 3, True, "pytorch")) is None
+
+
+def write_names(folder, blocks, panoptic, style, classes=81):
+    """A file with those of MMDetection's tensors that tell networks apart."""
+    names = [f"backbone.layer{i}.{j}.conv1.weight" for i in (1, 3) for j in range(blocks)]
+    tensors = dict.fromkeys(names, np.zeros(1, np.float32))
+    tensors["roi_head.bbox_head.fc_cls.bias"] = np.zeros(classes, np.float32)
+    if panoptic:
+        tensors["semantic_head.conv_logits.bias"] = np.zeros(54, np.float32)
+    path = str(folder / "names.pth")
+    mmdetection.write(path, tensors, style)
+    return path
