@@ -53,12 +53,14 @@ class Source(NamedTuple):
       values: path of a variable below the model -> its value.
       names: of the classes that its predictors know.
       unused: what else it holds, by name.
+      remarks: lines for the report.
     """
 
     place: str
     values: Dict[str, np.ndarray]
     names: Names
     unused: List[str]
+    remarks: List[str]
 
 
 class Initialised(NamedTuple):
@@ -124,7 +126,7 @@ def take(model: tf.keras.Model, source: Source, names: Names) -> Initialised:
     unused = source.unused + sorted(set(source.values) - set(variables))
     if unused:
         report.append("Not used: " + ", ".join(unused))
-    return Initialised(restored, report)
+    return Initialised(restored, report + source.remarks)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -143,7 +145,7 @@ def _of_a_run(model, config):
             names = _names(old_info, old_config.model.semantic_targets)
             check_settings(config, old_config, weights)
             break
-    return Source(prefix, restore.stored_values(prefix), names, [])
+    return Source(prefix, restore.stored_values(prefix), names, [], [])
 
 
 def _of_others(model, config):
@@ -151,6 +153,7 @@ def _of_others(model, config):
     if zoo.is_name(weights):
         check_settings(config, zoo.config(weights), weights)
     tensors, _ = convert.read(weights, model.config)
+    told = convert.untold(weights, config, backbone_only=True)
     matches = detectron2.matches(model, tensors)
     paths = {v.ref(): path for path, v in restore.model_variables(model).items()}
     values = {
@@ -168,7 +171,7 @@ def _of_others(model, config):
         }
     place = f"{weights}, whose classes are taken for COCO's" if any(names.values()) else weights
     used = {name for _, name in matches}
-    return Source(place, values, names, [name for name in tensors if name not in used])
+    return Source(place, values, names, [name for name in tensors if name not in used], told)
 
 
 def check_settings(config: config_lib.Config, expected: config_lib.Config, weights: str) -> None:
