@@ -90,8 +90,10 @@ def untold(weights: str, config: config_lib.Config, backbone_only: bool) -> List
 
 def is_foreign(weights: str) -> bool:
     """Whether these are weights of another project, rather than a run directory or a checkpoint."""
-    known = weights == IMAGENET or zoo.is_name(weights) or weights.endswith((".pkl", ".pth"))
-    return known or os.path.isfile(weights)
+    if weights == IMAGENET or zoo.is_name(weights) or weights.endswith((".pkl", ".pth")):
+        return True
+    part_of_a_checkpoint = re.search(r"\.(index|data-\d+-of-\d+)$", weights)
+    return os.path.isfile(weights) and not part_of_a_checkpoint
 
 
 def from_run_dir(run_dir: str, weights: str, project: str) -> None:

@@ -7,7 +7,7 @@ from pfpn_tf import config as config_lib
 from pfpn_tf.data import categories
 from pfpn_tf.runs import restore
 from pfpn_tf.weights import convert, detectron2, detectron2_config
-from tests.weights.test_finetune import HERE, model_of, randomised, settings
+from tests.weights.test_finetune import HERE, model_of, settings
 
 # What Detectron2's Base-RCNN-FPN.yaml has, as far as this network is concerned; texts and lists
 # stand for tuples there, too.
@@ -154,7 +154,8 @@ def test_other_numbers_of_classes_are_named(tmp_path):
 def test_a_network_of_rgb_keeps_its_stem(tmp_path, caplog):
     config = settings(dataset_info=str(tmp_path / categories.FILE_NAME))
     HERE.save(config.data.dataset_info)
-    model = randomised(HERE, config)
+    model = model_of(HERE, config)
+    kernel = model.backbone.stem.kernel.numpy()
     path, run_dir = str(tmp_path / "rgb.pkl"), str(tmp_path / "run")
     detectron2.write(path, detectron2.to_detectron2(model))
     source = detectron2_config.Detectron2Config("config.yaml", {}, True, 2, 3, False)
@@ -162,7 +163,6 @@ def test_a_network_of_rgb_keeps_its_stem(tmp_path, caplog):
     assert "does not tell" not in caplog.text
     read_back = model_of(HERE, config)
     restore.restore_for_inference(read_back, run_dir)
-    kernel = model.backbone.stem.kernel.numpy()
     np.testing.assert_array_equal(read_back.backbone.stem.kernel, kernel[:, :, ::-1])
 
 
