@@ -4,7 +4,19 @@
     python tools/convert_weights.py --list
     python tools/convert_weights.py --run_dir=runs/published \\
       --weights=mmdet://panoptic_fpn_r101_fpn_mstrain_3x_coco
-    python tools/convert_weights.py --weights=model_final.pkl --run_dir=runs/converted
+        source, base = None, None
+        if zoo.is_name(given.weights):
+            base = zoo.config(given.weights)
+        elif not given.detectron2_config:
+            base = convert.known_config(
+                given.weights, flags_lib.given_settings().get("stride_in_1x1")
+            )
+        base = base or config_lib.Config()
+        if given.detectron2_config:
+            source = detectron2_config.read(given.detectron2_config)
+            if source.of_coco and os.path.exists(zoo.COCO_INFO):
+                base = base.replace(dataset_info=zoo.COCO_INFO)
+            base = base.replace(**source.settings)
     python tools/convert_weights.py --to=mmdetection --run_dir=runs/mine --weights=mine.pth
 
 Evaluation, export and prediction take the run directory, and so does --init_weights in training.
@@ -32,6 +44,9 @@ flags.DEFINE_string(
     "",
     "File (.pkl, .pth), a name of --list, or imagenet; with another --to, the file to write.",
 )
+flags.DEFINE_string(
+    "detectron2_config", "", "The Detectron2 model's own config.yaml, to take its settings from."
+)
 flags.DEFINE_bool("list", False, "Print the published models that --weights knows by name.")
 flags.DEFINE_string(
     "to", "run_dir", "run_dir: read --weights, write --run_dir; detectron2, mmdetection: back."
@@ -40,7 +55,7 @@ flags_lib.define_config_flags()
 
 
 def main():
-    from pfpn_tf.weights import convert, zoo
+    from pfpn_tf.weights import convert, detectron2_config, zoo
 
     given = flags.FLAGS
     if given.list:
@@ -53,18 +68,30 @@ def main():
     if given.to != "run_dir":
         convert.from_run_dir(given.run_dir, given.weights, given.to)
     else:
+<<<<<<< HEAD
         if zoo.is_name(given.weights):
             base = zoo.config(given.weights)
         else:
             stride = flags_lib.given_settings().get("stride_in_1x1")
             base = convert.known_config(given.weights, stride) or config_lib.Config()
+=======
+        source = None
+        base = config_lib.Config()
+        if zoo.is_name(given.weights):
+            base = zoo.config(given.weights)
+        if given.detectron2_config:
+            source = detectron2_config.read(given.detectron2_config)
+            if source.of_coco and os.path.exists(zoo.COCO_INFO):
+                base = base.replace(dataset_info=zoo.COCO_INFO)
+            base = base.replace(**source.settings)
+>>>>>>> h-zoo
         config = flags_lib.config_from_flags(base)
         if not config.data.dataset_info:
             raise UserError(
                 "--dataset_info is required: the classes that the weights know, e.g. "
                 "configs/coco/dataset_info.json."
             )
-        convert.to_run_dir(given.weights, config, given.run_dir)
+        convert.to_run_dir(given.weights, config, given.run_dir, source)
 
 
 if __name__ == "__main__":

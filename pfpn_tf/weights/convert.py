@@ -2,7 +2,7 @@
 
 import os
 import re
-from typing import Optional, Tuple
+from typing import List, Optional, Tuple
 
 import tensorflow as tf
 from absl import logging
@@ -12,7 +12,7 @@ from pfpn_tf.data import categories
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.runs import checkpoints, restore, run_directory
 from pfpn_tf.utils.errors import UserError
-from pfpn_tf.weights import detectron2, imagenet, mmdetection, safe_pickle, zoo
+from pfpn_tf.weights import detectron2, detectron2_config, imagenet, mmdetection, safe_pickle, zoo
 
 IMAGENET = "imagenet"
 PROJECTS = ("detectron2", "mmdetection")
@@ -24,10 +24,21 @@ _NO_PARAMETER = re.compile(
     r"^(fc|fc1000|pred|linear)[._]|^lr$|^weight_order$"
 )
 _C4_BLOCK = re.compile(r"backbone\.bottom_up\.res4\.\d+\.conv1\.weight")
+_OF_THE_PIXELS = ("pixel_mean", "pixel_std", "stride_in_1x1")
+_OF_INFERENCE = (
+    *("eval_min_side", "eval_max_side", "anchor_sizes", "roi_sampling_ratio", "rpn_nms_threshold"),
+    *("score_threshold", "nms_threshold", "fusion_score_threshold", "fusion_overlap_threshold"),
+    "fusion_stuff_area_threshold_px",
+)
 _APPLICATIONS = {"resnet50": "ResNet50", "resnet101": "ResNet101", "resnet152": "ResNet152"}
 
 
-def to_run_dir(weights: str, config: config_lib.Config, run_dir: str) -> str:
+def to_run_dir(
+    weights: str,
+    config: config_lib.Config,
+    run_dir: str,
+    source: Optional[detectron2_config.Detectron2Config] = None,
+) -> str:
     """Writes a run directory that evaluation, export, prediction and `--init_weights` take.
 
     A file with a backbone alone gives the backbone; the heads keep their random start.
@@ -37,6 +48,7 @@ def to_run_dir(weights: str, config: config_lib.Config, run_dir: str) -> str:
         or "imagenet": the ResNet of that size of Keras applications. The last two are downloaded.
       config: settings; the network must be that of the weights.
       run_dir: the directory to write.
+      source: the model's own config, from which the settings come.
 
     Returns:
       The checkpoint's prefix.
@@ -45,7 +57,15 @@ def to_run_dir(weights: str, config: config_lib.Config, run_dir: str) -> str:
       UserError: the weights cannot be read or do not fit.
     """
     info = categories.DatasetInfo.load(config.data.dataset_info)
+    if source:
+        detectron2_config.check_classes(source, info)
     tensors, backbone_only = read(weights, config.model)
+    if source and source.rgb:  # Detectron2's networks see BGR, unless the config says otherwise
+        stem = next((name for name in tensors if name.endswith("stem.conv1.weight")), None)
+        tensors.update({stem: tensors[stem][:, ::-1]} if stem else {})
+    if not source:
+        for line in untold(weights, config, backbone_only):
+            logging.info("%s", line)
     tf.keras.utils.set_random_seed(config.train.seed)
     model = _build(config, info)
     _load(model, tensors, backbone_only, weights)
@@ -95,19 +115,29 @@ def known_config(weights: str, stride_in_1x1: Optional[bool] = None) -> Optional
             )
         if stride_in_1x1 or style == "caffe":
             arguments += ["--stride_in_1x1", "--pixel_std=1,1,1"]
-    logging.info(
-        "By its tensors %s has the settings %s, pixel scale, strides and thresholds included, which"
-        " no tensor tells. Other flags change them.",
-        weights,
-        " ".join(arguments),
-    )
+    logging.info("The tensors of %s are those of %s.", weights, " ".join(arguments))
     return zoo.config_of(arguments)
+
+
+def untold(weights: str, config: config_lib.Config, backbone_only: bool) -> List[str]:
+    """A line with the settings that only the user can know, if there are such."""
+    if zoo.is_name(weights) or weights == IMAGENET:
+        return []
+    names = _OF_THE_PIXELS if backbone_only else _OF_THE_PIXELS + _OF_INFERENCE
+    flags = run_directory.recipe_text(config).splitlines()
+    taken = [flag for flag in flags if flag[2:].partition("=")[0] in names]
+    return [
+        f"A weights file does not tell {' '.join(taken)}: if the model was trained with others,"
+        " give those, or --detectron2_config in tools/convert_weights.py."
+    ]
 
 
 def is_foreign(weights: str) -> bool:
     """Whether these are weights of another project, rather than a run directory or a checkpoint."""
-    known = weights == IMAGENET or zoo.is_name(weights) or weights.endswith((".pkl", ".pth"))
-    return known or os.path.isfile(weights)
+    if weights == IMAGENET or zoo.is_name(weights) or weights.endswith((".pkl", ".pth")):
+        return True
+    part_of_a_checkpoint = re.search(r"\.(index|data-\d+-of-\d+)$", weights)
+    return os.path.isfile(weights) and not part_of_a_checkpoint
 
 
 def from_run_dir(run_dir: str, weights: str, project: str) -> None:

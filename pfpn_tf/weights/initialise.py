@@ -5,6 +5,7 @@ of the same name, case and blanks aside; the rows of all other classes start at 
 """
 
 import os
+import re
 from typing import Dict, List, Mapping, NamedTuple, Optional, Tuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from pfpn_tf.weights import convert, detectron2, zoo
 
 THINGS, SEMANTIC = "thing", "semantic"
 _ANY_THING = "any thing"  # holds a blank, so that it is the name of no class
+_OF_BACKBONES = re.compile(r"backbone/|(backbone\.bottom_up\.)?(stem|res\d)\.")
 _OF_THE_PIXELS = ("pixel_mean", "pixel_std", "stride_in_1x1")
 
 Names = Mapping[str, Optional[List[str]]]
@@ -53,12 +55,14 @@ class Source(NamedTuple):
       values: path of a variable below the model -> its value.
       names: of the classes that its predictors know.
       unused: what else it holds, by name.
+      remarks: lines for the report.
     """
 
     place: str
     values: Dict[str, np.ndarray]
     names: Names
     unused: List[str]
+    remarks: List[str]
 
 
 class Initialised(NamedTuple):
@@ -106,7 +110,7 @@ def take(model: tf.keras.Model, source: Source, names: Names) -> Initialised:
         if value is not None and predictor:
             here, there = names[predictor.kind], source.names[predictor.kind]
             if here and there:
-                value = _rows(variable.numpy(), value, predictor, _same_names(here, there))
+                value = _rows(variable.numpy(), value, predictor, here, there)
         if value is None or value.shape != shape:
             there_is = "missing" if value is None else f"{value.shape} there, {shape} here"
             at_random.append((path, there_is))
@@ -114,17 +118,17 @@ def take(model: tf.keras.Model, source: Source, names: Names) -> Initialised:
         values[path] = value
         if not predictor or _all_known(names, source.names, predictor.kind):
             restored.append(variable)
-    _check_backbone(variables, source, at_random)
+    unused = source.unused + sorted(set(source.values) - set(variables))
+    _check_backbone(variables, source, at_random, unused)
     for path, value in values.items():
         variables[path].assign(value.astype(variables[path].dtype.as_numpy_dtype))
     report = [f"{len(values)} of {len(variables)} variables are taken from {source.place}."]
     for kind in dict.fromkeys(p.kind for path, p in _PREDICTORS.items() if path in values):
         report += _class_lines(kind, names[kind], source.names[kind])
     report += _at_random_lines(at_random, variables)
-    unused = source.unused + sorted(set(source.values) - set(variables))
     if unused:
         report.append("Not used: " + ", ".join(unused))
-    return Initialised(restored, report)
+    return Initialised(restored, report + source.remarks)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -143,7 +147,7 @@ def _of_a_run(model, config):
             names = _names(old_info, old_config.model.semantic_targets)
             check_settings(config, old_config, weights)
             break
-    return Source(prefix, restore.stored_values(prefix), names, [])
+    return Source(prefix, restore.stored_values(prefix), names, [], [])
 
 
 def _of_others(model, config):
@@ -151,6 +155,7 @@ def _of_others(model, config):
     if zoo.is_name(weights):
         check_settings(config, zoo.config(weights), weights)
     tensors, _ = convert.read(weights, model.config)
+    told = convert.untold(weights, config, backbone_only=True)
     matches = detectron2.matches(model, tensors)
     paths = {v.ref(): path for path, v in restore.model_variables(model).items()}
     values = {
@@ -168,7 +173,7 @@ def _of_others(model, config):
         }
     place = f"{weights}, whose classes are taken for COCO's" if any(names.values()) else weights
     used = {name for _, name in matches}
-    return Source(place, values, names, [name for name in tensors if name not in used])
+    return Source(place, values, names, [name for name in tensors if name not in used], told)
 
 
 def check_settings(config: config_lib.Config, expected: config_lib.Config, weights: str) -> None:
@@ -213,14 +218,14 @@ def _all_known(here, there, kind):
     return not there[kind] or len(_same_names(here[kind], there[kind])) == len(here[kind])
 
 
-def _rows(own, value, predictor, pairs):
-    """`own` with the rows of `value` for the pairs of classes; `value` if it does not fit."""
+def _rows(own, value, predictor, here, there):
+    """`own` with the rows of `value` for classes of the same name; `value` if it does not fit."""
     axis, count = predictor.axis, predictor.per_class
-    own, value = np.moveaxis(own, axis, 0), np.moveaxis(value, axis, 0)
-    if own.shape[1:] == value.shape[1:]:
-        own = own.copy()
-        for here, there in pairs:
-            own[count * here : count * here + count] = value[count * there : count * there + count]
+    own, value = np.moveaxis(own.copy(), axis, 0), np.moveaxis(value, axis, 0)
+    num_rows = count * len(there) + predictor.has_background
+    if value.shape == (num_rows, *own.shape[1:]):
+        for i, j in _same_names(here, there):
+            own[count * i : count * (i + 1)] = value[count * j : count * (j + 1)]
         if predictor.has_background:
             own[-1] = value[-1]
         value = own
@@ -259,9 +264,10 @@ def _at_random_lines(at_random, variables) -> List[str]:
     ]
 
 
-def _check_backbone(variables, source, at_random):
+def _check_backbone(variables, source, at_random, unused):
     """The backbone must fit as a whole: a part at random may be frozen, and ruins the rest."""
     lacking = [f"{path} ({why})" for path, why in at_random if path.startswith("backbone/")]
+    lacking += [f"{name} (has no use here)" for name in unused if _OF_BACKBONES.match(name)]
     if lacking or len(at_random) == len(variables):
         listed = ", ".join(lacking[:3]) or "none of its variables fits"
         raise UserError(

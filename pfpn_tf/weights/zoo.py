@@ -18,7 +18,7 @@ from pfpn_tf.weights import download
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(pfpn_tf.__file__)))
 """Of the clone: what flagfiles and the paths in them start from."""
 
-_COCO = "configs/coco/dataset_info.json"
+COCO_INFO = os.path.join(ROOT, "configs", "coco", categories.FILE_NAME)
 
 
 class Project(NamedTuple):
@@ -74,7 +74,7 @@ def _detectron2(name, file, recipe, *numbers):
 
 
 def _backbone(name, recipe, megabytes):
-    return Model(DETECTRON2, name, name, (*recipe, f"--dataset_info={_COCO}"), megabytes)
+    return Model(DETECTRON2, name, name, (*recipe, f"--dataset_info={COCO_INFO}"), megabytes)
 
 
 def _mmdetection(folder, name, date_and_hash, recipe, *numbers):
@@ -233,8 +233,7 @@ def config_of(arguments: Iterable[str]) -> config_lib.Config:
 
 def coco_info() -> Optional[categories.DatasetInfo]:
     """COCO's classes; None where the clone's configs are not there."""
-    path = os.path.join(ROOT, _COCO)
-    return categories.DatasetInfo.load(path) if os.path.exists(path) else None
+    return categories.DatasetInfo.load(COCO_INFO) if os.path.exists(COCO_INFO) else None
 
 
 def table() -> str:

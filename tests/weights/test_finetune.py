@@ -1,5 +1,7 @@
 """Trained weights as the start of a training on other classes."""
 
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -9,7 +11,7 @@ from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.runs import checkpoints, restore
 from pfpn_tf.training import optimizer
-from pfpn_tf.weights import detectron2, initialise, zoo
+from pfpn_tf.weights import detectron2, initialise, safe_pickle, zoo
 
 TINY = {
     "backbone": "resnet_tiny",
@@ -41,14 +43,17 @@ def settings(**changes):
     return config_lib.Config().replace(**{**TINY, **changes})
 
 
+@functools.lru_cache
+def _built(model_config, num_things, num_semantic_classes):
+    return panoptic_fpn.build_model(model_config, num_things, num_semantic_classes)
+
+
 def model_of(info, config):
+    """A network with random values, biases included. Networks of one kind are one network, as
+    building takes longest.
+    """
     num_semantic_classes = info.num_semantic_classes(config.model.semantic_targets)
-    return panoptic_fpn.build_model(config.model, info.num_thing_classes, num_semantic_classes)
-
-
-def randomised(info, config):
-    """A network whose variables all differ from their first values, biases included."""
-    model = model_of(info, config)
+    model = _built(config.model, info.num_thing_classes, num_semantic_classes)
     for variable in model.variables:
         variable.assign(np.random.normal(size=variable.shape))
     return model
@@ -61,7 +66,7 @@ def values_of(model):
 def run_of(path, info=THERE, **changes):
     """A run directory and the values in it."""
     config = settings(**changes)
-    model = randomised(info, config)
+    model = model_of(info, config)
     checkpoints.save_weights(model, config, info, str(path))
     return str(path), values_of(model)
 
@@ -156,7 +161,7 @@ def test_a_semantic_network_takes_its_part_of_a_panoptic_one(tmp_path):
 @pytest.fixture
 def coco_file(tmp_path):
     """A Detectron2 file of COCO's classes, and its values by our names."""
-    model = randomised(zoo.coco_info(), settings())
+    model = model_of(zoo.coco_info(), settings())
     path = str(tmp_path / "model_final.pkl")
     detectron2.write(path, detectron2.to_detectron2(model))
     return path, values_of(model)
@@ -181,7 +186,7 @@ def test_a_detectron2_file_of_80_and_54_classes_has_coco_names(coco_file):
 
 def test_classes_without_names_are_taken_in_order_or_not_at_all(tmp_path):
     config = settings()
-    model = randomised(HERE, config)
+    model = model_of(HERE, config)
     there, path = values_of(model), str(tmp_path / "mine.pth")
     detectron2.write(path, detectron2.to_detectron2(model))
     before, after, taken = start(path)
@@ -193,13 +198,13 @@ def test_classes_without_names_are_taken_in_order_or_not_at_all(tmp_path):
 
 
 def test_a_backbone_file_leaves_the_rest_at_random(tmp_path):
-    model = randomised(HERE, settings())
-    tensors = detectron2.to_detectron2(model)
+    model = model_of(HERE, settings())
+    tensors, there = detectron2.to_detectron2(model), values_of(model)
     path = str(tmp_path / "R-50.pkl")
     detectron2.write(path, {n: t for n, t in tensors.items() if "bottom_up" in n})
     before, after, taken = start(path)
     for name, value in after.items():
-        expected = values_of(model) if name.startswith("backbone/") else before
+        expected = there if name.startswith("backbone/") else before
         np.testing.assert_array_equal(value, expected[name])
     assert (
         "Missing, so they start at random: box_head, fpn, mask_head, rpn_head, semantic_head"
@@ -211,6 +216,31 @@ def test_the_backbone_fits_as_a_whole_or_not_at_all(tmp_path):
     weights, _ = run_of(tmp_path / "run", backbone="resnext_tiny")
     with pytest.raises(ValueError, match="does not fit the backbone: backbone/.* there"):
         start(weights)
+    weights, _ = run_of(tmp_path / "groups", backbone_norm="group_norm")
+    with pytest.raises(ValueError, match="does not fit the backbone: backbone/.*missing"):
+        start(weights)
+
+
+@pytest.mark.parametrize("prefix", ["", "backbone.bottom_up."])
+def test_a_deeper_backbone_is_not_cut_off(tmp_path, prefix):
+    tensors = detectron2.to_detectron2(model_of(HERE, settings()))
+    tensors[f"{prefix}res4.22.conv1.weight"] = np.zeros([4, 4, 1, 1], np.float32)
+    path = str(tmp_path / "deeper.pkl")
+    detectron2.write(path, tensors)
+    with pytest.raises(ValueError, match="res4.22.conv1.weight .has no use here"):
+        start(path)
+
+
+def test_deltas_for_all_classes_together_start_at_random(coco_file):
+    path, _ = coco_file
+    tensors = safe_pickle.read_tensors(path)
+    for end in ("weight", "bias"):
+        name = f"roi_heads.box_predictor.bbox_pred.{end}"
+        tensors[name] = tensors[name][:4]
+    detectron2.write(path, tensors)
+    before, after, taken = start(path)
+    np.testing.assert_array_equal(after["box_head/deltas/bias"], before["box_head/deltas/bias"])
+    assert "Starts at random: box_head/deltas/bias ((4,) there, (8,) here)" in taken.report
 
 
 @pytest.mark.parametrize(

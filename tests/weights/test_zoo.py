@@ -112,4 +112,3 @@ def test_settings_need_the_flagfiles_of_the_clone(monkeypatch, tmp_path):
     monkeypatch.setattr(zoo, "ROOT", str(tmp_path))
     with pytest.raises(ValueError, match="no such file. The settings .* clone"):
         zoo.config(R50)
-    assert zoo.coco_info() is None
