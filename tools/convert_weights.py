@@ -68,23 +68,18 @@ def main():
     if given.to != "run_dir":
         convert.from_run_dir(given.run_dir, given.weights, given.to)
     else:
-<<<<<<< HEAD
+        source, base = None, None
         if zoo.is_name(given.weights):
             base = zoo.config(given.weights)
-        else:
+        elif not given.detectron2_config:
             stride = flags_lib.given_settings().get("stride_in_1x1")
-            base = convert.known_config(given.weights, stride) or config_lib.Config()
-=======
-        source = None
-        base = config_lib.Config()
-        if zoo.is_name(given.weights):
-            base = zoo.config(given.weights)
+            base = convert.known_config(given.weights, stride)
+        base = base or config_lib.Config()
         if given.detectron2_config:
             source = detectron2_config.read(given.detectron2_config)
             if source.of_coco and os.path.exists(zoo.COCO_INFO):
                 base = base.replace(dataset_info=zoo.COCO_INFO)
             base = base.replace(**source.settings)
->>>>>>> h-zoo
         config = flags_lib.config_from_flags(base)
         if not config.data.dataset_info:
             raise UserError(

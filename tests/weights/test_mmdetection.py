@@ -46,7 +46,7 @@ def test_round_trip_through_a_file_is_exact(style, tmp_path):
     mmdetection.write(given, theirs, style)
     checkpoint = safe_pickle.read(given)
     assert_tensors(checkpoint.tensors, theirs)
-    assert mmdetection.style_of(checkpoint.config_text) == style
+    assert mmdetection.style_of(checkpoint) == style
     detectron2.load(model, *convert.read(given, config.model))
     assert_tensors(detectron2.to_detectron2(model), tensors)
     things = [{"id": i, "name": f"class {i}", "isthing": int(i <= 3)} for i in range(1, 8)]
@@ -78,16 +78,17 @@ def test_layouts():
     ],
 )
 def test_style_is_read_from_the_configuration(text, style):
-    assert mmdetection.style_of(text) == style
+    assert mmdetection.style_of(safe_pickle.Checkpoint({}, text)) == style
 
 
 def test_styles_that_do_not_fit_are_refused():
     tensors = mmdetection.from_detectron2_names(random_tensors(tiny_model()), "caffe")
-    checkpoint = safe_pickle.Checkpoint(tensors, "style='pytorch'")
-    with pytest.raises(ValueError, match="style 'pytorch': they need --nostride_in_1x1"):
-        convert.to_detectron2_names(checkpoint, config_lib.Config().model)
+    for text in ("style='pytorch'", ""):  # all published Panoptic FPNs are of that style
+        checkpoint = safe_pickle.Checkpoint(tensors, text)
+        with pytest.raises(ValueError, match="style 'pytorch': they need --nostride_in_1x1"):
+            convert.to_detectron2_names(checkpoint, config_lib.Config().model)
     with pytest.raises(ValueError, match="mixes the styles"):
-        mmdetection.style_of("style='pytorch', to_rgb=False")
+        mmdetection.style_of(safe_pickle.Checkpoint({}, "style='pytorch', to_rgb=False"))
 
 
 def test_weights_that_are_not_finite_are_refused():
