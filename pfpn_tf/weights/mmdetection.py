@@ -50,7 +50,7 @@ _STEM = "backbone.bottom_up.stem.conv1.weight"
 
 def is_mmdetection(tensors: Tensors) -> bool:
     """Whether these are the tensors of one of MMDetection's detectors."""
-    return "backbone.layer1.0.conv1.weight" in tensors
+    return "backbone.conv1.weight" in tensors
 
 
 def style_of(checkpoint: Checkpoint) -> Optional[str]:
