@@ -120,6 +120,12 @@ class Data:
         above=0.0,
         lengths=(3,),
     )
+    resize: str = _field(
+        "pillow",
+        "How photos are resized. pillow: antialiased (Detectron2); opencv: not, and in a few sizes"
+        " a pixel apart (MMDetection).",
+        choices=("pillow", "opencv"),
+    )
     size_divisor: int = _field(
         32,
         "Padded sizes are multiples of this; 32 is the stride of the deepest feature map.",
@@ -245,6 +251,14 @@ class Model:
         "RoIAlign samples per bin and axis; 0: adaptive, ceil(RoI size / output size).",
         at_least=0,
     )
+    roi_level_rule: str = _field(
+        "detectron2",
+        "Whose rounding decides which level a RoI with a side of 112, 224 or 448 is pooled from.",
+        choices=("detectron2", "mmdetection"),
+    )
+    clamp_small_deltas: bool = _field(
+        False, "dh and dw are clamped from below as they are from above (MMDetection)."
+    )
     box_fc_channels: int = _field(
         1024, "Width of the box head's two fully connected layers.", at_least=1
     )
@@ -278,6 +292,13 @@ class Model:
     )
     nms_threshold: float = _inference_field(
         0.5, "IoU above which per-class NMS drops a detection.", above=0.0, at_most=1.0
+    )
+    class_agnostic_nms: bool = _inference_field(
+        False, "A better detection of any class drops one that it overlaps (MMDetection)."
+    )
+    nms_by_offset: bool = _inference_field(
+        False,
+        "NMS keeps classes and levels apart by moving their boxes, which rounds (MMDetection).",
     )
     max_detections: int = _inference_field(100, "Detections kept per image.", at_least=1)
     fusion_score_threshold: float = _inference_field(
@@ -349,9 +370,18 @@ class Train:
     )
     init_weights: str = _field(
         "",
-        "Weights to start from: a run directory, a checkpoint, a Detectron2 .pkl or torchvision"
-        " .pth file, or imagenet (Keras' ResNets, downloaded). Empty: from scratch.",
+        "Weights to start from: a run directory, a checkpoint, a .pkl or .pth file, the name of a"
+        " published model (see tools/convert_weights.py --list), or imagenet (Keras' ResNets). The"
+        " last two are downloaded. Of predictors, the rows of classes with the same name are taken."
+        " Empty: from scratch.",
         may_change=True,
+    )
+    restored_lr_factor: float = _field(
+        1.0,
+        "Share of the learning rate for what starts from --init_weights, e.g. 0.1; what starts at"
+        " random has all of it.",
+        above=0.0,
+        at_most=1.0,
     )
     precision: str = _field(
         "float32",

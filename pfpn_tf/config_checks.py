@@ -101,6 +101,10 @@ RULES = (
         "drops the learning rate before it is reached; lower --warmup_steps.",
     ),
     (
+        lambda restored_lr_factor, init_weights: restored_lr_factor == 1 or init_weights,
+        "slows what --init_weights gives; give that too, or leave the factor at 1.",
+    ),
+    (
         lambda profile_steps: list(profile_steps) == sorted(profile_steps),
         "must be first,last; e.g. 10,14.",
     ),

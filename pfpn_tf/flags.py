@@ -16,37 +16,53 @@ from pfpn_tf.utils.errors import UserError
 FLAGS = flags.FLAGS
 
 
-def define_config_flags() -> None:
+def define_config_flags(flag_values: flags.FlagValues = FLAGS) -> None:
     """Defines one flag per setting. The default shown is the setting's own."""
     for name, field in config_lib.all_fields().items():
         default, text = field.default, field.metadata["help"]
+        define = flags.DEFINE_string
         if isinstance(default, bool):
-            flags.DEFINE_bool(name, default, text)
+            define = flags.DEFINE_bool
         elif isinstance(default, int):
-            flags.DEFINE_integer(name, default, text)
+            define = flags.DEFINE_integer
         elif isinstance(default, float):
-            flags.DEFINE_float(name, default, text)
+            define = flags.DEFINE_float
         elif isinstance(default, tuple):
-            flags.DEFINE_list(name, [str(v) for v in default], text + " Comma-separated.")
+            define, default = flags.DEFINE_list, [str(v) for v in default]
+            text += " Comma-separated."
         elif field.metadata["choices"]:
-            flags.DEFINE_string(
-                name, default, f"{text} One of: {', '.join(field.metadata['choices'])}."
-            )
-        else:
-            flags.DEFINE_string(name, default, text)
+            text += f" One of: {', '.join(field.metadata['choices'])}."
+        define(name, default, text, flag_values=flag_values)
 
 
-def given_settings() -> dict:
+def given_settings(flag_values: flags.FlagValues = FLAGS) -> dict:
     """The settings given on the command line or in a flagfile, parsed; the others are left out.
 
     Raises:
       UserError: an item of a list flag is not a number where one is expected.
     """
     return {
-        name: _parse(name, FLAGS[name].value, field)
+        name: _parse(name, flag_values[name].value, field)
         for name, field in config_lib.all_fields().items()
-        if name in FLAGS and FLAGS[name].present
+        if name in flag_values and flag_values[name].present
     }
+
+
+def settings_of(arguments: Iterable[str], root: str) -> dict:
+    """The settings that arguments of a command give; its flagfiles have paths below `root`."""
+    values = flags.FlagValues()
+    define_config_flags(values)
+    values(["", *_with_flagfiles(arguments, root)])
+    return given_settings(values)
+
+
+def _with_flagfiles(arguments, root):
+    for argument in arguments:
+        if argument.startswith("--flagfile="):
+            with open(os.path.join(root, argument.partition("=")[2]), encoding="utf-8") as f:
+                yield from _with_flagfiles([line.strip() for line in f], root)
+        elif argument.startswith("--"):  # in a flagfile, all else is comment
+            yield argument
 
 
 def config_from_flags(base: config_lib.Config = config_lib.Config()) -> config_lib.Config:

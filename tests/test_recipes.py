@@ -58,7 +58,16 @@ SHRUNKEN = {
     "freeze_stages": 0,  # nothing to freeze without trained weights
     "distribution": "cpu",
 }
-NO_PART_OF_THE_NETWORK = ("semantic_targets", "freeze_stages", "roi_sampling_ratio", "anchor_sizes")
+NO_PART_OF_THE_NETWORK = (
+    "semantic_targets",
+    "freeze_stages",
+    "roi_sampling_ratio",
+    "roi_level_rule",
+    "anchor_sizes",
+    "clamp_small_deltas",
+    "class_agnostic_nms",
+    "nms_by_offset",
+)
 
 
 @pytest.fixture(autouse=True)

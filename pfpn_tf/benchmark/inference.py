@@ -117,8 +117,10 @@ def spread_predictions(network, config, image_hw):
         predictor.bias.assign(-tf.reduce_mean(predictions, 0) * scale)
 
     data = config.data
-    hw = preprocess.resized_hw(tf.constant(image_hw), data.eval_min_side, data.eval_max_side)
-    image = preprocess.resize_image(tf.constant(photo(image_hw)), hw)
+    hw = preprocess.resized_hw(
+        tf.constant(image_hw), data.eval_min_side, data.eval_max_side, data.resize
+    )
+    image = preprocess.resize_image(tf.constant(photo(image_hw)), hw, data.resize)
     image = preprocess.normalize(image, data.pixel_mean, data.pixel_std)
     image = preprocess.pad_to(image, preprocess.padded_hw(hw, data.size_divisor))
     pyramid = network.fpn(network.backbone(image[None]))

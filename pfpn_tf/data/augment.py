@@ -100,9 +100,9 @@ def _pick(values, draw):
     return values[tf.minimum(index, count - 1)]
 
 
-def transform_image(image: tf.Tensor, geometry: Geometry) -> tf.Tensor:
-    """[H, W, 3] uint8 -> [h, w, 3] uint8."""
-    image = preprocess.resize_image(image, geometry.resize_hw)
+def transform_image(image: tf.Tensor, geometry: Geometry, resize: str = "pillow") -> tf.Tensor:
+    """[H, W, 3] uint8 -> [h, w, 3] uint8; `resize` as in `preprocess.resize_image`."""
+    image = preprocess.resize_image(image, geometry.resize_hw, resize)
     top, left = tf.unstack(geometry.offset)
     height, width = tf.unstack(geometry.content_hw)
     image = image[top : top + height, left : left + width]

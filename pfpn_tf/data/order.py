@@ -166,7 +166,7 @@ def evaluation_examples(
     """
     data, batch_size = config.data, config.eval.eval_batch_size
     total = min(len(hw), config.eval.max_images or len(hw))
-    resized = preprocess.resized_hw(hw[:total], data.eval_min_side, data.eval_max_side)
+    resized = preprocess.resized_hw(hw[:total], data.eval_min_side, data.eval_max_side, data.resize)
 
     @not_converted
     def examples_of_batch(start):
@@ -225,9 +225,8 @@ def _batch_sizes(config, buckets, hw, positions, key) -> Dict[str, tf.Tensor]:
         side_class = tf.gather(np.repeat(np.arange(len(classes)), lengths), pick)
         length = tf.gather(lengths, side_class)
         within = tf.minimum(tf.cast(draws * tf.cast(length, tf.float32), length.dtype), length - 1)
-        resize_hw = preprocess.resized_hw(
-            hw, tf.gather(tf.gather(sides, side_class), within), data.train_max_side
-        )
+        side = tf.gather(tf.gather(sides, side_class), within)
+        resize_hw = preprocess.resized_hw(hw, side, data.train_max_side, data.resize)
     content_hw = tf.minimum(resize_hw, data.crop_size) if data.crop_size else resize_hw
     if buckets.shapes is None:
         padded = preprocess.padded_hw(tf.reduce_max(content_hw, 0), data.size_divisor)
@@ -247,7 +246,7 @@ def _members(group):
 
 
 def _resized(hw, side, data):
-    return preprocess.resized_hw(hw, side, data.train_max_side).numpy()
+    return preprocess.resized_hw(hw, side, data.train_max_side, data.resize).numpy()
 
 
 def _padded(hw, data):

@@ -176,7 +176,7 @@ def _training_loader(config, info):
                 geometry, semantic, VOID, data.crop_bootstrap, bootstrap_seed
             )
 
-        image = augment.transform_image(image, geometry)
+        image = augment.transform_image(image, geometry, data.resize)
         if data.color_jitter:
             image = augment.jitter_color(image, color_seed)
         image = preprocess.normalize(image, data.pixel_mean, data.pixel_std)
@@ -216,7 +216,7 @@ def _evaluation_loader(config):
     def load(record, example) -> Dict[str, tf.Tensor]:
         image = preprocess.decode_image(record["image/encoded"])
         original_hw = tf.shape(image)[:2]
-        image = preprocess.resize_image(image, example["resize_hw"])
+        image = preprocess.resize_image(image, example["resize_hw"], data.resize)
         image = preprocess.normalize(image, data.pixel_mean, data.pixel_std)
         return {
             "images": tf.ensure_shape(

@@ -33,7 +33,9 @@ def decode_image(image_bytes: tf.Tensor) -> tf.Tensor:
     return tf.ensure_shape(image, [None, None, 3])
 
 
-def resized_hw(hw: tf.Tensor, min_side: tf.Tensor, max_side: tf.Tensor) -> tf.Tensor:
+def resized_hw(
+    hw: tf.Tensor, min_side: tf.Tensor, max_side: tf.Tensor, resize: str = "pillow"
+) -> tf.Tensor:
     """The size at which the shorter side is `min_side`, or less to keep the longer within
     `max_side`.
 
@@ -41,6 +43,8 @@ def resized_hw(hw: tf.Tensor, min_side: tf.Tensor, max_side: tf.Tensor) -> tf.Te
       hw: [..., 2] int sizes, or a pair of ints.
       min_side: [...] int.
       max_side: [] int.
+      resize: "pillow": scaled to `min_side`, then to `max_side` (Detectron2); "opencv": by the
+        smaller of the two factors (MMDetection). They differ by a pixel for a few sizes.
 
     Returns:
       [..., 2] int32, at least 1.
@@ -48,6 +52,8 @@ def resized_hw(hw: tf.Tensor, min_side: tf.Tensor, max_side: tf.Tensor) -> tf.Te
     hw = tf.cast(hw, tf.float64)  # sizes that end on .5 need the precision
     short, long = tf.reduce_min(hw, -1), tf.reduce_max(hw, -1)
     min_side, max_side = tf.cast(min_side, tf.float64), tf.cast(max_side, tf.float64)
+    if resize == "opencv":
+        return scaled_hw(hw, tf.minimum(max_side / long, min_side / short))
     scaled = hw * (min_side / short)[..., tf.newaxis]
     longest = long * (min_side / short)
     shrink = tf.where(longest > max_side, max_side / longest, tf.ones_like(longest))
@@ -60,14 +66,14 @@ def scaled_hw(hw: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     return tf.maximum(tf.cast(tf.floor(scaled + 0.5), tf.int32), 1)
 
 
-def resize_image(image: tf.Tensor, hw: tf.Tensor) -> tf.Tensor:
-    """Pillow's BILINEAR: antialiased, first the columns, then the rows, rounded after each.
-
-    Equal to Pillow in every value.
+def resize_image(image: tf.Tensor, hw: tf.Tensor, resize: str = "pillow") -> tf.Tensor:
+    """Pillow's BILINEAR or OpenCV's INTER_LINEAR, equal to it in every value.
 
     Args:
       image: [H, W, 3] uint8.
       hw: [2] int, or a pair of ints.
+      resize: "pillow": antialiased, first the columns, then the rows, rounded after each; "opencv":
+        each pixel from its four neighbours.
 
     Returns:
       [h, w, 3] uint8.
@@ -76,7 +82,7 @@ def resize_image(image: tf.Tensor, hw: tf.Tensor) -> tf.Tensor:
         h, w = tf.unstack(tf.cast(hw, tf.int32))
         in_h, in_w = tf.unstack(tf.shape(image)[:2])
 
-        def resized():
+        def pillow():
             columns = tf.reshape(tf.transpose(image, [1, 0, 2]), [in_w, in_h * 3])
             columns = tf.reshape(_resize_rows(columns, w), [w, in_h, 3])  # [W, H*3] -> [w, H, 3]
             rows = tf.reshape(tf.transpose(columns, [1, 0, 2]), [in_h, w * 3])
@@ -84,6 +90,7 @@ def resize_image(image: tf.Tensor, hw: tf.Tensor) -> tf.Tensor:
 
         # At its own size every value comes out as it went in.
         same = tf.equal(h, in_h) & tf.equal(w, in_w)
+        resized = (lambda: _resize_opencv(image, h, w)) if resize == "opencv" else pillow
         return tf.cond(same, lambda: tf.identity(image), resized)
 
 
@@ -118,6 +125,41 @@ def _resize_rows(x, n_out):
     )  # [blocks, window, k]
     out = tf.cast(tf.matmul(weights, values) + 0.5, tf.uint8)  # round half up, as Pillow does
     return tf.reshape(out, [blocks * BLOCK, -1])[:n_out]  # [blocks, BLOCK, k] -> [n_out, k]
+
+
+def _resize_opencv(image, h, w):
+    """OpenCV's INTER_LINEAR of uint8 in its whole numbers: weights are multiples of 1 / 2048."""
+    left, right, fraction = _neighbours(tf.shape(image)[1], w)
+    # At the sides the outer pixel counts alone; above and below, the same row counts twice, which
+    # rounds otherwise.
+    fraction = tf.where(left == right, 0.0, fraction)
+    near, far = (weight[:, tf.newaxis] for weight in _fixed_point_weights(fraction))
+    image = tf.cast(image, tf.int32)
+    rows = tf.gather(image, left, axis=1) * near + tf.gather(image, right, axis=1) * far
+    rows = tf.bitwise.right_shift(rows, 4)  # [H, w, 3]
+
+    top, bottom, fraction = _neighbours(tf.shape(image)[0], h)
+    near, far = (weight[:, tf.newaxis, tf.newaxis] for weight in _fixed_point_weights(fraction))
+    upper = tf.bitwise.right_shift(tf.gather(rows, top) * near, 16)
+    lower = tf.bitwise.right_shift(tf.gather(rows, bottom) * far, 16)
+    return tf.cast(tf.bitwise.right_shift(upper + lower + 2, 2), tf.uint8)  # [h, w, 3]
+
+
+def _neighbours(n_in, n_out):
+    """The source indices before and after each output's position, clamped, and the share of the
+    second: 3 x [n_out].
+    """
+    scale = 1.0 / (tf.cast(n_out, tf.float64) / tf.cast(n_in, tf.float64))
+    position = (tf.cast(tf.range(n_out), tf.float64) + 0.5) * scale - 0.5
+    position = tf.cast(position, tf.float32)
+    first = tf.floor(position)
+    index = tf.cast(first, tf.int32)
+    return tf.maximum(index, 0), tf.minimum(index + 1, n_in - 1), position - first
+
+
+def _fixed_point_weights(fraction):
+    """Weights of the first and the second neighbour in 1 / 2048, rounded half to even."""
+    return [tf.cast(tf.round(2048.0 * x), tf.int32) for x in (1.0 - fraction, fraction)]
 
 
 def nearest_indices(n_in: tf.Tensor, n_out: tf.Tensor) -> tf.Tensor:

@@ -15,7 +15,14 @@ from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.postprocess import fusion, segment_table, semantic_labels
 
 # What decides how a photo becomes an input.
-_PREPROCESSING = ("eval_min_side", "eval_max_side", "pixel_mean", "pixel_std", "size_divisor")
+_PREPROCESSING = (
+    "eval_min_side",
+    "eval_max_side",
+    "pixel_mean",
+    "pixel_std",
+    "size_divisor",
+    "resize",
+)
 
 
 class ImageOutputs(NamedTuple):

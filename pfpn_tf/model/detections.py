@@ -19,7 +19,7 @@ def detect(
     image_hw: tf.Tensor,
     config: config_lib.Model,
 ) -> Detections:
-    """Scores and refines every proposal for every class, then keeps the best after NMS per class.
+    """Scores and refines every proposal for every class, then keeps the best after NMS.
 
     Args:
       proposals: `Proposals` [B, R, ...].
@@ -32,12 +32,23 @@ def detect(
       `Detections` without masks, D = config.max_detections.
     """
     scores = tf.nn.softmax(class_logits)[..., :-1]  # [B, R, K]
-    boxes = box_ops.decode(box_deltas, proposals.boxes[:, :, None, :], box_head.DELTA_WEIGHTS)
+    boxes = box_ops.decode(
+        box_deltas,
+        proposals.boxes[:, :, None, :],
+        box_head.DELTA_WEIGHTS,
+        config.clamp_small_deltas,
+    )
     boxes = box_ops.clip(boxes, image_hw[:, None, :])
     scores = tf.where(proposals.valid[:, :, None], scores, tf.zeros_like(scores))
     return Detections(
         *nms.class_nms(
-            boxes, scores, config.score_threshold, config.nms_threshold, config.max_detections
+            boxes,
+            scores,
+            config.score_threshold,
+            config.nms_threshold,
+            config.max_detections,
+            config.class_agnostic_nms,
+            config.nms_by_offset,
         )
     )
 

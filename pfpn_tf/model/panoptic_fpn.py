@@ -17,6 +17,7 @@ from pfpn_tf.model.semantic_head import SemanticHead
 from pfpn_tf.model.symmetric_decoder import SymmetricDecoder
 from pfpn_tf.ops.roi_align import multilevel_roi_align
 from pfpn_tf.structures import GroundTruth, InferenceOutputs, TrainOutputs
+from pfpn_tf.utils.errors import UserError
 
 
 class PanopticFPN(tf.keras.Model):
@@ -191,7 +192,8 @@ class PanopticFPN(tf.keras.Model):
 
     def _pool(self, pyramid, boxes, size, for_xla=False):
         """RoI features. [B, R, 4] -> [B, R, size, size, C]"""
-        return multilevel_roi_align(pyramid, boxes, size, self.config.roi_sampling_ratio, for_xla)
+        ratio, level_rule = self.config.roi_sampling_ratio, self.config.roi_level_rule
+        return multilevel_roi_align(pyramid, boxes, size, ratio, for_xla, level_rule)
 
 
 def build_decoder(config: config_lib.Model) -> tf.keras.layers.Layer:

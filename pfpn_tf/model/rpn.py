@@ -107,26 +107,33 @@ def propose(
             anchors[level],
             image_hw,
             top_k,
+            config.clamp_small_deltas,
         )
         for level in config_lib.LEVELS
     ]
     # [B, L, k, 4], [B, L, k]
     boxes, logits = (tf.stack(parts, axis=1) for parts in zip(*candidates))
     return Proposals(
-        *nms.rpn_nms(boxes, logits, config.rpn_nms_threshold, config.rpn_post_nms_top_k, for_xla)
+        *nms.rpn_nms(
+            boxes,
+            logits,
+            config.rpn_nms_threshold,
+            config.rpn_post_nms_top_k,
+            for_xla,
+            config.nms_by_offset and not training,
+        )
     )
 
 
-def _candidates(logits, deltas, anchors, image_hw, top_k):
+def _candidates(logits, deltas, anchors, image_hw, top_k, clamp_small):
     """The `top_k` best anchors of one level, decoded and clipped: boxes [B, k, 4], logits [B, k].
 
     Rows beyond the anchors of the level have a logit of -inf.
     """
     count = tf.minimum(top_k, tf.shape(logits)[1])
     logits, index = tf.math.top_k(logits, count)  # [B, k]
-    boxes = box_ops.decode(
-        tf.gather(deltas, index, batch_dims=1), tf.gather(anchors, index), weights=(1.0,) * 4
-    )
+    deltas = tf.gather(deltas, index, batch_dims=1)
+    boxes = box_ops.decode(deltas, tf.gather(anchors, index), clamp_small=clamp_small)
     boxes = box_ops.clip(boxes, image_hw)
     missing = top_k - count
     boxes = tf.pad(boxes, [[0, 0], [0, missing], [0, 0]])

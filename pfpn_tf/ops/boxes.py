@@ -94,7 +94,10 @@ def encode(
 
 
 def decode(
-    deltas: tf.Tensor, anchors: tf.Tensor, weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0)
+    deltas: tf.Tensor,
+    anchors: tf.Tensor,
+    weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
+    clamp_small: bool = False,
 ) -> tf.Tensor:
     """Applies deltas to anchors.
 
@@ -102,6 +105,7 @@ def decode(
       deltas: [..., 4] (dy, dx, dh, dw); dh and dw are capped at log(1000 / 16).
       anchors: [..., 4] yxyx, broadcast against `deltas`.
       weights: the factors given to `encode`.
+      clamp_small: whether -log(1000 / 16) is the least dh and dw.
 
     Returns:
       [..., 4] yxyx, not clipped.
@@ -109,7 +113,10 @@ def decode(
     deltas = deltas / tf.constant(weights, deltas.dtype)
     anchor_centre, anchor_size = _centre_and_size(anchors)
     centre = deltas[..., :2] * anchor_size + anchor_centre
-    size = tf.exp(tf.minimum(deltas[..., 2:], MAX_LOG_SCALE)) * anchor_size
+    log_scale = tf.minimum(deltas[..., 2:], MAX_LOG_SCALE)
+    if clamp_small:
+        log_scale = tf.maximum(log_scale, -MAX_LOG_SCALE)
+    size = tf.exp(log_scale) * anchor_size
     return tf.concat([centre - 0.5 * size, centre + 0.5 * size], axis=-1)
 
 

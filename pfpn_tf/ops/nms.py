@@ -22,6 +22,7 @@ def rpn_nms(
     iou_threshold: float,
     max_outputs: int,
     for_xla: bool = False,
+    by_offset: bool = False,
 ) -> Tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Suppression within each pyramid level, then the best of all levels together.
 
@@ -33,14 +34,19 @@ def rpn_nms(
       max_outputs: N.
       for_xla: whether XLA compiles it. XLA lacks TensorFlow's kernel; [k, k] IoU matrices give the
         same result in thirty times its time on a CPU.
+      by_offset: as `class_nms`, for the levels; not for XLA.
 
     Returns:
       boxes [B, N, 4], logits [B, N] and valid [B, N] bool, by falling logit. Empty boxes and
       padding never come out; rows without a box are zeros at the end.
     """
     usable = (logits > logits.dtype.min) & ~box_ops.is_empty(boxes)  # [B, L, k]
-    choose = _choose_by_matrix if for_xla else _choose_by_kernel
-    index, valid = choose(boxes, logits, usable, iou_threshold, max_outputs)
+    if for_xla:
+        index, valid = _choose_by_matrix(boxes, logits, usable, iou_threshold, max_outputs)
+    else:
+        index, valid = _choose_by_kernel(
+            boxes, logits, usable, iou_threshold, max_outputs, by_offset
+        )
     return (
         tf.where(valid[..., tf.newaxis], tf.gather(_flatten(boxes, [4]), index, batch_dims=1), 0),
         tf.where(valid, tf.gather(_flatten(logits, []), index, batch_dims=1), 0),
@@ -58,7 +64,7 @@ def _masked(logits, usable):
     return tf.where(usable, logits, tf.constant(-float("inf"), logits.dtype))
 
 
-def _choose_by_kernel(boxes, logits, usable, iou_threshold, max_outputs):
+def _choose_by_kernel(boxes, logits, usable, iou_threshold, max_outputs, by_offset):
     """Index [B, N] into the L*k candidates and whether it counts [B, N]."""
     flat = _flatten(_masked(logits, usable), [])
     count = tf.shape(flat)[1]
@@ -70,6 +76,7 @@ def _choose_by_kernel(boxes, logits, usable, iou_threshold, max_outputs):
         tf.transpose(place, [0, 2, 1]),  # [B, k, L]
         iou_threshold,
         max_outputs,
+        by_offset,
     )
     return tf.gather(order, kept_place, batch_dims=1), tf.sequence_mask(num, max_outputs)
 
@@ -113,11 +120,13 @@ def class_nms(
     score_threshold: float,
     iou_threshold: float,
     max_detections: int,
+    class_agnostic: bool = False,
+    by_offset: bool = False,
 ) -> Tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
     """Suppression within each class, then the best detections of all classes together.
 
     Every RoI can be detected as several classes. All candidates above the score threshold take
-    part; no coordinate is shifted to keep classes apart, so nothing is lost to rounding.
+    part.
 
     Args:
       boxes: [B, R, K, 4] yxyx, a box of each RoI per class.
@@ -126,6 +135,9 @@ def class_nms(
       iou_threshold: a box is dropped when its IoU with a better kept box of its class is above
         this.
       max_detections: D.
+      class_agnostic: a better kept box of any class drops a box.
+      by_offset: keep classes apart by moving the boxes of class c by c times the greatest
+        coordinate plus 1, as others do. Rounding then decides between IoUs close to the threshold.
 
     Returns:
       boxes [B, D, 4], scores [B, D], class_ids [B, D] int32 and num_detections [B] int32, by
@@ -145,8 +157,13 @@ def class_nms(
     place = tf.tensor_scatter_nd_update(
         tf.fill([batch, rois * classes], -1), candidates, tf.range(tf.shape(candidates)[0])
     )
+    columns = 1 if class_agnostic else classes
     kept_place, num = _suppress(
-        boxes, tf.reshape(place, [batch, rois, classes]), iou_threshold, max_detections
+        tf.reshape(boxes, [batch, -1, columns, 4]),
+        tf.reshape(place, [batch, -1, columns]),
+        iou_threshold,
+        max_detections,
+        by_offset,
     )
     valid = tf.sequence_mask(num, max_detections)
     # The extra row lets padded rows gather something when there is no candidate.
@@ -159,7 +176,7 @@ def class_nms(
     )
 
 
-def _suppress(boxes, place, iou_threshold, max_outputs):
+def _suppress(boxes, place, iou_threshold, max_outputs, by_offset):
     """Independent suppression in each column, merged.
 
     Args:
@@ -171,6 +188,10 @@ def _suppress(boxes, place, iou_threshold, max_outputs):
       places [B, max_outputs] int32 of the kept candidates, rising, 0 as padding; their number [B]
       int32.
     """
+    if by_offset:
+        used = tf.where(place[..., tf.newaxis] >= 0, boxes, 0)
+        distance = tf.reduce_max(used, axis=[1, 2, 3], keepdims=True) + 1
+        boxes += tf.cast(tf.range(tf.shape(boxes)[2])[:, tf.newaxis], boxes.dtype) * distance
     # Scores are positive, since the kernel fills unused places with -1 and counts them. They are
     # exact below 2**24.
     best = 2.0**24

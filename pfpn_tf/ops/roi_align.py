@@ -24,19 +24,26 @@ CANONICAL_LEVEL = 4
 _LEVELS = (2, 3, 4, 5)
 
 
-def roi_levels(boxes: tf.Tensor) -> tf.Tensor:
+def roi_levels(boxes: tf.Tensor, rule: str = "detectron2") -> tf.Tensor:
     """The pyramid level of each RoI, by the square root of its area.
 
     Args:
       boxes: [..., 4] yxyx pixels of the network input.
+      rule: whose rounding decides at sides of 112, 224 and 448: "detectron2" or "mmdetection".
 
     Returns:
       [...] int32 in 2..5.
     """
     side = tf.sqrt(tf.nn.relu(box_ops.area(boxes)))
-    octave = tf.math.log(side / CANONICAL_SIZE_PX + 1e-8) / math.log(2.0)
-    level = tf.cast(tf.floor(CANONICAL_LEVEL + octave), tf.int32)
-    return tf.clip_by_value(level, _LEVELS[0], _LEVELS[-1])
+
+    def log2(x):  # as exact as the dtype can say
+        return tf.cast(tf.math.log(tf.cast(x, tf.float64)) / math.log(2.0), x.dtype)
+
+    if rule == "mmdetection":
+        level = tf.floor(log2(side / (CANONICAL_SIZE_PX / 4) + 1e-6)) + (CANONICAL_LEVEL - 2)
+    else:
+        level = tf.floor(CANONICAL_LEVEL + log2(side / CANONICAL_SIZE_PX + 1e-8))
+    return tf.cast(tf.clip_by_value(level, _LEVELS[0], _LEVELS[-1]), tf.int32)
 
 
 def multilevel_roi_align(
@@ -45,6 +52,7 @@ def multilevel_roi_align(
     output_size: int,
     sampling_ratio: int,
     for_xla: bool = False,
+    level_rule: str = "detectron2",
 ) -> tf.Tensor:
     """Pools each RoI from the pyramid level of its size.
 
@@ -56,6 +64,7 @@ def multilevel_roi_align(
       sampling_ratio: samples per output cell and axis; 0: ceil(RoI side / P), for each RoI and
         axis.
       for_xla: whether XLA compiles it, which needs a `sampling_ratio` other than 0.
+      level_rule: as `roi_levels`.
 
     Returns:
       [B, R, P, P, C] in the features' type. Differentiable in the features alone.
@@ -64,7 +73,7 @@ def multilevel_roi_align(
     dtype, channels = levels[0].dtype, levels[0].shape[-1]
     batch, num_rois = tf.unstack(tf.shape(boxes)[:2])
     boxes = tf.stop_gradient(tf.reshape(boxes, [-1, 4]))  # [B, R, 4] -> [n, 4]
-    level_index = roi_levels(boxes) - _LEVELS[0]  # [n]
+    level_index = roi_levels(boxes, level_rule) - _LEVELS[0]  # [n]
     hw = tf.gather([tf.shape(level)[1:3] for level in levels], level_index)  # [n, 2]
     stride = tf.gather(tf.constant([2.0**level for level in _LEVELS], boxes.dtype), level_index)
     image = tf.repeat(tf.range(batch), num_rois)  # [n]

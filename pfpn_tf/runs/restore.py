@@ -1,10 +1,10 @@
 """Weights of a run directory into a network: for inference, or as the start of another training."""
 
 import os
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import Dict, Optional
 
+import numpy as np
 import tensorflow as tf
-from absl import logging
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 from pfpn_tf.runs import checkpoints, run_directory
@@ -80,58 +80,6 @@ def find_checkpoint(run_dir: str, checkpoint: Optional[str] = None) -> str:
     return prefix
 
 
-class Initialised(NamedTuple):
-    """What `initialise` did, as paths of variables below the model.
-
-    Attributes:
-      restored: variables that took their value from the checkpoint.
-      other_shape: (path, shape in the model, shape in the checkpoint) of those that kept their
-        random value because the shapes differ, as predictors for other classes do.
-      missing: variables that the checkpoint lacks.
-      unused: variables of the checkpoint's model that the model lacks.
-    """
-
-    restored: List[str]
-    other_shape: List[Tuple[str, Tuple[int, ...], Tuple[int, ...]]]
-    missing: List[str]
-    unused: List[str]
-
-
-def initialise(model: tf.keras.Model, init_weights: str) -> Initialised:
-    """Gives a built model the weights of a checkpoint, wherever name and shape fit, and logs it.
-
-    Args:
-      model: the built network.
-      init_weights: a run directory or a checkpoint prefix.
-
-    Raises:
-      UserError: there is no such checkpoint, or nothing in it fits.
-    """
-    prefix = find_init_checkpoint(init_weights)
-    reader = tf.train.load_checkpoint(prefix)
-    stored = _stored_variables(reader)
-    restored, other_shape, missing = [], [], []
-    own = model_variables(model)
-    for path, variable in own.items():
-        if path not in stored:
-            missing.append(path)
-            continue
-        value = reader.get_tensor(stored[path])
-        if tuple(value.shape) == tuple(variable.shape):
-            variable.assign(value.astype(variable.dtype.as_numpy_dtype))
-            restored.append(path)
-        else:
-            other_shape.append((path, tuple(variable.shape), tuple(value.shape)))
-    if not restored:
-        raise UserError(
-            f"--init_weights={init_weights}: none of the {len(own)} variables of the network is in"
-            f" {prefix} with the same shape. Is --backbone the same?"
-        )
-    result = Initialised(restored, other_shape, missing, sorted(set(stored) - set(own)))
-    _log_initialised(prefix, len(own), result)
-    return result
-
-
 def find_init_checkpoint(init_weights: str) -> str:
     """The checkpoint prefix that --init_weights means.
 
@@ -149,9 +97,15 @@ def find_init_checkpoint(init_weights: str) -> str:
             return prefix
     raise UserError(
         f"--init_weights={init_weights} is neither a run directory with a readable checkpoint nor a"
-        " checkpoint prefix such as DIR/checkpoints/ckpt-1000, nor a .pkl or .pth file, nor"
-        " imagenet."
+        " checkpoint prefix such as DIR/checkpoints/ckpt-1000, nor a .pkl or .pth file, the"
+        " name of a published model, or imagenet."
     )
+
+
+def stored_values(prefix: str) -> Dict[str, np.ndarray]:
+    """Path below the model -> value, of all variables of a checkpoint's model."""
+    reader = tf.train.load_checkpoint(prefix)
+    return {path: reader.get_tensor(key) for path, key in _stored_variables(reader).items()}
 
 
 def _stored_variables(reader, root="model"):
@@ -188,15 +142,3 @@ def model_variables(model: tf.keras.Model) -> Dict[str, tf.Variable]:
                 seen.add(id(child))
                 queue.append((child, f"{path}/{name}".lstrip("/")))
     return paths
-
-
-def _log_initialised(prefix, total, result):
-    logging.info("Initialised %d of %d variables from %s.", len(result.restored), total, prefix)
-    for path, wanted, found in result.other_shape:
-        logging.info(
-            "  Not restored, starts at random: %s is %s here and %s there.", path, wanted, found
-        )
-    if result.missing:
-        logging.info("  Not in the checkpoint, start at random: %s", ", ".join(result.missing))
-    if result.unused:
-        logging.info("  In the checkpoint, not used: %s", ", ".join(result.unused))

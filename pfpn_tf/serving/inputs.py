@@ -96,14 +96,16 @@ class Inputs:
 
     def network_input(self, image: tf.Tensor, image_hw: tf.Tensor, padded_hw: tf.Tensor):
         """[h, w, 3] uint8 -> [H, W, 3] float32."""
-        image = preprocess.resize_image(image, image_hw)
+        image = preprocess.resize_image(image, image_hw, self._data.resize)
         image = preprocess.normalize(image, self._data.pixel_mean, self._data.pixel_std)
         return preprocess.pad_to(image, padded_hw)
 
     def _network_sizes(self, original_hw):
         """[B, 2] original sizes -> [B, 2] content sizes, [B, 2] padded sizes."""
         data = self._data
-        image_hw = preprocess.resized_hw(original_hw, data.eval_min_side, data.eval_max_side)
+        image_hw = preprocess.resized_hw(
+            original_hw, data.eval_min_side, data.eval_max_side, data.resize
+        )
         return image_hw, preprocess.padded_hw(image_hw, data.size_divisor)
 
     def _sizes_of_images(self, images):

@@ -10,7 +10,7 @@ from pfpn_tf import config as config_lib
 from pfpn_tf.data import pipeline
 from pfpn_tf.runs import restore
 from pfpn_tf.utils.errors import UserError
-from pfpn_tf.weights import convert
+from pfpn_tf.weights import convert, zoo
 
 
 def check(config: config_lib.Config, num_replicas: int) -> None:
@@ -76,7 +76,9 @@ def _batch(train, num_replicas) -> List[str]:
 
 def _weights(config) -> List[str]:
     path, model = config.train.init_weights, config.model
-    if convert.is_foreign(path):
+    if zoo.is_name(path):
+        zoo.find(path)
+    elif convert.is_foreign(path):
         if path != convert.IMAGENET and not os.path.exists(path):
             return [
                 f"--init_weights={path}: no such file; give a .pkl or .pth file, a run directory,"

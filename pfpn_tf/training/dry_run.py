@@ -10,6 +10,7 @@ from pfpn_tf.data import order, pipeline, tfrecord
 from pfpn_tf.distribution import strategies
 from pfpn_tf.runs import run_directory
 from pfpn_tf.training import checks, logs, memory, schedule, trainer
+from pfpn_tf.weights import initialise
 
 
 def describe(config: config_lib.Config, run_dir: str = "") -> str:
@@ -38,6 +39,9 @@ def describe(config: config_lib.Config, run_dir: str = "") -> str:
     if run_dir:
         run_directory.check(run_dir, config, info)
     built = trainer.build_trainer(config, info, strategy)
+    start = ["random"]
+    if config.train.init_weights:
+        start = initialise.initialise(built.model, config, info).report
     dataset = pipeline.build_dataset(config, info, training=True)
     largest = _largest_batch(
         config, dataset.element_spec, config.train.global_batch_size // replicas
@@ -53,6 +57,7 @@ def describe(config: config_lib.Config, run_dir: str = "") -> str:
             f"{info.num_semantic_classes(config.model.semantic_targets)} semantic classes"
         ],
         "Network": logs.parameter_counts(built.model),
+        "Weights at the start": start,
         f"First batch (of {config.train.global_batch_size} images over {replicas} replica(s))": (
             _shapes(next(iter(dataset)))
         ),

@@ -23,6 +23,7 @@ class SGD(tf.keras.optimizers.Optimizer):
       learning_rate: a number or a schedule.
       momentum: share of v that remains.
       l2: weight decay, on all variables but those given to `exclude_from_weight_decay`.
+      slow: whether `slow_down` will be called; it needs a variable that checkpoints hold.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class SGD(tf.keras.optimizers.Optimizer):
         learning_rate: Union[float, tf.keras.optimizers.schedules.LearningRateSchedule],
         momentum: float = 0.9,
         l2: float = 0.0,
+        slow: bool = False,
         name: str = "SGD",
         **kwargs
     ):
@@ -38,6 +40,7 @@ class SGD(tf.keras.optimizers.Optimizer):
         self._learning_rate = self._build_learning_rate(learning_rate)
         self.momentum = momentum
         self.l2 = l2
+        self.slow = slow
 
     def build(self, var_list: List[tf.Variable]) -> None:
         """Creates v for each variable, in their order."""
@@ -47,18 +50,33 @@ class SGD(tf.keras.optimizers.Optimizer):
         self.velocities = [
             self.add_variable_from_reference(variable, "velocity") for variable in var_list
         ]
+        if self.slow:
+            self.factors = self.add_variable([len(var_list)], initializer="ones", name="factors")
         self._built = True
+
+    def slow_down(self, variables: List[tf.Variable], factor: float) -> None:
+        """Gives these variables, as far as they are trained, `factor` times the learning rate."""
+        if not self.slow:
+            return
+        indices = [self._index_dict.get(self._var_key(v)) for v in variables]
+        factors = self.factors.numpy()
+        factors[[i for i in indices if i is not None]] = factor
+        self.factors.assign(factors)
 
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
         """One fused update of a variable and its v."""
         gradient = tf.convert_to_tensor(gradient)  # a sparse gradient becomes dense
         if self.l2 and self._use_weight_decay(variable):
             gradient += tf.cast(self.l2, gradient.dtype) * variable
-        velocity = self.velocities[self._index_dict[self._var_key(variable)]]
+        index = self._index_dict[self._var_key(variable)]
+        velocity = self.velocities[index]
+        rate = tf.cast(self.learning_rate, gradient.dtype)
+        if self.slow:
+            rate = rate * tf.cast(self.factors[index], gradient.dtype)
         tf.raw_ops.ResourceApplyMomentum(
             var=variable.handle,
             accum=velocity.handle,
-            lr=tf.cast(self.learning_rate, gradient.dtype),
+            lr=rate,
             grad=gradient,
             momentum=tf.constant(self.momentum, gradient.dtype),
         )
@@ -71,12 +89,14 @@ class SGD(tf.keras.optimizers.Optimizer):
             "learning_rate": self._serialize_hyperparameter(self._learning_rate),
             "momentum": self.momentum,
             "l2": self.l2,
+            "slow": self.slow,
         }
 
 
 def build_optimizer(config: config_lib.Train, model: tf.keras.Model) -> SGD:
     """The optimizer of a built model; scales and shifts of its norms have no weight decay."""
-    optimizer = SGD(schedule.Schedule(config), config.momentum, config.weight_decay)
+    slow = config.restored_lr_factor != 1
+    optimizer = SGD(schedule.Schedule(config), config.momentum, config.weight_decay, slow)
     optimizer.exclude_from_weight_decay(var_list=norm_variables(model))
     return optimizer
 

@@ -16,11 +16,11 @@ from pfpn_tf.data import pipeline
 from pfpn_tf.distribution import strategies
 from pfpn_tf.distribution.workers import Gatherer, workers_of
 from pfpn_tf.evaluation import report
-from pfpn_tf.runs import checkpoints, restore, run_directory
+from pfpn_tf.runs import checkpoints, run_directory
 from pfpn_tf.training import checks, logs, memory, pictures
 from pfpn_tf.training.evaluation import TrainingEvaluation
 from pfpn_tf.training.trainer import StopRequested, build_trainer, distributed_dataset
-from pfpn_tf.weights import convert
+from pfpn_tf.weights import initialise
 
 FINISHED = 0
 INTERRUPTED = 130
@@ -86,9 +86,10 @@ def _train(config, run_dir, strategy, workers):
     if prefix:
         logging.info("Continuing from %s.", prefix)
     elif config.train.init_weights:
-        foreign = convert.is_foreign(config.train.init_weights)
-        source = convert if foreign else restore
-        source.initialise(trainer.model, config.train.init_weights)
+        taken = initialise.initialise(trainer.model, config, info)
+        for line in taken.report:
+            logging.info("%s", line)
+        trainer.optimizer.slow_down(taken.restored, config.train.restored_lr_factor)
         trainer.averages.restart()
     for line in logs.parameter_counts(trainer.model):
         logging.info("%s", line)

@@ -1,6 +1,6 @@
 """Detectron2's names and layouts: from tensors into a model, and back.
 
-Three steps: `safe_pickle.read_tensors` reads a file, `to_detectron2_names` gives its tensors
+Three steps: `safe_pickle.read` reads a file, `convert.to_detectron2_names` gives its tensors
 Detectron2's names, `load` puts them into a model. `to_detectron2` and `write` are the way back.
 
 Layouts: Detectron2's convolutions are [out, in, kh, kw], transposed ones [in, out, kh, kw], fully
@@ -10,8 +10,7 @@ RGB and y before x.
 
 import collections
 import pickle
-import re
-from typing import Callable, Iterator, List, NamedTuple, Tuple
+from typing import Callable, Iterator, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 import tensorflow as tf
@@ -19,15 +18,7 @@ import tensorflow as tf
 from pfpn_tf.model import box_head, norms
 from pfpn_tf.utils import files
 from pfpn_tf.utils.errors import UserError
-from pfpn_tf.weights import imagenet
 from pfpn_tf.weights.safe_pickle import Tensors
-
-# What checkpoints hold besides the network's tensors.
-_NO_PARAMETER = re.compile(
-    r"(^|\.)pixel_(mean|std)$|anchor_generator\.cell_anchors|num_batches_tracked$|_momentum$|"
-    r"^(fc|fc1000|pred|linear)[._]|^lr$|^weight_order$"
-)
-
 
 # --------------------------------------------------------------------------------------------------
 # Names and layouts
@@ -83,11 +74,15 @@ class Parameter(NamedTuple):
 
 
 def parameters(model: tf.keras.Model) -> List[Parameter]:
-    """Every variable of a built `PanopticFPN`, by its Detectron2 name."""
-    found = list(_backbone(model.backbone)) + list(_fpn(model.fpn))
+    """The variables of a built `PanopticFPN`, by Detectron2 name: all, except of the decoders and
+    heads that Detectron2 does not have.
+    """
+    found = list(_backbone(model.backbone))
+    if model.config.decoder == "fpn":
+        found += _fpn(model.fpn)
     if model.has_instances:
         found += _instance_heads(model)
-    if model.has_semantics:
+    if model.has_semantics and model.config.semantic_head == "fpn":
         found += _semantic_head(model.semantic_head)
     return found
 
@@ -159,10 +154,7 @@ def _semantic_head(head):
 
 
 def load(model: tf.keras.Model, tensors: Tensors, backbone_only: bool = False) -> None:
-    """Gives a built model the values of a Detectron2 checkpoint.
-
-    A tensor whose name is the end of a Detectron2 name, such as res2.0.conv1.weight, is taken for
-    it; the longest such name wins.
+    """Gives a built model the values of a Detectron2 checkpoint, matched as by `matches`.
 
     Args:
       model: a built `PanopticFPN`.
@@ -170,35 +162,49 @@ def load(model: tf.keras.Model, tensors: Tensors, backbone_only: bool = False) -
       backbone_only: take the backbone's tensors and leave the rest of the model as it is.
 
     Raises:
-      UserError: all tensors that are missing, surplus or of another shape. The model is then
-        unchanged.
+      UserError: all tensors that are missing, surplus or of another shape, or that some are not
+        finite. The model is then unchanged.
     """
-    wanted = parameters(model)
+    found = matches(model, tensors)
     if backbone_only:
-        wanted = [p for p in wanted if p.name.startswith("backbone.bottom_up.")]
-    names = {p.name: _matching_name(p.name, tensors) for p in wanted}
-    problems = [f"missing: {name}" for name, match in names.items() if match is None]
-    uses = collections.Counter(match for match in names.values() if match)
+        found = [(p, name) for p, name in found if p.name.startswith("backbone.bottom_up.")]
+    problems = [f"missing: {p.name}" for p, name in found if name is None]
+    used = dict.fromkeys(name for _, name in found)
     problems += [
-        f"surplus: {name} {list(tensors[name].shape)}" for name in tensors if not uses[name]
+        f"surplus: {name} {list(tensors[name].shape)}" for name in tensors if name not in used
     ]
-    problems += [f"ambiguous: {name} is the end of {n} names" for name, n in uses.items() if n > 1]
-    for p in wanted:
-        match = names[p.name]
-        if match and tensors[match].shape != p.detectron2_shape():
-            problems.append(
-                f"shape: {match} is {list(tensors[match].shape)}, expected"
-                f" {list(p.detectron2_shape())}"
-            )
+    problems += [
+        f"shape: {name} is {list(tensors[name].shape)}, expected {list(p.detectron2_shape())}"
+        for p, name in found
+        if name and tensors[name].shape != p.detectron2_shape()
+    ]
     if problems:
         raise UserError(
             f"The weights do not fit the network ({model.config.task}, {model.config.backbone},"
             f" {model.num_thing_classes} thing classes, {model.num_semantic_classes} semantic"
-            f" classes); {len(problems)} of {len(wanted)} tensors:\n  " + "\n  ".join(problems)
+            f" classes); {len(problems)} of {len(found)} tensors:\n  " + "\n  ".join(problems)
         )
-    for p in wanted:
-        value = p.layout.to_ours(tensors[names[p.name]])
-        p.variable.assign(value.astype(p.variable.dtype.as_numpy_dtype))
+    odd = [name for name in used if name and not np.isfinite(tensors[name]).all()]
+    if odd:
+        raise UserError(
+            f"The weights are not finite (NaN or infinite) in {len(odd)} of {len(found)} tensors,"
+            f" first in {odd[0]}: the training that wrote them diverged, or the file is damaged."
+        )
+    for p, name in found:
+        if name:
+            value = p.layout.to_ours(tensors[name])
+            p.variable.assign(value.astype(p.variable.dtype.as_numpy_dtype))
+
+
+def matches(model: tf.keras.Model, tensors: Tensors) -> List[Tuple[Parameter, Optional[str]]]:
+    """Each parameter of a model with the name of the tensor that is meant for it, if there is one.
+
+    A tensor whose name is the end of a Detectron2 name, such as res2.0.conv1.weight, is taken for
+    it; the longest such name wins. A tensor that would be meant for several is meant for none.
+    """
+    found = [(p, _matching_name(p.name, tensors)) for p in parameters(model)]
+    uses = collections.Counter(name for _, name in found)
+    return [(p, name if uses[name] == 1 else None) for p, name in found]
 
 
 def _matching_name(wanted, tensors):
@@ -210,7 +216,15 @@ def _matching_name(wanted, tensors):
 def to_detectron2(model: tf.keras.Model) -> Tensors:
     """The values of a built model by Detectron2 name, in its layouts: the exact inverse of
     `load`.
+
+    Raises:
+      UserError: it is a network that Detectron2 does not have.
     """
+    if model.config.decoder != "fpn" or model.config.semantic_head != "fpn":
+        raise UserError(
+            f"--decoder={model.config.decoder} with --semantic_head={model.config.semantic_head}"
+            " has no counterpart in other projects; only fpn with fpn can be converted."
+        )
     return {p.name: p.detectron2_value() for p in parameters(model)}
 
 
@@ -218,27 +232,3 @@ def write(path: str, tensors: Tensors) -> None:
     """Writes a `.pkl` that Detectron2's checkpointer reads."""
     with files.atomic_write(path, "wb") as f:
         pickle.dump({"model": tensors, "__author__": "pfpn_tf"}, f, protocol=2)
-
-
-def to_detectron2_names(tensors: Tensors) -> Tuple[Tensors, bool]:
-    """Recognises where the tensors come from and renames them.
-
-    Args:
-      tensors: as `read_tensors` returns them: from Detectron2, or an ImageNet backbone with
-        Caffe2's or torchvision's names.
-
-    Returns:
-      Detectron2 names to values, without what is no parameter of the network; and whether they are
-      those of a backbone alone.
-    """
-    tensors = {
-        name[len("module.") :] if name.startswith("module.") else name: value
-        for name, value in tensors.items()
-    }
-    tensors = {name: value for name, value in tensors.items() if not _NO_PARAMETER.search(name)}
-    if "conv1_w" in tensors:
-        return imagenet.from_caffe2(tensors), True
-    if "layer1.0.conv1.weight" in tensors:
-        return imagenet.from_torchvision(tensors), True
-    backbone_only = not any(re.search(r"fpn_|_head|proposal_generator", name) for name in tensors)
-    return tensors, backbone_only

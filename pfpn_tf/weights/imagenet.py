@@ -1,4 +1,4 @@
-"""ImageNet backbones of Caffe2, torchvision and Keras applications, by Detectron2's names."""
+"""ImageNet backbones of Caffe2 and Keras applications, by Detectron2's names."""
 
 import re
 
@@ -43,19 +43,6 @@ def from_caffe2(tensors: Tensors) -> Tensors:
         start = name[: -len("weight")]
         renamed.setdefault(start + "running_mean", np.zeros_like(renamed[name]))
         renamed.setdefault(start + "running_var", np.ones_like(renamed[name]))
-    return _with_prefix(renamed)
-
-
-def from_torchvision(tensors: Tensors) -> Tensors:
-    """A backbone with torchvision's names by Detectron2's names."""
-    renamed = {}
-    for name, value in tensors.items():
-        name = re.sub(r"^(conv1|bn1)\b", r"stem.\1", name)
-        name = re.sub(r"^layer(\d)\.", lambda m: f"res{int(m[1]) + 1}.", name)
-        name = name.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
-        name = re.sub(r"\bbn(\d)\.", r"conv\1.norm.", name)
-        # torchvision's networks see RGB.
-        renamed[name] = value[:, ::-1] if name == "stem.conv1.weight" else value
     return _with_prefix(renamed)
 
 

@@ -1,4 +1,6 @@
+import functools
 import io
+import json
 
 import numpy as np
 import pytest
@@ -65,6 +67,20 @@ def test_whole_chain_gives_detectron2s_input(test_data):
         hw = preprocess.resized_hw(tf.shape(image)[:2], *sides)
         ours = preprocess.resize_image(image, hw).numpy()[..., ::-1].astype(int)
         np.testing.assert_array_equal(ours, golden)
+
+
+def test_opencvs_resize_and_sizes(test_data, maybe_graph):
+    folder = test_data("golden/mmdetection")
+    cases = np.load(folder / "resize_cases.npz")
+    resize = maybe_graph(functools.partial(preprocess.resize_image, resize="opencv"))
+    for k in range(12):
+        expected = cases[f"resized_{k}"]
+        ours = resize(tf.constant(cases[f"source_{k}"]), tf.constant(expected.shape[:2]))
+        np.testing.assert_array_equal(ours, expected, err_msg=str(k))
+    for case in json.loads((folder / "sizes.json").read_text()):
+        (width, height), (max_side, min_side) = case["image_wh"], case["scale"]
+        ours = preprocess.resized_hw((height, width), min_side, max_side, "opencv")
+        assert ours.numpy()[::-1].tolist() == case["resized_wh"], case
 
 
 @pytest.mark.parametrize("size, hw", [((9, 14), (5, 21)), ((48, 64), (36, 48)), ((1, 1), (2, 3))])

@@ -7,7 +7,7 @@ import pytest
 
 from pfpn_tf import config
 from pfpn_tf.model import panoptic_fpn
-from pfpn_tf.weights import detectron2, safe_pickle
+from pfpn_tf.weights import convert, detectron2, safe_pickle
 
 
 @pytest.fixture(scope="session")
@@ -31,8 +31,8 @@ def golden_config():
 def golden_model(seeded_checkpoint, golden_config):
     """Panoptic FPN R50 in float32 with the seeded weights. Do not change its variables."""
     model = panoptic_fpn.build_model(golden_config.model, 80, 54)
-    tensors, backbone_only = detectron2.to_detectron2_names(
-        safe_pickle.read_tensors(seeded_checkpoint)
+    tensors, backbone_only = convert.to_detectron2_names(
+        safe_pickle.read(seeded_checkpoint), golden_config.model
     )
     assert not backbone_only
     detectron2.load(model, tensors)

@@ -13,9 +13,8 @@ import tensorflow as tf
 
 from pfpn_tf import config as config_lib
 from pfpn_tf.data import preprocess
-from pfpn_tf.model import box_head, detections, mask_head, rpn
 from pfpn_tf.postprocess import fusion, semantic_labels
-from pfpn_tf.structures import Proposals
+from tests.integration.stages import Stages, assert_close, chw, yxyx
 
 # With and without oneDNN's kernels; see tools/test.sh.
 pytestmark = pytest.mark.both_stacks
@@ -32,77 +31,16 @@ PANOPTIC_PIXELS = 2 * 30
 CASES = {"c": "320x480", "b": "800x1199"}
 
 
-class Stages:
-    """All stages of one case, ours beside the reference's arrays (`golden`)."""
-
-    def __init__(self, model, test_data, case):
-        folder = "golden/detectron2"
-        self.golden = np.load(test_data(f"{folder}/{case}_000000142238.npz"))
-        source = np.load(test_data(f"{folder}/input_000000142238_{CASES[case]}.npz"))
-        self.original_hw = source["orig_hw"]
-        image = source["resized_bgr"][..., ::-1].astype(np.float32)
-        self.hw = image.shape[:2]
-        image -= np.array(config_lib.Data().pixel_mean, np.float32)
-        padded_hw = self.golden["padded_hw"]
-        pad = [(0, padded_hw[0] - self.hw[0]), (0, padded_hw[1] - self.hw[1]), (0, 0)]
-        self.images = np.pad(image, pad)[None]
-        self.model = model
-        self.config = model.config
-        self.outputs = tf.function(self.run, autograph=False)(
-            tf.constant(self.images), tf.constant([self.hw])
-        )
-
-    def run(self, images, image_hw):
-        """The stages one by one, in the order of `PanopticFPN.call`, and the whole."""
-        model, config, out = self.model, self.config, {}
-        pyramid = model.fpn(model.backbone(images))
-        logits, deltas = model.rpn_head(pyramid)
-        anchors = rpn.pyramid_anchors(pyramid, config, tf.float32)
-        proposals = rpn.propose(logits, deltas, anchors, image_hw, config, training=False)
-        # From here on each stage gets the reference's input, so that it answers for itself.
-        boxes = tf.constant(_yxyx(self.golden["proposal_boxes"]))[None]
-        pooled = model._pool(pyramid, boxes, box_head.POOLED_SIZE)
-        class_logits, box_deltas = model.box_head(pooled)
-        given = Proposals(boxes, self.golden["proposal_logits"][None], tf.ones([1, 1000], tf.bool))
-        found = detections.detect(given, class_logits, box_deltas, image_hw, config)
-        detected = tf.constant(_yxyx(self.golden["det_boxes_resized"]))[None]
-        mask_pooled = model._pool(pyramid, detected, mask_head.POOLED_SIZE)
-        mask_logits = model.mask_head(mask_pooled, self.golden["det_classes"][None])
-        out.update(
-            pyramid=pyramid, logits=logits, deltas=deltas, anchors=anchors, proposals=proposals,
-            pooled=pooled, class_logits=class_logits, box_deltas=box_deltas, found=found,
-            mask_pooled=mask_pooled, mask_logits=mask_logits, semantic=model.semantic_head(pyramid),
-            whole=model(images, image_hw),
-        )  # fmt: skip
-        return out
-
-    def __getitem__(self, name):
-        return self.outputs[name]
-
-    def close(self, name, ours, tolerance):
-        """Compares with a sampled array of the reference; `ours` is in its C, H, W order."""
-        index, value = self.golden[f"{name}_idx"], self.golden[f"{name}_val"]
-        assert ours.size == np.prod(self.golden[f"{name}_shape"])
-        _assert_close(name, ours.reshape(-1)[index], value, tolerance)
-
-
-def _assert_close(name, ours, expected, tolerance):
-    difference = np.abs(np.asarray(ours, np.float64) - expected).max()
-    print(f"{name}: max difference {difference:.2g} (tolerance {tolerance:.2g})")
-    assert difference <= tolerance
-
-
-def _yxyx(boxes):
-    return np.ascontiguousarray(boxes[:, [1, 0, 3, 2]])
-
-
-def _chw(x):
-    return np.moveaxis(x.numpy()[0], -1, 0)
-
-
 @pytest.fixture(scope="module", params=list(CASES))
 def stages(request, golden_model, test_data):
-    return Stages(golden_model, test_data, request.param)
+    folder = "golden/detectron2"
+    golden = np.load(test_data(f"{folder}/{request.param}_000000142238.npz"))
+    source = np.load(test_data(f"{folder}/input_000000142238_{CASES[request.param]}.npz"))
+    image = source["resized_bgr"][..., ::-1].astype(np.float32)
+    image -= np.array(config_lib.Data().pixel_mean, np.float32)
+    padding = golden["padded_hw"] - image.shape[:2]
+    images = np.pad(image, [(0, padding[0]), (0, padding[1]), (0, 0)])[None]
+    return Stages(golden_model, golden, images, image.shape[:2])
 
 
 def test_input(stages):
@@ -112,36 +50,18 @@ def test_input(stages):
 
 @pytest.mark.parametrize("level", config_lib.LEVELS)
 def test_pyramid(stages, level):
-    stages.close(level, _chw(stages["pyramid"][level]), FEATURES)
+    stages.close(level, chw(stages["pyramid"][level]), FEATURES)
 
 
 @pytest.mark.parametrize("level", config_lib.LEVELS)
-def test_rpn_outputs(stages, level):
-    height, width = stages["pyramid"][level].shape[1:3]
-    logits = stages["logits"][level].numpy().reshape(height, width, 3)
-    stages.close(f"rpn_obj_{level}", logits.transpose(2, 0, 1), OBJECTNESS)
-    deltas = stages["deltas"][level].numpy().reshape(height, width, 3, 4)[..., [1, 0, 3, 2]]
-    stages.close(f"rpn_delta_{level}", deltas.transpose(2, 3, 0, 1), DELTAS)
-
-
-@pytest.mark.parametrize("level", config_lib.LEVELS)
-def test_anchors(stages, level):
-    anchors = stages["anchors"][level].numpy()
-    assert len(anchors) == stages.golden[f"anchors_{level}_n"]
-    np.testing.assert_array_equal(anchors[:50], _yxyx(stages.golden[f"anchors_{level}_first50"]))
+def test_rpn(stages, level):
+    stages.check_rpn(level, OBJECTNESS, DELTAS)
 
 
 def test_proposals_are_the_same_set(stages):
-    proposals = stages["proposals"]
-    assert proposals.valid.numpy().all()
-    ours, expected = proposals.boxes[0].numpy(), _yxyx(stages.golden["proposal_boxes"])
-    distance = np.abs(ours[:, None] - expected[None]).max(-1)
-    nearest = distance.argmin(1)
-    assert len(set(nearest)) == len(expected), "two proposals of ours match one of the reference"
-    _assert_close("proposal boxes", distance.min(1), 0.0, BOXES_PX)
+    nearest = stages.proposal_order(BOXES_PX)
     logits = stages.golden["proposal_logits"][nearest]
-    _assert_close("proposal logits", proposals.logits[0].numpy(), logits, OBJECTNESS)
-    assert (np.diff(proposals.logits[0].numpy()) <= 0).all()
+    assert_close("proposal logits", stages["proposals"].logits[0].numpy(), logits, OBJECTNESS)
     out_of_order = int((nearest != np.arange(len(nearest))).sum())
     print("proposals out of order:", out_of_order)
     assert out_of_order <= 16  # twice what the reference shows
@@ -162,11 +82,11 @@ def test_box_head(stages):
     doubled.
     """
     logits = stages["class_logits"][0, :200].numpy()
-    _assert_close("class logits", logits, stages.golden["box_cls_logits_200"], 2 * SCORES)
+    assert_close("class logits", logits, stages.golden["box_cls_logits_200"], 2 * SCORES)
     deltas = stages["box_deltas"][0, :200].numpy()[..., [1, 0, 3, 2]].reshape(200, -1)
     # A delta of 1 moves a box of the image's size by a tenth of that size.
     tolerance = 10 * BOXES_PX / max(stages.hw)
-    _assert_close("class deltas", deltas, stages.golden["box_deltas_200"], tolerance)
+    assert_close("class deltas", deltas, stages.golden["box_deltas_200"], tolerance)
 
 
 @pytest.mark.parametrize("which", ["given proposals", "own proposals"])
@@ -174,9 +94,9 @@ def test_detections(stages, which):
     found = stages["found"] if which == "given proposals" else stages["whole"].detections
     assert found.num_detections[0] == len(stages.golden["det_scores"])
     np.testing.assert_array_equal(found.class_ids[0], stages.golden["det_classes"])
-    _assert_close(f"scores, {which}", found.scores[0], stages.golden["det_scores"], SCORES)
-    expected = _yxyx(stages.golden["det_boxes_resized"])
-    _assert_close(f"boxes, {which}", found.boxes[0], expected, BOXES_PX)
+    assert_close(f"scores, {which}", found.scores[0], stages.golden["det_scores"], SCORES)
+    expected = yxyx(stages.golden["det_boxes_resized"])
+    assert_close(f"boxes, {which}", found.boxes[0], expected, BOXES_PX)
 
 
 @pytest.mark.parametrize("which", ["given boxes", "own boxes"])
@@ -187,17 +107,17 @@ def test_mask_logits(stages, which):
     expected = stages.golden["mask_logits"]  # float16
     half_a_step = np.spacing(np.abs(expected)).astype(np.float32) / 2
     difference = np.abs(logits[0].numpy() - expected.astype(np.float32)) - half_a_step
-    _assert_close(f"mask logits, {which}", np.maximum(difference, 0), 0.0, MASK_LOGITS)
+    assert_close(f"mask logits, {which}", np.maximum(difference, 0), 0.0, MASK_LOGITS)
 
 
 def test_semantic_logits(stages):
     for which in (stages["semantic"], stages["whole"].semantic_logits):
-        stages.close("sem_logits_stride4", _chw(which), SEMANTIC)
+        stages.close("sem_logits_stride4", chw(which), SEMANTIC)
 
 
 def test_panoptic_map(stages):
     """From the pixels to the map at the photo's size, all of it our own."""
-    hw = tf.constant(stages.hw), tf.constant(stages.original_hw, tf.int32)
+    hw = tf.constant(stages.hw), tf.constant(stages.golden["sem_argmax_orig"].shape)
     outputs = tf.nest.map_structure(lambda x: x[0], stages["whole"])
     labels = semantic_labels.semantic_labels(outputs.semantic_logits, *hw).numpy()
     wrong = np.count_nonzero(labels != stages.golden["sem_argmax_orig"])

@@ -14,7 +14,7 @@ from pfpn_tf.model import box_head, panoptic_fpn, rpn, targets
 from pfpn_tf.ops import boxes as box_ops
 from pfpn_tf.structures import GroundTruth, Proposals, RoiTargets, RpnTargets
 from pfpn_tf.training import optimizer as optimizer_lib
-from pfpn_tf.weights import detectron2, safe_pickle
+from pfpn_tf.weights import convert, detectron2, safe_pickle
 from tests import precision
 
 # With and without oneDNN's kernels, of which double precision has none; see tools/test.sh.
@@ -129,7 +129,8 @@ class Run:
     def __init__(self, checkpoint, config):
         self.config = config
         self.model = panoptic_fpn.build_model(config.model, NUM_THINGS, NUM_SEMANTIC)
-        self.tensors, _ = detectron2.to_detectron2_names(safe_pickle.read_tensors(checkpoint))
+        checkpoint = safe_pickle.read(checkpoint)
+        self.tensors, _ = convert.to_detectron2_names(checkpoint, config.model)
         self.reset()
         parameters = detectron2.parameters(self.model)
         trainable = {v.ref() for v in self.model.trainable_variables}

@@ -296,30 +296,9 @@ def test_not_a_run_directory(tmp_path):
         run_directory.load_run(str(tmp_path))
 
 
-def test_initialise_restores_what_fits_and_says_what_does_not(tmp_path):
-    save_steps(tmp_path, [4])
-    model = net(-1, classes=5, with_extra=True)
-    result = restore.initialise(model, str(tmp_path))
-    assert sorted(result.restored) == ["body/bias", "body/kernel"]
-    assert sorted(result.other_shape) == [
-        ("predictor/bias", (5,), (3,)),
-        ("predictor/kernel", (4, 5), (4, 3)),
-    ]
-    assert sorted(result.missing) == ["extra/bias", "extra/kernel"]
-    np.testing.assert_array_equal(model.body.kernel, 4.0)
-    np.testing.assert_array_equal(model.predictor.kernel, -1.0)
-
-
-def test_initialise_reports_what_it_does_not_use_and_takes_a_prefix(tmp_path):
-    model = net(3, with_extra=True)
-    run_of(tmp_path, model)[0].save(0)
-    result = restore.initialise(net(0), str(tmp_path / "checkpoints" / "ckpt-0"))
-    assert len(result.restored) == 4 and sorted(result.unused) == ["extra/bias", "extra/kernel"]
-
-
-def test_initialise_from_nowhere(tmp_path):
+def test_initial_weights_from_nowhere(tmp_path):
     with pytest.raises(ValueError, match="neither a run directory"):
-        restore.initialise(net(0), str(tmp_path))
+        restore.find_init_checkpoint(str(tmp_path))
 
 
 def test_a_run_directory_of_another_config_is_refused_with_the_differences(tmp_path, info):

@@ -1,0 +1,255 @@
+"""Reading the tensors of files from anywhere, without running anything in them."""
+
+import collections
+import json
+import os
+import pickle
+import struct
+import sys
+import types
+import zipfile
+
+import numpy as np
+import pytest
+
+from pfpn_tf.weights import safe_pickle
+from tests.weights.test_detectron2 import assert_tensors
+
+
+class Evil:
+    """Unpickled carelessly, it leaves a file behind."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_code_in_a_pickle_is_refused_by_name_and_not_run(tmp_path, protocol):
+    trace = tmp_path / "trace"
+    path = tmp_path / "evil.pkl"
+    path.write_bytes(pickle.dumps({"model": {"a": np.zeros(2), "b": Evil(trace)}}, protocol))
+    with pytest.raises(ValueError, match=r"holds posix\.system"):
+        safe_pickle.read_tensors(str(path))
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    "value, named",
+    [
+        (np.array([{}, None]), "numpy dtype 'O8'|Python objects"),
+        (np.zeros(2, "datetime64[s]"), "numpy dtype 'M8'"),
+        (print, "builtins.print"),
+        (collections.deque([1]), "collections.deque"),
+        (types.SimpleNamespace(), "SimpleNamespace"),
+    ],
+)
+def test_what_is_no_data_is_refused(tmp_path, value, named):
+    path = tmp_path / "odd.pkl"
+    path.write_bytes(pickle.dumps({"a": value}, 4))
+    with pytest.raises(ValueError, match=named):
+        safe_pickle.read_tensors(str(path))
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+def test_arrays_numbers_strings_containers(tmp_path, protocol):
+    content = {
+        "model": {
+            "f4": np.arange(6, dtype=np.float32).reshape(2, 3),
+            "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+            "big": np.arange(3, dtype=">f4"),
+            "half": np.arange(3, dtype=np.float16),
+            "empty": np.zeros((0, 3), np.float32),
+            "number": np.float64(3.0),
+        },
+        "iteration": 7,
+        "set": {1, 2},
+        "scheduler": collections.OrderedDict(a=(1, 2.5, None, True, "x", b"y")),
+    }
+    path = tmp_path / "good.pkl"
+    path.write_bytes(pickle.dumps(content, protocol))
+    tensors = safe_pickle.read_tensors(str(path))
+    assert list(tensors) == ["f4", "fortran", "big", "half", "empty"]
+    for name, value in tensors.items():
+        np.testing.assert_array_equal(value, content["model"][name])
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not a pickle", pickle.dumps([1, 2]), pickle.dumps({"a": 1})]
+)
+def test_no_checkpoint(tmp_path, content):
+    path = tmp_path / "bad.pkl"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="bad.pkl"):
+        safe_pickle.read_tensors(str(path))
+
+
+def test_truncated_checkpoint(tmp_path):
+    path = tmp_path / "cut.pkl"
+    path.write_bytes(pickle.dumps({"a": np.zeros(1000)})[:500])
+    with pytest.raises(ValueError, match="damaged"):
+        safe_pickle.read_tensors(str(path))
+
+
+class _TorchPickler(pickle.Pickler):
+    """Writes what PyTorch writes, from stand-ins for its classes."""
+
+    def __init__(self, file, legacy):
+        super().__init__(file, 2)
+        self.legacy, self.storages = legacy, {}
+
+    def persistent_id(self, value):
+        if not isinstance(value, _Storage):
+            return None
+        key = str(self.storages.setdefault(id(value), (len(self.storages), value))[0])
+        extra = (None,) if self.legacy else ()
+        return ("storage", value.kind, key, "cpu", value.data.size, *extra)
+
+
+class _Storage:
+    def __init__(self, kind, data):
+        self.kind, self.data = kind, data
+
+
+class _Tensor:
+    def __init__(self, storage, offset, shape, strides):
+        self.args = (storage, offset, shape, strides, False, collections.OrderedDict())
+
+    def __reduce__(self):
+        return sys.modules["torch._utils"]._rebuild_tensor_v2, self.args
+
+
+@pytest.fixture
+def torch_content(monkeypatch):
+    """A {"model": ...} of stand-in tensors: whole, a transposed view into a larger storage,
+    bfloat16, int64.
+    """
+    torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
+    for name in ("FloatStorage", "BFloat16Storage", "LongStorage"):
+        setattr(torch, name, type(name, (), {"__module__": "torch"}))
+
+    def _rebuild_tensor_v2():
+        pass
+
+    _rebuild_tensor_v2.__module__, _rebuild_tensor_v2.__qualname__ = (
+        "torch._utils",
+        "_rebuild_tensor_v2",
+    )
+    utils._rebuild_tensor_v2 = _rebuild_tensor_v2
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setitem(sys.modules, "torch._utils", utils)
+    floats = np.arange(12, dtype="<f4")
+    brain = (np.array([1.5, -2.0], "<f4").view("<u4") >> 16).astype("<u2")
+    shared = _Storage(torch.FloatStorage, floats)
+    model = collections.OrderedDict(
+        whole=_Tensor(shared, 0, (3, 4), (4, 1)),
+        view=_Tensor(shared, 1, (2, 3), (1, 4)),
+        brain=_Tensor(_Storage(torch.BFloat16Storage, brain), 0, (2,), (1,)),
+        long=_Tensor(_Storage(torch.LongStorage, np.array([5], "<i8")), 0, (), ()),
+    )
+    whole = floats.reshape(3, 4)
+    expected = {
+        "whole": whole,
+        "view": whole.T[1:3],
+        "brain": np.array([1.5, -2.0]),
+        "long": np.array(5),
+    }
+    return {"model": model, "iteration": 3}, expected
+
+
+def _write_torch_zip(path, content):
+    with zipfile.ZipFile(path, "w") as archive:
+        with archive.open("model/data.pkl", "w") as f:
+            pickler = _TorchPickler(f, legacy=False)
+            pickler.dump(content)
+        for key, storage in pickler.storages.values():
+            archive.writestr(f"model/data/{key}", storage.data.tobytes())
+
+
+def test_pytorch_zip_file(tmp_path, torch_content):
+    content, expected = torch_content
+    path = str(tmp_path / "model.pth")
+    _write_torch_zip(path, content)
+    assert_tensors(safe_pickle.read_tensors(path), expected)
+
+
+def test_pytorch_file_of_before_1_6(tmp_path, torch_content):
+    content, expected = torch_content
+    path = str(tmp_path / "model.pth")
+    with open(path, "wb") as f:
+        for header in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}):
+            pickle.dump(header, f, 2)
+        pickler = _TorchPickler(f, legacy=True)
+        pickler.dump(content)
+        pickle.dump([str(key) for key, _ in pickler.storages.values()], f, 2)
+        for _, storage in pickler.storages.values():
+            f.write(struct.pack("<q", storage.data.size) + storage.data.tobytes())
+    assert_tensors(safe_pickle.read_tensors(path), expected)
+
+
+def test_pytorch_view_outside_its_storage(tmp_path, torch_content):
+    content, _ = torch_content
+    content["model"]["view"].args = (
+        content["model"]["whole"].args[0],
+        8,
+        (3, 4),
+        (4, 1),
+        False,
+        {},
+    )
+    path = str(tmp_path / "model.pth")
+    _write_torch_zip(path, content)
+    with pytest.raises(ValueError, match="outside its storage"):
+        safe_pickle.read_tensors(path)
+
+
+# --------------------------------------------------------------------------------------------------
+# Files of other programs
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["zoo_v2_zip", "zoo_v2_legacy", "half_v2_zip", "train_v2", "train_v3", "train_v3_ema"],
+)
+def test_containers_of_mmdetection(test_data, name):
+    folder = test_data("golden/mmdetection/containers")
+    expected = json.loads((folder / "expected.json").read_text())[f"{name}.pth"]["tensors"]
+    checkpoint = safe_pickle.read(str(folder / f"{name}.pth"))
+    tensors = checkpoint.tensors
+    assert_tensors(tensors, {k: np.array(v, tensors[k].dtype) for k, v in expected.items()})
+    assert checkpoint.config_text.startswith("model = dict(")
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_what_lies_outside_the_weights_is_not_touched(tmp_path, protocol):
+    trace, path = tmp_path / "trace", tmp_path / "train.pkl"
+    logs = {"hub": Evil(trace), "calls": [getattr, collections.deque([1]), {Evil(trace): 2}]}
+    content = {"message_hub": logs, "model": {"a": np.ones(2)}, "odd": np.array([{}, None])}
+    path.write_bytes(pickle.dumps(content, protocol))
+    assert_tensors(safe_pickle.read_tensors(str(path)), {"a": np.ones(2)})
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("prefix", ["model.", "module.", "_orig_mod.", "module.model._orig_mod."])
+def test_what_stands_before_every_name_is_taken_off(tmp_path, prefix):
+    path = tmp_path / "wrapped.pkl"
+    path.write_bytes(pickle.dumps({"state_dict": {f"{prefix}{n}": np.ones(2) for n in "ab"}}))
+    assert set(safe_pickle.read_tensors(str(path))) == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"),
+        (b"\n<!DOCTYPE html><html><body>Sign in</body></html>", "a web page"),
+        (b"\xef\xbb\xbf<?xml version='1.0'?><Error>AccessDenied</Error>", "a web page"),
+        (b'{"message": "Not found"}', "a web page or a server's message"),
+    ],
+)
+def test_downloads_that_are_no_weights_are_named(tmp_path, content, message):
+    path = tmp_path / "model.pth"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"model.pth is {message}"):
+        safe_pickle.read_tensors(str(path))
