@@ -99,7 +99,8 @@ def _memory(built, batch_spec) -> List[str]:
     }
     variables = built.model.trainable_variables
     sizes = {
-        "weights": memory.size_of(built.model.variables) + memory.size_of(built.averages.values()),
+        "weights": memory.size_of(built.model.variables)
+        + memory.size_of(built.averages.variables.values()),
         "optimizer": memory.size_of(built.optimizer.variables),
         "gradients": memory.size_of(variables) * (1 if parts == 1 else 2),
         "batch": sum(s.shape.num_elements() * s.dtype.size for s in batch_spec.values()),

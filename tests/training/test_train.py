@@ -22,7 +22,7 @@ class FakeEvaluation:
 
     def evaluate(self, step, log):
         FakeEvaluation.calls += 1
-        return {"calls": FakeEvaluation.calls}
+        return {"calls": FakeEvaluation.calls, "num_images": 2}
 
 
 @pytest.fixture
@@ -60,6 +60,17 @@ def test_an_evaluation_that_a_kill_cut_short_is_made_up_for(
     assert evaluations.calls == train_steps // 2  # nothing twice
 
 
+def test_an_evaluation_with_nothing_to_score_says_so_and_goes_on(
+    toy, tmp_path, monkeypatch, evaluations, caplog
+):
+    monkeypatch.setattr(train.report, "flat_scalars", lambda metrics: {})
+    config = toy.config.replace(train_steps=4, eval_interval_steps=2)
+    assert train.train(config, str(tmp_path)) == 0
+    assert caplog.text.count("had nothing to score: --eval_records hold no annotations") == 2
+    assert train.train(config, str(tmp_path)) == 0
+    assert evaluations.calls == 2  # nothing twice
+
+
 @pytest.mark.parametrize(
     "profile_steps, train_steps, expected",
     [((1, 2), 6, ["start 1", "stop 3"]), ((4, 9), 6, ["start 4", "stop 6"]), ((9, 9), 6, [])],
@@ -85,10 +96,10 @@ def test_the_profiler_records_the_steps_asked_for(
 
 
 def test_a_log_that_cannot_be_written_is_reported_with_its_path(toy, tmp_path, monkeypatch):
-    def fail(self, scalars, step):
+    def fail(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(logs.RunLog, "write", fail)
+    monkeypatch.setattr(logs, "open", fail, raising=False)
     with pytest.raises(
         OSError, match=r"Cannot write .*metrics.jsonl at step 1 \(No space left on device\)"
     ):
