@@ -16,7 +16,7 @@ from pfpn_tf.runs import restore, run_directory
 from pfpn_tf.serving import module as module_lib
 from pfpn_tf.serving import server_files
 from pfpn_tf.utils.errors import UserError
-from pfpn_tf.utils.precision import layers_of
+from pfpn_tf.utils.keras_policy import layers_of
 
 METADATA = "metadata.json"
 

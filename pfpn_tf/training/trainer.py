@@ -20,7 +20,7 @@ from pfpn_tf.training import optimizer as optimizer_lib
 from pfpn_tf.training import schedule
 from pfpn_tf.training.averages import MovingAverages
 from pfpn_tf.training.loss_scale import LossScale
-from pfpn_tf.utils import precision
+from pfpn_tf.utils import keras_policy
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -371,7 +371,7 @@ def build_trainer(
 ) -> Trainer:
     """A `Trainer` with a freshly initialised model."""
     tf.keras.utils.set_random_seed(config.train.seed)
-    with strategy.scope(), precision.layers_of(config.train.precision):
+    with strategy.scope(), keras_policy.layers_of(config.train.precision):
         model = panoptic_fpn.build_model(
             config.model,
             info.num_thing_classes,

@@ -7,8 +7,10 @@ import pytest
 import tensorflow as tf
 
 from pfpn_tf.data import order
+from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.runs import checkpoints, run_directory
 from pfpn_tf.training import checks, dry_run, logs, train, trainer
+from pfpn_tf.utils.errors import UserError
 from tests import tiny
 
 
@@ -158,16 +160,21 @@ def test_the_largest_batch(settings, expected):
     assert max(int(example["padded_hw"].prod()) for example in drawn) <= np.prod(expected)
 
 
-def test_splits_with_other_classes(tiny_config, tmp_path):
-    other = tiny.make_records(tmp_path)
+@pytest.mark.parametrize("flag", ["train_records", "eval_records"])
+def test_records_of_other_classes(tiny_config, tmp_path, flag):
     info = checks.pipeline.load_info(tiny_config)
     categories = [
         {**c, "name": "thing X"} if c["id"] == info.categories[0].id else c
         for c in info.coco_categories()
     ]
-    type(info).from_coco_categories(categories).save(other / "dataset_info.json")
-    config = tiny_config.replace(eval_records=f"{other}/val-*.tfrecord")
-    with pytest.raises(
-        ValueError, match="--eval_records=.*holds other classes.*\n.*there, thing X"
-    ):
-        checks.check(config, 1)
+    type(info).from_coco_categories(categories).save(tmp_path / "dataset_info.json")
+    (tmp_path / "more.tfrecord").touch()
+    records = f"{getattr(tiny_config.data, flag)},{tmp_path}/more.tfrecord"
+    with pytest.raises(UserError, match=f"--{flag}=.*holds other classes.*\n.*there, thing X"):
+        checks.check(tiny_config.replace(**{flag: records}), 1)
+
+
+@pytest.mark.parametrize("task", ["panoptic", "instance"])
+def test_instances_of_a_dataset_without_things(tiny_config, task):
+    with pytest.raises(UserError, match=f"--task={task} needs thing classes.*--task=semantic"):
+        panoptic_fpn.build_model(tiny_config.replace(task=task).model, 0, 5)
