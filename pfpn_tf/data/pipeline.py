@@ -68,6 +68,7 @@ def build_dataset(
         examples = order.evaluation_examples(config, index.hw, workers, worker)
         load, padding = _evaluation_loader(config), {}
 
+    @order.not_converted
     def read_and_load(example):
         record = tfrecord.decode_example(tfrecord.read_record(index, example["position"]))
         return load(record, example)
