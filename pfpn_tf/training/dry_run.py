@@ -121,7 +121,7 @@ def _shapes(batch) -> List[str]:
 
 
 def _schedule(config) -> List[str]:
-    train, rate = config.train, schedule.build_schedule(config.train)
+    train, rate = config.train, schedule.Schedule(config.train)
     steps = {0, train.train_steps - 1}
     for step in (train.warmup_steps, *train.lr_decay_steps):
         steps |= {s for s in (step - 1, step) if 0 <= s < train.train_steps}

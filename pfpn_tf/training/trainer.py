@@ -82,7 +82,7 @@ class Trainer(orbit.StandardTrainer):
         self._profiling = False
         self._healthy = tf.Variable(True, trainable=False)
         self._loss_scale = LossScale(config.train.precision)
-        self._schedule = schedule.build_schedule(config.train)
+        self._schedule = schedule.Schedule(config.train)
         self._variables = model.trainable_variables
         with strategy.scope():
             optimizer.build(self._variables)
