@@ -181,10 +181,9 @@ def train_and_evaluate(config, records):
     before = [v.numpy() for v in built.model.trainable_variables]
     batches = iter(built.train_dataset)
     for _ in range(2 if config.train.alternate_losses else 1):  # one step for each branch
-        healthy, scalars, *_ = built.train_step(batches)
-        assert healthy
-    values = dict(zip(built.scalar_names, scalars.numpy()))
-    assert values["loss/total"] > 0 and values["gradient_norm"] > 0
+        result = built.train_step(batches)
+        assert result.healthy
+    assert result.scalars["loss/total"] > 0 and result.scalars["gradient_norm"] > 0
     moved = [np.any(v.numpy() != old) for v, old in zip(built.model.trainable_variables, before)]
     assert np.mean(moved) > 0.9
 

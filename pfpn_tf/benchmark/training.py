@@ -86,11 +86,11 @@ def _steps(config, repeats, num_instances):
     batches = iter(trainer.train_dataset)
 
     def step():
-        return trainer.train_step(batches)[1].numpy()
+        return {n: float(value) for n, value in trainer.train_step(batches).scalars.items()}
 
     first = measure.seconds(step)
     timed = measure.timed(step, repeats)
-    losses = dict(zip(trainer.scalar_names, step().tolist()))
+    losses = step()
     if not np.all(np.isfinite(list(losses.values()))):
         raise UserError(f"The drawn training diverged: {losses}; lower --learning_rate.")
     return {
@@ -117,7 +117,7 @@ def _steps_on_records(config, repeats):
     batches = iter(trainer.train_dataset)
 
     def step():
-        return trainer.train_step(batches)[1].numpy()
+        return trainer.train_step(batches).scalars["loss/total"].numpy()
 
     calm(trainer.model)
     step()

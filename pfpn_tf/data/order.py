@@ -19,11 +19,14 @@ from pfpn_tf.config import Config
 from pfpn_tf.data import preprocess
 from pfpn_tf.utils.errors import UserError
 
-MAX_SHAPE_GROUPS = 3  # by aspect ratio, with --static_shapes
 SIDES_PER_CLASS = 2  # neighbours in --train_min_sides that share a padded shape
 MIN_BATCHES_PER_GROUP = 4  # smaller groups would repeat records too often to fill their last batch
 
 ORDER, SIZES, EXAMPLES = range(3)  # independent random streams of one seed
+
+# Functions that tf.data calls need no AutoGraph, which takes time and leaves files in the temporary
+# folder when a process ends at once.
+not_converted = tf.autograph.experimental.do_not_convert
 
 
 class Buckets(NamedTuple):
@@ -133,10 +136,12 @@ def training_examples(
     batches_per_epoch = sum(-(-len(m) // size) for m in buckets.members)
     first_epoch, skip = divmod(start_step, batches_per_epoch)
 
+    @not_converted
     def batches_of_epoch(epoch):
         batches = _shuffled_batches(buckets.members, size, _key(config, ORDER, epoch))
         return tf.data.Dataset.from_tensor_slices(batches)
 
+    @not_converted
     def examples_of_batch(step, positions):
         sizes = _batch_sizes(
             config, buckets, tf.gather(hw, positions), positions, _key(config, SIZES, step)
@@ -163,6 +168,7 @@ def evaluation_examples(
     total = min(len(hw), config.eval.max_images or len(hw))
     resized = preprocess.resized_hw(hw[:total], data.eval_min_side, data.eval_max_side, data.resize)
 
+    @not_converted
     def examples_of_batch(start):
         positions = tf.range(start, tf.minimum(start + batch_size, total))
         resize_hw = tf.gather(resized, positions)
@@ -248,32 +254,31 @@ def _padded(hw, data):
 
 
 def _aspect_groups(hw, side, data, fewest):
-    """[n] int32: the split by aspect ratio into at most MAX_SHAPE_GROUPS that pads least.
+    """[n] int32: the split by aspect ratio into at most three groups that pads least.
 
-    Exact, by dynamic programming over the distinct resized sizes in the order of their aspect
-    ratio.
+    Tries every pair of cuts between the distinct aspect ratios of the resized images.
+
+    Args:
+      hw: [n, 2] int image sizes.
+      side: the --train_min_sides entry at which to compare.
+      data: the settings.
+      fewest: smallest number of records in a group.
     """
     resized = _resized(hw, side, data)
     aspect = np.log(resized[:, 1] / resized[:, 0]).round(2)
     distinct, index, counts = np.unique(aspect, return_inverse=True, return_counts=True)
-    largest = np.zeros((len(distinct), 2), np.int64)
+    m = len(distinct)
+    largest = np.zeros((m, 2), np.int64)  # the smallest size that holds all images of an aspect
     np.maximum.at(largest, index, resized)
 
-    def cost(i, j):  # padded area of distinct aspects i..j-1 as one group
-        count = counts[i:j].sum()
-        return count * _padded(largest[i:j].max(0), data).prod() if count >= fewest else np.inf
-
-    m = len(distinct)
-    costs = np.full((m + 1, m + 1), np.inf)
+    # [i, j]: padded area of all images of the aspects i..j-1, as one group
+    areas = np.full((m + 1, m + 1), np.inf)
+    np.fill_diagonal(areas, 0)  # an empty group, so that there may be fewer
     for i in range(m):
         for j in range(i + 1, m + 1):
-            costs[i, j] = cost(i, j)
-    best, cuts = costs[0], [[] for _ in range(m + 1)]
-    answer, answer_cuts = best[m], []
-    for _ in range(MAX_SHAPE_GROUPS - 1):
-        through = best[:, np.newaxis] + costs  # [m + 1, m + 1]: the last group is i..j-1
-        start = through.argmin(0)
-        best, cuts = through.min(0), [cuts[start[j]] + [start[j]] for j in range(m + 1)]
-        if best[m] < answer:
-            answer, answer_cuts = best[m], cuts[m]
-    return np.searchsorted(np.array(answer_cuts), index, side="right").astype(np.int32)
+            count = counts[i:j].sum()
+            if count >= fewest:
+                areas[i, j] = count * _padded(largest[i:j].max(0), data).prod()
+    total = areas[0][:, np.newaxis] + areas + areas[:, m]  # [first cut, second cut]
+    cuts = set(np.unravel_index(total.argmin(), total.shape)) - {0, m}
+    return np.searchsorted(sorted(cuts), index, side="right").astype(np.int32)

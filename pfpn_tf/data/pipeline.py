@@ -25,6 +25,7 @@ from pfpn_tf.data import categories as categories_lib
 from pfpn_tf.data import order, preprocess, tfrecord
 from pfpn_tf.data.categories import VOID, DatasetInfo
 from pfpn_tf.utils import process
+from pfpn_tf.utils.errors import UserError
 
 SOURCE_ID_BYTES = 64  # image ids as numbers, since accelerators take no strings
 PREFETCHED_BATCHES = 2
@@ -67,6 +68,7 @@ def build_dataset(
         examples = order.evaluation_examples(config, index.hw, workers, worker)
         load, padding = _evaluation_loader(config), {}
 
+    @order.not_converted
     def read_and_load(example):
         record = tfrecord.decode_example(tfrecord.read_record(index, example["position"]))
         return load(record, example)
@@ -97,12 +99,46 @@ def load_info(config: Config) -> DatasetInfo:
     Raises:
       UserError: no setting says where it is, or it cannot be read.
     """
+    return DatasetInfo.load(info_path(config))
+
+
+def info_path(config: Config) -> str:
+    """The file that `load_info` reads.
+
+    Raises:
+      UserError: no setting says where it is.
+    """
     data = config.data
-    if data.dataset_info:
-        return DatasetInfo.load(data.dataset_info)
     flag = "train_records" if data.train_records or not data.eval_records else "eval_records"
-    first = tfrecord.matching_files(getattr(data, flag), flag)[0]
-    return DatasetInfo.load(os.path.join(os.path.dirname(first), categories_lib.FILE_NAME))
+    return data.dataset_info or _info_paths(getattr(data, flag), flag)[0]
+
+
+def check_classes(info: DatasetInfo, path: str, records: str, flag: str) -> None:
+    """Checks that TFRecords hold the classes of a dataset.
+
+    Args:
+      info: the dataset.
+      path: the file that `info` is from.
+      records: the value of the flag that names the records.
+      flag: the name of that flag.
+
+    Raises:
+      UserError: names a file whose classes differ, and how.
+    """
+    for other in filter(os.path.exists, _info_paths(records, flag)):
+        differences = categories_lib.class_differences(DatasetInfo.load(other), info)
+        if differences:
+            raise UserError(
+                f"--{flag}={records} holds other classes ({other}, here) than {path} (there):\n"
+                + "".join(f"  {line}\n" for line in differences)
+                + "Convert all records with the same list of categories."
+            )
+
+
+def _info_paths(records, flag):
+    """The description beside each of the TFRecords, in their order."""
+    folders = dict.fromkeys(map(os.path.dirname, tfrecord.matching_files(records, flag)))
+    return [os.path.join(folder, categories_lib.FILE_NAME) for folder in folders]
 
 
 def source_ids(source_id_bytes: np.ndarray) -> List[str]:

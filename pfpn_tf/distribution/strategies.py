@@ -38,14 +38,20 @@ class WorkerLost(RuntimeError):
 
 
 def set_up_runtime(config: config_lib.Config) -> None:
-    """Threads and GPU memory. Must come before TensorFlow does anything else."""
+    """Threads, GPU memory and TensorFlow's logs. Must come before TensorFlow does anything else."""
     tf.get_logger().setLevel("ERROR")  # no word on every collective operation
+    logging.get_absl_logger().addFilter(_is_for_users)  # nor on how long a save took
     threads = config.train.train_cpu_threads
     if threads:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(threads)
     for gpu in tf.config.list_physical_devices("GPU"):
         tf.config.experimental.set_memory_growth(gpu, True)
+
+
+def _is_for_users(record):
+    """Whether a log record is not one of TensorFlow's own of level INFO."""
+    return record.levelname != "INFO" or f"{os.sep}tensorflow{os.sep}" not in record.pathname
 
 
 def build_strategy(distribution: str) -> tf.distribute.Strategy:

@@ -30,10 +30,6 @@ class Workers:
     def is_chief(self) -> bool:
         return self.index == 0
 
-    def batch(self, i: int) -> int:
-        """Which batch of the split is this worker's i-th."""
-        return i * self.count + self.index
-
     def owners(self, num_images: int, batch_size: int) -> Iterator[int]:
         """The worker that has image 0, 1, 2, ..."""
         return (i // batch_size % self.count for i in range(num_images))

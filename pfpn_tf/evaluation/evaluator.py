@@ -320,9 +320,10 @@ class Evaluator:
                 )
                 for settings in self._inference.settings
             ]
-            return tf.data.Dataset.zip(tuple(datasets)).map(
+            join = tf.autograph.experimental.do_not_convert(
                 lambda *parts: _fill(_joined(parts), size)
             )
+            return tf.data.Dataset.zip(tuple(datasets)).map(join)
 
         def make(context):
             # A worker may run out of batches, or have none, where others have one more.

@@ -222,7 +222,16 @@ def build_model(
     num_semantic_classes: int,
     for_xla: bool = False,
 ) -> PanopticFPN:
-    """A `PanopticFPN` with all its variables created."""
+    """A `PanopticFPN` with all its variables created.
+
+    Raises:
+      UserError: the dataset lacks what the task needs.
+    """
+    if config.task != "semantic" and num_thing_classes == 0:
+        raise UserError(
+            f"--task={config.task} needs thing classes, and the dataset has none; use"
+            " --task=semantic."
+        )
     model = PanopticFPN(config, num_thing_classes, num_semantic_classes, for_xla)
     model.build()
     return model

@@ -53,14 +53,9 @@ def saved_prefixes(directory: str) -> List[str]:
     """Prefixes of the checkpoints in a directory, newest (highest step) first, damaged ones too."""
     if not os.path.isdir(directory):
         return []
-    steps = {
-        int(match.group(1))
-        for match in (
-            re.fullmatch(rf"{_NAME}-(\d+)\.index", name) for name in os.listdir(directory)
-        )
-        if match
-    }
-    return [prefix_of(directory, step) for step in sorted(steps, reverse=True)]
+    matches = (re.fullmatch(rf"{_NAME}-(\d+)\.index", name) for name in os.listdir(directory))
+    steps = sorted((int(match[1]) for match in matches if match), reverse=True)
+    return [prefix_of(directory, step) for step in steps]
 
 
 def damage(prefix: str) -> Optional[str]:
@@ -157,12 +152,9 @@ class RunCheckpoints:
                 " another --run_dir."
             ) from None
         if self._writes:
-            for damaged in saved_prefixes(self.directory):
-                if step_of(damaged) > step:
-                    for path in _files_of(damaged):
-                        os.replace(
-                            path, os.path.join(self.directory, "damaged-" + os.path.basename(path))
-                        )
+            for newer in saved_prefixes(self.directory):
+                if step_of(newer) > step:
+                    _set_aside(newer)
         self._good = prefix
         return prefix
 
@@ -209,14 +201,12 @@ class RunCheckpoints:
         except (tf.errors.OpError, OSError) as error:
             with contextlib.suppress(OSError):
                 _remove_leftovers(directory)
+            before = (
+                f"The last good one is {self._good}" if self._good else "There is none before it"
+            )
             raise OSError(
-                f"Cannot write the checkpoint {prefix}: {str(error).splitlines()[0][:300]}. "
-                + (
-                    f"The last good one is {self._good}; "
-                    if self._good
-                    else "There is none before it; "
-                )
-                + "make room and start the same command again."
+                f"Cannot write the checkpoint {prefix}: {str(error).splitlines()[0][:300]}."
+                f" {before}; make room and start the same command again."
             ) from error
         prefixes = saved_prefixes(directory)
         # Not by step alone: a newer one could be left of a run that was set back.
@@ -243,22 +233,21 @@ def _is_read_by_all(model):
 
 
 def _remove_leftovers(directory):
-    """Removes what killed or failed saves left: temporary files, and data that no index
-    mentions.
-    """
+    """Removes what killed or failed saves left: temporary files, and data without an index."""
     if not os.path.isdir(directory):
         return
-    whole = {os.path.basename(prefix) for prefix in saved_prefixes(directory)}
-    for name in os.listdir(directory):
-        match = re.fullmatch(
-            rf"({_NAME}-\d+)(_temp|\.data-\d+-of-\d+|\.index)?(\.tempstate\d+)?", name
-        )
-        if not match or (
-            match.group(1) in whole and match.group(2) != "_temp" and not match.group(3)
-        ):
-            continue
-        path = os.path.join(directory, name)
-        shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
+    whole = {path for prefix in saved_prefixes(directory) for path in _files_of(prefix)}
+    written = re.compile(rf"{_NAME}-\d+(_temp|(\.index|\.data-\d+-of-\d+)(\.tempstate\d+)?)")
+    for path in (os.path.join(directory, name) for name in os.listdir(directory)):
+        if written.fullmatch(os.path.basename(path)) and path not in whole:
+            shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
+
+
+def _set_aside(prefix):
+    """Gives the files of a damaged checkpoint the prefix `damaged-`."""
+    for path in _files_of(prefix):
+        directory, name = os.path.split(path)
+        os.replace(path, os.path.join(directory, f"damaged-{name}"))
 
 
 def _files_of(prefix):

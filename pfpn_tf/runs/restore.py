@@ -65,25 +65,18 @@ def find_checkpoint(run_dir: str, checkpoint: Optional[str] = None) -> str:
     """
     directory = os.path.join(run_dir, run_directory.CHECKPOINTS)
     if not checkpoint or checkpoint == "best":
-        prefix = checkpoints.newest_intact(
-            directory if not checkpoint else os.path.join(run_dir, run_directory.BEST)
-        )
+        best = "best " if checkpoint else ""
+        directory = os.path.join(run_dir, run_directory.BEST) if best else directory
+        prefix = checkpoints.newest_intact(directory)
         if prefix is None:
-            raise UserError(
-                f"--run_dir={run_dir} has no readable {'best ' if checkpoint else ''}checkpoint in"
-                f" {directory}."
-            )
+            raise UserError(f"--run_dir={run_dir} has no readable {best}checkpoint in {directory}.")
         return prefix
-    prefix = (
-        checkpoints.prefix_of(directory, int(checkpoint))
-        if str(checkpoint).isdigit()
-        else checkpoint
-    )
+    is_step = str(checkpoint).isdigit()
+    prefix = checkpoints.prefix_of(directory, int(checkpoint)) if is_step else checkpoint
     if not os.path.exists(prefix + ".index"):
-        steps = ", ".join(
-            str(checkpoints.step_of(p)) for p in checkpoints.saved_prefixes(directory)
-        )
-        raise UserError(f"No checkpoint {prefix}. {run_dir} has those of steps: {steps or 'none'}.")
+        found = map(checkpoints.step_of, checkpoints.saved_prefixes(directory))
+        steps = ", ".join(map(str, found)) or "none"
+        raise UserError(f"No checkpoint {prefix}. {run_dir} has those of steps: {steps}.")
     return prefix
 
 

@@ -16,6 +16,7 @@ from pfpn_tf.runs import restore, run_directory
 from pfpn_tf.serving import module as module_lib
 from pfpn_tf.serving import server_files
 from pfpn_tf.utils.errors import UserError
+from pfpn_tf.utils.keras_policy import layers_of
 
 METADATA = "metadata.json"
 
@@ -62,16 +63,12 @@ def build_network(
         raise UserError(
             f"--precision={precision} is none of {', '.join(PRECISIONS)}, which an export can have."
         )
-    policy = tf.keras.mixed_precision.global_policy()
-    tf.keras.mixed_precision.set_global_policy(PRECISIONS[precision])
-    try:
+    with layers_of(PRECISIONS[precision]):
         return panoptic_fpn.build_model(
             config.model,
             info.num_thing_classes,
             info.num_semantic_classes(config.model.semantic_targets),
         )
-    finally:
-        tf.keras.mixed_precision.set_global_policy(policy)
 
 
 def module_of(

@@ -8,7 +8,7 @@ from absl import logging
 
 from pfpn_tf import config as config_lib
 from pfpn_tf.data import pipeline
-from pfpn_tf.runs import restore, run_directory
+from pfpn_tf.runs import restore
 from pfpn_tf.utils.errors import UserError
 from pfpn_tf.weights import convert, zoo
 
@@ -26,10 +26,12 @@ def check(config: config_lib.Config, num_replicas: int) -> None:
             " inside the network, which --xla cannot compile; use --backbone_norm=group_norm, or"
             " --noxla."
         )
-    if not problems:
-        problems = _classes(config)
     if problems:
         raise UserError("\n".join(problems))
+    info, path = pipeline.load_info(config), pipeline.info_path(config)
+    for flag in ("train_records", "eval_records"):
+        if getattr(config.data, flag):
+            pipeline.check_classes(info, path, getattr(config.data, flag), flag)
     if not config.train.init_weights and config.model.backbone_norm == "frozen_bn":
         logging.warning(
             "--backbone_norm=frozen_bn without --init_weights does not normalise at all; "
@@ -93,25 +95,3 @@ def _weights(config) -> List[str]:
             " is empty; use --freeze_stages=0, or give trained weights with --init_weights."
         ]
     return []
-
-
-def _classes(config) -> List[str]:
-    """Evaluation in training must score the classes that are trained."""
-    data = config.data
-    if not data.eval_records or data.dataset_info:
-        return []
-    train, evaluation = (
-        pipeline.load_info(config.replace(**{other: ""}))
-        for other in ("eval_records", "train_records")
-    )
-    differences = run_directory.class_differences(evaluation, train)
-    if not differences:
-        return []
-    return [
-        (
-            f"--eval_records={data.eval_records} holds other classes than"
-            f" --train_records={data.train_records}:"
-        ),
-        *(f"  {line}" for line in differences),
-        "Convert both splits with the same list of categories.",
-    ]

@@ -104,7 +104,8 @@ def _memory(built, batch_spec) -> List[str]:
     }
     variables = built.model.trainable_variables
     sizes = {
-        "weights": memory.size_of(built.model.variables) + memory.size_of(built.averages.values()),
+        "weights": memory.size_of(built.model.variables)
+        + memory.size_of(built.averages.variables.values()),
         "optimizer": memory.size_of(built.optimizer.variables),
         "gradients": memory.size_of(variables) * (1 if parts == 1 else 2),
         "batch": sum(s.shape.num_elements() * s.dtype.size for s in batch_spec.values()),
@@ -125,7 +126,7 @@ def _shapes(batch) -> List[str]:
 
 
 def _schedule(config) -> List[str]:
-    train, rate = config.train, schedule.build_schedule(config.train)
+    train, rate = config.train, schedule.Schedule(config.train)
     steps = {0, train.train_steps - 1}
     for step in (train.warmup_steps, *train.lr_decay_steps):
         steps |= {s for s in (step - 1, step) if 0 <= s < train.train_steps}

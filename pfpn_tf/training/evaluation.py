@@ -1,8 +1,7 @@
 """Evaluates a network between two steps of its training."""
 
-import contextlib
 import os
-from typing import Any, Dict, Mapping
+from typing import Any, Dict
 
 import tensorflow as tf
 
@@ -10,8 +9,8 @@ from pfpn_tf.config import Config
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.distribution.workers import workers_of
 from pfpn_tf.evaluation import evaluator
-from pfpn_tf.runs import restore
 from pfpn_tf.training import logs
+from pfpn_tf.training.averages import MovingAverages
 
 
 class TrainingEvaluation:
@@ -24,7 +23,7 @@ class TrainingEvaluation:
         run_dir: str,
         model: tf.keras.Model,
         strategy: tf.distribute.Strategy,
-        averages: Mapping[str, tf.Variable],
+        averages: MovingAverages,
     ):
         """Takes the network.
 
@@ -34,10 +33,9 @@ class TrainingEvaluation:
           run_dir: results go to RUN_DIR/eval/STEP, those of the averages into the folder ema in it.
           model: built under `strategy`.
           strategy: of the training.
-          averages: moving averages by the paths of `restore.model_variables`; may be empty.
+          averages: moving averages of `model`; there may be none.
         """
         self._run_dir = run_dir
-        self._model = model
         self._averages = averages
         self._is_chief = workers_of(strategy).is_chief
         self._evaluator = evaluator.Evaluator(config, info, model, strategy)
@@ -58,23 +56,9 @@ class TrainingEvaluation:
             log.write_report(
                 metrics, self._evaluator.class_table(metrics), self._evaluator.pictures(), step
             )
-        if self._averages:
-            with _in_place(self._averages, self._model):
+        if self._averages.variables:
+            with self._averages.in_place_of_weights():
                 metrics["ema"] = self._evaluator.evaluate(
                     os.path.join(output_dir, "ema"), save_predictions=False
                 )
         return metrics
-
-
-@contextlib.contextmanager
-def _in_place(averages, model):
-    """Gives the model its averages, and then its own weights back."""
-    variables = restore.model_variables(model)
-    weights = {path: tf.convert_to_tensor(variables[path]) for path in averages}
-    try:
-        for path, average in averages.items():
-            variables[path].assign(tf.convert_to_tensor(average))
-        yield
-    finally:
-        for path, weight in weights.items():
-            variables[path].assign(weight)

@@ -6,7 +6,6 @@ import time
 from typing import Any, Dict, List, Mapping
 
 import numpy as np
-import orbit
 import tensorflow as tf
 from absl import logging
 
@@ -15,44 +14,50 @@ from pfpn_tf.runs import run_directory
 from pfpn_tf.utils import files
 
 
-class RunLog(orbit.utils.SummaryManagerInterface):
+class RunLog:
     """Writes the scalars of a run to TensorBoard and, one JSON object a line, to metrics.jsonl."""
 
-    def __init__(self, run_dir: str, start_step: int):
+    def __init__(self, run_dir: str, start_step: int, writes: bool = True):
         """Opens the logs.
 
         Args:
           run_dir: the run directory.
           start_step: the step at which the run starts or continues. Lines of later steps, written
             by a run that was killed after its last checkpoint, are dropped: they will come again.
+          writes: whether this process writes; of several workers only the chief does.
         """
-        self._path = os.path.join(run_dir, run_directory.METRICS)
+        self._path = os.path.join(run_dir, run_directory.METRICS) if writes else None
+        if self._path is None:
+            self._writer = tf.summary.create_noop_writer()
+            return
         _drop_later_lines(self._path, start_step)
         self._writer = tf.summary.create_file_writer(
             os.path.join(run_dir, run_directory.TENSORBOARD)
         )
 
-    def summary_writer(self, relative_path=""):
-        """TensorBoard's writer."""
-        del relative_path
-        return self._writer
-
-    def flush(self):
-        self._writer.flush()
-
-    def write_summaries(self, summary_dict):
-        """Orbit offers its own scalars here; the trainer writes with `write` instead."""
-
     def write(self, scalars: Mapping[str, float], step: int) -> None:
-        """Writes scalars of one step."""
+        """Writes scalars of one step.
+
+        Raises:
+          OSError: they cannot be written.
+        """
+        if self._path is None:
+            return
         with self._writer.as_default():
             for name, value in scalars.items():
                 tf.summary.scalar(name, value, step=step)
+        self._writer.flush()
         line = json.dumps(
             {"step": step, **{name: _finite_or_text(v) for name, v in scalars.items()}}
         )
-        with open(self._path, "a", encoding="utf-8") as f:
-            f.write(line + "\n")
+        try:
+            with open(self._path, "a", encoding="utf-8") as f:
+                f.write(line + "\n")
+        except OSError as error:
+            raise OSError(
+                f"Cannot write {self._path} at step {step} ({error.strerror or error}). Make room"
+                " and start the same command again; it continues from the last checkpoint."
+            ) from error
 
     def write_pictures(self, pictures: Dict[str, np.ndarray], step: int) -> None:
         """Writes pictures, [h, w, 3] uint8 each, to TensorBoard."""
@@ -68,6 +73,37 @@ class RunLog(orbit.utils.SummaryManagerInterface):
         with self._writer.as_default():
             tensorboard.write_report(metrics, class_table, pictures, step)
         self._writer.flush()
+
+
+class Means(tf.train.experimental.PythonState):
+    """Means of scalars over the steps since `restart`.
+
+    Part of the checkpoint, so that a run stopped between two lines of metrics.jsonl writes the same
+    next line.
+    """
+
+    def __init__(self):
+        self.restart()
+
+    def restart(self) -> None:
+        self._sums: Dict[str, float] = {}
+        self._count = 0
+
+    def add(self, scalars: Mapping[str, float]) -> None:
+        """Counts one step."""
+        self._sums = {name: self._sums.get(name, 0.0) + value for name, value in scalars.items()}
+        self._count += 1
+
+    def values(self) -> Dict[str, float]:
+        """Name -> mean; empty if no step was counted."""
+        return {name: total / self._count for name, total in self._sums.items()}
+
+    def serialize(self) -> str:
+        return json.dumps({"sums": self._sums, "count": self._count})
+
+    def deserialize(self, string_value) -> None:
+        state = json.loads(string_value)
+        self._sums, self._count = state["sums"], state["count"]
 
 
 class Rate:
@@ -106,8 +142,9 @@ def progress_line(
         if name.startswith("loss/")
     ]
     left = int((train_steps - step) * seconds_per_step)
+    shown = " ".join(losses) or "no update: every gradient overflowed"
     return (
-        f"step {step}/{train_steps} | {' '.join(losses)} | lr {scalars['learning_rate']:.4g} | "
+        f"step {step}/{train_steps} | {shown} | lr {scalars['learning_rate']:.4g} | "
         f"{scalars['images_per_second']:.3g} images/s, input wait {scalars['input_wait']:.0%} | "
         f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
     )

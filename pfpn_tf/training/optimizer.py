@@ -35,7 +35,8 @@ class SGD(tf.keras.optimizers.Optimizer):
         name: str = "SGD",
         **kwargs
     ):
-        super().__init__(name=name, jit_compile=False, **kwargs)
+        # None: Keras would take a decay of 0 off every weight in each step.
+        super().__init__(name=name, weight_decay=None, jit_compile=False, **kwargs)
         self._learning_rate = self._build_learning_rate(learning_rate)
         self.momentum = momentum
         self.l2 = l2
@@ -82,7 +83,7 @@ class SGD(tf.keras.optimizers.Optimizer):
 
     def get_config(self):
         config = super().get_config()
-        del config["jit_compile"]
+        del config["jit_compile"], config["weight_decay"]
         return {
             **config,
             "learning_rate": self._serialize_hyperparameter(self._learning_rate),
@@ -95,7 +96,7 @@ class SGD(tf.keras.optimizers.Optimizer):
 def build_optimizer(config: config_lib.Train, model: tf.keras.Model) -> SGD:
     """The optimizer of a built model; scales and shifts of its norms have no weight decay."""
     slow = config.restored_lr_factor != 1
-    optimizer = SGD(schedule.build_schedule(config), config.momentum, config.weight_decay, slow)
+    optimizer = SGD(schedule.Schedule(config), config.momentum, config.weight_decay, slow)
     optimizer.exclude_from_weight_decay(var_list=norm_variables(model))
     return optimizer
 

@@ -1,14 +1,13 @@
 """A run: checks, run directory, weights, data, then the outer loop with logs and checkpoints."""
 
 import contextlib
-import io
 import json
 import os
 import signal
+import threading
 import time
 from typing import Optional
 
-import orbit
 import tensorflow as tf
 from absl import logging
 
@@ -81,7 +80,7 @@ def _train(config, run_dir, strategy, workers):
         for line in taken.report:
             logging.info("%s", line)
         trainer.optimizer.slow_down(taken.restored, config.train.restored_lr_factor)
-        trainer.reset_averages()
+        trainer.averages.restart()
     for line in logs.parameter_counts(trainer.model):
         logging.info("%s", line)
     trainer.set_dataset(distributed_dataset(config, info, strategy, int(trainer.global_step)))
@@ -92,7 +91,7 @@ def _train(config, run_dir, strategy, workers):
 
 
 class _Run:
-    """The outer loop: Orbit's controller, with logs, checkpoints and pictures between its loops."""
+    """The outer loop: between two inner loops, what is due of logs, checkpoints and pictures."""
 
     def __init__(self, config, info, run_dir, trainer, saved):
         self._config = config
@@ -102,30 +101,22 @@ class _Run:
         trainer.profile_dir = os.path.join(run_dir, run_directory.TENSORBOARD)
         self._saved = saved
         self._gather = Gatherer(trainer.strategy)
-        is_chief = trainer.workers.is_chief
-        self._log = logs.RunLog(run_dir, int(trainer.global_step)) if is_chief else _NoLog()
+        self._log = logs.RunLog(run_dir, int(trainer.global_step), trainer.workers.is_chief)
         self._pictures = None
         self._evaluation = None
-        self._controller = orbit.Controller(
-            global_step=trainer.global_step,
-            trainer=trainer,
-            strategy=trainer.strategy,
-            steps_per_loop=self._steps_of_next_loop,
-            summary_manager=self._log,
-            train_actions=[self._after_loop],
-        )
 
     def run(self) -> int:
         train_steps = self._config.train.train_steps
         try:
             self._catch_up()
-            if int(self._trainer.global_step) >= train_steps:
+            if self._step >= train_steps:
                 logging.info("All %d steps are done.", train_steps)
                 return FINISHED
-            with _quiet_orbit():
-                self._controller.train(train_steps, checkpoint_at_completion=False)
+            while self._step < train_steps:
+                scalars = self._trainer.train(tf.constant(self._steps_of_next_loop()))
+                self._after_loop(scalars)
         except StopRequested:
-            step, number = int(self._trainer.global_step), self._trainer.stop_signal
+            step, number = self._step, self._trainer.stop_signal
             name = signal.Signals(number).name if number else "Another worker was told to stop"
             logging.info(
                 "%s: stopping after step %d; saved %s.", name, step, self._saved.save(step)
@@ -134,52 +125,54 @@ class _Run:
             return INTERRUPTED if number == signal.SIGINT else TERMINATED
         finally:
             self._trainer.stop_profiler()
-            self._log.flush()
             _log_peak_memory()
         logging.info("Done: %d steps. Weights and logs are in %s.", train_steps, self._run_dir)
         return FINISHED
 
+    @property
+    def _step(self):
+        return int(self._trainer.global_step)
+
+    def _is_due(self, interval):
+        """Whether what is done every `interval` steps, and after the last, is due; 0: never."""
+        is_last = self._step == self._config.train.train_steps
+        return interval > 0 and (is_last or self._step % interval == 0)
+
     def _catch_up(self):
         """Evaluates first if the run was killed while it did."""
-        step, interval = int(self._trainer.global_step), self._config.train.eval_interval_steps
-        last = step == self._config.train.train_steps
-        if step and interval and (last or step % interval == 0):
+        step = self._step
+        if step and self._is_due(self._config.train.eval_interval_steps):
             missing = self._trainer.workers.is_chief and not _is_evaluated(self._run_dir, step)
             if self._gather(missing)[0]:
                 self._evaluate(step)
 
-    def _steps_of_next_loop(self, step):
+    def _steps_of_next_loop(self):
         """Up to the next step at which something is due: all of it falls on its multiples."""
-        train_config = self._config.train
+        train = self._config.train
         intervals = [
-            train_config.steps_per_loop,
-            train_config.summary_interval_steps,
-            train_config.checkpoint_interval_steps,
-            train_config.image_interval_steps,
-            train_config.eval_interval_steps,
+            train.steps_per_loop,
+            train.summary_interval_steps,
+            train.checkpoint_interval_steps,
+            train.image_interval_steps,
+            train.eval_interval_steps,
         ]
-        return int(min(interval - step % interval for interval in intervals if interval))
+        steps = min(interval - self._step % interval for interval in intervals if interval)
+        return min(steps, train.train_steps - self._step)
 
     def _after_loop(self, scalars):
-        train_config = self._config.train
-        step = int(self._trainer.global_step)
-        last = step == train_config.train_steps
-
-        def due(interval):
-            return interval and (last or step % interval == 0)
-
-        if due(train_config.steps_per_loop):
+        train, step = self._config.train, self._step
+        if self._is_due(train.steps_per_loop):
             seconds = self._trainer.rate.seconds_per_step()
-            logging.info("%s", logs.progress_line(scalars, step, train_config.train_steps, seconds))
-        if due(train_config.summary_interval_steps):
-            self._write(scalars, step)
-            self._trainer.reset_means()
+            logging.info("%s", logs.progress_line(scalars, step, train.train_steps, seconds))
+        if self._is_due(train.summary_interval_steps):
+            self._log.write(scalars, step)
+            self._trainer.restart_means()
         started = time.monotonic()
-        if due(train_config.checkpoint_interval_steps):
+        if self._is_due(train.checkpoint_interval_steps):
             logging.info("Saved %s.", self._saved.save(step))
-        if due(train_config.image_interval_steps):
+        if self._is_due(train.image_interval_steps):
             self._draw(step)
-        if due(train_config.eval_interval_steps):
+        if self._is_due(train.eval_interval_steps):
             self._evaluate(step)
         self._trainer.rate.exclude(time.monotonic() - started)
 
@@ -191,6 +184,12 @@ class _Run:
     def _evaluate(self, step):
         """Evaluates, and keeps the weights if they are the best so far."""
         if self._evaluation is None:
+            if self._config.train.precision != "float32":
+                logging.info(
+                    "Evaluating in %s, as the network trains; tools/eval.py computes in float32, so"
+                    " its numbers differ a little.",
+                    self._config.train.precision,
+                )
             self._evaluation = TrainingEvaluation(
                 self._config,
                 self._info,
@@ -202,25 +201,27 @@ class _Run:
         metrics = self._evaluation.evaluate(step, self._log)
         scalars = report.flat_scalars(metrics)
         logging.info("Evaluation at step %d:\n%s", step, report.table(metrics))
-        name = next(n for n in ("eval/PQ", "eval/mIoU", "eval/mask_AP") if n in scalars)
-        if self._saved.save_best(step, scalars[name]):
-            logging.info("Best %s so far; kept in %s.", name, run_directory.BEST)
-        self._write(scalars, step)  # last: it says that all of this has been done
-
-    def _write(self, scalars, step):
-        try:
-            self._log.write(scalars, step)
-        except OSError as error:
-            raise OSError(
-                f"Cannot write {os.path.join(self._run_dir, run_directory.METRICS)} at step {step}"
-                f" ({error.strerror or error}). Make room and start the same command again; it"
-                " continues from the last checkpoint."
-            ) from error
+        scores = [name for name in ("eval/PQ", "eval/mIoU", "eval/mask_AP") if name in scalars]
+        if not scores:
+            logging.warning(
+                "The evaluation at step %d had nothing to score: --eval_records hold no annotations"
+                " for --task=%s. No checkpoint is kept as the best.", step, self._config.model.task
+            )  # fmt: skip
+        elif self._saved.save_best(step, scalars[scores[0]]):
+            logging.info("Best %s so far; kept in %s.", scores[0], run_directory.BEST)
+        # Last: it says that all of this has been done.
+        self._log.write({**scalars, "eval/num_images": metrics["num_images"]}, step)
 
 
 @contextlib.contextmanager
 def _signals(trainer):
-    """SIGTERM and SIGINT set the trainer's `stop_signal`; a second one acts at once."""
+    """SIGTERM and SIGINT set the trainer's `stop_signal`; a second one acts at once.
+
+    Python lets only the main thread handle signals; in another one nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     previous = {}
 
     def handle(number, frame):
@@ -237,22 +238,6 @@ def _signals(trainer):
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _quiet_orbit():
-    """Orbit writes each of its messages to the log and to stdout; our lines say the same once."""
-
-    def not_orbit(record):
-        return f"{os.sep}orbit{os.sep}" not in record.pathname
-
-    logger = logging.get_absl_logger()
-    logger.addFilter(not_orbit)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logger.removeFilter(not_orbit)
 
 
 def _log_start(config, run_dir, strategy):
@@ -292,22 +277,3 @@ def _is_evaluated(run_dir, step):
     return any(
         line["step"] == step and any(name.startswith("eval/") for name in line) for line in lines
     )
-
-
-class _NoLog(orbit.utils.SummaryManagerInterface):
-    """Stands where a `RunLog` would, for the workers that write nothing."""
-
-    def flush(self):
-        pass
-
-    def summary_writer(self, relative_path=""):
-        return tf.summary.create_noop_writer()
-
-    def write_summaries(self, summary_dict):
-        pass
-
-    def write(self, scalars, step):
-        pass
-
-    def write_pictures(self, named_pictures, step):
-        pass

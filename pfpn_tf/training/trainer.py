@@ -1,8 +1,8 @@
-"""The training step and the inner loop around it, for Orbit's `Controller`."""
+"""The training step and the inner loop around it."""
 
 import functools
 import time
-from typing import Dict, NamedTuple, Optional
+from typing import Any, Callable, Dict, NamedTuple, Optional
 
 import numpy as np
 import orbit
@@ -14,22 +14,13 @@ from pfpn_tf.data import categories, pipeline
 from pfpn_tf.distribution.workers import workers_of
 from pfpn_tf.losses import panoptic_fpn_losses
 from pfpn_tf.model import panoptic_fpn
-from pfpn_tf.runs import restore
 from pfpn_tf.structures import GroundTruth
 from pfpn_tf.training import logs, memory
 from pfpn_tf.training import optimizer as optimizer_lib
 from pfpn_tf.training import schedule
-
-LOSSES = {
-    "panoptic": ("rpn_objectness", "rpn_box", "class", "box", "mask", "semantic", "total"),
-    "instance": ("rpn_objectness", "rpn_box", "class", "box", "mask", "total"),
-    "semantic": ("semantic", "total"),
-}
-
-# Dynamic loss scale of float16: halved when a gradient overflows, doubled after this many steps
-# without; 2**15 is the usual start.
-INITIAL_LOSS_SCALE = 2.0**15
-LOSS_SCALE_GROWTH_STEPS = 2000
+from pfpn_tf.training.averages import MovingAverages
+from pfpn_tf.training.loss_scale import LossScale
+from pfpn_tf.utils import keras_policy
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -40,12 +31,22 @@ class StopRequested(Exception):
     """SIGTERM or SIGINT has arrived, here or at another worker."""
 
 
-class _StepResult(NamedTuple):
-    """What one step tells the loop. The tensors are read one step late, when they are there."""
+class StepResult(NamedTuple):
+    """What one step tells the loop.
 
-    step: int
+    Attributes:
+      healthy: [] bool, whether loss and gradient are finite, in this step and in all before it. If
+        not, the step has changed nothing.
+      updated: [] bool, whether the weights were updated. A healthy step of float16 skips the update
+        when the gradient overflows, and lowers the loss scale.
+      scalars: name -> [] float64.
+      source_ids: [B, 64] uint8 of this worker's images.
+      stop: [] bool, whether any worker has a `stop_signal`.
+    """
+
     healthy: tf.Tensor
-    scalars: tf.Tensor
+    updated: tf.Tensor
+    scalars: Dict[str, tf.Tensor]
     source_ids: tf.Tensor
     stop: tf.Tensor
 
@@ -76,29 +77,17 @@ class Trainer(orbit.StandardTrainer):
         self.stop_signal: Optional[int] = None
         self._stop_agreed = False
         self.rate = logs.Rate()
+        self.means = logs.Means()
         self.profile_dir = ""
         self._profiling = False
-        self.scalar_names = [f"loss/{name}" for name in LOSSES[config.model.task]]
-        self.scalar_names += ["gradient_norm", "positive_anchors", "foreground_rois"]
-        # Means since the scalars were last written. In the checkpoint, so that a run stopped
-        # between two lines of metrics.jsonl writes the same next line.
-        self._sums = tf.Variable(tf.zeros([len(self.scalar_names)], tf.float64), trainable=False)
-        self.num_summed = tf.Variable(0, dtype=tf.int64, trainable=False)
         self._healthy = tf.Variable(True, trainable=False)
-        scale = INITIAL_LOSS_SCALE if config.train.precision == "mixed_float16" else 1.0
-        self._loss_scale = tf.Variable(scale, dtype=tf.float32, trainable=False)
-        self._steps_at_scale = tf.Variable(0, dtype=tf.int64, trainable=False)
-        self._schedule = schedule.build_schedule(config.train)
+        self._loss_scale = LossScale(config.train.precision)
+        self._schedule = schedule.Schedule(config.train)
         self._variables = model.trainable_variables
         with strategy.scope():
             optimizer.build(self._variables)
-            self._averaged = restore.model_variables(model) if config.train.ema_decay else {}
-            self.averages = {
-                path: tf.Variable(v, trainable=False)
-                for path, v in self._averaged.items()
-                if v.dtype.is_floating
-            }
-        self._step_function = None
+        self.averages = MovingAverages(model, config.train.ema_decay, strategy)
+        self._step_function: Callable[..., StepResult]  # from `set_dataset` on
         self._compiled = False
         self._network, self._gradients = self._run_network, self._part_gradients
         if config.train.xla:
@@ -111,17 +100,15 @@ class Trainer(orbit.StandardTrainer):
                 self._network = compile_it(self._run_network)
 
     @property
-    def state(self) -> Dict[str, tf.__internal__.tracking.Trackable]:
-        """Everything a checkpoint must hold."""
+    def state(self) -> Dict[str, Any]:
+        """Everything a checkpoint must hold, by name."""
         return {
             "model": self.model,
             "optimizer": self.optimizer,
             "global_step": self.global_step,
-            "sums": self._sums,
-            "num_summed": self.num_summed,
+            "means": self.means,
             "loss_scale": self._loss_scale,
-            "steps_at_scale": self._steps_at_scale,
-            **({"averages": self.averages} if self.averages else {}),
+            **({"averages": self.averages.variables} if self.averages.variables else {}),
         }
 
     def set_dataset(self, dataset) -> None:
@@ -133,10 +120,135 @@ class Trainer(orbit.StandardTrainer):
         # compile.
         signature = [dataset.element_spec, tf.TensorSpec([], tf.bool)]
         self._step_function = tf.function(
-            self._distributed_step,
+            self._step,
             input_signature=None if self.config.train.xla else signature,
             autograph=False,
         )
+
+    # -- the step -----------------------------------------------------------------------------
+
+    def train_step(self, iterator) -> StepResult:
+        """One optimizer step on the next batch."""
+        start = time.monotonic()
+        batch = next(iterator)
+        waited_seconds = time.monotonic() - start
+        result = self._step_function(batch, tf.constant(self.stop_signal is not None))
+        self.rate.step_done(waited_seconds)
+        return result
+
+    def _step(self, batch, stop):
+        gradients, scalars = self.strategy.run(self._replica_gradients, args=(batch, stop))
+        # All replicas hold the same sums by now: take those of the first.
+        scalars = {name: self._local(value)[0] for name, value in scalars.items()}
+        stop = scalars.pop("stop") > 0
+        norm = scalars["gradient_norm"]
+        norm_finite = tf.math.is_finite(norm)
+        healthy = self._healthy.read_value() & tf.math.is_finite(scalars["loss/total"])
+        healthy &= norm_finite | self._loss_scale.can_fall()
+        self._healthy.assign(healthy)
+
+        def update():
+            self.strategy.run(self._replica_update, args=(gradients, norm))
+            self.averages.update(self.optimizer.iterations)
+            return True
+
+        updated = tf.cond(healthy & norm_finite, update, lambda: False)
+        self._loss_scale.adapt(norm_finite)
+        self.global_step.assign_add(tf.cast(healthy, tf.int64))
+        source_ids = tf.concat(self._local(batch["source_id_bytes"]), axis=0)
+        return StepResult(healthy, updated, scalars, source_ids, stop)
+
+    def _replica_gradients(self, batch, stop):
+        """Forward and backward pass of one replica, then the sum over replicas."""
+        num_parts = self.config.train.gradient_accumulation_steps
+        loss_scale = tf.convert_to_tensor(self._loss_scale.value)
+        gradients, scalars = self._accumulated_gradients(batch, num_parts, loss_scale)
+        # A loss is this replica's sum over the count of the *global* batch, so the replicas' losses
+        # and gradients are shares that add up: SUM, and no division by the number of replicas. The
+        # parts of a replica, in contrast, are batches of their own, to be averaged.
+        factor = 1.0 / (num_parts * loss_scale)
+        gradients = [g * tf.cast(factor, g.dtype) for g in gradients]
+        gradients = _sum_over_replicas(gradients)
+        scalars = {name: value / num_parts for name, value in scalars.items()}
+        scalars["stop"] = tf.cast(stop, tf.float64)
+        summed = _sum_over_replicas(tf.stack(list(scalars.values())))  # one exchange for all
+        scalars = dict(zip(scalars, tf.unstack(summed)))
+        scalars["gradient_norm"] = tf.cast(tf.linalg.global_norm(gradients), tf.float64)
+        return gradients, scalars
+
+    def _accumulated_gradients(self, batch, num_parts, loss_scale):
+        """Sums of what `_part_gradients` gives for each of `num_parts` equal parts of a batch."""
+        # XLA cannot read variables placed on another device, so pass their values.
+        step = tf.convert_to_tensor(self.global_step)
+        if num_parts == 1:
+            return self._gradients(batch, step, loss_scale)
+        splits = {name: tf.split(value, num_parts) for name, value in batch.items()}
+        total = None
+        for i in range(num_parts):
+            # A part waits for the gradients of the one before: otherwise TensorFlow would run them
+            # side by side and save no memory.
+            with tf.control_dependencies(tf.nest.flatten(total) if total else []):
+                part = {name: tf.identity(parts[i]) for name, parts in splits.items()}
+            result = self._gradients(part, step, loss_scale)
+            total = tf.nest.map_structure(tf.add, total, result) if total else result
+        return total
+
+    def _part_gradients(self, batch, step, loss_scale):
+        """Scaled gradients of the total loss, and this replica's share of the scalars."""
+        with tf.GradientTape() as tape:
+            outputs, losses = self._losses(batch, step)
+            scaled = losses["total"] * tf.cast(loss_scale, losses["total"].dtype)
+        gradients = tape.gradient(
+            scaled, self._variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
+        scalars = {f"loss/{name}": value for name, value in losses.items()}
+        scalars.update(self._counts_per_image(outputs))
+        scalars = {name: tf.cast(value, tf.float64) for name, value in scalars.items()}
+        return [tf.convert_to_tensor(g) for g in gradients], scalars
+
+    def forward(self, batch):
+        """The network's outputs for a batch, and its losses."""
+        return self._losses(batch, self.global_step)
+
+    def _losses(self, batch, step):
+        outputs = self._network(batch)
+        return outputs, panoptic_fpn_losses(outputs, _ground_truth(batch), self.config, step)
+
+    def _run_network(self, batch):
+        return self.model(
+            batch["images"],
+            batch["image_hw"],
+            ground_truth=_ground_truth(batch),
+            seed=batch["seed"],
+            training=True,
+        )
+
+    def _counts_per_image(self, outputs):
+        """Positive anchors and foreground RoIs, over the global batch size."""
+        if outputs.rpn_targets is None:
+            return {}
+        train = self.config.train
+        batch_size = train.global_batch_size // train.gradient_accumulation_steps
+        positive = tf.math.count_nonzero(outputs.rpn_targets.labels == 1)
+        foreground = tf.math.count_nonzero(outputs.roi_targets.mask_class_ids >= 0)
+        return {
+            "positive_anchors": positive / batch_size,
+            "foreground_rois": foreground / batch_size,
+        }
+
+    def _replica_update(self, gradients, norm):
+        """Clips and applies. All replicas hold the same summed gradients, so they clip alike."""
+        if self.config.train.gradient_clip_norm > 0:
+            norm = tf.cast(norm, gradients[0].dtype)
+            gradients, _ = tf.clip_by_global_norm(
+                gradients, self.config.train.gradient_clip_norm, use_norm=norm
+            )
+        self.optimizer.apply_gradients(
+            zip(gradients, self._variables), skip_gradients_aggregation=True
+        )
+
+    def _local(self, per_replica):
+        return self.strategy.experimental_local_results(per_replica)
 
     # -- inner loop ---------------------------------------------------------------------------
 
@@ -154,15 +266,15 @@ class Trainer(orbit.StandardTrainer):
             if self._must_stop():
                 break
             self._profile(step)
-            result = _StepResult(step, *self.train_step(iterator))
-            self._first_step_done(result, num_steps)
-            # Looking at a step only after the next one is on its way keeps a GPU busy. The next one
-            # changes nothing if this one was bad: `_healthy` says no on the device.
+            result = self.train_step(iterator)
+            self._first_step_done(step, result, num_steps)
+            # Reading a step's result only after the next one is on its way keeps a GPU busy. The
+            # next one changes nothing if this one was bad: `_healthy` says no on the device.
             if pending is not None:
-                self._check(pending)
-            pending = result
+                self._take(*pending)
+            pending = step, result
         if pending is not None:
-            self._check(pending)
+            self._take(*pending)
         if self._must_stop():
             raise StopRequested()
 
@@ -189,212 +301,64 @@ class Trainer(orbit.StandardTrainer):
             self._profiling = False
             logging.info("Recorded a profile in %s.", self.profile_dir)
 
-    def _first_step_done(self, result, num_steps):
+    def _first_step_done(self, step, result, num_steps):
         if not self._compiled:
-            self._check(result)  # waits for it
+            self._check(step, result)  # waits for it
             self._compiled = True
             logging.info("First step done after %.1f s.", self.rate.seconds_per_step())
             if num_steps > 1:  # else the rate would be of no step at all
                 self.rate.restart()
 
-    def _check(self, result):
+    def _take(self, step, result):
+        """Adds the scalars of a step to the means and obeys a worker's signal."""
+        self._check(step, result)
         self._stop_agreed |= bool(result.stop)
-        if bool(result.healthy):
+        if result.updated:
+            self.means.add({name: float(value) for name, value in result.scalars.items()})
+
+    def _check(self, step, result):
+        if result.healthy:
             return
-        values = dict(zip(self.scalar_names, result.scalars.numpy()))
+        values = {name: float(value) for name, value in result.scalars.items()}
         wrong = "gradient" if np.isfinite(values["loss/total"]) else "loss"
+        told = ", ".join(
+            f"{name.removeprefix('loss/')} {value:.6g}"
+            for name, value in values.items()
+            if name.startswith("loss/") or name == "gradient_norm"
+        )
         ids = pipeline.source_ids(result.source_ids.numpy())
         raise NonFiniteLoss(
-            f"The {wrong} is not finite at step {result.step}: "
-            + ", ".join(
-                f"{n.partition('/')[2] or n} {v:.6g}"
-                for n, v in values.items()
-                if n[:3] in ("los", "gra")
-            )
-            + f". Images of the batch: {', '.join(ids)}. The weights before this step are unharmed."
+            f"The {wrong} is not finite at step {step}: {told}. Images of the batch:"
+            f" {', '.join(ids)}. The weights before this step are unharmed."
             " Usual reasons: --learning_rate is too high, --warmup_steps too low, or"
             " --gradient_clip_norm is 0 without trained weights."
         )
 
     def train_loop_end(self):
-        """Means of all scalars since `reset_means`."""
-        count = max(int(self.num_summed), 1)
-        scalars = dict(zip(self.scalar_names, (self._sums.numpy() / count).tolist()))
+        """Means of all scalars since the means were restarted, and how fast it goes."""
         seconds = self.rate.seconds_per_step()
         last_update = max(int(self.optimizer.iterations.numpy()) - 1, 0)
-        scalars["learning_rate"] = float(self._schedule(last_update))
-        scalars["images_per_second"] = self.config.train.global_batch_size / seconds
-        scalars["input_wait"] = self.rate.wait_share()
-        if self.config.train.precision == "mixed_float16":
-            scalars["loss_scale"] = float(self._loss_scale)
+        scalars = {
+            **self.means.values(),
+            "learning_rate": float(self._schedule(last_update)),
+            "images_per_second": self.config.train.global_batch_size / seconds,
+            "input_wait": self.rate.wait_share(),
+        }
+        if self._loss_scale.is_dynamic:
+            scalars["loss_scale"] = float(self._loss_scale.value)
         for place, num_bytes in memory.peak().items():
             scalars[f"peak_gib/{place.replace(' ', '_')}"] = num_bytes / 2**30
         return scalars
 
-    def reset_averages(self) -> None:
-        """Starts the moving averages at the weights as they are."""
-        for path, average in self.averages.items():
-            average.assign(tf.convert_to_tensor(self._averaged[path]))
-
-    def reset_means(self) -> None:
-        """Starts new means."""
-        self._sums.assign(tf.zeros_like(self._sums))
-        self.num_summed.assign(0)
+    def restart_means(self) -> None:
+        """Starts new means and a new rate."""
+        self.means.restart()
         self.rate.restart()
 
-    # -- the step -----------------------------------------------------------------------------
 
-    def train_step(self, iterator):
-        """One optimizer step on the next batch.
-
-        Returns:
-          healthy: [] bool, whether the loss and the gradient are finite (and were before).
-          scalars: [len(scalar_names)] float64 of this step.
-          source_ids: [B, 64] uint8 of this worker's images.
-          stop: [] bool, whether any worker has a `stop_signal`.
-        """
-        start = time.monotonic()
-        batch = next(iterator)
-        waited_seconds = time.monotonic() - start
-        result = self._step_function(batch, tf.constant(self.stop_signal is not None))
-        self.rate.step_done(waited_seconds)
-        return result
-
-    def _distributed_step(self, batch, stop):
-        gradients, scalars, stops = self.strategy.run(self._replica_gradients, args=(batch, stop))
-        # The values of all replicas are equal by now: they were summed.
-        scalars, stops = (self.strategy.experimental_local_results(x)[0] for x in (scalars, stops))
-        loss = scalars[self.scalar_names.index("loss/total")]
-        norm = scalars[self.scalar_names.index("gradient_norm")]
-        loss_finite, norm_finite = tf.math.is_finite(loss), tf.math.is_finite(norm)
-        if self.config.train.precision == "mixed_float16":
-            # An overflow in the gradient alone is what the dynamic loss scale is for.
-            healthy = self._healthy.read_value() & loss_finite
-        else:
-            healthy = self._healthy.read_value() & loss_finite & norm_finite
-        self._healthy.assign(healthy)
-
-        def update():
-            self.strategy.run(self._replica_update, args=(gradients, norm))
-            self._update_average()
-            return tf.constant(0)
-
-        tf.cond(healthy & norm_finite, update, lambda: tf.constant(0))
-        if self.config.train.precision == "mixed_float16":
-            self._adapt_loss_scale(norm_finite)
-        counted = tf.cast(healthy, tf.int64)
-        self.global_step.assign_add(counted)
-        self.num_summed.assign_add(counted)
-        self._sums.assign_add(tf.where(healthy, scalars, tf.zeros_like(scalars)))
-        source_ids = tf.concat(
-            self.strategy.experimental_local_results(batch["source_id_bytes"]), axis=0
-        )
-        return healthy, scalars, source_ids, stops > 0
-
-    def _replica_gradients(self, batch, stop):
-        """Forward and backward pass of one replica, then the sum over replicas."""
-        num_parts = self.config.train.gradient_accumulation_steps
-        gradients, scalars = None, None
-        for i in range(num_parts):
-            part = batch
-            if num_parts > 1:
-                part = {name: tf.split(value, num_parts)[i] for name, value in batch.items()}
-            # A part waits for the gradients of the one before: otherwise TensorFlow would run them
-            # side by side and save no memory.
-            with tf.control_dependencies(gradients or []):
-                part = tf.nest.map_structure(tf.identity, part)
-            # As values, since XLA takes variables of its own device alone.
-            counters = map(tf.convert_to_tensor, (self.global_step, self._loss_scale))
-            part_gradients, part_scalars = self._gradients(part, *counters)
-            if gradients is None:
-                gradients, scalars = part_gradients, part_scalars
-            else:
-                gradients = [a + b for a, b in zip(gradients, part_gradients)]
-                scalars += part_scalars
-        # A loss is this replica's sum over the count of the *global* batch, so the replicas' losses
-        # and gradients are shares that add up: SUM, and no division by the number of replicas. The
-        # parts of a replica, in contrast, are batches of their own, to be averaged.
-        factor = 1.0 / (num_parts * self._loss_scale)
-        gradients = [g * tf.cast(factor, g.dtype) for g in gradients]
-        context = tf.distribute.get_replica_context()
-        gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
-        stop = tf.cast(stop, tf.float64)  # travels with the scalars: no exchange of its own
-        scalars = tf.concat([scalars / num_parts, [stop]], axis=0)
-        scalars = context.all_reduce(tf.distribute.ReduceOp.SUM, scalars)
-        norm = tf.cast(tf.linalg.global_norm(gradients), tf.float64)
-        is_norm = [name == "gradient_norm" for name in self.scalar_names]
-        return gradients, tf.where(is_norm, norm, scalars[:-1]), scalars[-1]
-
-    def _part_gradients(self, batch, step, loss_scale):
-        """Scaled gradients of the total loss, and this replica's share of `scalar_names`."""
-        with tf.GradientTape() as tape:
-            outputs, losses = self._losses(batch, step)
-            scaled = losses["total"] * tf.cast(loss_scale, losses["total"].dtype)
-        gradients = tape.gradient(
-            scaled, self._variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
-        )
-        shares = [losses[name] for name in LOSSES[self.config.model.task]]
-        shares += [tf.zeros([]), *self._counts_per_image(outputs)]
-        scalars = tf.stack([tf.cast(value, tf.float64) for value in shares])
-        return [tf.convert_to_tensor(g) for g in gradients], scalars
-
-    def forward(self, batch):
-        """The network's outputs for a batch, and its losses."""
-        return self._losses(batch, self.global_step)
-
-    def _losses(self, batch, step):
-        outputs = self._network(batch)
-        return outputs, panoptic_fpn_losses(outputs, _ground_truth(batch), self.config, step)
-
-    def _run_network(self, batch):
-        return self.model(
-            batch["images"],
-            batch["image_hw"],
-            ground_truth=_ground_truth(batch),
-            seed=batch["seed"],
-            training=True,
-        )
-
-    def _counts_per_image(self, outputs):
-        """Positive anchors and foreground RoIs, over the global batch size."""
-        if outputs.rpn_targets is None:
-            return tf.zeros([]), tf.zeros([])
-        batch_size = (
-            self.config.train.global_batch_size // self.config.train.gradient_accumulation_steps
-        )
-        positive = tf.math.count_nonzero(outputs.rpn_targets.labels == 1) / batch_size
-        foreground = tf.math.count_nonzero(outputs.roi_targets.mask_class_ids >= 0) / batch_size
-        return positive, foreground
-
-    def _replica_update(self, gradients, norm):
-        """Clips and applies. All replicas hold the same summed gradients, so they clip alike."""
-        if self.config.train.gradient_clip_norm > 0:
-            norm = tf.cast(norm, gradients[0].dtype)
-            gradients, _ = tf.clip_by_global_norm(
-                gradients, self.config.train.gradient_clip_norm, use_norm=norm
-            )
-        self.optimizer.apply_gradients(
-            zip(gradients, self._variables), skip_gradients_aggregation=True
-        )
-
-    def _update_average(self):
-        """average = decay average + (1 - decay) weight, with a smaller decay in the first steps."""
-        updates = tf.cast(self.optimizer.iterations, tf.float32)
-        decay = tf.minimum(self.config.train.ema_decay, (1.0 + updates) / (10.0 + updates))
-        for path, average in self.averages.items():
-
-            def update(variable, weight):
-                share = tf.cast(1.0 - decay, variable.dtype)
-                return variable.assign_add(share * (weight - variable))
-
-            self.strategy.extended.update(average, update, args=(self._averaged[path],))
-
-    def _adapt_loss_scale(self, norm_finite):
-        steps = tf.where(norm_finite, self._steps_at_scale + 1, 0)
-        grow = steps >= LOSS_SCALE_GROWTH_STEPS
-        factor = tf.where(norm_finite, tf.where(grow, 2.0, 1.0), 0.5)
-        self._loss_scale.assign(tf.clip_by_value(self._loss_scale * factor, 1.0, 2.0**24))
-        self._steps_at_scale.assign(tf.where(grow, tf.zeros_like(steps), steps))
+def _sum_over_replicas(values):
+    context = tf.distribute.get_replica_context()
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, values)
 
 
 def _ground_truth(batch):
@@ -406,9 +370,8 @@ def build_trainer(
     config: config_lib.Config, info: categories.DatasetInfo, strategy: tf.distribute.Strategy
 ) -> Trainer:
     """A `Trainer` with a freshly initialised model."""
-    tf.keras.mixed_precision.set_global_policy(config.train.precision)
     tf.keras.utils.set_random_seed(config.train.seed)
-    with strategy.scope():
+    with strategy.scope(), keras_policy.layers_of(config.train.precision):
         model = panoptic_fpn.build_model(
             config.model,
             info.num_thing_classes,

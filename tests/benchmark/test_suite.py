@@ -1,7 +1,6 @@
 import pytest
 
 from pfpn_tf.benchmark import suite
-from tests import tiny
 
 TINY = {
     "backbone": "resnet_tiny",
@@ -22,7 +21,7 @@ TINY = {
 
 
 def test_step_alone():
-    settings = {**TINY, "crop_size": (64, 96)}
+    settings = {**TINY, "task": "semantic", "crop_size": (64, 96)}
     report = suite.run("step", settings, suite.Options(repeats=2, num_instances=3))
     assert report["image_hw"] == [64, 96]
     assert report["losses"]["loss/total"] > 0
@@ -33,8 +32,8 @@ def test_step_alone():
     assert report["compile_ms"] > 0
 
 
-def test_input_alone(tmp_path):
-    records = f"{tiny.make_records(tmp_path)}/train-*.tfrecord"
+def test_input_alone(tiny_records):
+    records = f"{tiny_records}/train-*.tfrecord"
     settings = {**TINY, "train_records": records, "train_min_sides": (64,), "train_max_side": 96}
     report = suite.run("input", settings, suite.Options(repeats=2))
     batch = report["batch"]

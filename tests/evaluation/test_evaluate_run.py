@@ -13,6 +13,7 @@ from pfpn_tf.evaluation.evaluate_run import evaluate_run, evaluate_two_runs
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.runs import checkpoints, restore
 from pfpn_tf.training import logs
+from pfpn_tf.training.averages import MovingAverages
 from pfpn_tf.training.evaluation import TrainingEvaluation
 from tests import tiny
 
@@ -145,7 +146,7 @@ def test_weights_and_their_averages(run_dir, evaluated, config, info, tmp_path):
     # The same between two steps of a training, and the weights come back.
     model = build(config, info)
     prefix = restore.restore_for_inference(model, run_dir, averages=True)
-    averages = {name: tf.Variable(v) for name, v in restore.model_variables(model).items()}
+    averages = MovingAverages(model, 0.5, tf.distribute.get_strategy())
     restore.restore_for_inference(model, run_dir, prefix)
     weights = [v.numpy() for v in model.variables]
     log = logs.RunLog(str(tmp_path), 0)

@@ -76,7 +76,7 @@ def main(records, output, kinds):
 
 
 def train(config):
-    """Some training steps. Returns the names of the scalars, and their values in each step."""
+    """Some training steps. Returns the values of each scalar, one a step."""
     strategy = strategies.build_strategy("cpu")
     info = pipeline.load_info(config)
     built = trainer.build_trainer(config, info, strategy)
@@ -84,10 +84,10 @@ def train(config):
     built.set_dataset(trainer.distributed_dataset(config, info, strategy, 0))
     batches = iter(built.train_dataset)
     steps = [built.train_step(batches) for _ in range(STEPS)]
-    assert all(healthy for healthy, *_ in steps)
+    assert all(result.healthy for result in steps)
     return {
-        "scalar_names": np.array(built.scalar_names),
-        "scalars": np.stack([scalars for _, scalars, *_ in steps]),
+        f"training/{name}": np.array([result.scalars[name] for result in steps])
+        for name in steps[0].scalars
     }
 
 

@@ -84,9 +84,12 @@ def tensors(run_dir, step):
     import tensorflow as tf
 
     reader = tf.train.load_checkpoint(str(run_dir / "checkpoints" / f"ckpt-{step}"))
-    return {
-        n: reader.get_tensor(n) for n in reader.get_variable_to_shape_map() if not n.startswith("_")
-    }
+    names = [n for n in reader.get_variable_to_shape_map() if not n.startswith("_")]
+    found = {name: reader.get_tensor(name) for name in names}
+    (means,) = (name for name, value in found.items() if isinstance(value, bytes))
+    state = json.loads(found.pop(means))
+    found.update({f"{means}/{n}": value for n, value in state.pop("sums").items()}, **state)
+    return found
 
 
 def largest_difference(run_dir, other_dir, step):

@@ -42,9 +42,9 @@ def steps(config, strategy, count=2):
     iterator = iter(built.train_dataset)
     results = []
     for _ in range(count):
-        healthy, scalars, ids, _ = built.train_step(iterator)
-        assert bool(healthy)
-        results.append((scalars.numpy(), ids.numpy()))
+        result = built.train_step(iterator)
+        assert result.healthy and result.updated
+        results.append((list(result.scalars.values()), result.source_ids.numpy()))
     for v in variables:
         for copy in strategy.experimental_local_results(v):
             np.testing.assert_array_equal(copy.numpy(), v.numpy(), err_msg=v.name)

@@ -4,11 +4,16 @@ from tests.training import kill_and_resume, train_process
 
 
 def test_a_killed_run_ends_like_one_that_was_not(tiny_config, tmp_path):
-    """The whole network, killed in the middle of its second save, after more lines of the log than
-    the first one covers, and, as it looks, in the middle of a line. kill_and_resume.py does more.
+    """Killed in the middle of its second save, after more lines of the log than the first one
+    covers, and, as it looks, in the middle of a line. kill_and_resume.py does more, on the whole
+    network.
     """
     config = tiny_config.replace(
-        train_steps=9, ema_decay=0.9, summary_interval_steps=2, checkpoint_interval_steps=3
+        task="semantic",
+        train_steps=9,
+        ema_decay=0.9,
+        summary_interval_steps=2,
+        checkpoint_interval_steps=3,
     )
     killed, log = tmp_path / "killed", tmp_path / "killed.log"
     alone = train_process.start(config, tmp_path / "alone", tmp_path / "alone.log")

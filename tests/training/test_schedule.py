@@ -12,7 +12,7 @@ STEPS = [0, 1, 2, 499, 500, 998, 999, 1000, 1001, 59998, 59999, 60000, 60001, 79
 
 def rates(steps, **settings):
     train = Config().replace(**settings).train
-    built = schedule.build_schedule(train)
+    built = schedule.Schedule(train)
     expected = [
         sgd.schedule(
             step,

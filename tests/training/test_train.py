@@ -7,8 +7,10 @@ import pytest
 import tensorflow as tf
 
 from pfpn_tf.data import order
+from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.runs import checkpoints, run_directory
 from pfpn_tf.training import checks, dry_run, logs, train, trainer
+from pfpn_tf.utils.errors import UserError
 from tests import tiny
 
 
@@ -22,7 +24,7 @@ class FakeEvaluation:
 
     def evaluate(self, step, log):
         FakeEvaluation.calls += 1
-        return {"calls": FakeEvaluation.calls}
+        return {"calls": FakeEvaluation.calls, "num_images": 2}
 
 
 @pytest.fixture
@@ -60,6 +62,17 @@ def test_an_evaluation_that_a_kill_cut_short_is_made_up_for(
     assert evaluations.calls == train_steps // 2  # nothing twice
 
 
+def test_an_evaluation_with_nothing_to_score_says_so_and_goes_on(
+    toy, tmp_path, monkeypatch, evaluations, caplog
+):
+    monkeypatch.setattr(train.report, "flat_scalars", lambda metrics: {})
+    config = toy.config.replace(train_steps=4, eval_interval_steps=2)
+    assert train.train(config, str(tmp_path)) == 0
+    assert caplog.text.count("had nothing to score: --eval_records hold no annotations") == 2
+    assert train.train(config, str(tmp_path)) == 0
+    assert evaluations.calls == 2  # nothing twice
+
+
 @pytest.mark.parametrize(
     "profile_steps, train_steps, expected",
     [((1, 2), 6, ["start 1", "stop 3"]), ((4, 9), 6, ["start 4", "stop 6"]), ((9, 9), 6, [])],
@@ -85,10 +98,10 @@ def test_the_profiler_records_the_steps_asked_for(
 
 
 def test_a_log_that_cannot_be_written_is_reported_with_its_path(toy, tmp_path, monkeypatch):
-    def fail(self, scalars, step):
+    def fail(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(logs.RunLog, "write", fail)
+    monkeypatch.setattr(logs, "open", fail, raising=False)
     with pytest.raises(
         OSError, match=r"Cannot write .*metrics.jsonl at step 1 \(No space left on device\)"
     ):
@@ -147,16 +160,21 @@ def test_the_largest_batch(settings, expected):
     assert max(int(example["padded_hw"].prod()) for example in drawn) <= np.prod(expected)
 
 
-def test_splits_with_other_classes(tiny_config, tmp_path):
-    other = tiny.make_records(tmp_path)
+@pytest.mark.parametrize("flag", ["train_records", "eval_records"])
+def test_records_of_other_classes(tiny_config, tmp_path, flag):
     info = checks.pipeline.load_info(tiny_config)
     categories = [
         {**c, "name": "thing X"} if c["id"] == info.categories[0].id else c
         for c in info.coco_categories()
     ]
-    type(info).from_coco_categories(categories).save(other / "dataset_info.json")
-    config = tiny_config.replace(eval_records=f"{other}/val-*.tfrecord")
-    with pytest.raises(
-        ValueError, match="--eval_records=.*holds other classes.*\n.*there, thing X"
-    ):
-        checks.check(config, 1)
+    type(info).from_coco_categories(categories).save(tmp_path / "dataset_info.json")
+    (tmp_path / "more.tfrecord").touch()
+    records = f"{getattr(tiny_config.data, flag)},{tmp_path}/more.tfrecord"
+    with pytest.raises(UserError, match=f"--{flag}=.*holds other classes.*\n.*there, thing X"):
+        checks.check(tiny_config.replace(**{flag: records}), 1)
+
+
+@pytest.mark.parametrize("task", ["panoptic", "instance"])
+def test_instances_of_a_dataset_without_things(tiny_config, task):
+    with pytest.raises(UserError, match=f"--task={task} needs thing classes.*--task=semantic"):
+        panoptic_fpn.build_model(tiny_config.replace(task=task).model, 0, 5)

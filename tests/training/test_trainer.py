@@ -1,5 +1,6 @@
 """The loop: what a run leaves behind, how it stops, and what it refuses to start."""
 
+import concurrent.futures
 import json
 import os
 import signal
@@ -12,9 +13,12 @@ from pfpn_tf.config import Config
 from pfpn_tf.data import pipeline
 from pfpn_tf.distribution import strategies
 from pfpn_tf.runs import checkpoints, restore, run_directory
-from pfpn_tf.training import checks, train, trainer
+from pfpn_tf.training import checks, logs, loss_scale, train, trainer
 
-LOSSES = [f"loss/{name}" for name in trainer.LOSSES["panoptic"]]
+LOSSES = [
+    f"loss/{name}"
+    for name in ("rpn_objectness", "rpn_box", "class", "box", "mask", "semantic", "total")
+]
 
 
 def metrics(run_dir):
@@ -116,6 +120,14 @@ def test_a_run_stopped_between_two_lines_continues_with_the_same_line(toy, tmp_p
     assert parts["loss/total"] == pytest.approx(whole["loss/total"], rel=1e-7)
 
 
+def test_training_in_a_thread_leaves_signals_alone_and_prints_nothing(toy, tmp_path, capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        assert pool.submit(train.train, toy.config, str(tmp_path)).result() == 0
+    assert steps_saved(tmp_path) == [6] and signal.getsignal(signal.SIGTERM) is before
+    assert capsys.readouterr().out == ""
+
+
 def send_at_step(monkeypatch, number, step):
     real_step = trainer.Trainer.train_step
 
@@ -198,13 +210,13 @@ def test_accumulated_parts_step_like_the_whole_batch(toy):
     assert scalars["gradient_norm"] == pytest.approx(whole_scalars["gradient_norm"], rel=1e-6)
 
 
-def one_step(config):
+def one_step(config, num_steps=1):
     strategy = strategies.build_strategy("cpu")
     info = pipeline.load_info(config)
     built = trainer.build_trainer(config, info, strategy)
     built.set_dataset(trainer.distributed_dataset(config, info, strategy, 0))
     before = [v.numpy() for v in built.model.trainable_variables]
-    scalars = built.train(tf.constant(1))
+    scalars = built.train(tf.constant(num_steps))
     return built, before, [v.numpy() for v in built.model.trainable_variables], scalars
 
 
@@ -244,25 +256,34 @@ def test_the_loss_scale_of_float16_halves_and_skips_on_overflow(toy, monkeypatch
         return {"semantic": loss, "total": loss}
 
     monkeypatch.setattr(trainer, "panoptic_fpn_losses", losses)
-    monkeypatch.setattr(trainer, "INITIAL_LOSS_SCALE", 2.0**60)
-    try:
-        built, before, after, scalars = one_step(toy.config.replace(precision="mixed_float16"))
-    finally:
-        tf.keras.mixed_precision.set_global_policy("float32")
+    monkeypatch.setattr(loss_scale, "INITIAL", 2.0**60)
+    built, before, after, scalars = one_step(toy.config.replace(precision="mixed_float16"))
     assert scalars["loss_scale"] == 2.0**24  # half, but never above this
+    assert "loss/total" not in scalars  # the mean is over the steps that were not skipped
+    assert "no update" in logs.progress_line(scalars, 1, 9, 1.0)
     assert int(built.global_step) == 1 and int(built.optimizer.iterations.numpy()) == 0
     for a, b in zip(before, after):
         np.testing.assert_array_equal(a, b)
 
 
+def test_an_overflow_at_the_lowest_loss_scale_stops_the_run(toy, monkeypatch):
+    def losses(outputs, ground_truth, config, step):
+        loss = tf.reduce_sum(tf.sqrt(0.0 * tf.cast(outputs.semantic_logits, tf.float32)))
+        return {"semantic": loss, "total": loss}  # 0, with gradient 0 / 0
+
+    monkeypatch.setattr(trainer, "panoptic_fpn_losses", losses)
+    monkeypatch.setattr(loss_scale, "INITIAL", 2.0)
+    config = toy.config.replace(precision="mixed_float16")
+    with pytest.raises(trainer.NonFiniteLoss, match="gradient is not finite at step 1: "):
+        one_step(config, num_steps=2)
+
+
 def test_mixed_precision_trains(toy, tmp_path):
-    try:
-        for precision in ("mixed_bfloat16", "mixed_float16"):
-            train.train(toy.config.replace(precision=precision), str(tmp_path / precision))
-            lines = metrics(tmp_path / precision)
-            assert lines[-1]["loss/total"] < lines[0]["loss/total"]
-    finally:
-        tf.keras.mixed_precision.set_global_policy("float32")
+    for precision in ("mixed_bfloat16", "mixed_float16"):
+        train.train(toy.config.replace(precision=precision), str(tmp_path / precision))
+        lines = metrics(tmp_path / precision)
+        assert lines[-1]["loss/total"] < lines[0]["loss/total"]
+        assert tf.keras.mixed_precision.global_policy().name == "float32"  # as it was
 
 
 def test_half_precision_changes_the_losses_of_the_network_little(tiny_config):
@@ -271,15 +292,10 @@ def test_half_precision_changes_the_losses_of_the_network_little(tiny_config):
     strategy, info = strategies.build_strategy("cpu"), pipeline.load_info(config)
     batch = next(iter(pipeline.build_dataset(config, info, training=True)))
     losses = {}
-    try:
-        for precision in ("float32", "mixed_bfloat16", "mixed_float16"):
-            built = trainer.build_trainer(config.replace(precision=precision), info, strategy)
-            assert built.model.backbone.compute_dtype == precision.removeprefix("mixed_")
-            losses[precision] = {
-                name: float(value) for name, value in built.forward(batch)[1].items()
-            }
-    finally:
-        tf.keras.mixed_precision.set_global_policy("float32")
+    for precision in ("float32", "mixed_bfloat16", "mixed_float16"):
+        built = trainer.build_trainer(config.replace(precision=precision), info, strategy)
+        assert built.model.backbone.compute_dtype == precision.removeprefix("mixed_")
+        losses[precision] = {name: float(value) for name, value in built.forward(batch)[1].items()}
     for precision in ("mixed_bfloat16", "mixed_float16"):
         assert losses[precision] != losses["float32"]
         for name in ("rpn_objectness", "class", "mask", "semantic", "total"):
