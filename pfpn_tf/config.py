@@ -479,11 +479,6 @@ class Export:
         at_least=1,
         lengths=_SOME,
     )
-    for_gpu: bool = _inference_field(
-        False,
-        "The server has a GPU: the labels of pixels are computed on it, in few large operations. An"
-        " export with or without this answers rightly on any processor and GPU.",
-    )
     batch_timeout_micros: int = _inference_field(
         5000, "Microseconds that the server waits for a batch to fill.", at_least=0
     )

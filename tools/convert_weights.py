@@ -4,10 +4,19 @@
     python tools/convert_weights.py --list
     python tools/convert_weights.py --run_dir=runs/published \\
       --weights=mmdet://panoptic_fpn_r101_fpn_mstrain_3x_coco
-    python tools/convert_weights.py --weights=panoptic_fpn_r50.pth --run_dir=runs/converted \\
-      --flagfile=configs/mmdetection/panoptic_fpn_r50.flags
-    python tools/convert_weights.py --weights=model_final.pkl --run_dir=runs/converted \\
-      --detectron2_config=config.yaml
+        source, base = None, None
+        if zoo.is_name(given.weights):
+            base = zoo.config(given.weights)
+        elif not given.detectron2_config:
+            base = convert.known_config(
+                given.weights, flags_lib.given_settings().get("stride_in_1x1")
+            )
+        base = base or config_lib.Config()
+        if given.detectron2_config:
+            source = detectron2_config.read(given.detectron2_config)
+            if source.of_coco and os.path.exists(zoo.COCO_INFO):
+                base = base.replace(dataset_info=zoo.COCO_INFO)
+            base = base.replace(**source.settings)
     python tools/convert_weights.py --to=mmdetection --run_dir=runs/mine --weights=mine.pth
 
 Evaluation, export and prediction take the run directory, and so does --init_weights in training.
@@ -59,10 +68,13 @@ def main():
     if given.to != "run_dir":
         convert.from_run_dir(given.run_dir, given.weights, given.to)
     else:
-        source = None
-        base = config_lib.Config()
+        source, base = None, None
         if zoo.is_name(given.weights):
             base = zoo.config(given.weights)
+        elif not given.detectron2_config:
+            stride = flags_lib.given_settings().get("stride_in_1x1")
+            base = convert.known_config(given.weights, stride)
+        base = base or config_lib.Config()
         if given.detectron2_config:
             source = detectron2_config.read(given.detectron2_config)
             if source.of_coco and os.path.exists(zoo.COCO_INFO):

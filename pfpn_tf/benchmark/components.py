@@ -73,14 +73,14 @@ def benchmark_fusion(repeats: int) -> Dict[str, Any]:
     coarse = _normal(rng, 1, 13, 21, 1 + num_stuff)
     hw4 = (PADDED_HW[0] // 4, PADDED_HW[1] // 4)
     logits = tf.image.resize(coarse, hw4, "bicubic")[0] * 5.0
-    tables = fusion.FusionTables(
+    settings = fusion.FusionSettings(
         np.arange(1, 81, dtype=np.int32), np.r_[-1, 100 : 100 + num_stuff].astype(np.int32)
     )
     image_hw = tf.constant(IMAGE_HW)
 
     @tf.function(autograph=False)
     def canvas():
-        return fusion.instance_canvas(detections, image_hw, image_hw, 0.5, 0.5)
+        return fusion.instance_canvas(detections, image_hw, image_hw, settings)
 
     @tf.function(autograph=False)
     def labels():
@@ -89,7 +89,7 @@ def benchmark_fusion(repeats: int) -> Dict[str, Any]:
     @tf.function(autograph=False)
     def fuse():
         outputs = structures.InferenceOutputs(detections, logits)
-        return fusion.fuse_image(outputs, image_hw, image_hw, tables, 0.5, 0.5, 4096)
+        return fusion.fuse_image(outputs, image_hw, image_hw, settings)
 
     return {
         "instances": measure.timed(lambda: canvas().numpy(), repeats),

@@ -6,8 +6,7 @@ tells the time to load and to answer first, the time of an answer and the peak m
 Without trained weights the network gets random ones, whose predictors are brought to the means and
 spreads that training gives them, so that the parts after them have a crowded photo's work: with the
 default settings 54 of 100 detections reach the score that fusion asks for, and 44 of these and 5
-stuff regions are left as segments. Labels take longer than of a trained network: at any place more
-classes could win.
+stuff regions are left as segments.
 
 Shapes: h, w size of the image.
 """

@@ -47,16 +47,6 @@ def workers_of(strategy: tf.distribute.Strategy) -> Workers:
     return Workers(count, before + resolver.task_id)
 
 
-def computes_on_gpu(strategy: tf.distribute.Strategy) -> bool:
-    """Whether the replicas of a strategy are on GPUs, whatever else the machine has.
-
-    TensorFlow's default strategy, which is none, computes on a GPU where there is one.
-    """
-    if strategy is tf.distribute.get_strategy() and not tf.distribute.has_strategy():
-        return bool(tf.config.list_logical_devices("GPU"))
-    return any("GPU" in device.upper() for device in strategy.extended.worker_devices)
-
-
 class Gatherer:
     """Hands an object of each worker to all workers. All of them have to call it equally often."""
 

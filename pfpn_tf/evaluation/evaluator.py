@@ -89,9 +89,7 @@ class Evaluator:
         self._config = config
         self._info = info
         self._strategy = strategy or tf.distribute.get_strategy()
-        self._inference = Inference(
-            config, info, model, semantic, workers_lib.computes_on_gpu(self._strategy)
-        )
+        self._inference = Inference(config, info, model, semantic)
         self._gather = workers_lib.Gatherer(self._strategy)
         self._workers = self._gather.workers
         self._num_images = len(tfrecord.read_index(config.data.eval_records, "eval_records"))

@@ -83,7 +83,6 @@ class Inference:
         info: DatasetInfo,
         model: tf.keras.Model,
         semantic: Optional[Network] = None,
-        for_gpu: bool = False,
     ):
         """Plans the inputs.
 
@@ -92,14 +91,12 @@ class Inference:
           info: the dataset.
           model: the network; with `semantic` only its instances count.
           semantic: a second network, for the semantic branch.
-          for_gpu: as `semantic_labels`.
         """
-        self._for_gpu = for_gpu
         self._config = config
         self._model = model
         self._semantic_model = semantic.model if semantic else model
         self._two_networks = semantic is not None
-        self._tables = fusion.fusion_tables(info, config.model.semantic_targets)
+        self._fusion = fusion.fusion_settings(info, config.model)
         self.settings: List[config_lib.Config] = [config]
         self._views: List[_View] = []
         self._frame = 0
@@ -144,10 +141,8 @@ class Inference:
             outputs,
             inputs[0].image_hw,
             original_hw,
-            self._config.model,
-            self._tables,
+            self._fusion,
             frame.image_hw,
-            self._for_gpu,
         )
 
     def _semantic_logits(self, inputs, known):
@@ -220,20 +215,16 @@ def batch_outputs(
     outputs: structures.InferenceOutputs,
     image_hw: tf.Tensor,
     original_hw: tf.Tensor,
-    model_config: config_lib.Model,
-    tables: fusion.FusionTables,
+    settings: fusion.FusionSettings,
     semantic_hw: Optional[tf.Tensor] = None,
-    for_gpu: bool = False,
 ) -> ImageOutputs:
     """Labels and panoptic maps at original size, in graph.
 
     Args:
       outputs: of the network, batched.
       image_hw: [B, 2] int32. original_hw: [B, 2] int32.
-      model_config: fusion settings.
-      tables: from `fusion.fusion_tables`.
+      settings: from `fusion.fusion_settings`.
       semantic_hw: [B, 2] int32 content size of what the semantic branch saw, if not `image_hw`.
-      for_gpu: as `semantic_labels`.
 
     Returns:
       Batched `ImageOutputs`; maps are padded with 0 to the largest original size.
@@ -248,21 +239,10 @@ def batch_outputs(
         instance_hw, labels_hw = hw[0], hw[1]
         rest = padded_hw - full_hw
         padding = [[0, rest[0]], [0, rest[1]]]
-        labels = semantic_labels.semantic_labels(
-            image_outputs.semantic_logits, labels_hw, full_hw, for_gpu
-        )
+        labels = semantic_labels.semantic_labels(image_outputs.semantic_logits, labels_hw, full_hw)
         maps = {"labels": tf.pad(tf.cast(labels, tf.int32), padding)}
         if has_panoptic:
-            result = fusion.fuse_image(
-                image_outputs,
-                instance_hw,
-                full_hw,
-                tables,
-                model_config.fusion_score_threshold,
-                model_config.fusion_overlap_threshold,
-                model_config.fusion_stuff_area_threshold_px,
-                labels=labels,
-            )
+            result = fusion.fuse_image(image_outputs, instance_hw, full_hw, settings, labels)
             maps["panoptic"] = result._replace(panoptic_ids=tf.pad(result.panoptic_ids, padding))
         return maps
 

@@ -1,4 +1,4 @@
-"""DeepLabV3's head: what Table 1a compares Semantic FPN with, on a dilated backbone.
+"""DeepLabV3's head on a dilated backbone, with which Table 1a compares Semantic FPN.
 
 After Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation" (2017), the
 paper's reference [11].

@@ -40,27 +40,28 @@ def detect(
     )
     boxes = box_ops.clip(boxes, image_hw[:, None, :])
     scores = tf.where(proposals.valid[:, :, None], scores, tf.zeros_like(scores))
-    boxes, scores, class_ids, num_detections, _ = nms.class_nms(
-        boxes,
-        scores,
-        config.score_threshold,
-        config.nms_threshold,
-        config.max_detections,
-        config.class_agnostic_nms,
-        config.nms_by_offset,
+    return Detections(
+        *nms.class_nms(
+            boxes,
+            scores,
+            config.score_threshold,
+            config.nms_threshold,
+            config.max_detections,
+            config.class_agnostic_nms,
+            config.nms_by_offset,
+        )
     )
-    return Detections(boxes, scores, class_ids, num_detections)
 
 
 def leading_rows(scores: tf.Tensor, threshold: tf.Tensor) -> tf.Tensor:
-    """How many leading rows hold every score of the batch from a threshold on.
+    """Counts the leading rows that hold all scores of the batch which reach a threshold.
 
     Args:
       scores: [B, D], falling; D is 1 or more.
       threshold: [] float64.
 
     Returns:
-      [] int32, 1..D: with none, a head with group norm would have nothing to normalise.
+      [] int32, 1..D. Never 0, because a group norm cannot normalise nothing.
     """
     reached = tf.cast(scores, tf.float64) >= threshold
     return tf.maximum(tf.reduce_max(tf.math.count_nonzero(reached, axis=1, dtype=tf.int32)), 1)

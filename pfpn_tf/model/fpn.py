@@ -51,14 +51,14 @@ def _double(x):
     """Nearest-neighbour upsampling by 2. [B, H, W, C] -> [B, 2 H, 2 W, C]"""
 
     def gradient(dy):
-        # Half the time of the kernel's own on a CPU, and XLA lacks that one.
+        # TensorFlow's own gradient takes twice as long on a CPU, and XLA lacks it.
         return 4.0 * tf.nn.avg_pool2d(dy, 2, 2, "VALID")
 
     return tf.image.resize(x, 2 * tf.shape(x)[1:3], "nearest"), gradient
 
 
 def branch_pyramids(pyramid: Pyramid, groups: int) -> Tuple[Pyramid, Pyramid]:
-    """What the instance branch and the semantic branch see of the pyramid (Table 3d).
+    """Shares the channels of the pyramid between the two branches (Table 3d).
 
     Differs from the paper: it does not say whether the convolutions of the FPN are grouped as well;
     here they are not, so only the branches' inputs are apart.

@@ -91,9 +91,9 @@ class Conv(tf.keras.layers.Layer):
 
     def call(self, x, training=False):
         if isinstance(self.norm, norms.FrozenBatchNorm) and training:
-            # One product per kernel value replaces several per pixel, in both directions. Inference
-            # does without: rounding the kernel once more would move detections as far as all other
-            # rounding together. An exported model may have it; see `fold_norm`.
+            # Scaling the kernel replaces products per pixel, in both directions. Inference does
+            # not scale it: rounding the kernel once more would move detections as far as all other
+            # rounding together. Exports do; see `fold_norm`.
             kernel, shift = self._folded()
             x = tf.nn.bias_add(self._convolve(x, kernel), tf.cast(shift, x.dtype))
         else:
@@ -107,7 +107,7 @@ class Conv(tf.keras.layers.Layer):
     def fold_norm(self):
         """Turns the frozen batch norm into part of the kernel and a bias, for good.
 
-        For export: the layer computes the same, but faster, and its checkpoints fit no longer.
+        An exported layer computes the same faster. Checkpoints no longer fit the layer.
         """
         kernel, shift = self._folded()
         self.kernel.assign(tf.cast(kernel, self.kernel.dtype))
@@ -121,8 +121,8 @@ class Conv(tf.keras.layers.Layer):
 
     def _convolve(self, x, kernel):
         kernel = tf.cast(kernel, x.dtype)
-        # At stride 1 SAME is this very padding. Explicit padding as an argument of conv2d would
-        # keep oneDNN out of the gradient, which then takes ten times as long on a CPU.
+        # At stride 1 SAME pads the same. The explicit padding of conv2d would keep oneDNN out of
+        # the gradient, which takes ten times as long on a CPU without it.
         pad = self.kernel_size // 2
         if pad and self.strides > 1:
             x = tf.pad(x, [[0, 0], [pad, pad], [pad, pad], [0, 0]])

@@ -15,9 +15,9 @@ NUM_CONVS = 4
 class MaskHead(tf.keras.layers.Layer):
     """Four 3x3 convolutions, a 2x2 deconvolution of stride 2, a 1x1 convolution to K masks.
 
-    Only the mask of the wanted class is computed. The deconvolution does not overlap, so it is a
-    matrix product of four pixels per pixel; these are put in their places at the very end, when
-    each has one channel instead of C.
+    The head computes only the mask of the wanted class. The deconvolution does not overlap, so it
+    is a matrix product that makes four pixels of each. The head puts these in place at the end,
+    when each has one channel instead of C.
 
     Args:
       channels: width of the convolutions.

@@ -17,7 +17,6 @@ from pfpn_tf.model.semantic_head import SemanticHead
 from pfpn_tf.model.symmetric_decoder import SymmetricDecoder
 from pfpn_tf.ops.roi_align import multilevel_roi_align
 from pfpn_tf.structures import GroundTruth, InferenceOutputs, TrainOutputs
-from pfpn_tf.utils.errors import UserError
 
 
 class PanopticFPN(tf.keras.Model):
@@ -113,56 +112,72 @@ class PanopticFPN(tf.keras.Model):
           `TrainOutputs` or `InferenceOutputs`; a branch that the task lacks is None there.
         """
         pyramid, semantic_pyramid = self._pyramids(images, training)
+        if training:
+            return self._train(pyramid, semantic_pyramid, image_hw, ground_truth, seed)
+        return self._infer(pyramid, semantic_pyramid, image_hw, mask_score_threshold)
+
+    def _train(self, pyramid, semantic_pyramid, image_hw, ground_truth, seed) -> TrainOutputs:
+        """What the losses need."""
+        outputs = TrainOutputs()
+        if self.has_semantics:
+            logits = self.semantic_head(semantic_pyramid, training=True)
+            outputs = outputs._replace(semantic_logits=logits)
         if not self.has_instances:
-            outputs = TrainOutputs if training else InferenceOutputs
-            return outputs(semantic_logits=self.semantic_head(semantic_pyramid, training=training))
+            return outputs
+        if ground_truth is None:
+            raise ValueError("training=True needs ground_truth.")
 
         logits, deltas = self.rpn_head(pyramid)
         anchors = rpn.pyramid_anchors(pyramid, self.config, logits["p2"].dtype)
-        for_xla = self.for_xla and training
-        proposals = rpn.propose(logits, deltas, anchors, image_hw, self.config, training, for_xla)
-
-        def pool(boxes, head):
-            return self._pool(pyramid, boxes, head, for_xla)
-
-        if not training:
-            class_logits, box_deltas = self.box_head(pool(proposals.boxes, box_head))
-            found = detections.detect(proposals, class_logits, box_deltas, image_hw, self.config)
-            boxes, class_ids = found.boxes, found.class_ids
-            if mask_score_threshold is not None:
-                needed = detections.leading_rows(found.scores, mask_score_threshold)
-                boxes, class_ids = boxes[:, :needed], class_ids[:, :needed]
-            masks = self.mask_head(pool(boxes, mask_head), class_ids)
-            found = found._replace(mask_logits=detections.pad_rows(masks, found.boxes.shape[1]))
-            if not self.has_semantics:
-                return InferenceOutputs(found)
-            # One branch after the other: side by side they need half as much memory again.
-            with tf.control_dependencies([found.mask_logits]):
-                semantic_pyramid = {k: tf.identity(x) for k, x in semantic_pyramid.items()}
-            return InferenceOutputs(found, self.semantic_head(semantic_pyramid))
-
-        if ground_truth is None:
-            raise UserError("training=True needs ground_truth.")
-        semantic_logits = None
-        if self.has_semantics:
-            semantic_logits = self.semantic_head(semantic_pyramid, training=True)
-        all_anchors = tf.concat([anchors[level] for level in config_lib.LEVELS], axis=0)  # [A, 4]
-        rpn_targets = targets.rpn_targets(all_anchors, ground_truth, seed, self.config)
-        roi_targets = targets.roi_targets(
-            proposals, ground_truth, self.num_thing_classes, seed, self.config, for_xla
+        proposals = rpn.propose(
+            logits, deltas, anchors, image_hw, self.config, training=True, for_xla=self.for_xla
         )
-        class_logits, box_deltas = self.box_head(pool(roi_targets.boxes, box_head))
-        mask_rois = pool(roi_targets.mask_boxes, mask_head)
-        return TrainOutputs(
-            objectness_logits=tf.concat([logits[level] for level in config_lib.LEVELS], axis=1),
-            anchor_deltas=tf.concat([deltas[level] for level in config_lib.LEVELS], axis=1),
+        rpn_targets = targets.rpn_targets(
+            rpn.all_levels(anchors, axis=0), ground_truth, seed, self.config
+        )
+        roi_targets = targets.roi_targets(
+            proposals, ground_truth, self.num_thing_classes, seed, self.config, self.for_xla
+        )
+        rois = self._pool(pyramid, roi_targets.boxes, box_head.POOLED_SIZE, self.for_xla)
+        class_logits, box_deltas = self.box_head(rois)
+        rois = self._pool(pyramid, roi_targets.mask_boxes, mask_head.POOLED_SIZE, self.for_xla)
+        return outputs._replace(
+            objectness_logits=rpn.all_levels(logits, axis=1),
+            anchor_deltas=rpn.all_levels(deltas, axis=1),
             rpn_targets=rpn_targets,
             class_logits=class_logits,
             box_deltas=box_head.deltas_of_class(box_deltas, roi_targets.class_ids),
-            mask_logits=self.mask_head(mask_rois, roi_targets.mask_class_ids, training=True),
+            mask_logits=self.mask_head(rois, roi_targets.mask_class_ids, training=True),
             roi_targets=roi_targets,
-            semantic_logits=semantic_logits,
         )
+
+    def _infer(self, pyramid, semantic_pyramid, image_hw, mask_score_threshold) -> InferenceOutputs:
+        """What fusion needs."""
+        found = None
+        if self.has_instances:
+            logits, deltas = self.rpn_head(pyramid)
+            anchors = rpn.pyramid_anchors(pyramid, self.config, logits["p2"].dtype)
+            proposals = rpn.propose(logits, deltas, anchors, image_hw, self.config, training=False)
+            rois = self._pool(pyramid, proposals.boxes, box_head.POOLED_SIZE)
+            class_logits, box_deltas = self.box_head(rois)
+            found = detections.detect(proposals, class_logits, box_deltas, image_hw, self.config)
+            found = self._with_masks(pyramid, found, mask_score_threshold)
+        if not self.has_semantics:
+            return InferenceOutputs(found)
+        if found is not None:
+            # One branch after the other: side by side they need half as much memory again.
+            with tf.control_dependencies([found.mask_logits]):
+                semantic_pyramid = {k: tf.identity(x) for k, x in semantic_pyramid.items()}
+        return InferenceOutputs(found, self.semantic_head(semantic_pyramid))
+
+    def _with_masks(self, pyramid, found, score_threshold):
+        """The detections with masks; those below the threshold get zeros where that saves time."""
+        boxes, class_ids = found.boxes, found.class_ids
+        if score_threshold is not None:
+            needed = detections.leading_rows(found.scores, score_threshold)
+            boxes, class_ids = boxes[:, :needed], class_ids[:, :needed]
+        masks = self.mask_head(self._pool(pyramid, boxes, mask_head.POOLED_SIZE), class_ids)
+        return found._replace(mask_logits=detections.pad_rows(masks, found.boxes.shape[1]))
 
     def semantic_logits(self, images: tf.Tensor) -> tf.Tensor:
         """The semantic branch alone, at inference: [B, H, W, 3] -> [B, H / 4, W / 4, S]."""
@@ -174,16 +189,10 @@ class PanopticFPN(tf.keras.Model):
         pyramid = self.fpn(self.backbone(images, training=training), training=training)
         return branch_pyramids(pyramid, self.config.fpn_groups)
 
-    def _pool(self, pyramid, boxes, head, for_xla=False):
-        """RoI features of the size that `head` takes. [B, R, 4] -> [B, R, P, P, C]"""
-        return multilevel_roi_align(
-            {level: pyramid[level] for level in ("p2", "p3", "p4", "p5")},
-            boxes,
-            head.POOLED_SIZE,
-            self.config.roi_sampling_ratio,
-            for_xla,
-            self.config.roi_level_rule,
-        )
+    def _pool(self, pyramid, boxes, size, for_xla=False):
+        """RoI features. [B, R, 4] -> [B, R, size, size, C]"""
+        ratio, level_rule = self.config.roi_sampling_ratio, self.config.roi_level_rule
+        return multilevel_roi_align(pyramid, boxes, size, ratio, for_xla, level_rule)
 
 
 def build_decoder(config: config_lib.Model) -> tf.keras.layers.Layer:

@@ -143,7 +143,7 @@ class ResNet(tf.keras.layers.Layer):
         With another `output_stride`, no level has a larger stride than that.
         """
         x = self._until_frozen(self.stem(images, training=training), 1)
-        # Zero padding equals padding with -inf here: what ReLU returns is not negative.
+        # ReLU returns nothing negative, so padding with zeros equals padding with -inf.
         x = tf.nn.max_pool2d(tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]]), 3, 2, "VALID")
         features = {}
         for s, name in enumerate(STAGES):

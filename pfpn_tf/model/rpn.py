@@ -49,9 +49,8 @@ class RPNHead(tf.keras.layers.Layer):
             logits = as_float32_or_more(self.objectness(hidden))
             deltas = as_float32_or_more(self.deltas(hidden))
             objectness_logits[level] = tf.reshape(logits, [batch, -1])  # [B, Hl, Wl, a] -> [B, Al]
-            anchor_deltas[level] = tf.reshape(
-                deltas, [batch, -1, 4]
-            )  # [B, Hl, Wl, 4 a] -> [B, Al, 4]
+            # [B, Hl, Wl, 4 a] -> [B, Al, 4]
+            anchor_deltas[level] = tf.reshape(deltas, [batch, -1, 4])
         return objectness_logits, anchor_deltas
 
 
@@ -67,6 +66,11 @@ def pyramid_anchors(pyramid: Pyramid, config: config_lib.Model, dtype: tf.DType)
         )
         for level, size in zip(config_lib.LEVELS, config.anchor_sizes)
     }
+
+
+def all_levels(per_level: PerLevel, axis: int) -> tf.Tensor:
+    """Joins what the levels have for their anchors, p2 first, along an axis."""
+    return tf.concat([per_level[level] for level in config_lib.LEVELS], axis)
 
 
 def propose(
@@ -107,9 +111,8 @@ def propose(
         )
         for level in config_lib.LEVELS
     ]
-    boxes, logits = (
-        tf.stack(parts, axis=1) for parts in zip(*candidates)
-    )  # [B, L, k, 4], [B, L, k]
+    # [B, L, k, 4], [B, L, k]
+    boxes, logits = (tf.stack(parts, axis=1) for parts in zip(*candidates))
     return Proposals(
         *nms.rpn_nms(
             boxes,

@@ -56,7 +56,7 @@ class SemanticHead(tf.keras.layers.Layer):
         return as_float32_or_more(self.predictor(x))
 
     def _sum_one_by_one(self, pyramid):
-        """The sum of the levels, each begun when the one before is done: it takes less memory."""
+        """Adds the levels one after the other, which takes less memory than all at once."""
         x = self._to_stride_4("p2", pyramid["p2"])
         for level in ("p3", "p4", "p5"):
             with tf.control_dependencies([x]):

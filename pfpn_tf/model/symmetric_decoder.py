@@ -13,11 +13,11 @@ from pfpn_tf.structures import Pyramid
 
 
 class SymmetricDecoder(tf.keras.layers.Layer):
-    """The backbone once more, from c5 up to c2: as many blocks of the same sizes.
+    """Repeats the backbone from c5 up to c2: as many blocks of the same sizes.
 
     As in U-Net, a stage takes the backbone's features and the doubled output of the stage below,
-    side by side. The paper gives the picture alone; the blocks are the backbone's, with group norm,
-    since there are no trained statistics for them.
+    side by side. The paper shows only a picture. The blocks are the backbone's, with group norm,
+    because no checkpoint has batch statistics for them.
 
     Args:
       backbone: a key of `resnet.ARCHITECTURES`.

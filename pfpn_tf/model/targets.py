@@ -1,4 +1,4 @@
-"""Training targets: what the RPN and the two heads should have said. No gradients.
+"""Training targets of the RPN, the box head and the mask head. They have no gradients.
 
 Shapes: B images · A anchors of all levels · M ground-truth instances · N proposals ·
 L = N + M candidate RoIs · R sampled RoIs · F mask slots · K thing classes · H, W padded size.
@@ -15,11 +15,11 @@ from pfpn_tf.ops import masks as mask_ops
 from pfpn_tf.ops import matching
 from pfpn_tf.structures import GroundTruth, Proposals, RoiTargets, RpnTargets
 
-# The mask head runs on as many slots as the batch has foreground, in steps of this: few distinct
-# shapes, so that a GPU does not search for the fastest convolution anew in every step.
+# The mask head runs on as many slots as the batch has foreground, rounded up to a multiple of this:
+# a GPU searches for the fastest convolution once for each shape.
 _MASK_SLOT_STEP = 16
 
-# Makes the RoIs' random stream another than the anchors'.
+# Mixed into the seed, so that RoIs and anchors draw different random numbers.
 _ROI_STREAM = (0, 0x5BD1E995)
 
 
@@ -41,7 +41,7 @@ def rpn_targets(
       `RpnTargets`.
     """
     gt_boxes = tf.cast(ground_truth.boxes, anchors.dtype)  # [B, M, 4]
-    labels, gt_index, _ = matching.match_anchors(
+    labels, gt_index = matching.match_anchors(
         gt_boxes,
         ground_truth.class_ids >= 0,
         anchors,
@@ -53,7 +53,7 @@ def rpn_targets(
         labels, config.rpn_samples_per_image, config.rpn_positive_fraction, seed
     )
     matched = _gather_gt(gt_boxes, gt_index)  # [B, A, 4]
-    # Off the positives the target is the anchor itself, whose deltas are zero.
+    # Every other anchor gets itself as target, which gives zero deltas.
     matched = tf.where((labels == 1)[..., tf.newaxis], matched, anchors)
     return RpnTargets(labels, box_ops.encode(matched, anchors), gt_index)
 
@@ -89,7 +89,7 @@ def roi_targets(
     gt_boxes = tf.cast(ground_truth.boxes, proposals.boxes.dtype)  # [B, M, 4]
     candidates = tf.concat([proposals.boxes, gt_boxes], axis=1)  # [B, L, 4]
     candidate_valid = tf.concat([proposals.valid, ground_truth.class_ids >= 0], axis=1)
-    labels, gt_index, _ = matching.match_anchors(
+    labels, gt_index = matching.match_anchors(
         gt_boxes,
         ground_truth.class_ids >= 0,
         candidates,

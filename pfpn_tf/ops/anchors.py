@@ -42,7 +42,7 @@ def level_anchors(
       stride: pixels of the input per cell.
       size: square root of the anchors' area, in pixels.
       aspect_ratios: height / width of each anchor of a cell.
-      dtype: the cell anchors are rounded to it before they are moved to their cells.
+      dtype: of the result. The anchors are rounded to it before they are moved to their cells.
 
     Returns:
       [Hl * Wl * A, 4] yxyx pixels, in the order row, column, aspect ratio.
@@ -52,6 +52,5 @@ def level_anchors(
     x = tf.cast(tf.range(level_hw[1]) * stride, dtype)
     y, x = tf.meshgrid(y, x, indexing="ij")  # 2 x [Hl, Wl]
     centres = tf.stack([y, x, y, x], axis=-1)  # [Hl, Wl, 4]
-    return tf.reshape(
-        centres[:, :, tf.newaxis, :] + cells, [-1, 4]
-    )  # [Hl, Wl, A, 4] -> [Hl*Wl*A, 4]
+    anchors = centres[:, :, tf.newaxis, :] + cells  # [Hl, Wl, A, 4]
+    return tf.reshape(anchors, [-1, 4])

@@ -1,4 +1,4 @@
-"""Box arithmetic: areas, IoU, clipping, delta coding and every conversion of the box format.
+"""Box arithmetic: areas, IoU, clipping and delta coding.
 
 Shapes: ... any leading dimensions · N, M boxes.
 
@@ -31,9 +31,8 @@ def area(boxes: tf.Tensor) -> tf.Tensor:
 def iou_matrix(boxes_a: tf.Tensor, boxes_b: tf.Tensor) -> tf.Tensor:
     """Intersection over union of every box of one set with every box of another.
 
-    The order of the float operations, inter / ((area_a + area_b) - inter), is part of the contract:
-    with ground truth as `boxes_a` it gives the very bits that decide Detectron2's low-quality
-    anchor matches.
+    Callers rely on the order of the float operations, inter / ((area_a + area_b) - inter): with
+    ground truth as `boxes_a` it gives the bits that decide Detectron2's low-quality anchor matches.
 
     Args:
       boxes_a: [..., N, 4] yxyx.
@@ -61,34 +60,15 @@ def clip(boxes: tf.Tensor, hw: tf.Tensor) -> tf.Tensor:
     Returns:
       [..., N, 4] with 0 <= y <= h and 0 <= x <= w.
     """
-    limits = tf.tile(tf.cast(hw, boxes.dtype), _ones_then_two(hw))[
-        ..., tf.newaxis, :
-    ]  # [..., 1, 4]
+    hw = tf.cast(hw, boxes.dtype)
+    limits = tf.concat([hw, hw], axis=-1)[..., tf.newaxis, :]  # [..., 1, 4]
     return tf.minimum(tf.maximum(boxes, tf.zeros([], boxes.dtype)), limits)
-
-
-def _ones_then_two(hw):
-    return tf.concat([tf.ones([tf.rank(hw) - 1], tf.int32), [2]], axis=0)
 
 
 def is_empty(boxes: tf.Tensor) -> tf.Tensor:
     """[...] bool: the box has no height or no width (or a coordinate is NaN)."""
     y1, x1, y2, x2 = tf.unstack(boxes, axis=-1)
     return tf.logical_not((y2 > y1) & (x2 > x1))
-
-
-def scale(boxes: tf.Tensor, factors_hw: tf.Tensor) -> tf.Tensor:
-    """Moves boxes to a resized image.
-
-    Args:
-      boxes: [..., N, 4] yxyx.
-      factors_hw: [..., 2] vertical and horizontal factor.
-
-    Returns:
-      [..., N, 4].
-    """
-    factors = tf.cast(factors_hw, boxes.dtype)
-    return boxes * tf.tile(factors, _ones_then_two(factors))[..., tf.newaxis, :]
 
 
 def encode(
@@ -143,20 +123,3 @@ def decode(
 def _centre_and_size(boxes):
     size = boxes[..., 2:] - boxes[..., :2]  # [..., 2] h, w
     return boxes[..., :2] + 0.5 * size, size
-
-
-def yxyx_to_xyxy(boxes: tf.Tensor) -> tf.Tensor:
-    """[..., 4] (y1, x1, y2, x2) to (x1, y1, x2, y2); also its own inverse."""
-    return tf.gather(boxes, [1, 0, 3, 2], axis=-1)
-
-
-def yxyx_to_xywh(boxes: tf.Tensor) -> tf.Tensor:
-    """[..., 4] (y1, x1, y2, x2) to COCO's (x, y, width, height)."""
-    y1, x1, y2, x2 = tf.unstack(boxes, axis=-1)
-    return tf.stack([x1, y1, x2 - x1, y2 - y1], axis=-1)
-
-
-def xywh_to_yxyx(boxes_xywh: tf.Tensor) -> tf.Tensor:
-    """[..., 4] COCO's (x, y, width, height) to (y1, x1, y2, x2)."""
-    x, y, width, height = tf.unstack(boxes_xywh, axis=-1)
-    return tf.stack([y, x, y + height, x + width], axis=-1)

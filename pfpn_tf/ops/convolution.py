@@ -1,9 +1,9 @@
-"""Convolutions with channel groups and dilation, out of what TensorFlow has on every device.
+"""Convolutions with channel groups and dilation, made of operations that every device has.
 
-On CPUs without oneDNN, TensorFlow's own kernels have no gradient for either, and a convolution with
-groups fails once the graph optimiser has merged it with a bias.
+On CPUs without oneDNN, TensorFlow has no gradient of either, and it cannot run a convolution with
+groups that the graph optimiser has merged with a bias.
 
-An empty batch has no defined result: with oneDNN, TensorFlow gives it the shape of the input.
+The result of an empty batch is undefined: oneDNN gives it the shape of the input.
 
 Shapes: B images · H, W size of the feature map · I input channels · O output channels · k side of
 the kernel.
@@ -25,9 +25,9 @@ def conv2d(
 ) -> tf.Tensor:
     """Convolution of NHWC, as `tf.nn.conv2d` defines it.
 
-    Groups are computed some at a time, as many as fill 64 input channels, by one dense convolution
-    whose kernel is zero between the groups. On a CPU with oneDNN that takes about as long as
-    TensorFlow's convolution with groups, and the gradient a tenth of its time.
+    One dense convolution, whose kernel is zero between the groups, computes as many groups as fill
+    64 input channels. On a CPU with oneDNN it takes about as long as TensorFlow's convolution with
+    groups, and its gradient a tenth of the time.
 
     Args:
       x: [B, H, W, I].
@@ -53,7 +53,7 @@ def conv2d(
     kernel *= tf.eye(together, dtype=kernel.dtype)[:, None, :, None]
     shape = [parts, size, size, together * group_in, together * filters // groups]
     kernels = tf.unstack(tf.reshape(kernel, shape))
-    with tf.name_scope(f"{GROUPS_SCOPE}{together}"):  # for those who count multiply-adds
+    with tf.name_scope(f"{GROUPS_SCOPE}{together}"):  # experiments/model_cost.py reads it
         outputs = [
             _dense(part, part_kernel, strides, padding, dilation)
             for part, part_kernel in zip(tf.split(x, parts, axis=-1), kernels)
@@ -70,15 +70,15 @@ def _dense(x, kernel, strides, padding, dilation):
 
 
 def _dilated(x, kernel, dilation):
-    """A dilated convolution whose gradient is made of operations that every device has."""
+    """A dilated convolution with a gradient made of operations that every device has."""
 
     @tf.custom_gradient
     def forward(x, kernel):
         def gradient(dy):
-            # What an input pixel gave to the outputs comes back along the mirrored kernel.
+            # The input's gradient is a convolution of dy with the mirrored kernel.
             mirrored = tf.transpose(tf.reverse(kernel, [0, 1]), [0, 1, 3, 2])  # [k, k, O, I]
             dx = tf.nn.conv2d(dy, mirrored, 1, "SAME", dilations=dilation)
-            # Each tap has seen the whole map, shifted by its place.
+            # A tap's gradient is the product of dy and the map, shifted by the tap's place.
             size = kernel.shape[0]
             pad = dilation * (size // 2)
             padded = tf.pad(x, [[0, 0], [pad, pad], [pad, pad], [0, 0]])

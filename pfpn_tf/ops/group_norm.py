@@ -2,8 +2,8 @@
 
 Shapes: B images · H, W size of the feature map · C channels · G groups.
 
-One implementation for every device and for XLA, made of sums, products and an inverse square root.
-The gradient is written out, so that a pass in either direction reads the map few times.
+Every device and XLA run the same sums, products and inverse square root. The gradient is written
+out, so that each direction reads the map few times.
 """
 
 import tensorflow as tf
@@ -18,10 +18,10 @@ def group_norm(
 ) -> tf.Tensor:
     """(x - mean) / sqrt(variance + 1e-5) * gamma + beta, then ReLU if asked for.
 
-    Mean and biased variance are those of an image's (H, W, C / G) values in a group. They, and all
-    arithmetic, are in float32 at least, whatever the type of `x`: squares of float16 overflow from
-    256 on. Values are centred by their rounded mean, and then by what that rounding left, so a mean
-    far above the deviation costs no accuracy. Differentiable once.
+    Mean and biased variance are those of an image's (H, W, C / G) values in a group. All arithmetic
+    is in float32 at least, whatever the type of `x`, because squares of float16 overflow from 256
+    on. The code centres values by their rounded mean and then by what the rounding left, so that a
+    mean far above the deviation costs no accuracy. It can be differentiated once.
 
     Args:
       x: [B, H, W, C] float.
@@ -68,13 +68,13 @@ def group_norm(
 
 def _pixel_mean(x):
     """[B, H, W, C] -> [B, 1, 1, C]"""
-    # Rows first, then their means: half the time of both axes at once on a CPU, and smaller sums
-    # round less.
+    # The mean of each column's mean takes half the time of both axes at once on a CPU, and smaller
+    # sums round less.
     return tf.reduce_mean(tf.reduce_mean(x, axis=1, keepdims=True), axis=2, keepdims=True)
 
 
 def _group_mean(x, groups):
-    """Each channel's value becomes the mean of its group's. [B, 1, 1, C] -> [B, 1, 1, C]"""
+    """Replaces each channel's value by the mean of its group. [B, 1, 1, C] -> [B, 1, 1, C]"""
     channels = x.shape[-1]
     x = tf.reshape(x, [-1, groups, channels // groups])
     x = tf.reduce_mean(x, axis=-1, keepdims=True) + tf.zeros_like(x)

@@ -19,7 +19,7 @@ def match_anchors(
     positive_iou: float,
     negative_iou: float,
     allow_low_quality: bool,
-) -> Tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+) -> Tuple[tf.Tensor, tf.Tensor]:
     """Labels anchors by their best IoU with a ground-truth box.
 
     Args:
@@ -28,20 +28,21 @@ def match_anchors(
       anchors: [A, 4], or [B, A, 4] if they differ between the images (proposals).
       positive_iou: anchors with at least this IoU are positive.
       negative_iou: anchors below this IoU are negative; those between the two are ignored.
-      allow_low_quality: every anchor whose IoU equals the best one of a ground-truth box exactly is
-        positive, too. As in Detectron2 it stays matched to its own best box, and a box that meets
-        no anchor at all makes those that miss it positive.
+      allow_low_quality: an anchor is positive, too, if its IoU equals the best IoU of some
+        ground-truth box exactly. As in Detectron2 it stays matched to its own best box, and a box
+        that overlaps no anchor, whose best IoU is 0, makes all anchors positive.
 
     Returns:
-      labels [A] or [B, A] int32, gt_index int32 of the best box (the first of equals; 0 without any
-      box) and max_iou (0 without any box).
+      labels [A] or [B, A] int32, and gt_index int32 of the best box (the first of equals; 0 without
+      any box).
     """
 
     def match(gt_boxes, gt_valid, anchors):
-        # A row of padding at the end gives the reductions something to reduce when M is 0.
+        # The padding row keeps the reductions defined when M is 0.
         gt_boxes = tf.pad(gt_boxes, [[0, 1], [0, 0]])
         gt_valid = tf.pad(gt_valid, [[0, 1]])[:, tf.newaxis]  # [M+1, 1]
-        # Ground truth first: the order of the float operations decides the low-quality matches.
+        # Ground truth comes first, since the order of the float operations decides low-quality
+        # matches.
         iou = tf.where(gt_valid, box_ops.iou_matrix(gt_boxes, anchors), -1)  # [M+1, A]
         best = tf.reduce_max(iou, axis=0)  # [A]
         # tf.argmax does not promise the first of equals.
@@ -52,30 +53,20 @@ def match_anchors(
             best_of_gt = tf.reduce_max(iou, axis=1, keepdims=True)  # [M+1, 1]
             low_quality = tf.reduce_any((iou == best_of_gt) & gt_valid, axis=0)  # [A]
             labels = tf.where(low_quality, 1, labels)
-        return labels, gt_index, tf.nn.relu(best)
+        return labels, gt_index
 
     if gt_boxes.shape.rank == 2:
         return match(gt_boxes, gt_valid, anchors)
+    spec = tf.TensorSpec(anchors.shape[-2:-1], tf.int32)
+    per_image = (gt_boxes, gt_valid) if anchors.shape.rank == 2 else (gt_boxes, gt_valid, anchors)
     # Image by image: the IoU matrix of a large image takes a hundred megabytes.
-    per_anchor = anchors.shape[-2:-1]
-    signature = (
-        tf.TensorSpec(per_anchor, tf.int32),
-        tf.TensorSpec(per_anchor, tf.int32),
-        tf.TensorSpec(per_anchor, anchors.dtype),
-    )
-    if anchors.shape.rank == 2:
-        return tf.map_fn(
-            lambda image: match(image[0], image[1], anchors),
-            (gt_boxes, gt_valid),
-            fn_output_signature=signature,
-        )
     return tf.map_fn(
-        lambda image: match(*image), (gt_boxes, gt_valid, anchors), fn_output_signature=signature
+        lambda image: match(*(*image, anchors)[:3]), per_image, fn_output_signature=(spec, spec)
     )
 
 
 def most_positives(num_samples: int, positive_fraction: float) -> int:
-    """The positives that `sample` keeps of an image at most."""
+    """The largest number of positives that `sample` keeps of an image."""
     return int(num_samples * positive_fraction)
 
 
@@ -101,14 +92,12 @@ def sample(
     def sample_image(image):
         labels, seed = image
         count = tf.size(labels)
-        # The same numbers on every device and under XLA, which makes other floats of the same bits.
+        # XLA makes other floats of the same random bits, so the bits themselves give the order.
         bits = tf.random.stateless_uniform([count], seed, None, None, tf.int32, alg="philox")
         order = tf.cast(bits & 0x7FFFFF, tf.float32)  # as many bits as a float's mantissa has
 
         def pick(label, at_most, room):
-            """The first `room` of at most `at_most` labels in random order: indices and whether in
-            use.
-            """
+            """Indices of `at_most` anchors with the label in random order; whether each is used."""
             score, index = tf.math.top_k(
                 tf.where(labels == label, order, -1.0), k=tf.minimum(at_most, count)
             )
@@ -119,7 +108,7 @@ def sample(
         negative, use_negative = pick(0, num_samples, num_samples - num_positives)
         kept = tf.concat([tf.where(use_positive, 1, -1), tf.where(use_negative, 0, -1)], axis=0)
         index = tf.concat([positive, negative], axis=0)
-        # Maximum, since an index unused as a negative may be in use as a positive.
+        # An index that is unused as a negative may be used as a positive, so the maximum counts.
         return tf.tensor_scatter_nd_max(tf.fill([count], -1), index[:, tf.newaxis], kept)
 
     sampled = tf.map_fn(

@@ -3,10 +3,10 @@
 Shapes: B images · L pyramid levels · k candidates per level · N proposals · R RoIs · K thing
 classes · D detections.
 
-The kernel is given every candidate's place in the order of falling scores (ties: lower index first)
-in the form of a score that falls with the place. It then has no ties to break in its own way, any
-range of logits is safe, and the places say which candidates survived: boxes and scores are gathered
-from the caller's tensors in their own precision, only the suppression itself computes in float32.
+Candidates are ranked by falling score, of equal scores the lower index first, and TensorFlow's
+kernel gets the rank in the form of a score. So it has no ties to break, and any range of logits is
+safe. The kept ranks tell which boxes and scores to gather from the caller's tensors, in their own
+precision. Only the suppression itself computes in float32.
 """
 
 from typing import Tuple
@@ -32,8 +32,8 @@ def rpn_nms(
       iou_threshold: a box is dropped when its IoU with a better kept box of its level is above
         this.
       max_outputs: N.
-      for_xla: the same result from [k, k] IoU matrices, which XLA can compile, in place of
-        TensorFlow's greedy kernel, which runs on the CPU in a thirtieth of the time.
+      for_xla: whether XLA compiles it. XLA lacks TensorFlow's kernel; [k, k] IoU matrices give the
+        same result in thirty times its time on a CPU.
       by_offset: as `class_nms`, for the levels; not for XLA.
 
     Returns:
@@ -84,8 +84,8 @@ def _choose_by_kernel(boxes, logits, usable, iou_threshold, max_outputs, by_offs
 def _choose_by_matrix(boxes, logits, usable, iou_threshold, max_outputs):
     """As `_choose_by_kernel`, by matrices.
 
-    Greedy suppression is the one fixed point of "kept, unless a better kept box overlaps": after n
-    rounds it is right for the n best boxes, and in practice for all after a few.
+    Each round keeps the boxes that no better box kept by the round before overlaps. After n rounds
+    the n best boxes are decided; in practice a few rounds decide all.
     """
     candidates = logits.shape[2] or tf.shape(logits)[2]
     order = tf.math.top_k(_masked(logits, usable), k=candidates).indices  # [B, L, k]
@@ -104,7 +104,7 @@ def _choose_by_matrix(boxes, logits, usable, iou_threshold, max_outputs):
         keep_more,
         keep_more(usable, usable),
     )
-    # Back to the caller's order, in which the level and then the index decide between equal logits.
+    # Level and then index order equal logits, so this goes back to the caller's order.
     place = tf.math.top_k(-order, k=candidates).indices  # [B, L, k] the inverse permutation
     flat = _flatten(_masked(logits, tf.gather(kept, place, batch_dims=2)), [])
     shortfall = tf.maximum(max_outputs - tf.shape(flat)[1], 0)
@@ -122,7 +122,7 @@ def class_nms(
     max_detections: int,
     class_agnostic: bool = False,
     by_offset: bool = False,
-) -> Tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+) -> Tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
     """Suppression within each class, then the best detections of all classes together.
 
     Every RoI can be detected as several classes. All candidates above the score threshold take
@@ -140,9 +140,9 @@ def class_nms(
         coordinate plus 1, as others do. Rounding then decides between IoUs close to the threshold.
 
     Returns:
-      boxes [B, D, 4], scores [B, D], class_ids [B, D] int32, num_detections [B] int32 and roi_index
-      [B, D] int32, by falling score. Padded rows are zeros, with class_id -1. Candidates with a NaN
-      or infinite box or score never come out.
+      boxes [B, D, 4], scores [B, D], class_ids [B, D] int32 and num_detections [B] int32, by
+      falling score. Padded rows are zeros, with class_id -1. Candidates with a NaN or infinite box
+      or score never come out.
     """
     batch, rois, classes = tf.unstack(tf.shape(scores))
     flat_boxes = tf.reshape(boxes, [batch, rois * classes, 4])  # [B, R, K, 4] -> [B, R*K, 4]
@@ -166,14 +166,13 @@ def class_nms(
         by_offset,
     )
     valid = tf.sequence_mask(num, max_detections)
-    # One more row, so that padded rows have something to gather when there is no candidate at all.
+    # The extra row lets padded rows gather something when there is no candidate.
     index = tf.gather(tf.pad(tf.cast(candidates[:, 1], tf.int32), [[0, 1]]), kept_place)  # [B, D]
     return (
         tf.where(valid[..., tf.newaxis], tf.gather(flat_boxes, index, batch_dims=1), 0),
         tf.where(valid, tf.gather(flat_scores, index, batch_dims=1), 0),
         tf.where(valid, index % classes, -1),
         num,
-        tf.where(valid, index // classes, 0),
     )
 
 
@@ -193,11 +192,11 @@ def _suppress(boxes, place, iou_threshold, max_outputs, by_offset):
         used = tf.where(place[..., tf.newaxis] >= 0, boxes, 0)
         distance = tf.reduce_max(used, axis=[1, 2, 3], keepdims=True) + 1
         boxes += tf.cast(tf.range(tf.shape(boxes)[2])[:, tf.newaxis], boxes.dtype) * distance
-    # Positive scores, since the kernel fills unused places with -1 and counts them. Exact below
-    # 2**24.
+    # Scores are positive, since the kernel fills unused places with -1 and counts them. They are
+    # exact below 2**24.
     best = 2.0**24
     score = tf.where(place >= 0, best - tf.cast(place, tf.float32), 0.0)
-    # CombinedNonMaxSuppression exists for the CPU alone; saying so spares a GPU placement attempt.
+    # CombinedNonMaxSuppression exists on the CPU alone; TensorFlow need not try a GPU.
     with tf.device("CPU:0"):
         kept = tf.image.combined_non_max_suppression(
             tf.cast(boxes, tf.float32),

@@ -1,4 +1,4 @@
-"""The precision of logits, losses and norms whatever the policy of the layers."""
+"""The least precision of logits, losses and norms under any Keras policy."""
 
 import tensorflow as tf
 

@@ -17,10 +17,9 @@ def resize_bilinear(x: tf.Tensor, hw) -> tf.Tensor:
       [B, height, width, C] of the dtype of `x`.
     """
     if x.dtype != tf.float64:
-        # It computes in float32 anyway. Of half precision XLA gives the gradient another type than
-        # TensorFlow says it has, and does not compile what follows.
+        # tf.image.resize computes in float32. XLA gives the gradient of half precision another type
+        # than TensorFlow expects and fails to compile, so the casts stand outside.
         return tf.cast(tf.image.resize(tf.cast(x, tf.float32), hw, "bilinear"), x.dtype)
-    # tf.image.resize computes in float32, whatever it is given.
     rows = _interpolation_matrix(tf.shape(x)[1], hw[0], x.dtype)
     columns = _interpolation_matrix(tf.shape(x)[2], hw[1], x.dtype)
     x = tf.einsum("oh,bhwc->bowc", rows, x)

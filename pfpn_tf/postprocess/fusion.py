@@ -1,18 +1,12 @@
 """Panoptic fusion (section 3.1 of the paper, "Panoptic inference"), in graph, at the original size.
 
-Shapes: B images · D detections · P mask size · S semantic classes · h4, w4 padded size / 4 ·
-h, w original size · N = D + S rows of the segment table.
+The paper's three rules: (1) instances that overlap share the pixels by falling score; (2) an
+instance takes its pixels from the stuff below it; (3) stuff labelled "other" or smaller than a
+threshold becomes void. `instance_canvas` has the first, `fuse_image` the second and `segment_table`
+the third.
 
-Instances enter by falling score; each takes the free pixels of its mask, unless too much of the
-mask is taken already. Stuff fills what is left, small regions become void. Two things keep this
-fast and small:
-
-* The semantic logits never exist at full size: tiles are interpolated by two small matrix products
-  and reduced to labels at once, and only for classes that can win there.
-* Each instance touches only the window of its box, on a canvas of one byte a pixel.
-
-With a GPU, instances are still fused by the CPU: the loop asks for sizes and counts at every turn,
-and a GPU would wait for each. Semantic labels are the GPU's, strip by strip with all classes.
+Shapes: B images · D detections · S semantic classes · K thing classes · h, w original size ·
+wh, ww size of a box's window.
 
 Ties: of equal semantic logits the lowest class wins; a mask value of exactly 0.5 is inside.
 """
@@ -28,29 +22,36 @@ from pfpn_tf.postprocess.segment_table import segment_table
 from pfpn_tf.postprocess.semantic_labels import semantic_labels
 
 
-class FusionTables(NamedTuple):
-    """From the network's classes to the dataset's category ids.
+class FusionSettings(NamedTuple):
+    """The categories of the network's classes and the thresholds of the three rules.
 
     Attributes:
       thing_category_ids: [K] int32 by class id.
       stuff_category_ids: [S] int32 by semantic class; -1 where the class is no stuff (the class of
         all things, or each thing class when the branch predicts all classes).
+      score_threshold: instances below it are left out.
+      overlap_threshold: an instance with more than this share of its mask taken is left out.
+      stuff_area_threshold_px: stuff with fewer pixels is left out.
     """
 
     thing_category_ids: np.ndarray
     stuff_category_ids: np.ndarray
+    score_threshold: float = 0.5
+    overlap_threshold: float = 0.5
+    stuff_area_threshold_px: int = 4096
 
 
-def fusion_tables(info, semantic_targets: str) -> FusionTables:
-    """`FusionTables` of a dataset.
-
-    Args:
-      info: `DatasetInfo`.
-      semantic_targets: "other" or "all", as the network was trained.
-    """
-    categories = info.semantic_category_ids(semantic_targets)
-    stuff = np.where(info.semantic_is_thing(semantic_targets), -1, categories)
-    return FusionTables(np.asarray(info.thing_category_ids, np.int32), stuff.astype(np.int32))
+def fusion_settings(info, config) -> FusionSettings:
+    """Takes the categories from a `DatasetInfo` and the thresholds from the model's settings."""
+    categories = info.semantic_category_ids(config.semantic_targets)
+    stuff = np.where(info.semantic_is_thing(config.semantic_targets), -1, categories)
+    return FusionSettings(
+        np.asarray(info.thing_category_ids, np.int32),
+        stuff.astype(np.int32),
+        config.fusion_score_threshold,
+        config.fusion_overlap_threshold,
+        config.fusion_stuff_area_threshold_px,
+    )
 
 
 def map_images(function, outputs, image_hw, original_hw, signature):
@@ -85,45 +86,42 @@ def fuse_image(
     outputs: structures.InferenceOutputs,
     image_hw: tf.Tensor,
     original_hw: tf.Tensor,
-    tables: FusionTables,
-    score_threshold: float,
-    overlap_threshold: float,
-    stuff_area_threshold_px: int,
+    settings: FusionSettings,
     labels: Optional[tf.Tensor] = None,
-    for_gpu: bool = False,
 ) -> structures.PanopticResult:
     """The panoptic map of one image.
 
     Args:
-      outputs: `InferenceOutputs` without the batch axis.
-      image_hw: [2] int32. original_hw: [2] int32.
-      tables: `FusionTables`.
-      score_threshold, overlap_threshold, stuff_area_threshold_px: the settings `fusion_*`.
+      outputs: `InferenceOutputs` without the batch axis; a branch it lacks contributes nothing.
+      image_hw: [2] int32 content size in the network input. original_hw: [2] int32.
+      settings: `FusionSettings`.
       labels: [h, w] from `semantic_labels`, if the caller has them already.
-      for_gpu: as `semantic_labels`, for the labels that the caller does not have.
 
     Returns:
       `PanopticResult` of one image. Ids run from 1: instances by falling score, then stuff by
       class.
     """
-    detections = outputs.detections
-    width = detections.scores.shape[0] if detections is not None else 0
-    if detections is None:
-        canvas = tf.zeros(original_hw, tf.uint8)
-    else:
+    class_ids, scores = tf.zeros([0], tf.int32), tf.zeros([0])
+    codes = tf.zeros(original_hw, tf.int32)  # [h, w]
+    if outputs.detections is not None:
+        class_ids, scores = outputs.detections.class_ids, outputs.detections.scores
+        # A GPU would wait for the sizes and counts that the loop asks for at every turn.
         with tf.device("CPU:0"):
-            canvas = instance_canvas(
-                detections, image_hw, original_hw, score_threshold, overlap_threshold
-            )
-    if labels is None and outputs.semantic_logits is not None:
-        labels = semantic_labels(outputs.semantic_logits, image_hw, original_hw, for_gpu)
-    codes = tf.cast(canvas, tf.int32)  # [h, w]: 0 free, 1..D detections
+            canvas = instance_canvas(outputs.detections, image_hw, original_hw, settings)
+        codes = tf.cast(canvas, tf.int32)
     stuff_category_ids = np.zeros(0, np.int32)
-    if labels is not None:
-        stuff_category_ids = tables.stuff_category_ids
-        codes = tf.where(codes > 0, codes, width + 1 + tf.cast(labels, tf.int32))  # D + 1 + class
+    if outputs.semantic_logits is not None:
+        stuff_category_ids = settings.stuff_category_ids
+        if labels is None:
+            labels = semantic_labels(outputs.semantic_logits, image_hw, original_hw)
+        codes = tf.where(codes > 0, codes, 1 + scores.shape[0] + tf.cast(labels, tf.int32))
     return segment_table(
-        codes, detections, tables.thing_category_ids, stuff_category_ids, stuff_area_threshold_px
+        codes,
+        class_ids,
+        scores,
+        settings.thing_category_ids,
+        stuff_category_ids,
+        settings.stuff_area_threshold_px,
     )
 
 
@@ -131,65 +129,60 @@ def instance_canvas(
     detections: structures.Detections,
     image_hw: tf.Tensor,
     original_hw: tf.Tensor,
-    score_threshold: float,
-    overlap_threshold: float,
+    settings: FusionSettings,
 ) -> tf.Tensor:
     """Which instance owns each pixel of one image.
+
+    Instances enter by falling score. Each takes the free pixels of its mask, unless too much of the
+    mask is taken already.
 
     Args:
       detections: of one image, by falling score.
       image_hw: [2] int32. original_hw: [2] int32.
-      score_threshold: instances below it are left out.
-      overlap_threshold: an instance with more than this share of its mask taken is left out.
+      settings: `FusionSettings`.
 
     Returns:
       [h, w] uint8 (uint16 above 255 detections): 1 + index of the detection, 0 where free.
     """
-    width = detections.scores.shape[0]
-    dtype = tf.uint8 if width < 256 else tf.uint16
-    # Writing a window of an array costs per element, whatever its size: a word of 8 bytes holds
-    # several pixels. Windows grow to whole words; no mask reaches 0.5 outside the box's own window.
-    lanes = tf.int64.size // dtype.size
-    boxes = instances.scale_boxes(detections.boxes, image_hw, original_hw)
-    windows = instances.box_windows(boxes)  # [D, 4]
-    words = (windows + [0, 0, 0, lanes - 1]) // [1, lanes, 1, lanes]
-    windows = words * [1, lanes, 1, lanes]
+    dtype = tf.uint8 if detections.scores.shape[0] < 256 else tf.uint16
+    boxes = instances.scale_boxes(detections.boxes, image_hw, original_hw)  # [D, 4]
+    windows = instances.box_windows(boxes)
     boxes = tf.cast(boxes, tf.float64)
     probs = instances.mask_probabilities(detections.mask_logits)  # [D, P, P]
-    strong = tf.cast(detections.scores, tf.float64) >= score_threshold
+    strong = tf.cast(detections.scores, tf.float64) >= settings.score_threshold
     # Scores fall, so the strong ones are the first.
     count = tf.minimum(tf.math.count_nonzero(strong, dtype=tf.int32), detections.num_detections)
 
     def add_instance(i, canvas):
-        word = words[i]
         mask = instances.paste_window(probs[i], boxes[i], windows[i])  # [wh, ww]
-        current = tf.bitcast(canvas[word[0] : word[2], word[1] : word[3]], dtype)
-        current = tf.reshape(current, tf.shape(mask))
-        free = mask & tf.equal(current, 0)
+        owners = _read(canvas, windows[i])
+        free = mask & (owners == 0)
         area, free_area = _count(mask), _count(free)
-        # An instance with no free pixel would be a segment without pixels, which the file format
-        # forbids; the overlap rule alone lets it pass at a threshold of 1.
-        accepted = (free_area > 0) & ((area - free_area) / area <= overlap_threshold)
-        updated = tf.where(free & accepted, tf.cast(i + 1, dtype), current)
-        updated = tf.reshape(updated, [word[2] - word[0], word[3] - word[1], lanes])
-        canvas = tf.raw_ops.TensorStridedSliceUpdate(
-            input=canvas,
-            begin=word[:2],
-            end=word[2:],
-            strides=[1, 1],
-            value=tf.bitcast(updated, tf.int64),
-        )
-        return i + 1, canvas
+        # The file format forbids segments without pixels, which the paper's rule allows at a
+        # threshold of 1.
+        accepted = (free_area > 0) & ((area - free_area) / area <= settings.overlap_threshold)
+        owners = tf.where(accepted & free, tf.cast(i + 1, dtype), owners)
+        return i + 1, _write(canvas, windows[i], owners)
 
     _, canvas = tf.while_loop(
         lambda i, _: i < count,
         add_instance,
-        (0, tf.zeros([original_hw[0], -(-original_hw[1] // lanes)], tf.int64)),
+        (0, tf.zeros(original_hw, dtype)),
         shape_invariants=(tf.TensorShape([]), tf.TensorShape([None, None])),
-        # The next mask is pasted while this one is counted.
-        parallel_iterations=2,
+        parallel_iterations=2,  # the next mask is pasted while this one is counted
     )
-    return tf.reshape(tf.bitcast(canvas, dtype), [original_hw[0], -1])[:, : original_hw[1]]
+    return canvas
+
+
+def _read(canvas, window):
+    return canvas[window[0] : window[2], window[1] : window[3]]
+
+
+def _write(canvas, window, values):
+    """The canvas with new values in a window; in graph only the window is copied."""
+    return tf.raw_ops.TensorStridedSliceUpdate(
+        input=canvas, begin=window[:2], end=window[2:], strides=[1, 1], value=values
+    )
 
 
 def _count(mask):

@@ -2,10 +2,10 @@
 
 Shapes: D detections · P mask size (28) · h, w original size · wh, ww size of a box's window.
 
-A mask is pasted as Detectron2 does it: its P x P probabilities are spread over the box, sampled
-bilinearly at each pixel centre with zero outside, and cut at 0.5. No pixel whose square misses the
-box can reach 0.5, so only the window of whole pixels around the box is ever computed. Coordinates
-are float64, since in float32 they move a boundary pixel of a large mask now and then; the product
+A mask is pasted as Detectron2 does it: bilinear interpolation spreads its P x P probabilities over
+the box, with zero outside, and each pixel centre is cut at 0.5. A pixel whose square misses the box
+cannot reach 0.5, so the code computes only the window of whole pixels around the box. Coordinates
+are float64, because in float32 they move a boundary pixel of a large mask now and then. The product
 is float32, where only values within 1e-7 of 0.5 can fall to the other side.
 """
 
@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from pfpn_tf import structures
+from pfpn_tf.ops import boxes as box_ops
 
 MASK_THRESHOLD = 0.5
 
@@ -36,11 +37,6 @@ def scale_boxes(boxes: tf.Tensor, image_hw: tf.Tensor, original_hw: tf.Tensor) -
     return tf.clip_by_value(boxes * tf.tile(scale, [2]), tf.zeros_like(limit), limit)
 
 
-def is_nonempty(boxes: tf.Tensor) -> tf.Tensor:
-    """[..., 4] yxyx -> [...] bool: height and width above 0."""
-    return (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
-
-
 def box_windows(boxes: tf.Tensor) -> tf.Tensor:
     """The whole pixels that boxes touch: [..., 4] float yxyx -> [..., 4] int32, ends exclusive."""
     start, end = tf.floor(boxes[..., :2]), tf.math.ceil(boxes[..., 2:])
@@ -48,7 +44,7 @@ def box_windows(boxes: tf.Tensor) -> tf.Tensor:
 
 
 def mask_probabilities(mask_logits: tf.Tensor) -> tf.Tensor:
-    """Sigmoid to the last bit of float32: its own is off by a few, enough to move a pixel."""
+    """The sigmoid, rounded from float64: that of float32 is off by a few bits and moves pixels."""
     return tf.cast(tf.sigmoid(tf.cast(mask_logits, tf.float64)), tf.float32)
 
 
@@ -71,9 +67,7 @@ def paste_window(probs: tf.Tensor, box: tf.Tensor, window: tf.Tensor) -> tf.Tens
 
 
 def _hat_weights(pixels, start, end, size):
-    """Bilinear weights of the `size` mask cells at pixel centres, zero outside: [n] -> [n,
-    size].
-    """
+    """Bilinear weights of `size` mask cells at pixel centres, zero outside: [n] -> [n, size]."""
     centre = tf.cast(pixels, tf.float64) + 0.5
     position = (centre - start) / (end - start) * size - 0.5  # [n], in mask cells
     distance = tf.abs(position[:, None] - tf.range(size, dtype=tf.float64))  # [n, size]
@@ -98,7 +92,7 @@ def paste_instances(
     boxes = scale_boxes(detections.boxes, image_hw, original_hw)  # [D, 4]
     width = tf.shape(boxes)[0]
     index = tf.range(width)
-    keep = is_nonempty(boxes) & (index < detections.num_detections)
+    keep = ~box_ops.is_empty(boxes) & (index < detections.num_detections)
     order = tf.argsort(tf.where(keep, index, index + width))
     keep = tf.gather(keep, order)
     boxes = tf.where(keep[:, None], tf.gather(boxes, order), 0.0)

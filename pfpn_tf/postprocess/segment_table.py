@@ -3,6 +3,7 @@
 Shapes: h, w original size · D detections · S semantic classes · K thing classes · N = D + S rows.
 """
 
+import numpy as np
 import tensorflow as tf
 
 from pfpn_tf import structures
@@ -26,71 +27,60 @@ def result_signature(outputs: structures.InferenceOutputs) -> structures.Panopti
 
 def table_width(outputs: structures.InferenceOutputs) -> int:
     """N, the static number of rows of the segment table: every detection and every class."""
-    detections = outputs.detections.scores.shape[-1] if outputs.detections is not None else 0
-    return detections + (
-        outputs.semantic_logits.shape[-1] if outputs.semantic_logits is not None else 0
+    detections, logits = outputs.detections, outputs.semantic_logits
+    return (0 if detections is None else detections.scores.shape[-1]) + (
+        0 if logits is None else logits.shape[-1]
     )
 
 
 def segment_table(
-    codes, detections, thing_category_ids, stuff_category_ids, stuff_area_threshold_px
-):
-    """Final ids and the table.
+    codes: tf.Tensor,
+    class_ids: tf.Tensor,
+    scores: tf.Tensor,
+    thing_category_ids: np.ndarray,
+    stuff_category_ids: np.ndarray,
+    stuff_area_threshold_px: int,
+) -> structures.PanopticResult:
+    """Numbers the segments that remain and measures them.
 
     Args:
-      codes: [h, w] int32: 0 nothing, 1..D instances, D + 1 + class stuff.
-      detections: of the image, or None.
-      thing_category_ids: [K]. stuff_category_ids: [S], -1 for classes to leave out.
-      stuff_area_threshold_px: smaller stuff is left out.
+      codes: [h, w] int32: 0 nothing, 1..D detections, D + 1 + class stuff, D + 1 + S nothing.
+      class_ids: [D] int32 of the detections. scores: [D].
+      thing_category_ids: [K] int32.
+      stuff_category_ids: [S] int32; stuff whose category is -1 is left out.
+      stuff_area_threshold_px: stuff with fewer pixels is left out.
+
+    Returns:
+      `PanopticResult` of one image. Ids run from 1, in the order of the codes.
     """
-    things = detections.scores.shape[0] if detections is not None else 0
-    stuff = len(stuff_category_ids)
-    # One code past the last class is what labels of not-a-number logits get: void.
-    num_codes = things + stuff + 2
-    by_row = _histograms(codes, num_codes)  # [h, codes]
-    by_column = _histograms(tf.transpose(codes), num_codes)  # [w, codes]
-    kept = slice(1, things + stuff + 1)
-    areas = tf.reduce_sum(by_row, 0)[kept]  # [N]
-    categories = tf.concat(
-        [
-            (
-                tf.gather(
-                    tf.constant(thing_category_ids, tf.int32), tf.maximum(detections.class_ids, 0)
-                )
-                if things
-                else tf.zeros([0], tf.int32)
-            ),
-            tf.constant(stuff_category_ids, tf.int32),
-        ],
-        0,
-    )
-    is_thing = tf.constant([True] * things + [False] * stuff)
-    least = tf.constant([1] * things + [max(1, stuff_area_threshold_px)] * stuff, tf.int32)
-    keep = (areas >= least) & (is_thing | (categories >= 0))
-    ids = tf.where(keep, tf.cumsum(tf.cast(keep, tf.int32)), 0)  # [N]
-    scores = tf.zeros([stuff], tf.float32)
-    if things:
-        scores = tf.concat([tf.cast(detections.scores, tf.float32), scores], 0)
+    things, stuff = scores.shape[0], len(stuff_category_ids)
+    by_row = _histograms(codes, things + stuff + 2)  # [h, codes]
+    by_column = _histograms(tf.transpose(codes), things + stuff + 2)  # [w, codes]
+    of_segments = slice(1, things + stuff + 1)
+    areas = tf.reduce_sum(by_row, 0)[of_segments]  # [N]
     (y0, y1), (x0, x1) = _extent(by_row), _extent(by_column)
-    boxes = tf.cast(tf.stack([y0, x0, y1, x1], -1), tf.float32)[kept]  # [N, 4]
+    boxes = tf.cast(tf.stack([y0, x0, y1, x1], -1), tf.float32)[of_segments]  # [N, 4]
+    thing_categories = tf.gather(tf.constant(thing_category_ids), tf.maximum(class_ids, 0))
+    categories = tf.concat([thing_categories, tf.constant(stuff_category_ids, tf.int32)], 0)
+    is_thing = tf.range(things + stuff) < things
 
-    index = tf.range(things + stuff)
-    order = tf.argsort(tf.where(keep, index, index + things + stuff))  # kept rows first
-    valid = tf.gather(keep, order)
+    least = tf.where(is_thing, 1, max(1, stuff_area_threshold_px))
+    keep = (areas >= least) & (is_thing | (categories >= 0))  # [N]
+    ids = tf.where(keep, tf.cumsum(tf.cast(keep, tf.int32)), 0)
+    kept_first = tf.argsort(tf.where(keep, 0, 1), stable=True)
 
-    def rows(column, empty):
-        shape = tf.concat([tf.shape(valid), tf.ones([tf.rank(column) - 1], tf.int32)], 0)
-        return tf.where(tf.reshape(valid, shape), tf.gather(column, order), empty)
+    def rows(column, keep=keep):
+        return tf.gather(tf.where(keep, column, tf.zeros([], column.dtype)), kept_first)
 
     return structures.PanopticResult(
         panoptic_ids=tf.gather(tf.concat([[0], ids, [0]], 0), codes),
         num_segments=tf.reduce_max(ids),
-        segment_ids=tf.gather(ids, order),
-        category_ids=rows(categories, 0),
-        is_thing=rows(is_thing, False),
-        scores=rows(scores, 0.0),
-        areas=rows(areas, 0),
-        boxes=rows(boxes, 0.0),
+        segment_ids=rows(ids),
+        category_ids=rows(categories),
+        is_thing=tf.gather(is_thing & keep, kept_first),
+        scores=rows(tf.concat([tf.cast(scores, tf.float32), tf.zeros([stuff])], 0)),
+        areas=rows(areas),
+        boxes=rows(boxes, keep[:, tf.newaxis]),
     )
 
 

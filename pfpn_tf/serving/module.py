@@ -81,7 +81,7 @@ class PanopticModule(tf.Module):
         self.weights = list(variables)
         self.config = config
         self._info = info
-        self._tables = fusion.fusion_tables(info, config.model.semantic_targets)
+        self._fusion = fusion.fusion_settings(info, config.model)
         self.metadata_text = metadata_json(config, info)
         self._has_instances = config.model.task in ("panoptic", "instance")
         self._has_semantics = config.model.task in ("panoptic", "semantic")
@@ -179,7 +179,7 @@ class PanopticModule(tf.Module):
         def one_image(image_outputs, hw, full_hw):
             found, masks = instances.paste_instances(image_outputs.detections, hw, full_hw)
             class_ids = tf.maximum(found.class_ids, 0)
-            category_ids = tf.gather(tf.constant(self._tables.thing_category_ids), class_ids)
+            category_ids = tf.gather(tf.constant(self._fusion.thing_category_ids), class_ids)
             return {
                 "num_instances": found.num_detections,
                 "boxes": tf.ensure_shape(found.boxes, [width, 4]),
@@ -202,9 +202,7 @@ class PanopticModule(tf.Module):
         outputs, image_hw, original_hw = self._run(images, _NO_SCORE)
 
         def one_image(image_outputs, hw, full_hw):
-            labels = semantic_labels.semantic_labels(
-                image_outputs.semantic_logits, hw, full_hw, self.config.export.for_gpu
-            )
+            labels = semantic_labels.semantic_labels(image_outputs.semantic_logits, hw, full_hw)
             return tf.cast(labels, tf.int32)
 
         signature = tf.TensorSpec([None, None], tf.int32)
@@ -302,17 +300,7 @@ class PanopticModule(tf.Module):
     # As a function of its own it is in the file once, though several signatures call it.
     @tf.function(autograph=False)
     def _fuse(self, image_outputs, hw, full_hw):
-        model = self.config.model
-        return fusion.fuse_image(
-            image_outputs,
-            hw,
-            full_hw,
-            self._tables,
-            model.fusion_score_threshold,
-            model.fusion_overlap_threshold,
-            model.fusion_stuff_area_threshold_px,
-            for_gpu=self.config.export.for_gpu,
-        )
+        return fusion.fuse_image(image_outputs, hw, full_hw, self._fusion)
 
     def _reply_signature(self) -> Dict[str, tf.TensorSpec]:
         """`tf.TensorSpec`s of one image's reply in `serving_default`."""

@@ -30,7 +30,7 @@ class Pictures:
         )
         self._info = info
         self._model = model
-        self._tables = fusion.fusion_tables(info, config.model.semantic_targets)
+        self._fusion = fusion.fusion_settings(info, config.model)
         self._dataset = pipeline.build_dataset(self._config, info, training=False)
         self._predict_function = None
 
@@ -67,9 +67,7 @@ class Pictures:
 
     def _forward(self, images, image_hw, original_hw):
         outputs = self._model(images, image_hw, training=False)
-        return inference.batch_outputs(
-            outputs, image_hw, original_hw, self._config.model, self._tables
-        )
+        return inference.batch_outputs(outputs, image_hw, original_hw, self._fusion)
 
     def _photo(self, batch, hw):
         """The image as the network got it, [h, w, 3] uint8 at the original size."""

@@ -4,6 +4,7 @@ import os
 import re
 from typing import List, Optional, Tuple
 
+import numpy as np
 import tensorflow as tf
 from absl import logging
 
@@ -23,6 +24,7 @@ _NO_PARAMETER = re.compile(
     r"(^|\.)pixel_(mean|std)$|anchor_generator\.cell_anchors|num_batches_tracked$|_momentum$|"
     r"^(fc|fc1000|pred|linear)[._]|^lr$|^weight_order$"
 )
+_C4_BLOCK = re.compile(r"backbone\.bottom_up\.res4\.\d+\.conv1\.weight")
 _OF_THE_PIXELS = ("pixel_mean", "pixel_std", "stride_in_1x1")
 _OF_INFERENCE = (
     *("eval_min_side", "eval_max_side", "anchor_sizes", "roi_sampling_ratio", "rpn_nms_threshold"),
@@ -43,8 +45,9 @@ def to_run_dir(
     A file with a backbone alone gives the backbone; the heads keep their random start.
 
     Args:
-      weights: path of a Detectron2 checkpoint or of an ImageNet backbone; a name that `zoo` knows;
-        or "imagenet": the ResNet of that size of Keras applications. The last two are downloaded.
+      weights: a checkpoint of Detectron2 or MMDetection, an ImageNet backbone, or one of our run
+        directories; a name that `zoo` knows; or "imagenet": the ResNet of that size of Keras
+        applications. The last two are downloaded.
       config: settings; the network must be that of the weights.
       run_dir: the directory to write.
       source: the model's own config, from which the settings come.
@@ -58,21 +61,70 @@ def to_run_dir(
     info = categories.DatasetInfo.load(config.data.dataset_info)
     if source:
         detectron2_config.check_classes(source, info)
-    tensors, backbone_only = read(weights, config.model)
-    if source and source.rgb:  # Detectron2's networks see BGR, unless the config says otherwise
-        stem = next((name for name in tensors if name.endswith("stem.conv1.weight")), None)
-        tensors.update({stem: tensors[stem][:, ::-1]} if stem else {})
-    if not source:
-        for line in untold(weights, config, backbone_only):
-            logging.info("%s", line)
     tf.keras.utils.set_random_seed(config.train.seed)
     model = _build(config, info)
-    _load(model, tensors, backbone_only, weights)
-    if backbone_only:
-        logging.info("%s holds a backbone alone: FPN and heads start at random.", weights)
+    if os.path.isdir(weights):
+        restore.restore_for_inference(model, weights)
+    else:
+        tensors, backbone_only = read(weights, config.model)
+        if source and source.rgb:  # Detectron2's networks see BGR, unless the config says otherwise
+            stem = next((name for name in tensors if name.endswith("stem.conv1.weight")), None)
+            tensors.update({stem: tensors[stem][:, ::-1]} if stem else {})
+        if not source:
+            for line in untold(weights, config, backbone_only):
+                logging.info("%s", line)
+        _load(model, tensors, backbone_only, weights)
+        if backbone_only:
+            logging.info("%s holds a backbone alone: FPN and heads start at random.", weights)
     prefix = checkpoints.save_weights(model, config, info, run_dir)
-    logging.info("Wrote %d tensors of %s to %s.", len(tensors), weights, prefix)
+    logging.info("Wrote %d variables of %s to %s.", len(model.variables), weights, prefix)
     return prefix
+
+
+def known_config(weights: str, stride_in_1x1: Optional[bool] = None) -> Optional[config_lib.Config]:
+    """The settings of the published network that a file holds, as its tensors tell.
+
+    Args:
+      weights: as in `to_run_dir`.
+      stride_in_1x1: the setting, if it is known: it tells MMDetection's two styles apart.
+
+    Returns:
+      The settings, or None: it is a backbone alone, or a network that nobody publishes for COCO.
+
+    Raises:
+      UserError: the file cannot be read, or it may be of either style.
+    """
+    if weights == IMAGENET:
+        return None
+    if os.path.isdir(weights):
+        dataset_info = os.path.join(weights, run_directory.DATASET_INFO)
+        return run_directory.load_run(weights)[0].replace(dataset_info=dataset_info)
+    checkpoint = safe_pickle.read(weights)
+    tensors, of_mmdetection = checkpoint.tensors, mmdetection.is_mmdetection(checkpoint.tensors)
+    if of_mmdetection:
+        tensors = mmdetection.to_detectron2_names(tensors, "pytorch")
+    depth = {6: 50, 23: 101}.get(sum(bool(_C4_BLOCK.fullmatch(name)) for name in tensors))
+    panoptic = "sem_seg_head.predictor.bias" in tensors
+    classes = tensors.get("roi_heads.box_predictor.cls_score.bias", np.zeros(0))
+    if depth is None or len(classes) != 81:
+        return None
+    if not of_mmdetection:
+        task = "panoptic" if panoptic else "instance"
+        arguments = ["--flagfile=configs/base/detectron2.flags", f"--task={task}"]
+        arguments += [f"--backbone=resnet{depth}"]
+    else:
+        kind = "panoptic_fpn" if panoptic else "mask_rcnn"
+        arguments = [f"--flagfile=configs/mmdetection/{kind}_r{depth}.flags"]
+        style = mmdetection.style_of(checkpoint)
+        if stride_in_1x1 is None and style is None:
+            raise UserError(
+                f"{weights} is MMDetection's and does not tell its style: add --nostride_in_1x1"
+                " for 'pytorch' or --stride_in_1x1 for 'caffe'."
+            )
+        if stride_in_1x1 or style == "caffe":
+            arguments += ["--stride_in_1x1", "--pixel_std=1,1,1"]
+    logging.info("The tensors of %s are those of %s.", weights, " ".join(arguments))
+    return zoo.config_of(arguments)
 
 
 def untold(weights: str, config: config_lib.Config, backbone_only: bool) -> List[str]:
@@ -187,7 +239,7 @@ def to_detectron2_names(
         tensors = {f"backbone.{name}": value for name, value in tensors.items()}
         return mmdetection.to_detectron2_names(tensors, "pytorch"), True
     if mmdetection.is_mmdetection(tensors):
-        style = mmdetection.style_of(checkpoint.config_text) or _style(model_config)
+        style = mmdetection.style_of(checkpoint) or _style(model_config)
         if style != _style(model_config):
             raise UserError(
                 f"MMDetection trained these weights in the style {style!r}: they need"

@@ -15,7 +15,7 @@ import numpy as np
 
 from pfpn_tf.utils import files
 from pfpn_tf.utils.errors import UserError
-from pfpn_tf.weights.safe_pickle import Tensors
+from pfpn_tf.weights.safe_pickle import Checkpoint, Tensors
 
 # Detectron2's and MMDetection's name of each layer. <2> is a number that counts from 2 on, <0+2>
 # one that counts 0, 2, 4.
@@ -50,24 +50,28 @@ _STEM = "backbone.bottom_up.stem.conv1.weight"
 
 def is_mmdetection(tensors: Tensors) -> bool:
     """Whether these are the tensors of one of MMDetection's detectors."""
-    return "backbone.layer1.0.conv1.weight" in tensors
+    return "backbone.conv1.weight" in tensors
 
 
-def style_of(config_text: str) -> Optional[str]:
-    """The style that the training configuration of a checkpoint names, or None.
+def style_of(checkpoint: Checkpoint) -> Optional[str]:
+    """The style of a checkpoint as its training configuration says, or None.
+
+    Panoptic FPN is published in the style "pytorch" alone, so it has that one if nothing is said.
 
     Raises:
-      UserError: it mixes the two.
+      UserError: the configuration mixes the two.
     """
-    styles = set(re.findall(r"\bstyle\s*=\s*['\"](pytorch|caffe)['\"]", config_text))
-    colours = set(re.findall(r"\b(?:bgr_)?to_rgb\s*=\s*(True|False)", config_text))
+    text = checkpoint.config_text
+    styles = set(re.findall(r"\bstyle\s*=\s*['\"](pytorch|caffe)['\"]", text))
+    colours = set(re.findall(r"\b(?:bgr_)?to_rgb\s*=\s*(True|False)", text))
     styles |= {"pytorch" if colour == "True" else "caffe" for colour in colours}
     if len(styles) > 1:
         raise UserError(
             "The configuration in the file mixes the styles: this network reads RGB with"
             " style='pytorch' or BGR with style='caffe', and not the one with the other."
         )
-    return next(iter(styles), None)
+    panoptic = "semantic_head.conv_logits.bias" in checkpoint.tensors
+    return next(iter(styles), "pytorch" if panoptic else None)
 
 
 def to_detectron2_names(tensors: Tensors, style: str) -> Tensors:
@@ -164,7 +168,8 @@ def _dict(items):
 
 
 def _set_items(items):
-    return b"(" + b"".join(key + value for key, value in items) + b"u"
+    content = b"".join(key + value for key, value in items)
+    return b"(" + content + b"u" if content else b""
 
 
 def _tuple(items):

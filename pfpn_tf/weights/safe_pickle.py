@@ -92,14 +92,14 @@ _DAMAGE = (
 
 def _refuse_text(f):
     """Names what people download in place of weights."""
-    start = f.read(512).lstrip().lower()
+    start = f.read(512).lstrip(b"\xef\xbb\xbf \t\r\n")
     f.seek(0)
     if start.startswith(b"version https://git-lfs"):
         raise UserError("is a Git LFS pointer, not the weights themselves; run `git lfs pull`.")
-    if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
+    if start.startswith((b"<", b"{")):
         raise UserError(
-            "is a web page, not weights: the address leads to a page about the file, or the"
-            " download was refused. Open it in a text editor to see which."
+            "is a web page or a server's message, not weights: the address leads to a page about"
+            " the file, or the download was refused. Open it in a text editor to see which."
         )
 
 

@@ -6,7 +6,7 @@ Addresses and numbers are those of Detectron2's MODEL_ZOO.md and MMDetection's m
 import difflib
 import os
 import re
-from typing import NamedTuple, Optional, Tuple
+from typing import Iterable, NamedTuple, Optional, Tuple
 
 import pfpn_tf
 from pfpn_tf import config as config_lib
@@ -211,7 +211,15 @@ def config(weights: str) -> config_lib.Config:
     Raises:
       UserError: the name is unknown, or the flagfiles are not there.
     """
-    arguments = find(weights).flags
+    return config_of(find(weights).flags)
+
+
+def config_of(arguments: Iterable[str]) -> config_lib.Config:
+    """The settings that flags give, with flagfiles of the clone.
+
+    Raises:
+      UserError: the flagfiles are not there.
+    """
     try:
         settings = flags.settings_of(arguments, ROOT)
     except FileNotFoundError as error:

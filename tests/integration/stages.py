@@ -32,12 +32,12 @@ class Stages:
         proposals = rpn.propose(logits, deltas, anchors, image_hw, config, training=False)
         # From here on each stage gets the reference's input, so that it answers for itself.
         boxes = tf.constant(yxyx(self.golden["proposal_boxes"]))[None]
-        pooled = model._pool(pyramid, boxes, box_head)
+        pooled = model._pool(pyramid, boxes, box_head.POOLED_SIZE)
         class_logits, box_deltas = model.box_head(pooled)
         given = Proposals(boxes, tf.zeros([1, 1000]), tf.ones([1, 1000], tf.bool))
         found = detections.detect(given, class_logits, box_deltas, image_hw, config)
         detected = tf.constant(yxyx(self.golden["det_boxes_resized"]))[None]
-        mask_pooled = model._pool(pyramid, detected, mask_head)
+        mask_pooled = model._pool(pyramid, detected, mask_head.POOLED_SIZE)
         mask_logits = model.mask_head(mask_pooled, self.golden["det_classes"][None])
         out.update(
             pyramid=pyramid, logits=logits, deltas=deltas, anchors=anchors, proposals=proposals,

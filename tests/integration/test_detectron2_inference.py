@@ -166,8 +166,11 @@ def test_photo_to_panoptic_map(network, golden_model, test_data, case, sides):
 
 def _fuse(outputs, image_hw, original_hw, config):
     """The panoptic map of one image under COCO's 80 things and 53 stuff classes."""
-    return fusion.fuse_image(
-        outputs, image_hw, original_hw, fusion.FusionTables(np.arange(80), np.r_[-1, 1:54]),
-        config.fusion_score_threshold, config.fusion_overlap_threshold,
+    settings = fusion.FusionSettings(
+        np.arange(80, dtype=np.int32),
+        np.r_[-1, 1:54].astype(np.int32),
+        config.fusion_score_threshold,
+        config.fusion_overlap_threshold,
         config.fusion_stuff_area_threshold_px,
-    )  # fmt: skip
+    )
+    return fusion.fuse_image(outputs, image_hw, original_hw, settings)

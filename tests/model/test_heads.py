@@ -5,8 +5,9 @@ import pytest
 import tensorflow as tf
 
 from pfpn_tf.model import box_head, deeplab_head, mask_head, semantic_head
-from tests.model.test_layers import numpy_conv, numpy_resize
+from tests.model.test_layers import numpy_conv
 from tests.ops.test_group_norm import numpy_group_norm
+from tests.reference.resize import resize
 
 
 def randomise(model, stddev=0.2):
@@ -102,7 +103,7 @@ def test_semantic_head(maybe_graph, aggregation, convs_per_stage):
             for _ in range(convs_per_stage):
                 x = numpy_conv_norm_relu(convs.pop(0), x)
             if level != "p2":
-                x = numpy_resize(x, (2 * x.shape[1], 2 * x.shape[2]))
+                x = resize(x, (2 * x.shape[1], 2 * x.shape[2]))
         assert not convs
         merged.append(x)
     merged = sum(merged) if aggregation == "sum" else np.concatenate(merged, -1)
@@ -126,4 +127,4 @@ def test_deeplab_head(maybe_graph, output_stride, rates):
     x = numpy_conv_norm_relu(head.refine, numpy_conv_norm_relu(head.merge, x))
     x = numpy_conv(x, head.predictor.kernel.numpy(), 1) + head.predictor.bias.numpy()
     assert logits.shape == (2, 16, 24, 5)
-    np.testing.assert_allclose(logits, numpy_resize(x, (16, 24)), atol=1e-4)
+    np.testing.assert_allclose(logits, resize(x, (16, 24)), atol=1e-4)

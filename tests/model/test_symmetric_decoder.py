@@ -4,8 +4,9 @@ import numpy as np
 import tensorflow as tf
 
 from pfpn_tf.model import resnet, symmetric_decoder
-from tests.model.test_layers import numpy_conv, numpy_resize
+from tests.model.test_layers import numpy_conv
 from tests.ops.test_group_norm import numpy_group_norm
+from tests.reference.resize import resize
 
 
 def numpy_block(block, x):
@@ -37,7 +38,7 @@ def test_against_numpy(maybe_graph):
     for level in (5, 4, 3, 2):
         x = features[f"c{level}"]
         if below is not None:
-            up = numpy_resize(below, (2 * below.shape[1], 2 * below.shape[2]))
+            up = resize(below, (2 * below.shape[1], 2 * below.shape[2]))
             x = np.concatenate([x, up], axis=-1)
         for block in decoder.stages[f"p{level}"]:
             x = numpy_block(block, x)

@@ -60,12 +60,6 @@ def test_clip_uses_the_size_of_each_image():
     np.testing.assert_array_equal(box_ops.clip(boxes[0], [30, 40]), [[0, 0, 30, 40]])
 
 
-def test_scale_has_a_factor_per_axis():
-    np.testing.assert_array_equal(
-        box_ops.scale(tf.constant([[1.0, 2.0, 3.0, 4.0]]), [2.0, 10.0]), [[2, 20, 6, 40]]
-    )
-
-
 def test_is_empty():
     boxes = tf.constant([[0.0, 0, 1, 1], [0, 0, 0, 1], [0, 2, 1, 1], [0, 0, math.nan, 1]])
     np.testing.assert_array_equal(box_ops.is_empty(boxes), [False, True, True, True])
@@ -94,10 +88,3 @@ def test_encode_of_padding_is_finite():
     zeros, box = tf.zeros([1, 4]), tf.constant([[1.0, 1.0, 5.0, 7.0]])
     for boxes, anchors in ((zeros, box), (box, zeros), (zeros, zeros)):
         assert np.isfinite(box_ops.encode(boxes, anchors)).all()
-
-
-def test_formats():
-    box = tf.constant([[1.0, 2.0, 4.0, 9.0]])
-    np.testing.assert_array_equal(box_ops.yxyx_to_xywh(box), [[2, 1, 7, 3]])
-    np.testing.assert_array_equal(box_ops.xywh_to_yxyx(box_ops.yxyx_to_xywh(box)), box)
-    np.testing.assert_array_equal(box_ops.yxyx_to_xyxy(box), [[2, 1, 9, 4]])

@@ -47,10 +47,10 @@ def test_nms_of_moved_boxes(cases, settings, expected):
     boxes[0, rois, classes] = yxyx(cases["shift_boxes"])
     all_scores = np.zeros((1, len(scores), 80), np.float32)
     all_scores[0, rois, classes] = scores
-    *_, num, kept = nms.class_nms(
+    _, kept, _, num = nms.class_nms(
         tf.constant(boxes), tf.constant(all_scores), 0.05, 0.5, 100, **settings
     )
-    np.testing.assert_array_equal(kept[0, : num[0]], cases[f"shift_keep_{expected}"])
+    np.testing.assert_array_equal(kept[0, : num[0]], scores[cases[f"shift_keep_{expected}"]])
 
 
 def test_levels_are_moved_apart_as_classes_are(cases):
@@ -92,16 +92,14 @@ def test_fusion(cases, case):
         whole, scores[order], classes[order], len(scores), np.pad(masks, square)[order] * 99.0 - 50
     )
     labels = np.pad((labels + 1) % 54, square[1:])  # stuff comes first there, "things" here
-    tables = fusion.FusionTables(np.arange(80), np.arange(79, 79 + 54))
-    tables.stuff_category_ids[0] = -1
+    stuff = np.r_[-1, 80:133].astype(np.int32)
     result = fusion.fuse_image(
-        structures.InferenceOutputs(tf.nest.map_structure(tf.constant, detections)),
+        structures.InferenceOutputs(
+            tf.nest.map_structure(tf.constant, detections), tf.zeros([1, 1, len(stuff)])
+        ),
         tf.constant([side, side]),
         tf.constant([side, side]),
-        tables,
-        0.0,
-        0.5,
-        int(limit),
+        fusion.FusionSettings(np.arange(80, dtype=np.int32), stuff, 0.0, 0.5, int(limit)),
         labels=tf.constant(labels),
     )
     theirs = np.full(int(result.num_segments) + 1, 133)

@@ -100,26 +100,21 @@ def test_rpn_nms_compiles_under_xla():
 
 def check_class(boxes, scores, score_threshold, iou_threshold, max_detections, wrap=lambda f: f):
     call = wrap(lambda b, s: nms.class_nms(b, s, score_threshold, iou_threshold, max_detections))
-    got_boxes, got_scores, class_ids, num, roi = call(tf.constant(boxes), tf.constant(scores))
+    got_boxes, got_scores, class_ids, num = call(tf.constant(boxes), tf.constant(scores))
     for image in range(len(boxes)):
         kept = reference.per_class(
             boxes[image], scores[image], score_threshold, iou_threshold, max_detections
         )
         count = len(kept)
         assert num[image] == count
-        pairs = list(zip(roi[image].numpy(), class_ids[image].numpy()))
-        assert pairs[:count] == kept
-        assert all(pair == (0, -1) for pair in pairs[count:])
-        np.testing.assert_array_equal(
-            got_boxes[image][:count], [boxes[image][key] for key in kept] or np.zeros([0, 4])
-        )
-        np.testing.assert_array_equal(
-            got_scores[image][:count], [scores[image][key] for key in kept]
-        )
-        assert (
-            not got_boxes[image][count:].numpy().any()
-            and not got_scores[image][count:].numpy().any()
-        )
+        kept_boxes = [boxes[image][key] for key in kept] or np.zeros([0, 4])
+        np.testing.assert_array_equal(got_boxes[image][:count], kept_boxes)
+        kept_scores = [scores[image][key] for key in kept]
+        np.testing.assert_array_equal(got_scores[image][:count], kept_scores)
+        kept_classes = [class_id for _, class_id in kept]
+        np.testing.assert_array_equal(class_ids[image][:count], kept_classes)
+        assert not np.any(got_boxes[image][count:]) and not np.any(got_scores[image][count:])
+        assert np.all(class_ids[image][count:] == -1)
     return num.numpy()
 
 

@@ -11,15 +11,15 @@ from pfpn_tf import structures
 from pfpn_tf.config import Config
 from pfpn_tf.data import categories
 from pfpn_tf.evaluation import inference
-from pfpn_tf.postprocess import fusion, semantic_labels
+from pfpn_tf.postprocess import fusion
 from tests.reference import fusion as reference
 from tests.reference import paste as paste_reference
 
 THINGS = np.array([1, 5, 9], np.int32)
-STUFF = np.array(
-    [-1, 0, 7, 11, 20], np.int32
-)  # class 0 is 'other'; 0 is a category id like any other
-TABLES = fusion.FusionTables(THINGS, STUFF)
+# Class 0 is "other"; 0 is a category id like any other.
+STUFF = np.array([-1, 0, 7, 11, 20], np.int32)
+SETTINGS = fusion.FusionSettings(THINGS, STUFF, stuff_area_threshold_px=40)
+OTHER_SETTINGS = SETTINGS._replace(overlap_threshold=0.3, stuff_area_threshold_px=5)
 
 
 def make_case(rng, image_hw, original_hw, num=6, width=8, padding=(0, 0)):
@@ -43,52 +43,40 @@ def tensors(outputs):
     return tf.nest.map_structure(lambda x: None if x is None else tf.constant(x), outputs)
 
 
-def fuse(tables=TABLES, score=0.5, overlap=0.5, stuff=40):
-    return lambda o, a, b: fusion.fuse_image(o, a, b, tables, score, overlap, stuff)
-
-
-def run(outputs, image_hw, original_hw, maybe_graph=lambda f: f, **settings):
-    function = maybe_graph(fuse(**settings))
-    return function(tensors(outputs), tf.constant(image_hw), tf.constant(original_hw))
+def run(outputs, image_hw, original_hw, settings=SETTINGS):
+    return fusion.fuse_image(
+        tensors(outputs), tf.constant(image_hw), tf.constant(original_hw), settings
+    )
 
 
 @functools.cache
-def graph_for_all_sizes(**settings):
+def graph_for_all_sizes(is_other):
     """As the project traces it: everything but the number of detections is unknown."""
     outputs = make_case(np.random.default_rng(0), (32, 32), (32, 32))
     signature = tf.nest.map_structure(lambda x: tf.TensorSpec(np.shape(x), x.dtype), outputs)
     signature = signature._replace(semantic_logits=tf.TensorSpec([None, None, len(STUFF)]))
     size = tf.TensorSpec([2], tf.int32)
-    return tf.function(fuse(**settings), input_signature=[signature, size, size], autograph=False)
+    settings = OTHER_SETTINGS if is_other else SETTINGS
+    return tf.function(
+        lambda *case: fusion.fuse_image(*case, settings), [signature, size, size], autograph=False
+    )
 
 
-@pytest.fixture(params=["eager", "graph"])
-def run_either_way(request):
-    """`run`, once eagerly and once in the graph for all sizes."""
-    if request.param == "eager":
-        return run
-    return lambda *args, **settings: run(*args, lambda _: graph_for_all_sizes(**settings))
+def run_graph(outputs, image_hw, original_hw, settings=SETTINGS):
+    function = graph_for_all_sizes(settings is OTHER_SETTINGS)
+    return function(tensors(outputs), tf.constant(image_hw), tf.constant(original_hw))
 
 
-def check(result, outputs, image_hw, original_hw, tables=TABLES, score=0.5, overlap=0.5, stuff=40):
+either_way = pytest.mark.parametrize("run", [run, run_graph])
+
+
+def check(result, outputs, image_hw, original_hw, settings=SETTINGS):
+    """Compares with the reference and returns its segments."""
     values = reference.semantic_values(outputs.semantic_logits, image_hw, original_hw)
-    labels = values.argmax(-1)
     d = outputs.detections
     n = int(d.num_detections)
-    ids, segments = reference.fuse(
-        d.boxes[:n],
-        d.scores[:n],
-        d.class_ids[:n],
-        d.mask_logits[:n],
-        labels,
-        image_hw,
-        original_hw,
-        tables.thing_category_ids,
-        tables.stuff_category_ids,
-        score,
-        overlap,
-        stuff,
-    )
+    detections = d.boxes[:n], d.scores[:n], d.class_ids[:n], d.mask_logits[:n]
+    ids, segments = reference.fuse(*detections, values.argmax(-1), image_hw, original_hw, *settings)
     np.testing.assert_array_equal(result.panoptic_ids, ids)
     assert int(result.num_segments) == len(segments)
     for i, segment in enumerate(segments):
@@ -115,27 +103,30 @@ def check(result, outputs, image_hw, original_hw, tables=TABLES, score=0.5, over
         ((1, 32), (3, 130)),
     ],
 )
-def test_equal_to_reference_on_random_cases(image_hw, original_hw, run_either_way):
+@either_way
+def test_equal_to_reference_on_random_cases(image_hw, original_hw, run):
     rng = np.random.default_rng(sum(image_hw) + sum(original_hw))
     outputs = make_case(rng, image_hw, original_hw)
-    result = run_either_way(outputs, image_hw, original_hw, overlap=0.3, stuff=5)
-    check(result, outputs, image_hw, original_hw, overlap=0.3, stuff=5)
+    case = outputs, image_hw, original_hw
+    check(run(*case, OTHER_SETTINGS), *case, OTHER_SETTINGS)
 
 
 def test_many_random_cases():
     rng = np.random.default_rng(7)
     seen = 0
-    function = graph_for_all_sizes(overlap=0.3, stuff=5)
     for _ in range(12):
         image_hw = rng.integers(16, 60, 2).astype(np.int32)
         original_hw = rng.integers(1, 90, 2).astype(np.int32)
         outputs = make_case(rng, image_hw, original_hw, num=rng.integers(0, 9), padding=(32, 0))
-        result = function(tensors(outputs), tf.constant(image_hw), tf.constant(original_hw))
-        seen += len(check(result, outputs, image_hw, original_hw, overlap=0.3, stuff=5))
+        case = outputs, image_hw, original_hw
+        seen += len(check(run_graph(*case, OTHER_SETTINGS), *case, OTHER_SETTINGS))
     assert seen > 20
 
 
-def adversarial(boxes, logit=8.0, scores=None, hw=(40, 60)):
+HW = (40, 60)
+
+
+def adversarial(boxes, logit=8.0, scores=None):
     """Solid masks in given boxes; semantic class 1 in the upper and 'other' in the lower half."""
     num, width = len(boxes), max(8, len(boxes))
     padding = width - num
@@ -176,56 +167,24 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_adversarial(name, run_either_way):
-    hw = (40, 60)
-    check(run_either_way(CASES[name], hw, hw), CASES[name], hw, hw)
+@either_way
+def test_adversarial(name, run):
+    check(run(CASES[name], HW, HW), CASES[name], HW, HW)
 
 
 @pytest.mark.parametrize("overlap", [0.0, 1.0])
 def test_extreme_overlap_thresholds(overlap):
     case = adversarial([[0, 0, 20, 20], [5, 5, 15, 15], [10, 10, 30, 30]])
-    segments = check(
-        run(case, (40, 60), (40, 60), overlap=overlap), case, (40, 60), (40, 60), overlap=overlap
-    )
+    settings = SETTINGS._replace(overlap_threshold=overlap)
+    segments = check(run(case, HW, HW, settings), case, HW, HW, settings)
     # at 1 the nested box has no free pixel: no segment without pixels
     assert sum(s["is_thing"] for s in segments) == (1 if overlap == 0 else 2)
-
-
-for_gpu = pytest.mark.parametrize("for_gpu", [False, True])
-
-
-@for_gpu
-def test_equal_logits_give_the_lowest_class(for_gpu):
-    logits = np.zeros((8, 16, 5), np.float32)
-    logits[..., 2:4] = 1
-    labels = semantic_labels.semantic_labels(tf.constant(logits), [32, 64], [32, 64], for_gpu)
-    assert np.all(labels.numpy() == 2)
-
-
-@for_gpu
-def test_logits_without_any_number_get_the_code_of_none(for_gpu):
-    logits = np.full((8, 16, 5), np.nan, np.float32)
-    labels = semantic_labels.semantic_labels(tf.constant(logits), [32, 64], [32, 64], for_gpu)
-    assert np.all(labels.numpy() == 5)
-
-
-def test_strips_and_tiles_agree_over_many_strips(monkeypatch):
-    monkeypatch.setattr(semantic_labels, "STRIP_PIXELS", 1000)  # 7 rows of 130 columns
-    logits = np.float32(np.random.default_rng(8).normal(size=(16, 24, 4)))
-    hw = tf.constant([62, 90]), tf.constant([81, 130])
-    tiles, strips = (
-        semantic_labels.semantic_labels(tf.constant(logits), *hw, s) for s in (False, True)
-    )
-    values = np.sort(reference.semantic_values(logits, (62, 90), (81, 130)), -1)
-    clear = values[..., -1] - values[..., -2] > 1e-5
-    assert clear.mean() > 0.999
-    np.testing.assert_array_equal(tiles.numpy()[clear], strips.numpy()[clear])
 
 
 def test_logits_that_are_no_numbers_become_void():
     case = adversarial([[0, 0, 9, 9]])
     case.semantic_logits[:] = np.nan
-    result = run(case, (40, 60), (40, 60))
+    result = run(case, HW, HW)
     assert int(result.num_segments) == 1
     assert np.count_nonzero(result.panoptic_ids) == 81
 
@@ -233,43 +192,49 @@ def test_logits_that_are_no_numbers_become_void():
 def test_no_detections_and_no_stuff():
     case = adversarial([[0, 0, 9, 9]])
     case = case._replace(detections=case.detections._replace(num_detections=np.int32(0)))
-    result = run(case, (40, 60), (40, 60), stuff=10**6)
+    result = run(case, HW, HW, SETTINGS._replace(stuff_area_threshold_px=10**6))
     assert int(result.num_segments) == 0 and not np.any(result.panoptic_ids)
 
 
 def test_stuff_limit_counts_what_instances_leave():
     case = adversarial([[0, 0, 10, 60]])
-    area = int(run(case, (40, 60), (40, 60), stuff=0).areas[1])
-    assert int(run(case, (40, 60), (40, 60), stuff=area).num_segments) == 2
-    assert int(run(case, (40, 60), (40, 60), stuff=area + 1).num_segments) == 1
+
+    def fused(limit):
+        return run(case, HW, HW, SETTINGS._replace(stuff_area_threshold_px=limit))
+
+    area = int(fused(0).areas[1])
+    assert int(fused(area).num_segments) == 2
+    assert int(fused(area + 1).num_segments) == 1
 
 
 @pytest.mark.parametrize("missing", ["detections", "semantic_logits"])
-def test_network_with_one_branch(missing, maybe_graph):
+def test_network_with_one_branch(missing):
     case = adversarial([[0, 0, 10, 60]])._replace(**{missing: None})
-    result = run(case, (40, 60), (40, 60), maybe_graph)
+    result = run(case, HW, HW)
     assert int(result.num_segments) == 1
     assert bool(result.is_thing[0]) == (missing == "semantic_logits")
 
 
 def test_three_hundred_detections():
     boxes = [[8 * (i // 30), 8 * (i % 30), 8 * (i // 30) + 6, 8 * (i % 30) + 6] for i in range(300)]
-    case = adversarial(boxes, hw=(80, 240))
+    case = adversarial(boxes)
     case = case._replace(semantic_logits=np.zeros((24, 64, 5), np.float32))
     result = run(case, (80, 240), (80, 240))
     assert int(result.num_segments) == 300
     np.testing.assert_array_equal(result.areas[:300], 36)
 
 
-def test_tables_leave_out_things():
+def test_settings_leave_out_things():
     info = categories.DatasetInfo.from_coco_categories(
         [{"id": i, "name": str(i), "isthing": int(i in (2, 4))} for i in (0, 2, 3, 4)]
     )
-    things, stuff = fusion.fusion_tables(info, "all")
+    config = Config().replace(semantic_targets="all", fusion_overlap_threshold=0.4).model
+    things, stuff, *thresholds = fusion.fusion_settings(info, config)
     np.testing.assert_array_equal(things, [2, 4])
     np.testing.assert_array_equal(stuff, [0, -1, 3, -1])
+    assert thresholds == [0.5, 0.4, 4096]
     np.testing.assert_array_equal(
-        fusion.fusion_tables(info, "other").stuff_category_ids, [-1, 0, 3]
+        fusion.fusion_settings(info, Config().model).stuff_category_ids, [-1, 0, 3]
     )
 
 
@@ -280,7 +245,6 @@ def test_batch_of_different_sizes_equals_single_images():
     original_hw = np.array([[80, 130], [31, 25]], np.int32)
     cases = [make_case(rng, (64, 64), o) for o in original_hw]
     batch = tf.nest.map_structure(lambda *x: tf.constant(np.stack(x)), *cases)
-    config = Config().replace(fusion_stuff_area_threshold_px=30).model
 
     @tf.function(
         autograph=False,
@@ -291,7 +255,7 @@ def test_batch_of_different_sizes_equals_single_images():
         ],
     )
     def fuse(outputs, image_hw, original_hw):
-        return inference.batch_outputs(outputs, image_hw, original_hw, config, TABLES).panoptic
+        return inference.batch_outputs(outputs, image_hw, original_hw, SETTINGS).panoptic
 
     result = fuse(batch, image_hw, original_hw)
     assert result.panoptic_ids.shape == (2, 80, 130)
@@ -299,50 +263,8 @@ def test_batch_of_different_sizes_equals_single_images():
         one = tf.nest.map_structure(lambda t: t[i], result)
         h, w = original_hw[i]
         assert not np.any(one.panoptic_ids[h:]) and not np.any(one.panoptic_ids[:, w:])
-        check(
-            one._replace(panoptic_ids=one.panoptic_ids[:h, :w]),
-            case,
-            image_hw[i],
-            original_hw[i],
-            stuff=30,
-        )
-
-
-@for_gpu
-def test_semantic_labels_at_extreme_sizes(for_gpu):
-    rng = np.random.default_rng(5)
-    for image_hw, original_hw in [((80, 1333), (300, 5000)), ((400, 24), (2500, 150))]:
-        logits = np.float32(
-            rng.normal(size=(-(-image_hw[0] // 32) * 8, -(-image_hw[1] // 32) * 8, 3))
-        )
-        labels = semantic_labels.semantic_labels(
-            tf.constant(logits), image_hw, original_hw, for_gpu
-        ).numpy()
-        values = reference.semantic_values(logits, image_hw, original_hw)
-        top = np.sort(values, -1)
-        clear = top[..., -1] - top[..., -2] > 1e-5  # float32 interpolation decides closer ones
-        assert clear.mean() > 0.999
-        np.testing.assert_array_equal(labels[clear], values.argmax(-1)[clear])
-
-
-@for_gpu
-@pytest.mark.parametrize("slope", [0.2, 20.0])
-def test_classes_that_win_only_between_logits_are_not_left_out(slope, for_gpu):
-    """Class 2 is first at no logit, but between those where 0 and 1 change places."""
-    side = np.arange(24, dtype=np.float32)[None, :, None] * np.float32(slope)
-    wave = np.where(np.arange(24) % 2, 1.0, -1.0).astype(np.float32)[None, :, None]
-    logits = np.concatenate(
-        [side + 10 * wave, side - 10 * wave, side + 4 + 0 * wave, side - 50], -1
-    )
-    logits = np.tile(logits, [16, 1, 1])
-    hw = tf.constant([64, 96])
-    labels = semantic_labels.semantic_labels(tf.constant(logits), hw, hw, for_gpu).numpy()
-    values = reference.semantic_values(logits, (64, 96), (64, 96))
-    np.testing.assert_array_equal(labels, values.argmax(-1))
-    assert set(np.unique(labels)) == {0, 1, 2}
-
-
-# ---- Detectron2
+        one = one._replace(panoptic_ids=one.panoptic_ids[:h, :w])
+        check(one, case, image_hw[i], original_hw[i])
 
 
 def golden(test_data, name):
@@ -362,35 +284,17 @@ def golden_detections(data):
     )
 
 
-@for_gpu
-def test_semantic_labels_of_detectron2(test_data, for_gpu):
-    data, image_hw, original_hw = golden(test_data, "c")
-    logits = np.float32(data["sem_logits_stride4_full"]).transpose(1, 2, 0)
-    labels = semantic_labels.semantic_labels(
-        tf.constant(logits), image_hw, original_hw, for_gpu
-    ).numpy()
-    clear = (
-        data["sem_margin_orig"] > 0.02
-    )  # the file's logits are float16: steps of 0.016 at 16 to 32
-    assert clear.mean() > 0.9
-    np.testing.assert_array_equal(labels[clear], data["sem_argmax_orig"][clear])
-    assert np.mean(labels != data["sem_argmax_orig"]) < 1e-3
-
-
 @pytest.mark.parametrize("name", ["b", "c"])
 def test_panoptic_map_of_detectron2(name, test_data):
     data, image_hw, original_hw = golden(test_data, name)
     outputs = structures.InferenceOutputs(golden_detections(data), np.zeros((1, 1, 54), np.float32))
-    tables = fusion.FusionTables(np.arange(80), np.r_[-1, 1:54])
+    categories = np.arange(80, dtype=np.int32), np.r_[-1, 1:54].astype(np.int32)
     result = fusion.fuse_image(
         tensors(outputs),
         tf.constant(image_hw, tf.int32),
         tf.constant(original_hw, tf.int32),
-        tables,
-        0.5,
-        0.5,
-        4096,
-        labels=tf.constant(data["sem_argmax_orig"]),
+        fusion.FusionSettings(*categories),
+        tf.constant(data["sem_argmax_orig"]),
     )
     segments = json.loads(str(data["segments_info_json"]))
     assert int(result.num_segments) == len(segments)

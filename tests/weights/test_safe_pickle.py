@@ -244,7 +244,8 @@ def test_what_stands_before_every_name_is_taken_off(tmp_path, prefix):
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"),
         (b"\n<!DOCTYPE html><html><body>Sign in</body></html>", "a web page"),
-        (b"<html><head></head></html>", "a web page"),
+        (b"\xef\xbb\xbf<?xml version='1.0'?><Error>AccessDenied</Error>", "a web page"),
+        (b'{"message": "Not found"}', "a web page or a server's message"),
     ],
 )
 def test_downloads_that_are_no_weights_are_named(tmp_path, content, message):
