@@ -122,7 +122,11 @@ def take(model: tf.keras.Model, source: Source, names: Names) -> Initialised:
     _check_backbone(variables, source, at_random, unused)
     for path, value in values.items():
         variables[path].assign(value.astype(variables[path].dtype.as_numpy_dtype))
-    report = [f"{len(values)} of {len(variables)} variables are taken from {source.place}."]
+    by_class = len(values) - len(restored)
+    report = [
+        f"{len(restored)} of {len(variables)} variables are taken whole"
+        f"{f' and {by_class} by class' if by_class else ''} from {source.place}."
+    ]
     for kind in dict.fromkeys(p.kind for path, p in _PREDICTORS.items() if path in values):
         report += _class_lines(kind, names[kind], source.names[kind])
     report += _at_random_lines(at_random, variables)

@@ -103,7 +103,7 @@ def test_a_training_starts_from_a_name_with_its_pixels_and_strides(tiny_zoo):
         config = settings(init_weights=tiny_zoo, **changes)
         return initialise.initialise(model_of(HERE, config), config, HERE)
 
-    assert start(stride_in_1x1=False).report[0].endswith(f"taken from {tiny_zoo}.")
+    assert start(stride_in_1x1=False).report[0].endswith(f"taken whole from {tiny_zoo}.")
     with pytest.raises(ValueError, match="Add --stride_in_1x1=false"):
         start()
 
