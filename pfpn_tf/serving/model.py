@@ -12,8 +12,10 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union, o
 import numpy as np
 from PIL import Image
 
+from pfpn_tf.data import predictions
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.runs import run_directory
+from pfpn_tf.serving import images as images_lib
 from pfpn_tf.serving import predictor, results
 from pfpn_tf.utils.errors import UserError
 
@@ -29,7 +31,7 @@ class Segment:
       category: name of its class.
       category_id: the dataset's number of its class.
       is_thing: whether its class is countable.
-      score: of a thing, 0 to 1; None of stuff.
+      score: 0 to 1; of stuff the mean probability of its class.
       area: pixels.
       box: y0, x0, y1, x1 in pixels, tight; y1 and x1 are one past the last.
     """
@@ -40,7 +42,7 @@ class Segment:
         self.category = category
         self.category_id: int = entry["category_id"]
         self.is_thing = bool(entry["isthing"])
-        self.score: Optional[float] = entry.get("score")
+        self.score: float = entry["score"]
         self.area: int = entry["area"]
         self.box: Tuple[int, int, int, int] = (y, x, y + height, x + width)
         self._ids = ids
@@ -50,8 +52,10 @@ class Segment:
         return self._ids == self.id
 
     def __repr__(self):
-        score = "" if self.score is None else f", score {self.score:.2f}"
-        return f"<{self.category} {self.id}: {self.area} pixels, box {self.box}{score}>"
+        return (
+            f"<{self.category} {self.id}: {self.area} pixels, box {self.box}, score"
+            f" {self.score:.2f}>"
+        )
 
 
 class Result:
@@ -64,7 +68,7 @@ class Result:
 
     def __init__(self, name: str, image: bytes, reply: Mapping[str, Any], info: DatasetInfo):
         self.ids = results.decode_ids(reply["panoptic_png"])
-        entries = results.segments_info(reply)
+        entries = predictions.segments_info(reply)
         names = {category.id: category.name for category in info.categories}
         self.segments = [Segment(self.ids, e, names[e["category_id"]]) for e in entries]
         self._name = name
@@ -75,8 +79,11 @@ class Result:
 
     def draw(self) -> Image.Image:
         """The map over the image, with names; small images are enlarged."""
-        pixels = results.upright_pixels(self._image)
-        return Image.fromarray(results.draw(pixels, self.ids, self._entries, self._info))
+        return Image.fromarray(results.draw(self._pixels(), self.ids, self._entries, self._info))
+
+    def _pixels(self):
+        """What the network saw, by its own decoder, so that the map always fits."""
+        return images_lib.upright_pixels(self._image).numpy()
 
     def save(self, folder: Union[str, "os.PathLike[str]"]) -> None:
         """Writes the map in COCO panoptic format, and the picture of `draw`.
@@ -114,13 +121,10 @@ def save(found: Sequence[Result], folder: Union[str, "os.PathLike[str]"]) -> Non
     # Two results may be of the same file, or of arrays, which have no name.
     keys = [os.path.join(str(i), os.path.basename(result._name)) for i, result in enumerate(found)]
     names = results.unique_names(keys)
-    writer = results.Writer(os.fspath(folder), found[0]._info)
-    for key, result in zip(keys, found):
-        file_name = os.path.basename(result._name)
-        writer.write(
-            names[key], file_name, lambda: results.upright_pixels(result._image), result._reply
-        )
-    writer.finish()
+    with results.Writer(os.fspath(folder), found[0]._info) as writer:
+        for key, result in zip(keys, found):
+            file_name = os.path.basename(result._name)
+            writer.write(names[key], file_name, result._pixels, result._reply)
 
 
 class Model:
@@ -158,6 +162,8 @@ class Model:
             reply = self._network.answer(encoded)
         except results.Refused as error:
             raise UserError(f"{name}: {error}") from None
+        if reply["error"]:
+            raise UserError(f"{name}: {reply['error']}")
         return Result(name, encoded, reply, self._network.info)
 
 
@@ -194,6 +200,8 @@ def _encode(image) -> Tuple[str, bytes]:
             return path, results.read_image(path)
         except OSError as error:
             raise UserError(f"{path}: {error.strerror or error}.") from None
+        except ValueError as error:
+            raise UserError(f"{path}: {error}.") from None
     if isinstance(image, bytes):
         return "image", image
     if isinstance(image, np.ndarray):

@@ -11,10 +11,9 @@ import pytest
 from PIL import Image
 
 import pfpn_tf
-from pfpn_tf.data import coco_files
+from pfpn_tf.data import panoptic_png
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.serving import model as model_lib
-from pfpn_tf.serving import results
 from pfpn_tf.utils.errors import UserError
 from tests.data import tiny
 
@@ -52,12 +51,12 @@ def known():
     ids[1:3, 2:5] = 300
     ids[3] = 0
     reply = {
-        "panoptic_png": results.encode_ids(ids),
+        "panoptic_png": panoptic_png.encode_ids(ids),
         "num_segments": 2,
         "segment_ids": [300, 9, 0],
         "category_ids": [5, 7, 0],
         "is_thing": [True, False, False],
-        "scores": [0.75, 0.0, 0.0],
+        "scores": [0.75, 0.5, 0.0],
         "areas": [6, 12, 0],
         "boxes": [[1, 2, 3, 5], [0, 0, 3, 6], [0, 0, 0, 0]],
     }
@@ -70,11 +69,11 @@ def test_a_thing_and_stuff(known):
     assert (cat.category, cat.category_id, cat.is_thing, cat.score) == ("cat", 5, True, 0.75)
     assert (grass.category, grass.category_id, grass.is_thing, grass.score) == (
         *("grass", 7, False),
-        None,
+        0.5,
     )
     assert cat.box == (1, 2, 3, 5) and cat.area == cat.mask().sum() == 6
     assert repr(cat) == "<cat 300: 6 pixels, box (1, 2, 3, 5), score 0.75>"
-    assert repr(grass) == "<grass 9: 12 pixels, box (0, 0, 3, 6)>"
+    assert repr(grass) == "<grass 9: 12 pixels, box (0, 0, 3, 6), score 0.50>"
 
 
 def test_the_lines_of_the_readme(saved_model, pixels, tmp_path, monkeypatch, capsys):
@@ -108,7 +107,7 @@ def test_files(model, result, pixels, tmp_path):
     result.save(tmp_path / "one")
     found = json.loads((tmp_path / "one" / "predictions.json").read_text())
     png = (tmp_path / "one" / "predictions" / found["annotations"][0]["file_name"]).read_bytes()
-    np.testing.assert_array_equal(coco_files.decode_panoptic_png(png, "png"), result.ids)
+    np.testing.assert_array_equal(panoptic_png.decode_ids(png, "png"), result.ids)
     picture = Image.open(next((tmp_path / "one" / "pictures").iterdir()))
     np.testing.assert_array_equal(np.asarray(picture), np.asarray(result.draw()))
 
