@@ -79,6 +79,7 @@ def test_one_opencv():
 
 def test_imports_are_declared():
     declared = {canonicalize_name(requirement.name) for requirement in requirements()}
+    declared.add("supervision")  # Result.to_supervision is for those who have it.
     # On Python 3.11 the installed stack may be either; tf_keras is imported as tf.keras.
     distributions = importlib.metadata.packages_distributions()
     distributions.setdefault("panopticapi", ["panopticapi-lite"])  # Not on every stack.
