@@ -84,9 +84,7 @@ def test_imports_follow_the_data_flow(path):
     own = own_name(path).split(".")[0]
     if own == "__init__":
         return  # test_importing_the_package_is_light
-    assert (
-        own in ORDER
-    ), f"{own} is new: give it its place in ORDER, CONTRIBUTING.md and README.md's map"
+    assert own in ORDER, f"{own} is new: give it its place in ORDER, CONTRIBUTING.md and its map"
     for line, module in project_imports(path):
         other = module.split(".")[0]
         assert other == own or not {own, other} <= BESIDE_EACH_OTHER, (
