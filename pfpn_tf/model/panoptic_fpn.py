@@ -17,6 +17,7 @@ from pfpn_tf.model.semantic_head import SemanticHead
 from pfpn_tf.model.symmetric_decoder import SymmetricDecoder
 from pfpn_tf.ops.roi_align import multilevel_roi_align
 from pfpn_tf.structures import GroundTruth, InferenceOutputs, TrainOutputs
+from pfpn_tf.utils.errors import UserError
 
 
 class PanopticFPN(tf.keras.Model):

@@ -25,7 +25,8 @@ _NO_PARAMETER = re.compile(
     r"^(fc|fc1000|pred|linear)[._]|^lr$|^weight_order$"
 )
 _C4_BLOCK = re.compile(r"backbone\.bottom_up\.res4\.\d+\.conv1\.weight")
-_OF_THE_PIXELS = ("pixel_mean", "pixel_std", "stride_in_1x1")
+OF_THE_PIXELS = ("pixel_mean", "pixel_std", "stride_in_1x1")
+"""Settings that weights are of no use without."""
 _OF_INFERENCE = (
     *("eval_min_side", "eval_max_side", "anchor_sizes", "roi_sampling_ratio", "rpn_nms_threshold"),
     *("score_threshold", "nms_threshold", "fusion_score_threshold", "fusion_overlap_threshold"),
@@ -131,7 +132,7 @@ def untold(weights: str, config: config_lib.Config, backbone_only: bool) -> List
     """A line with the settings that only the user can know, if there are such."""
     if zoo.is_name(weights) or weights == IMAGENET:
         return []
-    names = _OF_THE_PIXELS if backbone_only else _OF_THE_PIXELS + _OF_INFERENCE
+    names = OF_THE_PIXELS if backbone_only else OF_THE_PIXELS + _OF_INFERENCE
     flags = run_directory.recipe_text(config).splitlines()
     taken = [flag for flag in flags if flag[2:].partition("=")[0] in names]
     return [

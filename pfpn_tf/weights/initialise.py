@@ -18,9 +18,8 @@ from pfpn_tf.utils.errors import UserError
 from pfpn_tf.weights import convert, detectron2, zoo
 
 THINGS, SEMANTIC = "thing", "semantic"
-_ANY_THING = "any thing"  # holds a blank, so that it is the name of no class
+_ANY_THING = "any thing"  # told from a class of that name by `is`
 _OF_BACKBONES = re.compile(r"backbone/|(backbone\.bottom_up\.)?(stem|res\d)\.")
-_OF_THE_PIXELS = ("pixel_mean", "pixel_std", "stride_in_1x1")
 
 Names = Mapping[str, Optional[List[str]]]
 """THINGS and SEMANTIC -> names of the classes in order; None where they are not known."""
@@ -93,7 +92,11 @@ def initialise(
     """
     weights = config.train.init_weights
     read = _of_others if convert.is_foreign(weights) else _of_a_run
-    return take(model, read(model, config), _names(info, config.model.semantic_targets))
+    taken = take(model, read(model, config), _names(info, config.model.semantic_targets))
+    if config.train.restored_lr_factor != 1:
+        factor = f"{config.train.restored_lr_factor:g} times the learning rate"
+        taken.report.append(f"What is taken whole has {factor}.")
+    return taken
 
 
 def take(model: tf.keras.Model, source: Source, names: Names) -> Initialised:
@@ -187,7 +190,7 @@ def check_settings(config: config_lib.Config, expected: config_lib.Config, weigh
       UserError: they differ.
     """
     ours, theirs = config.flat(), expected.flat()
-    wrong = [name for name in _OF_THE_PIXELS if ours[name] != theirs[name]]
+    wrong = [name for name in convert.OF_THE_PIXELS if ours[name] != theirs[name]]
     if wrong:
         flags = run_directory.recipe_text(expected).splitlines()
         needed = [flag for flag in flags if flag[2:].partition("=")[0] in wrong]
@@ -209,7 +212,7 @@ def _names(info, semantic_targets) -> Dict[str, List[str]]:
 
 
 def _key(name):
-    return name if name == _ANY_THING else "".join(name.casefold().split())
+    return _ANY_THING if name is _ANY_THING else "".join(name.casefold().split())
 
 
 def _same_names(here, there) -> List[Tuple[int, int]]:

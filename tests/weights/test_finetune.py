@@ -151,6 +151,19 @@ def test_semantic_classes_of_things_are_other_classes_than_any_thing(tmp_path):
     assert_rows(before, after, there, things=[2, None], semantic=[None, None, 1, None])
 
 
+def test_a_class_called_any_thing_is_not_the_class_of_all_things(tmp_path):
+    named = DatasetInfo.from_coco_categories(
+        [
+            {"id": 1, "name": "any thing", "isthing": 0},
+            {"id": 2, "name": "robots", "isthing": 1},
+        ]
+    )
+    weights, there = run_of(tmp_path)
+    before, after, taken = start(weights, named, restored_lr_factor=0.1)
+    assert_rows(before, after, there, things=[1], semantic=[0, None])
+    assert taken.report[-1] == "What is taken whole has 0.1 times the learning rate."
+
+
 def test_a_semantic_network_takes_its_part_of_a_panoptic_one(tmp_path):
     weights, there = run_of(tmp_path)
     _, after, taken = start(weights, task="semantic")
