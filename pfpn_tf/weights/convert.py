@@ -136,8 +136,9 @@ def untold(weights: str, config: config_lib.Config, backbone_only: bool) -> List
     flags = run_directory.recipe_text(config).splitlines()
     taken = [flag for flag in flags if flag[2:].partition("=")[0] in names]
     return [
-        f"A weights file does not tell {' '.join(taken)}: if the model was trained with others,"
-        " give those, or --detectron2_config in tools/convert_weights.py."
+        f"A weights file does not tell {' '.join(taken)}, nor that Detectron2's networks see BGR."
+        " If the model was trained otherwise, convert it with its config:"
+        " tools/convert_weights.py --detectron2_config."
     ]
 
 

@@ -4,7 +4,7 @@ The last layers of box, mask and semantic head have rows for classes. A row is t
 of the same name, case and blanks aside; the rows of all other classes start at random.
 """
 
-import os
+import pathlib
 import re
 from typing import Dict, List, Mapping, NamedTuple, Optional, Tuple
 
@@ -103,7 +103,8 @@ def take(model: tf.keras.Model, source: Source, names: Names) -> Initialised:
     """Assigns what fits.
 
     Raises:
-      UserError: nothing fits, or a part of the backbone does not. The model is then unchanged.
+      UserError: nothing fits, a part of the backbone does not, or values are not finite. The model
+        is then unchanged.
     """
     values, restored, at_random = {}, [], []
     variables = restore.model_variables(model)
@@ -123,6 +124,12 @@ def take(model: tf.keras.Model, source: Source, names: Names) -> Initialised:
             restored.append(variable)
     unused = source.unused + sorted(set(source.values) - set(variables))
     _check_backbone(variables, source, at_random, unused)
+    odd = [path for path, value in values.items() if not np.isfinite(value).all()]
+    if odd:
+        raise UserError(
+            f"--init_weights={source.place} holds values that are not finite, first in {odd[0]}:"
+            " the training that wrote them diverged, or the file is damaged."
+        )
     for path, value in values.items():
         variables[path].assign(value.astype(variables[path].dtype.as_numpy_dtype))
     by_class = len(values) - len(restored)
@@ -147,10 +154,9 @@ def _of_a_run(model, config):
     weights = config.train.init_weights
     prefix = restore.find_init_checkpoint(weights)
     names: Names = {THINGS: None, SEMANTIC: None}
-    folder = os.path.dirname(os.path.abspath(prefix))
-    for folder in (folder, os.path.dirname(folder), os.path.dirname(os.path.dirname(folder))):
-        if os.path.exists(os.path.join(folder, run_directory.CONFIG)):
-            old_config, old_info = run_directory.load_run(folder)
+    for folder in list(pathlib.Path(prefix).absolute().parents)[:3]:  # .../checkpoints/best/ckpt-1
+        if (folder / run_directory.CONFIG).exists():
+            old_config, old_info = run_directory.load_run(str(folder))
             names = _names(old_info, old_config.model.semantic_targets)
             check_settings(config, old_config, weights)
             break
@@ -165,9 +171,7 @@ def _of_others(model, config):
     told = convert.untold(weights, config, backbone_only=True)
     matches = detectron2.matches(model, tensors)
     paths = {v.ref(): path for path, v in restore.model_variables(model).items()}
-    values = {
-        paths[p.variable.ref()]: p.layout.to_ours(tensors[name]) for p, name in matches if name
-    }
+    values = {paths[p.variable.ref()]: _ours(p, tensors[name]) for p, name in matches if name}
     names: Names = {THINGS: None, SEMANTIC: None}
     coco = zoo.coco_info()
     if coco:
@@ -181,6 +185,13 @@ def _of_others(model, config):
     place = f"{weights}, whose classes are taken for COCO's" if any(names.values()) else weights
     used = {name for _, name in matches}
     return Source(place, values, names, [name for name in tensors if name not in used], told)
+
+
+def _ours(parameter, tensor):
+    try:
+        return parameter.layout.to_ours(tensor)
+    except (ValueError, IndexError):
+        return tensor[None]  # of another rank or size; with this one more it will never fit
 
 
 def check_settings(config: config_lib.Config, expected: config_lib.Config, weights: str) -> None:

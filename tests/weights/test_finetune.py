@@ -244,16 +244,27 @@ def test_a_deeper_backbone_is_not_cut_off(tmp_path, prefix):
         start(path)
 
 
-def test_deltas_for_all_classes_together_start_at_random(coco_file):
+def test_heads_of_another_build_start_at_random(coco_file):
+    """Deltas for all classes together, a mask predictor and a first layer of other ranks."""
     path, _ = coco_file
     tensors = safe_pickle.read_tensors(path)
-    for end in ("weight", "bias"):
-        name = f"roi_heads.box_predictor.bbox_pred.{end}"
-        tensors[name] = tensors[name][:4]
+    tensors["roi_heads.box_predictor.bbox_pred.bias"] = np.zeros(4)
+    tensors["roi_heads.mask_head.predictor.weight"] = np.zeros([80, 8])
+    tensors["roi_heads.box_head.fc1.weight"] = np.zeros([16, 100])
     detectron2.write(path, tensors)
     before, after, taken = start(path)
-    np.testing.assert_array_equal(after["box_head/deltas/bias"], before["box_head/deltas/bias"])
+    for name in ("box_head/deltas/bias", "mask_head/predictor_kernel", "box_head/fc1/kernel"):
+        np.testing.assert_array_equal(after[name], before[name])
     assert "Starts at random: box_head/deltas/bias ((4,) there, (8,) here)" in taken.report
+
+
+def test_values_that_are_not_finite_are_refused(coco_file):
+    path, _ = coco_file
+    tensors = safe_pickle.read_tensors(path)
+    tensors["backbone.fpn_output3.bias"] = np.full(8, np.nan)
+    detectron2.write(path, tensors)
+    with pytest.raises(ValueError, match="not finite, first in fpn/output_convs/p3/bias"):
+        start(path)
 
 
 @pytest.mark.parametrize(
