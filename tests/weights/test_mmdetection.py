@@ -130,8 +130,8 @@ def test_settings_that_do_not_follow_are_asked_for(tmp_path):
 
 def write_names(folder, blocks, panoptic, style, classes=81):
     """A file with those of MMDetection's tensors that tell networks apart."""
-    names = [f"backbone.layer{i}.{j}.conv1.weight" for i in (1, 3) for j in range(blocks)]
-    tensors = dict.fromkeys(names, np.zeros(1, np.float32))
+    names = [f"backbone.layer3.{i}.conv1.weight" for i in range(blocks)]
+    tensors = dict.fromkeys(["backbone.conv1.weight", *names], np.zeros(1, np.float32))
     tensors["roi_head.bbox_head.fc_cls.bias"] = np.zeros(classes, np.float32)
     if panoptic:
         tensors["semantic_head.conv_logits.bias"] = np.zeros(54, np.float32)
