@@ -7,7 +7,14 @@ earlier the variable has no meaning.
 """
 
 import os as _os
+import sys as _sys
 
 _os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+# The module that tf.keras has become says which Keras it is; asking it anything else would load it.
+if "'keras._tf_keras.keras'" in repr(getattr(_sys.modules.get("tensorflow"), "keras", None)):
+    raise ImportError(
+        "tf.keras is Keras 3 in this process already, and pfpn_tf needs Keras 2. Import pfpn_tf "
+        "before anything uses tf.keras, or start Python with TF_USE_LEGACY_KERAS=1."
+    )
 
 __version__ = "0.1.0"

@@ -1,7 +1,14 @@
+"""What differs between the two stacks."""
+
+import runpy
+import sys
+import types
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
+import pfpn_tf
 from pfpn_tf import compat
 
 pytestmark = pytest.mark.both_stacks
@@ -25,3 +32,11 @@ def test_grey_has_no_hue_and_value_scales_it():
     grey = tf.fill([3, 4, 3], 0.5)
     out = compat.adjust_hsv_by_tf_image(grey, tf.constant(0.7), tf.constant(1.4), tf.constant(0.8))
     np.testing.assert_allclose(out, np.full([3, 4, 3], 0.4), atol=2e-4)
+
+
+def test_a_process_that_uses_keras_3_already_is_told(monkeypatch):
+    """As TensorFlow 2.16 and later leave it after the first use of tf.keras."""
+    chosen = types.SimpleNamespace(keras=types.ModuleType("keras._tf_keras.keras"))
+    monkeypatch.setitem(sys.modules, "tensorflow", chosen)
+    with pytest.raises(ImportError, match="Import pfpn_tf before anything uses tf.keras"):
+        runpy.run_path(pfpn_tf.__file__)

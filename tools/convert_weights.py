@@ -27,16 +27,13 @@ Nothing in a file is executed.
 """
 
 import os
-import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from absl import flags
 
-from absl import flags  # noqa: E402
-
-from pfpn_tf import config as config_lib  # noqa: E402
-from pfpn_tf import flags as flags_lib  # noqa: E402
-from pfpn_tf.utils import cli  # noqa: E402
-from pfpn_tf.utils.errors import UserError  # noqa: E402
+from pfpn_tf import config as config_lib
+from pfpn_tf import flags as flags_lib
+from pfpn_tf.utils import cli
+from pfpn_tf.utils.errors import UserError
 
 flags.DEFINE_string("run_dir", "", "Run directory to write; with another --to, to read.")
 flags.DEFINE_string(
@@ -54,6 +51,7 @@ flags.DEFINE_string(
 flags_lib.define_config_flags()
 
 
+@cli.command
 def main():
     from pfpn_tf.weights import convert, detectron2_config, zoo
 
@@ -90,4 +88,4 @@ def main():
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    main()

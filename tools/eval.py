@@ -19,18 +19,14 @@ Exit codes: 0 done, 2 unusable settings or files.
 """
 
 import json
-import os
-import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from absl import flags
 
-from absl import flags  # noqa: E402
-
-from pfpn_tf import flags as flags_lib  # noqa: E402
-from pfpn_tf.evaluation import report  # noqa: E402
-from pfpn_tf.utils import cli  # noqa: E402
-from pfpn_tf.utils.errors import UserError  # noqa: E402
-from pfpn_tf.utils.files import atomic_write  # noqa: E402
+from pfpn_tf import flags as flags_lib
+from pfpn_tf.evaluation import report
+from pfpn_tf.utils import cli
+from pfpn_tf.utils.errors import UserError
+from pfpn_tf.utils.files import atomic_write
 
 FLAGS = flags.FLAGS
 PANOPTIC_FILES = ("gt_panoptic_json", "pred_panoptic_json")
@@ -85,6 +81,7 @@ flags.DEFINE_integer("num_processes", 0, "Processes that score files; 0: one per
 flags_lib.define_config_flags()
 
 
+@cli.command
 def main():
     modes = {
         "run": bool(FLAGS.run_dir),
@@ -181,4 +178,4 @@ def _score_files():
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    main()

@@ -15,13 +15,11 @@ not be read (the others are done), 2 unusable settings or files.
 import os
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from absl import flags
 
-from absl import flags  # noqa: E402
-
-from pfpn_tf import flags as flags_lib  # noqa: E402
-from pfpn_tf.utils import cli  # noqa: E402
-from pfpn_tf.utils.errors import UserError  # noqa: E402
+from pfpn_tf import flags as flags_lib
+from pfpn_tf.utils import cli, progress
+from pfpn_tf.utils.errors import UserError
 
 FLAGS = flags.FLAGS
 SOME_FAILED = 1
@@ -44,6 +42,7 @@ flags.DEFINE_bool(
 flags_lib.define_config_flags()
 
 
+@cli.command
 def main():
     if bool(FLAGS.saved_model) == bool(FLAGS.run_dir):
         raise UserError("Give --saved_model for an exported model, or --run_dir for a training.")
@@ -73,11 +72,9 @@ def main():
 
 
 def predict_images(model, paths):
-    import tqdm
-
     from pfpn_tf.serving import predictor
 
-    with tqdm.tqdm(total=len(paths), unit="image", smoothing=0.1) as bar:
+    with progress.Bar("Predicting", len(paths), "image") as bar:
         failures = predictor.predict_files(
             model, paths, FLAGS.output_dir, FLAGS.overlays, FLAGS.serving_reply, bar.update
         )
@@ -88,12 +85,10 @@ def predict_images(model, paths):
 
 
 def predict_video(model, video):
-    import tqdm
-
     from pfpn_tf.serving import predictor
 
     name = os.path.splitext(os.path.basename(FLAGS.video))[0]
-    with tqdm.tqdm(total=video.num_frames or None, unit="frame", smoothing=0.1) as bar:
+    with progress.Bar("Predicting", video.num_frames or None, "frame") as bar:
         count = predictor.predict_video(
             model,
             video,
@@ -108,4 +103,4 @@ def predict_video(model, video):
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    main()

@@ -20,7 +20,7 @@ from absl import logging
 
 from pfpn_tf.data import categories as categories_lib
 from pfpn_tf.data import coco_panoptic, tfrecord
-from pfpn_tf.utils import process
+from pfpn_tf.utils import process, progress
 from pfpn_tf.utils.errors import UserError
 
 IMAGES_PER_SHARD = 500  # about 100 MB of COCO
@@ -122,13 +122,11 @@ def _start_worker(dataset, skip_bad, done):
 
 def _run(tasks, dataset, num_workers, skip_bad, description):
     if num_workers == 1:
-        with _progress(len(dataset), description) as show:
-            done = 0
+        with progress.Bar(description, len(dataset), "image") as bar:
             results = []
             for task in tasks:
                 for result in _write_shard(dataset, skip_bad, *task):
-                    done += 1
-                    show(done)
+                    bar.update()
                 results.append(result)
             return results
     # fork shares the parsed JSON and the imported TensorFlow, which has not been used yet
@@ -138,10 +136,10 @@ def _run(tasks, dataset, num_workers, skip_bad, description):
     with process.pool(num_workers, context, _start_worker, (dataset, skip_bad, done)) as pool:
         futures = [pool.submit(_write_shard_in_worker, *task) for task in tasks]
         pending = set(futures)
-        with _progress(len(dataset), description) as show:
+        with progress.Bar(description, len(dataset), "image") as bar:
             while pending:
                 finished, pending = concurrent.futures.wait(pending, timeout=0.2)
-                show(done.value)
+                bar.update(done.value - bar.n)
                 for future in finished:
                     future.result()
         return [future.result() for future in futures]
@@ -215,19 +213,3 @@ def _remove_former_shards(prefix, keep):
         ):
             logging.info("Removing %s of an earlier conversion.", path)
             os.unlink(path)
-
-
-@contextlib.contextmanager
-def _progress(total, description):
-    """Gives a function that sets the number of images done."""
-    from rich import progress
-
-    columns = (
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TimeRemainingColumn(),
-    )
-    with progress.Progress(*columns) as bar:
-        task = bar.add_task(description, total=total)
-        yield lambda done: bar.update(task, completed=done)

@@ -26,7 +26,11 @@ from pfpn_tf.utils.files import atomic_write
 _MASK_METRICS = ("mask_AP", "mask_AP50", "mask_AP75")
 MAIN_METRICS = ("PQ", "PQ_th", "PQ_st", "mIoU", "fwIoU", "box_AP", *_MASK_METRICS)
 """In the order of a table; an experiment has those of its task."""
-_TOOLS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(pfpn_tf.__file__))), "tools")
+_PACKAGE = os.path.dirname(os.path.abspath(pfpn_tf.__file__))
+# In a checkout the tools stand beside the package, in an installation inside it.
+_TOOLS = os.path.join(_PACKAGE, os.pardir, "tools")
+if os.path.isdir(os.path.join(_PACKAGE, "tools")):
+    _TOOLS = os.path.join(_PACKAGE, "tools")
 
 
 class Experiment(NamedTuple):
@@ -111,25 +115,10 @@ def metric_names(results: Sequence[Optional[Dict[str, float]]]) -> List[str]:
     return [name for name in MAIN_METRICS if any(name in metrics for metrics in results if metrics)]
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, numbers to the right."""
-    lines = [list(header), ["---"] + ["---:"] * (len(header) - 1), *map(list, rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def points(metrics: Optional[Dict[str, float]], name: str) -> str:
-    """A metric with one decimal as in the paper; a dash if there is none."""
-    return f"{metrics[name]:.1f}" if metrics and name in metrics else "-"
-
-
-def write_text(path: str, text: str) -> None:
-    with atomic_write(path) as f:
-        f.write(text)
-
-
 def _run(experiment, output_dir, children):
     base = os.path.join(output_dir, experiment.name)
-    write_text(f"{base}.flags", run_directory.recipe_text(experiment.config))
+    with atomic_write(f"{base}.flags") as f:
+        f.write(run_directory.recipe_text(experiment.config))
     train = ["train.py", f"--flagfile={base}.flags", f"--run_dir={base}"]
     evaluate = ["eval.py", f"--run_dir={base}", "--save_predictions=false"]
     with open(f"{base}.log", "a", encoding="utf-8") as log:
@@ -180,4 +169,4 @@ class _Children:
 def _summary(metrics):
     if metrics is None:
         return "failed"
-    return ", ".join(f"{name} {points(metrics, name)}" for name in metric_names([metrics]))
+    return ", ".join(f"{name} {metrics[name]:.1f}" for name in metric_names([metrics]))

@@ -1,4 +1,4 @@
-"""The same training with several seeds: median and spread of each metric.
+"""A recipe, or the paper's ablations of it, with one seed or several: median and spread.
 
 Section 4.1: the mIoU on Cityscapes varies by up to 0.4, so the paper gives the median of 5 trials.
 """
@@ -6,61 +6,209 @@ Section 4.1: the mIoU on Cityscapes varies by up to 0.4, so the paper gives the 
 import json
 import os
 import statistics
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
 from pfpn_tf import config as config_lib
 from pfpn_tf.experiments import queue
 from pfpn_tf.experiments.queue import Experiment
 from pfpn_tf.utils.errors import UserError
+from pfpn_tf.utils.files import atomic_write
+
+LAMBDAS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
+SWEEPS = {
+    "lambda_s": "Table 2a, b: weight of the semantic loss (instance losses: 1)",
+    "lambda_i": "Table 2c, d: weight of the instance losses (semantic loss: 1)",
+    "aggregation": "Table 1d: levels of the semantic branch",
+    "losses": "Table 3c: losses of a step (alternating: twice the steps)",
+}
+_DRAWN = ("PQ", "mIoU", "mask_AP")
+_Results = Mapping[str, Optional[Dict[str, float]]]
 
 
-def trials(config: config_lib.Config, num_trials: int) -> List[Experiment]:
-    """`num_trials` experiments with the seeds from that of `config` on.
+class Row(NamedTuple):
+    """One row of a table; rows of several tables may be the same experiments.
+
+    Attributes:
+      sweep: one of `SWEEPS`, or "" for the recipe itself.
+      label: what the row varies: a number or a word.
+      trials: one experiment for each seed.
+    """
+
+    sweep: str
+    label: Any
+    trials: Sequence[Experiment]
+
+    def statistics(self, results: _Results) -> Dict[str, Dict[str, Any]]:
+        """Metric name to median, min, max and num_trials, of the trials that finished."""
+        found = [results.get(trial.name) for trial in self.trials]
+        values = {
+            name: [metrics[name] for metrics in found if metrics and name in metrics]
+            for name in queue.metric_names(found)
+        }
+        return {
+            name: {
+                "median": statistics.median(v), "min": min(v), "max": max(v), "num_trials": len(v)
+            }
+            for name, v in values.items()
+        }  # fmt: skip
+
+
+def rows(config: config_lib.Config, sweeps: Sequence[str], num_trials: int) -> List[Row]:
+    """The rows of the chosen sweeps, or that of the recipe itself.
+
+    With a weight of 0 the branch is left out altogether.
+
+    Args:
+      config: a recipe, of a Panoptic FPN if there are sweeps.
+      sweeps: which of `SWEEPS`.
+      num_trials: with the seeds from that of `config` on.
 
     Raises:
-      UserError: there is not at least one trial.
+      UserError: a sweep is unknown, there is no trial, or the recipe is of another task.
     """
     if num_trials < 1:
         raise UserError(f"--num_trials={num_trials} must be at least 1; the paper has 5.")
+    if set(sweeps) - set(SWEEPS):
+        raise UserError(f"--sweep={','.join(sweeps)}: each must be one of {', '.join(SWEEPS)}.")
+    if sweeps and config.model.task != "panoptic":
+        raise UserError(
+            f"--task={config.model.task}: a sweep compares Panoptic FPNs; use a recipe with "
+            "--task=panoptic."
+        )
+    twice = {
+        "train_steps": 2 * config.train.train_steps,
+        "lr_decay_steps": tuple(2 * step for step in config.train.lr_decay_steps),
+    }
+    variants: Dict[str, Dict[Any, Dict[str, Any]]] = {
+        "lambda_s": {weight: _weights(1.0, weight) for weight in LAMBDAS},
+        "lambda_i": {weight: _weights(weight, 1.0) for weight in LAMBDAS},
+        "aggregation": {how: {"semantic_aggregation": how} for how in ("sum", "concat")},
+        "losses": {"alternate": {"alternate_losses": True, **twice}, "combine": {}},
+        "": {"recipe": {}},
+    }
     seeds = range(config.train.seed, config.train.seed + num_trials)
-    return [Experiment(f"seed_{seed}", config.replace(seed=seed)) for seed in seeds]
-
-
-def statistics_of(results: Mapping[str, Optional[Dict[str, float]]]) -> Dict[str, Dict[str, Any]]:
-    """Metric name to median, min, max, spread (max - min) and num_trials, of those that
-    finished.
-    """
-    finished = [metrics for metrics in results.values() if metrics]
-    found = {}
-    for name in queue.metric_names(finished):
-        values = [metrics[name] for metrics in finished if name in metrics]
-        found[name] = {
-            "median": statistics.median(values),
-            "min": min(values),
-            "max": max(values),
-            "spread": max(values) - min(values),
-            "num_trials": len(values),
-        }
-    return found
-
-
-def table(results: Mapping[str, Optional[Dict[str, float]]]) -> str:
-    """Markdown: one row for each trial, then median, min, max and spread."""
-    found = statistics_of(results)
-    rows = [
-        [name, *(queue.points(metrics, metric) for metric in found)]
-        for name, metrics in results.items()
+    return [
+        Row(sweep, label, [_experiment(config.replace(**settings), sweep, seed) for seed in seeds])
+        for sweep in [name for name in SWEEPS if name in sweeps] or [""]
+        for label, settings in variants[sweep].items()
     ]
-    for key in ("median", "min", "max", "spread"):
-        rows.append([f"**{key}**", *(f"{values[key]:.2f}" for values in found.values())])
-    return queue.markdown_table(["trial", *found], rows)
 
 
-def write_report(results: Mapping[str, Optional[Dict[str, float]]], output_dir: str) -> str:
-    """Writes trials.json and trials.md; returns the table."""
-    text = table(results)
-    content = {"trials": dict(results), "statistics": statistics_of(results)}
-    path = os.path.join(output_dir, "trials.json")
-    queue.write_text(path, json.dumps(content, indent=2) + "\n")
-    queue.write_text(os.path.join(output_dir, "trials.md"), text)
+def experiments_of(table_rows: Sequence[Row]) -> List[Experiment]:
+    """The experiments of the rows, each once."""
+    return list({trial.name: trial for row in table_rows for trial in row.trials}.values())
+
+
+def with_steps(config: config_lib.Config, steps: int) -> config_lib.Config:
+    """The recipe with its schedule stretched or shrunk to `steps`; 0 leaves it as it is.
+
+    Raises:
+      UserError: the number is negative.
+    """
+    if steps < 0:
+        raise UserError(f"--steps={steps} must be positive, or 0 for the recipe's own steps.")
+    if not steps or steps == config.train.train_steps:
+        return config
+    factor = steps / config.train.train_steps
+    warmup = int(config.train.warmup_steps * factor)
+    drops = sorted({max(warmup + 1, round(s * factor)) for s in config.train.lr_decay_steps})
+    return config.replace(train_steps=steps, warmup_steps=warmup, lr_decay_steps=tuple(drops))
+
+
+def write_report(table_rows: Sequence[Row], results: _Results, output_dir: str, title: str) -> str:
+    """Writes trials.json, trials.md and, of sweeps, trials.png; returns the tables."""
+    content = [
+        {
+            "sweep": row.sweep,
+            "label": row.label,
+            "trials": {trial.name: results.get(trial.name) for trial in row.trials},
+            "statistics": row.statistics(results),
+        }
+        for row in table_rows
+    ]
+    text = f"# {title}\n"
+    for sweep in dict.fromkeys(row.sweep for row in table_rows):
+        text += f"\n## {SWEEPS[sweep]}\n" if sweep else ""
+        text += "\n" + _table([row for row in table_rows if row.sweep == sweep], results)
+    for name, written in (("json", json.dumps(content, indent=2) + "\n"), ("md", text)):
+        with atomic_write(os.path.join(output_dir, f"trials.{name}")) as f:
+            f.write(written)
+    if table_rows[0].sweep:
+        _draw(table_rows, results, os.path.join(output_dir, "trials.png"), title)
     return text
+
+
+def _table(table_rows, results):
+    """Markdown: the median of each metric, and of several trials (min to max)."""
+    found = [row.statistics(results) for row in table_rows]
+    names = queue.metric_names(found)
+    lines = [[table_rows[0].sweep or "trials", "finished", *names]]
+    lines.append(["---"] + ["---:"] * (len(names) + 1))
+    for row, metrics in zip(table_rows, found):
+        finished = sum(results.get(trial.name) is not None for trial in row.trials)
+        cells = [_cell(metrics.get(name)) for name in names]
+        lines.append([str(row.label), f"{finished} of {len(row.trials)}", *cells])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _cell(found):
+    if not found:
+        return "-"
+    spread = f" ({found['min']:.2f} to {found['max']:.2f})" if found["num_trials"] > 1 else ""
+    return f"{found['median']:.2f}{spread}"
+
+
+def _draw(table_rows, results, path, title):
+    """Writes a PNG: a panel for each sweep, curves over the weights and bars for the rest."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    sweeps = list(dict.fromkeys(row.sweep for row in table_rows))
+    figure, axes = pyplot.subplots(
+        1, len(sweeps), figsize=(4.2 * len(sweeps), 4.4), layout="constrained", squeeze=False
+    )
+    for axis, sweep in zip(axes[0], sweeps):
+        chosen = [row for row in table_rows if row.sweep == sweep]
+        found = [row.statistics(results) for row in chosen]
+        for i, name in enumerate(_DRAWN):
+            values = [m[name]["median"] if name in m else float("nan") for m in found]
+            if isinstance(chosen[0].label, float):
+                axis.plot([row.label for row in chosen], values, f"C{i}o-", label=name)
+            else:
+                places = [k + 0.27 * (i - 1) for k in range(len(chosen))]
+                bars = axis.bar(places, values, width=0.25, color=f"C{i}", label=name)
+                axis.bar_label(bars, fmt="%.1f", fontsize=8)
+                axis.set_xticks(range(len(chosen)), [row.label for row in chosen])
+        axis.set_title(SWEEPS[sweep], fontsize=9)
+        axis.set_xlabel(sweep)
+        axis.set_ylabel("points")
+        axis.margins(y=0.15)
+        axis.grid(axis="y", alpha=0.3)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    figure.suptitle(title, fontsize=11)
+    with atomic_write(path, "wb") as f:
+        figure.savefig(f, format="png", dpi=120)
+    pyplot.close(figure)
+
+
+def _weights(instance_weight, semantic_weight):
+    tasks = {(True, True): "panoptic", (True, False): "instance", (False, True): "semantic"}
+    return {
+        "instance_loss_weight": instance_weight,
+        "semantic_loss_weight": semantic_weight,
+        "task": tasks[instance_weight > 0, semantic_weight > 0],
+    }
+
+
+def _experiment(config, sweep, seed):
+    """An experiment named by what it is, so that equal ones are run once."""
+    train, model = config.train, config.model
+    parts = []
+    if sweep:
+        parts += [f"i{train.instance_loss_weight:g}", f"s{train.semantic_loss_weight:g}"]
+        parts += [model.semantic_aggregation] if model.task != "instance" else []
+        parts += ["alternate"] if train.alternate_losses else []
+    return Experiment("_".join([*parts, f"seed_{seed}"]), config.replace(seed=seed))

@@ -57,9 +57,19 @@ def _train(config, run_dir, strategy, workers):
     checks.check(config, strategy.num_replicas_in_sync)
     info = pipeline.load_info(config)
     gather = Gatherer(strategy)
+    steps = None
     if workers.is_chief:
-        run_directory.prepare(run_dir, config, info)
-    gather("prepared")
+        newest = checkpoints.newest_intact(os.path.join(run_dir, run_directory.CHECKPOINTS))
+        steps = checkpoints.step_of(newest) if newest else 0
+        is_done = steps > config.train.train_steps
+        (run_directory.check if is_done else run_directory.prepare)(run_dir, config, info)
+    steps = gather(steps)[0]
+    if steps > config.train.train_steps:
+        logging.info(
+            "The run in %s is done with %d steps, more than --train_steps=%d; nothing is changed.",
+            run_dir, steps, config.train.train_steps,
+        )  # fmt: skip
+        return FINISHED
     if not workers.is_chief:
         run_directory.check_shared(run_dir, config, info)
     _log_start(config, run_dir, strategy)

@@ -232,9 +232,15 @@ def to_detectron2_names(
       those of a backbone alone.
 
     Raises:
-      UserError: a Caffe2 detector, or MMDetection's other style.
+      UserError: a Caffe2 detector, MMDetection's other style, or weights that are not finite.
     """
     tensors = {n: value for n, value in checkpoint.tensors.items() if not _NO_PARAMETER.search(n)}
+    odd = [name for name, value in tensors.items() if not np.isfinite(value).all()]
+    if odd:
+        raise UserError(
+            f"{len(odd)} of {len(tensors)} tensors are not finite (NaN or infinite), first"
+            f" {odd[0]}: the training that wrote them diverged, or the file is damaged."
+        )
     if "conv1_w" in tensors:
         return imagenet.from_caffe2(tensors), True
     if "layer1.0.conv1.weight" in tensors:  # torchvision names as MMDetection's backbone, in RGB

@@ -345,3 +345,14 @@ def test_initialising_from_another_run(toy, tmp_path):
         for d in (first, second)
     ]
     np.testing.assert_allclose(values[0], values[1], rtol=1e-6)
+
+
+def test_fewer_steps_than_are_done_change_nothing(toy, tmp_path, caplog):
+    caplog.set_level("INFO", logger="absl")
+    train.train(toy.config.replace(train_steps=2), str(tmp_path))
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert train.train(toy.config.replace(train_steps=1), str(tmp_path)) == train.FINISHED
+    assert "is done with 2 steps, more than --train_steps=1; nothing is changed" in caplog.text
+    assert files == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match="--learning_rate"):
+        train.train(toy.config.replace(train_steps=1, learning_rate=0.5), str(tmp_path))

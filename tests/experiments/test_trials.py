@@ -1,7 +1,7 @@
-"""Trials and ablations: what is run, once, and what is reported. Trainings are stand-ins."""
+"""Trials and sweeps: what is run, once, and what is reported. Trainings are stand-ins."""
 
 import json
-import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +11,7 @@ import cv2
 import pytest
 
 from pfpn_tf import config as config_lib
-from pfpn_tf.experiments import ablation, queue, trials
+from pfpn_tf.experiments import queue, trials
 from pfpn_tf.experiments.queue import Experiment
 from tests.test_configs import ROOT, parse_flagfile
 
@@ -103,52 +103,24 @@ def test_a_signal_reaches_the_training_once_and_ends_all(stand_ins, number, code
     assert signal.getsignal(number) is before
 
 
-def test_trials():
-    runs = trials.trials(CONFIG.replace(seed=3), 3)
-    assert [run.config.train.seed for run in runs] == [3, 4, 5]
-    assert [run.name for run in runs] == ["seed_3", "seed_4", "seed_5"]
+def test_trials_of_a_recipe():
+    (row,) = trials.rows(CONFIG.replace(seed=3), [], 3)
+    assert [trial.config.train.seed for trial in row.trials] == [3, 4, 5]
+    assert [trial.name for trial in row.trials] == ["seed_3", "seed_4", "seed_5"]
     with pytest.raises(ValueError, match="--num_trials=0"):
-        trials.trials(CONFIG, 0)
+        trials.rows(CONFIG, [], 0)
 
 
-def test_statistics_of_trials(tmp_path):
-    """Of 4 trials one failed; the median is that of the others."""
-    results = {
-        "seed_0": {"PQ": 57.0, "mIoU": 75.5},
-        "seed_1": {"PQ": 58.5, "mIoU": 75.0},
-        "seed_2": None,
-        "seed_3": {"PQ": 57.5, "mIoU": 75.1},
-    }
-    text = trials.write_report(results, str(tmp_path))
-    assert text.splitlines() == [
-        "| trial | PQ | mIoU |",
-        "| --- | ---: | ---: |",
-        "| seed_0 | 57.0 | 75.5 |",
-        "| seed_1 | 58.5 | 75.0 |",
-        "| seed_2 | - | - |",
-        "| seed_3 | 57.5 | 75.1 |",
-        "| **median** | 57.50 | 75.10 |",
-        "| **min** | 57.00 | 75.00 |",
-        "| **max** | 58.50 | 75.50 |",
-        "| **spread** | 1.50 | 0.50 |",
-    ]
-    content = json.loads((tmp_path / "trials.json").read_text())
-    assert content["statistics"]["PQ"] == {
-        "median": 57.5, "min": 57.0, "max": 58.5, "spread": 1.5, "num_trials": 3
-    }  # fmt: skip
-    assert content["trials"] == results
-    assert (tmp_path / "trials.md").read_text() == text
-
-
-def test_the_rows_of_an_ablation():
-    rows = ablation.rows(CONFIG.replace(semantic_loss_weight=0.5))
+def test_the_rows_of_all_sweeps():
+    rows = trials.rows(CONFIG.replace(semantic_loss_weight=0.5), list(trials.SWEEPS), 2)
     assert [row.label for row in rows] == [
-        *ablation.LAMBDAS, *ablation.LAMBDAS, "sum", "concat", "alternate", "combine"
+        *trials.LAMBDAS, *trials.LAMBDAS, "sum", "concat", "alternate", "combine"
     ]  # fmt: skip
-    by_label = {(row.group, row.label): row.experiment for row in rows}
-    # Sixteen rows, thirteen trainings: lambda_s = lambda_i = 1 and the recipe itself come up twice
-    # or three times.
-    assert len(ablation.experiments_of(rows)) == 13
+    by_label = {(row.sweep, row.label): row.trials[0] for row in rows}
+    # Sixteen rows, thirteen trainings with two seeds each: lambda_s = lambda_i = 1 and the recipe
+    # itself come up twice or three times.
+    assert len(trials.experiments_of(rows)) == 26
+    assert [trial.name for trial in rows[1].trials] == ["i1_s0.1_sum_seed_0", "i1_s0.1_sum_seed_1"]
     assert by_label["lambda_s", 1.0] == by_label["lambda_i", 1.0]
     recipe = by_label["lambda_s", 0.5]
     assert recipe == by_label["aggregation", "sum"] == by_label["losses", "combine"]
@@ -162,50 +134,85 @@ def test_the_rows_of_an_ablation():
     assert by_label["aggregation", "concat"].config.model.semantic_aggregation == "concat"
 
 
-def test_a_part_of_an_ablation():
-    rows = ablation.rows(CONFIG, ["losses"])
-    assert [row.label for row in rows] == ["alternate", "combine"]
-    with pytest.raises(ValueError, match="--ablations=lambda_x"):
-        ablation.rows(CONFIG, ["lambda_x"])
+def test_a_sweep_by_name():
+    assert [row.label for row in trials.rows(CONFIG, ["losses"], 1)] == ["alternate", "combine"]
+    with pytest.raises(ValueError, match="--sweep=lambda_x"):
+        trials.rows(CONFIG, ["lambda_x"], 1)
     with pytest.raises(ValueError, match="--task=semantic"):
-        ablation.rows(CONFIG.replace(task="semantic"))
+        trials.rows(CONFIG.replace(task="semantic"), ["losses"], 1)
+
+
+@pytest.mark.parametrize(
+    "recipe", ["coco/panoptic_fpn_r50_1x", "cityscapes/panoptic_fpn_r50"], ids=str
+)
+def test_the_reproduction_table_names_every_run_of_table_2(recipe):
+    """And where it names a recipe beside a run, both are the same training."""
+    text = (ROOT / "configs" / "README.md").read_text(encoding="utf-8")
+    assert re.search(
+        rf"run_trials.py --flagfile=configs/{recipe}.flags .*\n.*lambda_s,lambda_i", text
+    )
+    rows = trials.rows(
+        parse_flagfile(ROOT / f"configs/{recipe}.flags")[1], ["lambda_s", "lambda_i"], 1
+    )
+    for trial in trials.experiments_of(rows):
+        run = trial.name.removesuffix("_seed_0")
+        assert f"`{run}`" in text, f"no row of Table 2 names {run}"
+        beside = re.search(rf"`{re.escape(run)}`, `({recipe.split('/')[0]}/\w+)`", text)
+        if beside:
+            assert parse_flagfile(ROOT / f"configs/{beside[1]}.flags")[1] == trial.config
 
 
 def test_the_schedule_scales_with_the_steps():
     config = config_lib.Config()
-    shrunken = ablation.with_steps(config, 900)
+    shrunken = trials.with_steps(config, 900)
     assert shrunken.train.train_steps == 900
     assert (shrunken.train.warmup_steps, shrunken.train.lr_decay_steps) == (10, (600, 800))
-    assert ablation.with_steps(config, 0) == config
-    assert ablation.with_steps(config, 1).train.train_steps == 1
+    assert trials.with_steps(config, 0) == config
+    assert trials.with_steps(config, 1).train.train_steps == 1
     with pytest.raises(ValueError, match="--steps=-1"):
-        ablation.with_steps(config, -1)
+        trials.with_steps(config, -1)
 
 
-def test_the_report_of_an_ablation(tmp_path):
-    rows = ablation.rows(CONFIG, ["lambda_s", "losses"])
+def test_the_report_of_trials(tmp_path):
+    """Of 4 trials one failed; the median is that of the others."""
+    (row,) = rows = trials.rows(CONFIG, [], 4)
+    results = {
+        "seed_0": {"PQ": 57.0, "mIoU": 75.5},
+        "seed_1": {"PQ": 58.5, "mIoU": 75.0},
+        "seed_2": None,
+        "seed_3": {"PQ": 57.5, "mIoU": 75.1},
+    }
+    text = trials.write_report(rows, results, str(tmp_path), "Title")
+    assert text.splitlines() == [
+        "# Title",
+        "",
+        "| trials | finished | PQ | mIoU |",
+        "| --- | ---: | ---: | ---: |",
+        "| recipe | 3 of 4 | 57.50 (57.00 to 58.50) | 75.10 (75.00 to 75.50) |",
+    ]
+    (content,) = json.loads((tmp_path / "trials.json").read_text())
+    expected = {"median": 57.5, "min": 57.0, "max": 58.5, "num_trials": 3}
+    assert content["statistics"]["PQ"] == expected and content["trials"] == results
+    assert (tmp_path / "trials.md").read_text() == text
+
+
+def test_the_report_of_sweeps(tmp_path):
+    rows = trials.rows(CONFIG, ["lambda_s", "losses"], 1)
     results = {
         e.name: {"PQ": 10.0 + i, "mIoU": 20.0, "mask_AP": 5.0}
-        for i, e in enumerate(ablation.experiments_of(rows))
+        for i, e in enumerate(trials.experiments_of(rows))
     }
-    results[rows[0].experiment.name] = None  # failed
-    text = ablation.write_report(rows, results, str(tmp_path), "Title")
-    for part in ("# Title", "| 0.0 | - | - | - |", "| 0.1 | 11.0 | 20.0 | 5.0 |"):
+    results[rows[0].trials[0].name] = None  # failed
+    text = trials.write_report(rows, results, str(tmp_path), "Title")
+    for part in ("| 0.0 | 0 of 1 | - | - | - |", "| 0.1 | 1 of 1 | 11.00 | 20.00 | 5.00 |"):
         assert part in text
     assert "| combine |" in text and "aggregation" not in text
-    content = json.loads((tmp_path / "ablation.json").read_text())
-    assert [row["label"] for row in content] == [*ablation.LAMBDAS, "alternate", "combine"]
-    assert content[0]["metrics"] is None
-    assert cv2.imread(str(tmp_path / "ablation.png")).std() > 10
+    content = json.loads((tmp_path / "trials.json").read_text())
+    assert [row["label"] for row in content] == [*trials.LAMBDAS, "alternate", "combine"]
+    assert cv2.imread(str(tmp_path / "trials.png")).std() > 10
 
 
-@pytest.mark.parametrize("tool", ["run_trials", "run_ablation"])
-def test_the_tools_ask_for_what_is_missing(tool):
-    done = subprocess.run(
-        [sys.executable, f"tools/{tool}.py"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
-    )
+def test_the_tool_asks_for_what_is_missing():
+    command = [sys.executable, "tools/run_trials.py"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "--output_dir is required" in done.stderr
