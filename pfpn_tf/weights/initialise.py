@@ -103,8 +103,7 @@ def take(model: tf.keras.Model, source: Source, names: Names) -> Initialised:
     """Assigns what fits.
 
     Raises:
-      UserError: nothing fits, a part of the backbone does not, or values are not finite. The model
-        is then unchanged.
+      UserError: nothing fits, or a part of the backbone does not. The model is then unchanged.
     """
     values, restored, at_random = {}, [], []
     variables = restore.model_variables(model)
@@ -124,12 +123,6 @@ def take(model: tf.keras.Model, source: Source, names: Names) -> Initialised:
             restored.append(variable)
     unused = source.unused + sorted(set(source.values) - set(variables))
     _check_backbone(variables, source, at_random, unused)
-    odd = [path for path, value in values.items() if not np.isfinite(value).all()]
-    if odd:
-        raise UserError(
-            f"--init_weights={source.place} holds values that are not finite, first in {odd[0]}:"
-            " the training that wrote them diverged, or the file is damaged."
-        )
     for path, value in values.items():
         variables[path].assign(value.astype(variables[path].dtype.as_numpy_dtype))
     by_class = len(values) - len(restored)
