@@ -87,8 +87,6 @@ def _parse_flags(module, argv):
         os._exit(0)  # Python's own exit would flush a closed pipe once more.
     try:
         return flags.FLAGS(argv)
-    except SystemExit:  # --help and --helpfull have printed; absl calls that a failure
-        sys.exit(0)
     except flags.Error as error:
         message = str(error).removeprefix("ERROR:: ")  # absl's own, of a missing flagfile
         _fail(f"{_explain(error, message, argv[1:])}\nSee {os.path.basename(argv[0])} --help.")

@@ -25,7 +25,8 @@ _NO_PARAMETER = re.compile(
     r"^(fc|fc1000|pred|linear)[._]|^lr$|^weight_order$"
 )
 _C4_BLOCK = re.compile(r"backbone\.bottom_up\.res4\.\d+\.conv1\.weight")
-_OF_THE_PIXELS = ("pixel_mean", "pixel_std", "stride_in_1x1")
+OF_THE_PIXELS = ("pixel_mean", "pixel_std", "stride_in_1x1")
+"""Settings that weights are of no use without."""
 _OF_INFERENCE = (
     *("eval_min_side", "eval_max_side", "anchor_sizes", "roi_sampling_ratio", "rpn_nms_threshold"),
     *("score_threshold", "nms_threshold", "fusion_score_threshold", "fusion_overlap_threshold"),
@@ -131,12 +132,13 @@ def untold(weights: str, config: config_lib.Config, backbone_only: bool) -> List
     """A line with the settings that only the user can know, if there are such."""
     if zoo.is_name(weights) or weights == IMAGENET:
         return []
-    names = _OF_THE_PIXELS if backbone_only else _OF_THE_PIXELS + _OF_INFERENCE
+    names = OF_THE_PIXELS if backbone_only else OF_THE_PIXELS + _OF_INFERENCE
     flags = run_directory.recipe_text(config).splitlines()
     taken = [flag for flag in flags if flag[2:].partition("=")[0] in names]
     return [
-        f"A weights file does not tell {' '.join(taken)}: if the model was trained with others,"
-        " give those, or --detectron2_config in tools/convert_weights.py."
+        f"A weights file does not tell {' '.join(taken)}, nor that Detectron2's networks see BGR."
+        " If the model was trained otherwise, convert it with its config:"
+        " tools/convert_weights.py --detectron2_config."
     ]
 
 
@@ -230,9 +232,15 @@ def to_detectron2_names(
       those of a backbone alone.
 
     Raises:
-      UserError: a Caffe2 detector, or MMDetection's other style.
+      UserError: a Caffe2 detector, MMDetection's other style, or weights that are not finite.
     """
     tensors = {n: value for n, value in checkpoint.tensors.items() if not _NO_PARAMETER.search(n)}
+    odd = [name for name, value in tensors.items() if not np.isfinite(value).all()]
+    if odd:
+        raise UserError(
+            f"{len(odd)} of {len(tensors)} tensors are not finite (NaN or infinite), first"
+            f" {odd[0]}: the training that wrote them diverged, or the file is damaged."
+        )
     if "conv1_w" in tensors:
         return imagenet.from_caffe2(tensors), True
     if "layer1.0.conv1.weight" in tensors:  # torchvision names as MMDetection's backbone, in RGB

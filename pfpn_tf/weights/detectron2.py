@@ -152,6 +152,8 @@ def _semantic_head(head):
 # --------------------------------------------------------------------------------------------------
 # Into a model and back
 
+_SHOWN_PROBLEMS = 20
+
 
 def load(model: tf.keras.Model, tensors: Tensors, backbone_only: bool = False) -> None:
     """Gives a built model the values of a Detectron2 checkpoint, matched as by `matches`.
@@ -162,8 +164,8 @@ def load(model: tf.keras.Model, tensors: Tensors, backbone_only: bool = False) -
       backbone_only: take the backbone's tensors and leave the rest of the model as it is.
 
     Raises:
-      UserError: all tensors that are missing, surplus or of another shape, or that some are not
-        finite. The model is then unchanged.
+      UserError: all tensors that are missing, surplus or of another shape. The model is then
+        unchanged.
     """
     found = matches(model, tensors)
     if backbone_only:
@@ -182,13 +184,9 @@ def load(model: tf.keras.Model, tensors: Tensors, backbone_only: bool = False) -
         raise UserError(
             f"The weights do not fit the network ({model.config.task}, {model.config.backbone},"
             f" {model.num_thing_classes} thing classes, {model.num_semantic_classes} semantic"
-            f" classes); {len(problems)} of {len(found)} tensors:\n  " + "\n  ".join(problems)
-        )
-    odd = [name for name in used if name and not np.isfinite(tensors[name]).all()]
-    if odd:
-        raise UserError(
-            f"The weights are not finite (NaN or infinite) in {len(odd)} of {len(found)} tensors,"
-            f" first in {odd[0]}: the training that wrote them diverged, or the file is damaged."
+            f" classes); {len(problems)} of {len(found)} tensors:\n  "
+            + "\n  ".join(problems[:_SHOWN_PROBLEMS])
+            + ("\n  and so on" if len(problems) > _SHOWN_PROBLEMS else "")
         )
     for p, name in found:
         if name:

@@ -4,7 +4,7 @@ The last layers of box, mask and semantic head have rows for classes. A row is t
 of the same name, case and blanks aside; the rows of all other classes start at random.
 """
 
-import os
+import pathlib
 import re
 from typing import Dict, List, Mapping, NamedTuple, Optional, Tuple
 
@@ -18,9 +18,8 @@ from pfpn_tf.utils.errors import UserError
 from pfpn_tf.weights import convert, detectron2, zoo
 
 THINGS, SEMANTIC = "thing", "semantic"
-_ANY_THING = "any thing"  # holds a blank, so that it is the name of no class
+_ANY_THING = "any thing"  # told from a class of that name by `is`
 _OF_BACKBONES = re.compile(r"backbone/|(backbone\.bottom_up\.)?(stem|res\d)\.")
-_OF_THE_PIXELS = ("pixel_mean", "pixel_std", "stride_in_1x1")
 
 Names = Mapping[str, Optional[List[str]]]
 """THINGS and SEMANTIC -> names of the classes in order; None where they are not known."""
@@ -93,7 +92,11 @@ def initialise(
     """
     weights = config.train.init_weights
     read = _of_others if convert.is_foreign(weights) else _of_a_run
-    return take(model, read(model, config), _names(info, config.model.semantic_targets))
+    taken = take(model, read(model, config), _names(info, config.model.semantic_targets))
+    if config.train.restored_lr_factor != 1:
+        factor = f"{config.train.restored_lr_factor:g} times the learning rate"
+        taken.report.append(f"What is taken whole has {factor}.")
+    return taken
 
 
 def take(model: tf.keras.Model, source: Source, names: Names) -> Initialised:
@@ -144,10 +147,9 @@ def _of_a_run(model, config):
     weights = config.train.init_weights
     prefix = restore.find_init_checkpoint(weights)
     names: Names = {THINGS: None, SEMANTIC: None}
-    folder = os.path.dirname(os.path.abspath(prefix))
-    for folder in (folder, os.path.dirname(folder), os.path.dirname(os.path.dirname(folder))):
-        if os.path.exists(os.path.join(folder, run_directory.CONFIG)):
-            old_config, old_info = run_directory.load_run(folder)
+    for folder in list(pathlib.Path(prefix).absolute().parents)[:3]:  # .../checkpoints/best/ckpt-1
+        if (folder / run_directory.CONFIG).exists():
+            old_config, old_info = run_directory.load_run(str(folder))
             names = _names(old_info, old_config.model.semantic_targets)
             check_settings(config, old_config, weights)
             break
@@ -162,9 +164,7 @@ def _of_others(model, config):
     told = convert.untold(weights, config, backbone_only=True)
     matches = detectron2.matches(model, tensors)
     paths = {v.ref(): path for path, v in restore.model_variables(model).items()}
-    values = {
-        paths[p.variable.ref()]: p.layout.to_ours(tensors[name]) for p, name in matches if name
-    }
+    values = {paths[p.variable.ref()]: _ours(p, tensors[name]) for p, name in matches if name}
     names: Names = {THINGS: None, SEMANTIC: None}
     coco = zoo.coco_info()
     if coco:
@@ -180,6 +180,13 @@ def _of_others(model, config):
     return Source(place, values, names, [name for name in tensors if name not in used], told)
 
 
+def _ours(parameter, tensor):
+    try:
+        return parameter.layout.to_ours(tensor)
+    except (ValueError, IndexError):
+        return tensor[None]  # of another rank or size; with this one more it will never fit
+
+
 def check_settings(config: config_lib.Config, expected: config_lib.Config, weights: str) -> None:
     """Checks the settings that weights are of no use without.
 
@@ -187,7 +194,7 @@ def check_settings(config: config_lib.Config, expected: config_lib.Config, weigh
       UserError: they differ.
     """
     ours, theirs = config.flat(), expected.flat()
-    wrong = [name for name in _OF_THE_PIXELS if ours[name] != theirs[name]]
+    wrong = [name for name in convert.OF_THE_PIXELS if ours[name] != theirs[name]]
     if wrong:
         flags = run_directory.recipe_text(expected).splitlines()
         needed = [flag for flag in flags if flag[2:].partition("=")[0] in wrong]
@@ -209,7 +216,7 @@ def _names(info, semantic_targets) -> Dict[str, List[str]]:
 
 
 def _key(name):
-    return name if name == _ANY_THING else "".join(name.casefold().split())
+    return _ANY_THING if name is _ANY_THING else "".join(name.casefold().split())
 
 
 def _same_names(here, there) -> List[Tuple[int, int]]:

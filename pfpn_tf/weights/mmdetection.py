@@ -115,7 +115,7 @@ def _numbered(template, counts):
 
 def _converted(name, value, style, direction):
     """The value of a Detectron2 name in the other layout; direction 1 is towards Detectron2."""
-    if name == _STEM and style == "pytorch":
+    if name == _STEM and style == "pytorch" and value.ndim == 4:
         return value[:, ::-1]
     if name.startswith("sem_seg_head.predictor."):
         return np.roll(value, direction, axis=0)

@@ -165,22 +165,25 @@ def is_name(weights: str) -> bool:
 
 
 def find(weights: str) -> Model:
-    """The model of a name. Detectron2's own spellings, with .yaml or the whole path, are known too.
+    """The model of a name, spelt as a config's file, a checkpoint's path, or by MMDetection 3.x.
 
     Raises:
       UserError: there is none.
     """
-    wanted = weights.removesuffix(".yaml")
     for model in MODELS:
-        if wanted in (model.full_name, model.project.scheme + model.path):
+        if _key(weights) in (_key(model.full_name), _key(model.project.scheme + model.path)):
             return model
-    names = [model.full_name for model in MODELS]
-    near = difflib.get_close_matches(wanted, names, n=1)
+    near = difflib.get_close_matches(weights, [model.full_name for model in MODELS], n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise UserError(
         f"{weights} is none of the published models that this network takes.{hint}"
         " tools/convert_weights.py --list prints them."
     )
+
+
+def _key(name):
+    """MMDetection 3.x calls mask_rcnn and mstrain mask-rcnn and ms."""
+    return re.sub(r"[-_]|\.yaml$|\.py$", "", name.replace("mstrain", "ms"))
 
 
 def local_file(weights: str) -> str:

@@ -11,6 +11,7 @@ from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.runs import checkpoints, run_directory
 from pfpn_tf.training import checks, dry_run, logs, train, trainer
 from pfpn_tf.utils.errors import UserError
+from pfpn_tf.weights import detectron2
 from tests import tiny
 
 
@@ -108,10 +109,14 @@ def test_a_log_that_cannot_be_written_is_reported_with_its_path(toy, tmp_path, m
         train.train(toy.config, str(tmp_path))
 
 
-def test_a_dry_run_says_everything_and_writes_nothing(tiny_config, tmp_path):
+def test_a_dry_run_says_everything_and_writes_nothing(tiny_config, tmp_path, tmp_path_factory):
     config = tiny_config.replace(
         task="semantic", gradient_accumulation_steps=2, ema_decay=0.9, train_steps=6
     )
+    model = panoptic_fpn.build_model(config.model, 1, 2)
+    weights = str(tmp_path_factory.mktemp("weights") / "model.pkl")
+    detectron2.write(weights, detectron2.to_detectron2(model))
+    config = config.replace(init_weights=weights)
     text = dry_run.describe(config, str(tmp_path / "run"))
     assert not list(tmp_path.iterdir())
     for line in (
@@ -120,6 +125,7 @@ def test_a_dry_run_says_everything_and_writes_nothing(tiny_config, tmp_path):
         "total",
         "1 replica(s)",
         "4 thing classes",
+        "Starts at random: semantic_head/predictor/bias ((2,) there, ",
         "step         4: 0.01",
     ):
         assert line in text, text

@@ -5,6 +5,7 @@ import http.server
 import os
 import shutil
 import threading
+from concurrent import futures
 
 import pytest
 
@@ -106,6 +107,13 @@ def test_another_command_goes_on_where_the_first_one_was_cut(get):
     assert not os.path.exists(get.path)
     get("moved")
     assert get.server.seen[-1] == ("whole", "bytes=2000-")
+    assert_whole(get)
+
+
+def test_two_that_share_a_cache_download_once(get):
+    with futures.ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(get, ["whole", "whole"])) == [get.path, get.path]
+    assert get.server.seen == [("whole", None)]
     assert_whole(get)
 
 

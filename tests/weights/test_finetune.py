@@ -151,6 +151,19 @@ def test_semantic_classes_of_things_are_other_classes_than_any_thing(tmp_path):
     assert_rows(before, after, there, things=[2, None], semantic=[None, None, 1, None])
 
 
+def test_a_class_called_any_thing_is_not_the_class_of_all_things(tmp_path):
+    named = DatasetInfo.from_coco_categories(
+        [
+            {"id": 1, "name": "any thing", "isthing": 0},
+            {"id": 2, "name": "robots", "isthing": 1},
+        ]
+    )
+    weights, there = run_of(tmp_path)
+    before, after, taken = start(weights, named, restored_lr_factor=0.1)
+    assert_rows(before, after, there, things=[1], semantic=[0, None])
+    assert taken.report[-1] == "What is taken whole has 0.1 times the learning rate."
+
+
 def test_a_semantic_network_takes_its_part_of_a_panoptic_one(tmp_path):
     weights, there = run_of(tmp_path)
     _, after, taken = start(weights, task="semantic")
@@ -231,15 +244,17 @@ def test_a_deeper_backbone_is_not_cut_off(tmp_path, prefix):
         start(path)
 
 
-def test_deltas_for_all_classes_together_start_at_random(coco_file):
+def test_heads_of_another_build_start_at_random(coco_file):
+    """Deltas for all classes together, a mask predictor and a first layer of other ranks."""
     path, _ = coco_file
     tensors = safe_pickle.read_tensors(path)
-    for end in ("weight", "bias"):
-        name = f"roi_heads.box_predictor.bbox_pred.{end}"
-        tensors[name] = tensors[name][:4]
+    tensors["roi_heads.box_predictor.bbox_pred.bias"] = np.zeros(4)
+    tensors["roi_heads.mask_head.predictor.weight"] = np.zeros([80, 8])
+    tensors["roi_heads.box_head.fc1.weight"] = np.zeros([16, 100])
     detectron2.write(path, tensors)
     before, after, taken = start(path)
-    np.testing.assert_array_equal(after["box_head/deltas/bias"], before["box_head/deltas/bias"])
+    for name in ("box_head/deltas/bias", "mask_head/predictor_kernel", "box_head/fc1/kernel"):
+        np.testing.assert_array_equal(after[name], before[name])
     assert "Starts at random: box_head/deltas/bias ((4,) there, (8,) here)" in taken.report
 
 

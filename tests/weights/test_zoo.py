@@ -48,8 +48,10 @@ def test_addresses_and_hashes():
     assert len({model.full_name for model in zoo.MODELS}) == len(zoo.MODELS)
 
 
-def test_detectron2s_own_spellings_are_known():
+def test_the_projects_own_spellings_are_known():
     assert zoo.find(f"{R50}.yaml") is zoo.find(f"{R50}/139514569/model_final_c10459.pkl")
+    assert zoo.find("mmdet://panoptic-fpn_r101_fpn_ms-3x_coco") is zoo.find(R101)
+    assert len({zoo._key(model.full_name) for model in zoo.MODELS}) == len(zoo.MODELS)
 
 
 @pytest.mark.parametrize(
