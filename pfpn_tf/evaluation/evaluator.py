@@ -15,7 +15,7 @@ import contextlib
 import json
 import os
 import time
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import cv2
 import numpy as np
@@ -27,7 +27,7 @@ from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.distribution import workers as workers_lib
 from pfpn_tf.evaluation import confusion, html_report, merge, report
 from pfpn_tf.evaluation.counts import Counts, read_truth
-from pfpn_tf.evaluation.inference import Inference, Input, Network
+from pfpn_tf.evaluation.inference import ImageOutputs, Inference, Input, Network
 from pfpn_tf.utils.errors import UserError
 from pfpn_tf.utils.files import atomic_write
 
@@ -142,6 +142,20 @@ class Evaluator:
         if output_dir and self._workers.is_chief:
             self._write(output_dir, metrics)
         return metrics
+
+    def first_images(self, count: int) -> Iterator[Tuple[ImageOutputs, Dict[str, Any], np.ndarray]]:
+        """Outputs, entries of the batch and photo ([h, w, 3] uint8) of the split's first images.
+
+        Each of several workers has its share, and gets `count` images if there are as many.
+        """
+        found: List[Tuple[ImageOutputs, Dict[str, Any]]] = []
+        self._run(
+            min(self._num_images, count * self._workers.count),
+            lambda position, outputs, example: found.append((outputs, example)),
+            keep_images=True,
+        )
+        for outputs, example in found[:count]:
+            yield outputs, example, self._photo(example)
 
     def class_table(self, metrics: Dict[str, Any]) -> str:
         """A text table of every class from the result of `evaluate`."""
