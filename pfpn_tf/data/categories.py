@@ -271,20 +271,3 @@ def _checked_entry(entry, position, source):
             f"{where} ({entry['name']}): color {color!r} must be three whole numbers 0..255."
         )
     return entry
-
-
-def class_differences(here: DatasetInfo, there: DatasetInfo) -> List[str]:
-    """How the categories of two datasets differ, a line each; at most five."""
-    ours, theirs = ({c.id: (c.name, c.is_thing) for c in info.categories} for info in (here, there))
-
-    def say(categories_by_id, category_id):
-        if category_id not in categories_by_id:
-            return "missing"
-        name, is_thing = categories_by_id[category_id]
-        return f"{name} ({'thing' if is_thing else 'stuff'})"
-
-    changed = [i for i in sorted({*ours, *theirs}) if ours.get(i) != theirs.get(i)]
-    lines = [f"category {i}: {say(theirs, i)} there, {say(ours, i)} here" for i in changed[:5]]
-    if len(changed) > 5:
-        lines.append(f"and {len(changed) - 5} more")
-    return lines

@@ -18,7 +18,7 @@ from absl import logging
 
 import pfpn_tf
 from pfpn_tf import config as config_lib
-from pfpn_tf.data import categories
+from pfpn_tf.data import categories, pipeline
 from pfpn_tf.utils import files
 from pfpn_tf.utils.errors import UserError
 
@@ -153,6 +153,45 @@ def differences(old: config_lib.Config, new: config_lib.Config) -> List[str]:
     return [name for name in new_settings if old_settings[name] != new_settings[name]]
 
 
+def class_differences(here: categories.DatasetInfo, there: categories.DatasetInfo) -> List[str]:
+    """How the categories of two datasets differ, a line each; at most five."""
+    ours, theirs = ({c.id: (c.name, c.is_thing) for c in info.categories} for info in (here, there))
+
+    def say(categories_by_id, category_id):
+        if category_id not in categories_by_id:
+            return "missing"
+        name, is_thing = categories_by_id[category_id]
+        return f"{name} ({'thing' if is_thing else 'stuff'})"
+
+    changed = [i for i in sorted({*ours, *theirs}) if ours.get(i) != theirs.get(i)]
+    lines = [f"category {i}: {say(theirs, i)} there, {say(ours, i)} here" for i in changed[:5]]
+    if len(changed) > 5:
+        lines.append(f"and {len(changed) - 5} more")
+    return lines
+
+
+def check_classes(info: categories.DatasetInfo, path: str, records: str, flag: str) -> None:
+    """Checks that TFRecords hold the classes of a dataset.
+
+    Args:
+      info: the dataset.
+      path: the file that `info` is from.
+      records: the value of the flag that names the records.
+      flag: the name of that flag.
+
+    Raises:
+      UserError: names a file whose classes differ, and how.
+    """
+    for other in filter(os.path.exists, pipeline.info_paths(records, flag)):
+        differences = class_differences(categories.DatasetInfo.load(other), info)
+        if differences:
+            raise UserError(
+                f"--{flag}={records} holds other classes ({other}, here) than {path} (there):\n"
+                + "".join(f"  {line}\n" for line in differences)
+                + "Convert all records with the same list of categories."
+            )
+
+
 def _check_same_run(run_dir, config, info):
     old_config, old_info = load_run(run_dir)
     changed = differences(old_config, config)
@@ -160,7 +199,7 @@ def _check_same_run(run_dir, config, info):
     clashes = [
         f"  --{n}: {old[n]!r} there, {new[n]!r} here" for n in changed if n not in CHANGEABLE
     ]
-    clashes += [f"  {line}" for line in categories.class_differences(info, old_info)]
+    clashes += [f"  {line}" for line in class_differences(info, old_info)]
     if clashes:
         raise UserError(
             f"--run_dir={run_dir} belongs to a run with other settings or classes:\n"
