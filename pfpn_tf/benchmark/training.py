@@ -10,7 +10,7 @@ import contextlib
 import os
 import sys
 import tempfile
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, Iterator, Tuple
 
 import numpy as np
 
@@ -206,24 +206,15 @@ def drawn_batch(
     }
 
 
-class _records:
-    """Context: `config` with records, those it has or drawn ones in a temporary folder."""
-
-    def __init__(self, config: config_lib.Config):
-        self._config = config
-        self._folder: Optional[tempfile.TemporaryDirectory] = None
-
-    def __enter__(self) -> config_lib.Config:
-        if self._config.data.train_records:
-            return self._config
-        self._folder = tempfile.TemporaryDirectory()
-        measure.in_fresh_process(_draw_records, self._folder.name)
-        records = os.path.join(self._folder.name, "train-*.tfrecord")
-        return self._config.replace(train_records=records)
-
-    def __exit__(self, *error):
-        if self._folder:
-            self._folder.cleanup()
+@contextlib.contextmanager
+def _records(config: config_lib.Config) -> Iterator[config_lib.Config]:
+    """`config` with records: those it has, or drawn ones in a temporary folder."""
+    if config.data.train_records:
+        yield config
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        measure.in_fresh_process(_draw_records, folder)
+        yield config.replace(train_records=os.path.join(folder, "train-*.tfrecord"))
 
 
 def _draw_records(folder):

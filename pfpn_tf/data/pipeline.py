@@ -25,7 +25,6 @@ from pfpn_tf.data import categories as categories_lib
 from pfpn_tf.data import order, preprocess, tfrecord
 from pfpn_tf.data.categories import VOID, DatasetInfo
 from pfpn_tf.utils import process
-from pfpn_tf.utils.errors import UserError
 
 SOURCE_ID_BYTES = 64  # image ids as numbers, since accelerators take no strings
 PREFETCHED_BATCHES = 2
@@ -110,33 +109,15 @@ def info_path(config: Config) -> str:
     """
     data = config.data
     flag = "train_records" if data.train_records or not data.eval_records else "eval_records"
-    return data.dataset_info or _info_paths(getattr(data, flag), flag)[0]
+    return data.dataset_info or info_paths(getattr(data, flag), flag)[0]
 
 
-def check_classes(info: DatasetInfo, path: str, records: str, flag: str) -> None:
-    """Checks that TFRecords hold the classes of a dataset.
-
-    Args:
-      info: the dataset.
-      path: the file that `info` is from.
-      records: the value of the flag that names the records.
-      flag: the name of that flag.
+def info_paths(records: str, flag: str) -> List[str]:
+    """The path of the description beside each of the TFRecords, in their order.
 
     Raises:
-      UserError: names a file whose classes differ, and how.
+      UserError: there are no such records.
     """
-    for other in filter(os.path.exists, _info_paths(records, flag)):
-        differences = categories_lib.class_differences(DatasetInfo.load(other), info)
-        if differences:
-            raise UserError(
-                f"--{flag}={records} holds other classes ({other}, here) than {path} (there):\n"
-                + "".join(f"  {line}\n" for line in differences)
-                + "Convert all records with the same list of categories."
-            )
-
-
-def _info_paths(records, flag):
-    """The description beside each of the TFRecords, in their order."""
     folders = dict.fromkeys(map(os.path.dirname, tfrecord.matching_files(records, flag)))
     return [os.path.join(folder, categories_lib.FILE_NAME) for folder in folders]
 

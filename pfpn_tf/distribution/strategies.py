@@ -51,7 +51,7 @@ def set_up_runtime(config: config_lib.Config) -> None:
 
 def _is_for_users(record):
     """Whether a log record is not one of TensorFlow's own of level INFO."""
-    return record.levelname != "INFO" or f"{os.sep}tensorflow{os.sep}" not in record.pathname
+    return record.levelname != "INFO" or not record.pathname.startswith(tf.sysconfig.get_lib())
 
 
 def build_strategy(distribution: str) -> tf.distribute.Strategy:

@@ -14,7 +14,7 @@ import concurrent.futures
 import contextlib
 import os
 import time
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import cv2
 import numpy as np
@@ -26,7 +26,7 @@ from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.distribution import workers as workers_lib
 from pfpn_tf.evaluation import confusion, html_report, merge, output_folder, report
 from pfpn_tf.evaluation.counts import EvaluationMetrics, read_truth
-from pfpn_tf.evaluation.inference import Inference, Input, Network
+from pfpn_tf.evaluation.inference import ImageOutputs, Inference, Input, Network
 from pfpn_tf.utils import progress
 from pfpn_tf.utils.errors import UserError
 
@@ -119,6 +119,20 @@ class Evaluator:
         if output_dir and self._workers.is_chief:
             self._write(output_dir, metrics)
         return metrics
+
+    def first_images(self, count: int) -> Iterator[Tuple[ImageOutputs, Dict[str, Any], np.ndarray]]:
+        """Outputs, entries of the batch and photo ([h, w, 3] uint8) of the split's first images.
+
+        Each of several workers has its share, and gets `count` images if there are as many.
+        """
+        found: List[Tuple[ImageOutputs, Dict[str, Any]]] = []
+        self._run(
+            min(self._num_images, count * self._workers.count),
+            lambda position, outputs, example: found.append((outputs, example)),
+            keep_images=True,
+        )
+        for outputs, example in found[:count]:
+            yield outputs, example, self._photo(example)
 
     def class_table(self, metrics: Dict[str, Any]) -> str:
         """A text table of every class from the result of `evaluate`."""

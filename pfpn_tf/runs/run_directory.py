@@ -19,7 +19,7 @@ from absl import logging
 import pfpn_tf
 from pfpn_tf import config as config_lib
 from pfpn_tf import config_checks
-from pfpn_tf.data import categories
+from pfpn_tf.data import categories, pipeline
 from pfpn_tf.utils import files
 from pfpn_tf.utils.errors import UserError
 
@@ -133,6 +133,28 @@ def differences(old: config_lib.Config, new: config_lib.Config) -> List[str]:
     """Names of the settings in which two configs differ."""
     old_settings, new_settings = old.flat(), new.flat()
     return [name for name in new_settings if old_settings[name] != new_settings[name]]
+
+
+def check_classes(info: categories.DatasetInfo, path: str, records: str, flag: str) -> None:
+    """Checks that TFRecords hold the classes of a dataset.
+
+    Args:
+      info: the dataset.
+      path: the file that `info` is from.
+      records: the value of the flag that names the records.
+      flag: the name of that flag.
+
+    Raises:
+      UserError: names a file whose classes differ, and how.
+    """
+    for other in filter(os.path.exists, pipeline.info_paths(records, flag)):
+        differences = categories.class_differences(categories.DatasetInfo.load(other), info)
+        if differences:
+            raise UserError(
+                f"--{flag}={records} holds other classes ({other}, here) than {path} (there):\n"
+                + "".join(f"  {line}\n" for line in differences)
+                + "Convert all records with the same list of categories."
+            )
 
 
 def _check_same_run(run_dir, config, info):

@@ -8,7 +8,7 @@ from absl import logging
 
 from pfpn_tf import config as config_lib
 from pfpn_tf.data import pipeline
-from pfpn_tf.runs import restore
+from pfpn_tf.runs import restore, run_directory
 from pfpn_tf.utils.errors import UserError
 from pfpn_tf.weights import convert, zoo
 
@@ -31,7 +31,7 @@ def check(config: config_lib.Config, num_replicas: int) -> None:
     info, path = pipeline.load_info(config), pipeline.info_path(config)
     for flag in ("train_records", "eval_records"):
         if getattr(config.data, flag):
-            pipeline.check_classes(info, path, getattr(config.data, flag), flag)
+            run_directory.check_classes(info, path, getattr(config.data, flag), flag)
     if not config.train.init_weights and config.model.backbone_norm == "frozen_bn":
         logging.warning(
             "--backbone_norm=frozen_bn without --init_weights does not normalise at all; "

@@ -1,6 +1,7 @@
 """A run: checks, run directory, weights, data, then the outer loop with logs and checkpoints."""
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -16,9 +17,9 @@ from pfpn_tf.data import pipeline
 from pfpn_tf.distribution import strategies
 from pfpn_tf.distribution.workers import Gatherer, workers_of
 from pfpn_tf.evaluation import report
+from pfpn_tf.evaluation.evaluator import Evaluator
 from pfpn_tf.runs import checkpoints, run_directory
-from pfpn_tf.training import checks, logs, memory, pictures
-from pfpn_tf.training.evaluation import TrainingEvaluation
+from pfpn_tf.training import checks, evaluation, logs, memory, pictures
 from pfpn_tf.training.trainer import StopRequested, build_trainer, distributed_dataset
 from pfpn_tf.weights import initialise
 
@@ -112,8 +113,6 @@ class _Run:
         self._saved = saved
         self._gather = Gatherer(trainer.strategy)
         self._log = logs.RunLog(run_dir, int(trainer.global_step), trainer.workers.is_chief)
-        self._pictures = None
-        self._evaluation = None
 
     def run(self) -> int:
         train_steps = self._config.train.train_steps
@@ -186,29 +185,28 @@ class _Run:
             self._evaluate(step)
         self._trainer.rate.exclude(time.monotonic() - started)
 
+    @functools.cached_property
+    def _evaluator(self):
+        """Traces the network once, for pictures and evaluations."""
+        data = self._config.data
+        config = self._config.replace(eval_records=data.eval_records or data.train_records)
+        if config.train.precision != "float32":
+            logging.info(
+                "Evaluating in %s, as the network trains; tools/eval.py computes in float32, so"
+                " its numbers differ a little.",
+                config.train.precision,
+            )
+        return Evaluator(config, self._info, self._trainer.model, self._trainer.strategy)
+
     def _draw(self, step):
-        if self._pictures is None:
-            self._pictures = pictures.Pictures(self._config, self._info, self._trainer.model)
-        self._log.write_pictures(self._pictures.draw(), step)
+        drawn = pictures.Pictures(self._evaluator, self._config, self._info).draw()
+        self._log.write_pictures(drawn, step)
 
     def _evaluate(self, step):
         """Evaluates, and keeps the weights if they are the best so far."""
-        if self._evaluation is None:
-            if self._config.train.precision != "float32":
-                logging.info(
-                    "Evaluating in %s, as the network trains; tools/eval.py computes in float32, so"
-                    " its numbers differ a little.",
-                    self._config.train.precision,
-                )
-            self._evaluation = TrainingEvaluation(
-                self._config,
-                self._info,
-                self._run_dir,
-                self._trainer.model,
-                self._trainer.strategy,
-                self._trainer.averages,
-            )
-        metrics = self._evaluation.evaluate(step, self._log)
+        metrics = evaluation.evaluate(
+            self._evaluator, self._trainer.averages, self._run_dir, step, self._log
+        )
         scalars = report.flat_scalars(metrics)
         logging.info("Evaluation at step %d:\n%s", step, report.table(metrics))
         scores = [name for name in ("eval/PQ", "eval/mIoU", "eval/mask_AP") if name in scalars]

@@ -9,12 +9,12 @@ import tensorflow as tf
 
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.evaluation import evaluate_run as evaluate_run_lib
+from pfpn_tf.evaluation import evaluator
 from pfpn_tf.evaluation.evaluate_run import EvaluationOptions, evaluate_run, evaluate_two_runs
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.runs import checkpoints, restore
-from pfpn_tf.training import logs
+from pfpn_tf.training import evaluation, logs
 from pfpn_tf.training.averages import MovingAverages
-from pfpn_tf.training.evaluation import TrainingEvaluation
 from pfpn_tf.utils.errors import UserError
 from tests import tiny
 
@@ -151,10 +151,9 @@ def test_weights_and_their_averages(run_dir, evaluated, config, info, tmp_path):
     restore.restore_for_inference(model, run_dir, prefix)
     weights = [v.numpy() for v in model.variables]
     log = logs.RunLog(str(tmp_path), 0)
-    evaluation = TrainingEvaluation(
-        config, info, str(tmp_path), model, tf.distribute.get_strategy(), averages
+    found = evaluation.evaluate(
+        evaluator.Evaluator(config, info, model), averages, str(tmp_path), 7, log
     )
-    found = evaluation.evaluate(7, log)
     for value, expected in ((found, both), (found["ema"], both["ema"])):
         assert without_times(value) == without_times(expected)
     for before, after in zip(weights, model.variables):

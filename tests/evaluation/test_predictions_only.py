@@ -95,7 +95,9 @@ def test_pictures_of_training_show_an_image_without_ground_truth(dataset, task):
 
     def drawn(split):
         records = str(dataset / f"records/{split}-*")
-        return Pictures(config.replace(eval_records=records), info, model).draw()
+        return Pictures(
+            Evaluator(config.replace(eval_records=records), info, model), config, info
+        ).draw()
 
     without, scored = drawn("test-dev"), drawn("val")
     assert len(without) == NUM_IMAGES

@@ -15,28 +15,21 @@ from pfpn_tf.weights import detectron2
 from tests import tiny
 
 
-class FakeEvaluation:
-    """Finds PQ 10, 20, ... in its first, second, ... evaluation."""
-
-    calls = 0
-
-    def __init__(self, *args):
-        pass
-
-    def evaluate(self, step, log):
-        FakeEvaluation.calls += 1
-        return {"calls": FakeEvaluation.calls, "num_images": 2}
-
-
 @pytest.fixture
 def evaluations(monkeypatch):
-    monkeypatch.setattr(FakeEvaluation, "calls", 0)
-    monkeypatch.setattr(train, "TrainingEvaluation", FakeEvaluation)
+    """The steps evaluated so far; PQ is 10 in the first evaluation, 20 in the second, ..."""
+    steps = []
+
+    def evaluate(evaluator, averages, run_dir, step, log):
+        steps.append(step)
+        return {"calls": len(steps), "num_images": 2}
+
+    monkeypatch.setattr(train.evaluation, "evaluate", evaluate)
     monkeypatch.setattr(
         train.report, "flat_scalars", lambda metrics: {"eval/PQ": 10.0 * metrics["calls"]}
     )
     monkeypatch.setattr(train.report, "table", str)
-    return FakeEvaluation
+    return steps
 
 
 @pytest.mark.parametrize("train_steps", [2, 4])  # killed in the last evaluation, or in one before
@@ -47,7 +40,7 @@ def test_an_evaluation_that_a_kill_cut_short_is_made_up_for(
         train_steps=train_steps, eval_interval_steps=2, checkpoint_interval_steps=2
     )
     with monkeypatch.context() as patch:
-        patch.setattr(evaluations, "evaluate", lambda *args: 1 / 0)
+        patch.setattr(train.evaluation, "evaluate", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             train.train(config, str(tmp_path))
     assert train.train(config, str(tmp_path)) == 0
@@ -60,7 +53,7 @@ def test_an_evaluation_that_a_kill_cut_short_is_made_up_for(
     (best,) = checkpoints.saved_prefixes(str(tmp_path / "checkpoints" / "best"))
     assert checkpoints.step_of(best) == train_steps
     assert train.train(config, str(tmp_path)) == 0
-    assert evaluations.calls == train_steps // 2  # nothing twice
+    assert evaluations == list(range(2, train_steps + 1, 2))  # nothing twice
 
 
 def test_an_evaluation_with_nothing_to_score_says_so_and_goes_on(
@@ -71,7 +64,7 @@ def test_an_evaluation_with_nothing_to_score_says_so_and_goes_on(
     assert train.train(config, str(tmp_path)) == 0
     assert caplog.text.count("had nothing to score: --eval_records hold no annotations") == 2
     assert train.train(config, str(tmp_path)) == 0
-    assert evaluations.calls == 2  # nothing twice
+    assert evaluations == [2, 4]  # nothing twice
 
 
 @pytest.mark.parametrize(
