@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from pfpn_tf import config as config_lib
-from pfpn_tf.data import pipeline
+from pfpn_tf.data import pipeline, predictions
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.evaluation import counts, inference
 from pfpn_tf.postprocess import fusion
@@ -80,7 +80,7 @@ class Pictures:
 
     def _overlay(self, photo, outputs, image_hw):
         if outputs.panoptic is not None:
-            segments = counts.segments_info(outputs.panoptic)
+            segments = predictions.segments_info(outputs.panoptic._asdict())
             return visualize.overlay_panoptic(
                 photo, outputs.panoptic.panoptic_ids, segments, self._info
             )
