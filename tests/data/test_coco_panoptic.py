@@ -104,21 +104,8 @@ def test_instances_json_gives_overlaps_polygons_and_rle(folder):
             open_dataset(folder, instances_json=folder / "instances.json").read(0)
         (folder / "instances.json").write_text(json.dumps(content))
 
-    broken(
-        lambda c: c["annotations"][1]["segmentation"].update(size=[30, 20]),
-        "annotation 2: the mask has",
-    )
-    broken(
-        lambda c: c["annotations"][0].update(segmentation=[[1, 2, 3]]), "annotation 1: a polygon"
-    )
     broken(lambda c: c["annotations"][0].update(bbox=[1, 2]), "annotation 1: .bbox. must be four")
     broken(lambda c: c["annotations"][0].update(category_id=3), "annotation 1 has category 3")
-    broken(
-        lambda c: c["images"].pop(0) and c["annotations"].clear(), "does not list them.*image 10"
-    )
-    edit(folder, lambda c: c["categories"][0].update(name="dog"), "instances.json")
-    with pytest.raises(ValueError, match="dog"):
-        open_dataset(folder, instances_json=folder / "instances.json")
 
 
 def drop_segment(content):
