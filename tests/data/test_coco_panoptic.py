@@ -227,7 +227,7 @@ def test_odd_photos(test_data):
         ("gray.jpg", (427, 640), "jpeg"),
     ):
         data = (photos_dir / name).read_bytes()
-        kept, image_format, note = photos.upright_photo(name, data, hw)
+        kept, image_format, _, note = photos.upright_photo(name, data, hw)
         assert image_format == kind and note == ""
         assert (kept == data) == (name.split(".")[1] not in ("bmp", "webp"))
     for name in (
@@ -253,7 +253,7 @@ def test_photos_are_turned_once(orientation, suffix, tolerance):
     upright = np.array(ImageOps.exif_transpose(Image.open(file)))
 
     def result(hw):
-        kept, image_format, note = photos.upright_photo("x", file.getvalue(), hw)
+        kept, image_format, _, note = photos.upright_photo("x", file.getvalue(), hw)
         assert image_format == suffix and (kept == file.getvalue()) == (orientation == 1)
         assert Image.open(io.BytesIO(kept)).getexif().get(0x112, 1) == 1
         return np.array(Image.open(io.BytesIO(kept))).astype(int), note

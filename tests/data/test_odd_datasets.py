@@ -81,6 +81,13 @@ def turn(folder, orientation, stored):
     Image.fromarray(np.ascontiguousarray(stored(pixels))).save(path, exif=exif.tobytes())
 
 
+def upright_with_a_tag(folder):
+    """A photo whose edges fit its segments, and an orientation that was left behind."""
+    ids = Image.open(folder / PNG)
+    ids.save(folder / "images/0.png")
+    turn(folder, 3, lambda p: p)
+
+
 def to_corners(box):
     return [box[0], box[1], box[0] + box[2], box[1] + box[3]]
 
@@ -258,6 +265,7 @@ REFUSED = {
 }
 # Contradictions that --allow_mismatch permits, each with what is said of it.
 MISMATCHES = {
+    "orientation that does not hold": (upright_with_a_tag, photos.FITS_AS_STORED),
     "unlisted images": (every("image_id", lambda i: i + 1000), coco_instances.ORPHANS),
     "one unlisted image": (first(image_id=1000), coco_instances.ORPHANS),
     "unlisted panoptic annotation": (
