@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from pfpn_tf.data import coco_instances, coco_panoptic, convert, photos, tfrecord
+from pfpn_tf.utils.errors import UserError
 from tests.data import tiny
 
 IMAGES = [
@@ -81,14 +82,20 @@ def turn(folder, orientation, stored):
     Image.fromarray(np.ascontiguousarray(stored(pixels))).save(path, exif=exif.tobytes())
 
 
+def upright_with_a_tag(folder):
+    """A photo whose edges fit its segments, and an orientation that was left behind."""
+    ids = Image.open(folder / PNG)
+    ids.save(folder / "images/0.png")
+    turn(folder, 3, lambda p: p)
+
+
 def to_corners(box):
     return [box[0], box[1], box[0] + box[2], box[1] + box[3]]
 
 
 def mask_rle(**new):
-    """The first instance as RLE, column after column: 12 wide and high, from (4, 6) on."""
-    counts = [6 * 40 + 4, *[14, 26] * 17, 14, 36 * 40 - 4 + 26 - 4]
-    counts[-1] = 40 * 60 - sum(counts[:-1])
+    """A damage: the first instance as RLE, its 18 columns of 14 pixels one after the other."""
+    counts = [6 * 40 + 4, *[14, 26] * 17, 14, 36 * 40 + 22]
     return first(segmentation={"size": [40, 60], "counts": counts, **new})
 
 
@@ -238,6 +245,7 @@ REFUSED = {
     "RLE of too much": (mask_rle(counts=[0, 2400, 9]), ["annotation 1", "add up to its size"]),
     "RLE with a negative run": (mask_rle(counts=[3000, -600]), ["annotation 1", "no RLE"]),
     "RLE of garbage": (mask_rle(counts="@@@~~"), ["annotation 1", "no RLE"]),
+    "RLE of half a character": (mask_rle(counts="\ud800"), ["annotation 1", "no RLE"]),
     "RLE cut off": (mask_rle(counts="PPYo"), ["annotation 1", "no RLE"]),
     "RLE without a pixel": (mask_rle(counts=[2400]), ["annotation 1", "no pixel"]),
     "RLE of another size": (mask_rle(size=[60, 40]), ["annotation 1", "[60, 40]", "[40, 60]"]),
@@ -259,6 +267,7 @@ REFUSED = {
 }
 # Contradictions that --allow_mismatch permits, each with what is said of it.
 MISMATCHES = {
+    "orientation that does not hold": (upright_with_a_tag, photos.FITS_AS_STORED),
     "unlisted images": (every("image_id", lambda i: i + 1000), coco_instances.ORPHANS),
     "one unlisted image": (first(image_id=1000), coco_instances.ORPHANS),
     "unlisted panoptic annotation": (
@@ -295,25 +304,20 @@ MISMATCHES = {
 }
 
 
-def read_all(folder, allow_mismatch=False):
-    dataset = coco_panoptic.CocoPanoptic(
-        folder / "panoptic.json",
-        folder / "panoptic",
-        folder / "images",
-        folder / "instances.json",
+def opened(folder, allow_mismatch=False):
+    return coco_panoptic.CocoPanoptic(
+        *(folder / name for name in ("panoptic.json", "panoptic", "images", "instances.json")),
         allow_mismatch=allow_mismatch,
     )
+
+
+def read_all(folder):
+    dataset = opened(folder)
     return dataset, [dataset.read(i) for i in range(len(dataset))]
 
 
-def converted(folder, **settings):
-    """Every error of reading and converting, in the way of the tool."""
-    allow_mismatch = settings.pop("allow_mismatch", False)
-    dataset = coco_panoptic.CocoPanoptic(
-        *(folder / "panoptic.json", folder / "panoptic", folder / "images"),
-        folder / "instances.json",
-        allow_mismatch=allow_mismatch,
-    )
+def converted(folder, allow_mismatch=False, **settings):
+    dataset = opened(folder, allow_mismatch)
     return convert.convert(dataset, str(folder / "out"), "train", num_workers=1, **settings)
 
 
@@ -355,7 +359,7 @@ def test_mended_and_said(folder, case):
 def test_refused_with_words(folder, case):
     damage, words = REFUSED[case]
     damage(folder)
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(UserError) as error:
         read_all(folder)
     assert "\n" not in str(error.value)
     for word in words:
@@ -366,7 +370,7 @@ def test_refused_with_words(folder, case):
 def test_contradictions_are_errors_unless_allowed(folder, case, caplog):
     damage, what = MISMATCHES[case]
     damage(folder)
-    with pytest.raises(ValueError, match="--allow_mismatch") as error:
+    with pytest.raises(UserError, match="--allow_mismatch") as error:
         converted(folder)
     assert what in str(error.value) and not list((folder / "out").glob("*"))
     assert converted(folder, allow_mismatch=True)["images"] == 3
@@ -432,3 +436,10 @@ def test_a_split_never_takes_the_shards_of_a_longer_name(tmp_path, pattern):
     assert [f[-len("00000-of-00002.tfrecord") - 6 :] for f in files] == [
         f"train-0000{i}-of-00002.tfrecord" for i in range(2)
     ]
+
+
+def test_shards_of_two_conversions_are_named(tmp_path):
+    for name in ("train-00000-of-00001", "train-00000-of-00002", "train-00001-of-00002"):
+        (tmp_path / f"{name}.tfrecord").touch()
+    with pytest.raises(UserError, match="two conversions, of 1 and of 2 shards"):
+        tfrecord.matching_files(f"{tmp_path}/train-*", "train_records")
