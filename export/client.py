@@ -11,16 +11,13 @@ come from the model. Exit codes: 0 all done, 1 some images were refused (the oth
 unusable settings, or no answer from the server.
 """
 
-import os
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from absl import flags
 
-from absl import flags  # noqa: E402
-
-from pfpn_tf import flags as flags_lib  # noqa: E402
-from pfpn_tf.utils import cli, progress  # noqa: E402
-from pfpn_tf.utils.errors import UserError  # noqa: E402
+from pfpn_tf import flags as flags_lib
+from pfpn_tf.utils import cli, progress
+from pfpn_tf.utils.errors import UserError
 
 FLAGS = flags.FLAGS
 SOME_FAILED = 1
@@ -41,6 +38,7 @@ flags.DEFINE_integer("images_per_request", 1, "Images in each request that is me
 flags.DEFINE_float("timeout_s", 60.0, "Seconds to wait for an answer.")
 
 
+@cli.command
 def main():
     flags_lib.check_given(["url", "images"])
     if not (FLAGS.output_dir or FLAGS.num_requests):
@@ -102,4 +100,4 @@ def measure(connection, paths):
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    main()

@@ -11,14 +11,11 @@ Exit codes: 0 done, 2 unusable settings or files.
 """
 
 import os
-import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from absl import flags
 
-from absl import flags  # noqa: E402
-
-from pfpn_tf import flags as flags_lib  # noqa: E402
-from pfpn_tf.utils import cli  # noqa: E402
+from pfpn_tf import flags as flags_lib
+from pfpn_tf.utils import cli
 
 FLAGS = flags.FLAGS
 
@@ -30,6 +27,7 @@ flags.DEFINE_string("export_dir", "", "Directory to make: NAME/VERSION, e.g. mod
 flags_lib.define_config_flags()
 
 
+@cli.command
 def main():
     flags_lib.check_files(["run_dir"])
     flags_lib.check_given(["export_dir"])
@@ -48,4 +46,4 @@ def main():
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    main()

@@ -490,10 +490,7 @@ class Config:
         return from_mapping({**self.flat(), **settings})
 
     def to_json(self) -> str:
-        return (
-            json.dumps({name: dataclasses.asdict(group) for name, group in self.groups()}, indent=2)
-            + "\n"
-        )
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
 
 def all_fields() -> Dict[str, dataclasses.Field]:
@@ -510,22 +507,24 @@ def from_mapping(settings: Mapping[str, Any]) -> Config:
     """A validated `Config` from flag names and values; what is not named keeps its default.
 
     Raises:
-      UserError: every problem found, one a line.
+      UserError: every problem found, one a line; each names the flag, its value, what is allowed
+        and a value that would work.
     """
     fields = all_fields()
-    unknown = [name for name in settings if name not in fields]
-    if unknown:
-        raise UserError("\n".join(_unknown_setting(name, fields) for name in unknown))
+    problems = []
+    for name in settings.keys() - fields.keys():
+        near = difflib.get_close_matches(name, fields, n=1)
+        hint = f" Did you mean --{near[0]}?" if near else ""
+        problems.append(f"--{name} is not a setting.{hint}")
+    values = {n: tuple(v) if isinstance(v, list) else v for n, v in settings.items()}
     groups = {}
     for group_name, group in Config().groups():
-        values = {}
-        for f in dataclasses.fields(group):
-            if f.name in settings:
-                value = settings[f.name]
-                values[f.name] = tuple(value) if isinstance(value, list) else value
-        groups[group_name] = dataclasses.replace(group, **values)
+        own = {f.name: values[f.name] for f in dataclasses.fields(group) if f.name in values}
+        groups[group_name] = dataclasses.replace(group, **own)
     config = Config(**groups)
-    validate(config)
+    problems += config_checks.problems(fields, config.flat())
+    if problems:
+        raise UserError("\n".join(problems))
     return config
 
 
@@ -548,21 +547,3 @@ def from_json(text: str) -> Config:
             "Left out settings that this version does not have: %s.", ", ".join(sorted(unknown))
         )
     return from_mapping({name: v for name, v in settings.items() if name not in unknown})
-
-
-def validate(config: Config) -> None:
-    """Checks every rule at once.
-
-    Raises:
-      UserError: all problems, one a line; each names the flag, its value, what is allowed and a
-        value that would work.
-    """
-    problems = config_checks.problems(all_fields(), config.flat())
-    if problems:
-        raise UserError("\n".join(problems))
-
-
-def _unknown_setting(name, fields):
-    near = difflib.get_close_matches(name, fields, n=1)
-    hint = f" Did you mean --{near[0]}?" if near else ""
-    return f"--{name} is not a setting.{hint}"

@@ -20,6 +20,9 @@ import tensorflow as tf  # noqa: E402
 
 from tests import tiny  # noqa: E402
 
+# The tools that tests start import this checkout, wherever the package is installed from.
+os.environ["PYTHONPATH"] = str(pathlib.Path(__file__).parents[1])
+
 DATA_VARIABLE = "PFPN_TF_TEST_DATA"
 # Beginnings of test names.
 ONE_WORKER = ("tests/serving/", "tests/integration/test_detectron2")

@@ -21,6 +21,7 @@ import pfpn_tf
 from pfpn_tf.data import synthetic
 
 ROOT = pathlib.Path(__file__).parents[1]
+TOOL_FOLDERS = ("tools", "export")
 LISTS = {
     "3.11": "constraints/classic.txt",
     "3.12": "constraints/tf_keras.txt",
@@ -103,19 +104,40 @@ def top_level_imports(path):
             yield node.module.split(".")[0]
 
 
-def test_every_package_is_packaged():
-    folders = [path.parent for path in (ROOT / "pfpn_tf").rglob("*.py")]
-    assert all((folder / "__init__.py").exists() for folder in folders)
-
-
-def test_the_package_says_that_it_is_typed(monkeypatch):
+@pytest.fixture
+def build(monkeypatch):
+    """setuptools' command that collects what a wheel holds."""
     monkeypatch.chdir(ROOT)
     distribution = setuptools.Distribution()
+    distribution.script_name = "setup.cfg"
     distribution.parse_config_files(["setup.cfg"])
-    build = distribution.get_command_obj("build_py")
-    build.ensure_finalized()
+    command = distribution.get_command_obj("build_py")
+    command.ensure_finalized()
+    return command
+
+
+def test_a_wheel_holds_everything(build):
+    packaged = {str(pathlib.Path(path)) for _, _, path in build.find_all_modules()}
+    folders = (ROOT / "pfpn_tf").rglob("*.py"), *((ROOT / f).glob("*.py") for f in TOOL_FOLDERS)
+    assert packaged == {str(p.relative_to(ROOT)) for paths in folders for p in paths}
     files = {package: names for package, _, _, names in build.data_files}
     assert files["pfpn_tf"] == ["py.typed"]
+
+
+def test_every_tool_is_a_command(build):
+    """By the name of a module that the wheel holds."""
+    modules = {f"{package}.{name}": path for package, name, path in build.find_all_modules()}
+    targets = build.distribution.entry_points["console_scripts"]
+    commands = dict(re.split(r"\s*=\s*", line) for line in targets)
+    assert {"pfpn-convert", "pfpn-train", "pfpn-eval", "pfpn-export"} <= set(commands)
+    paths = {modules[target.removesuffix(":main")] for target in commands.values()}
+    tools = {
+        f"{folder}/{p.name}" for folder in TOOL_FOLDERS for p in (ROOT / folder).glob("[!_]*.py")
+    }
+    assert paths == tools
+    for path in paths:
+        text = (ROOT / path).read_text(encoding="utf-8")
+        assert "\n@cli.command\ndef main():\n" in text and "sys.path" not in text
 
 
 def test_the_version_is_told_the_same_everywhere():

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 LIBRARY = sorted((ROOT / "pfpn_tf").rglob("*.py"))
-TOOLS = sorted([*(ROOT / "tools").glob("*.py"), *(ROOT / "export").glob("*.py")])
+TOOLS = sorted(path for folder in ("tools", "export") for path in (ROOT / folder).glob("[!_]*.py"))
 
 # The data flow; a part imports only from parts before it.
 ORDER = (
@@ -179,7 +179,7 @@ def test_light_imports(module):
 
 @pytest.mark.parametrize("path", TOOLS, ids=relative)
 def test_help_shows_the_flags_of_the_tool(path):
-    """--helpfull adds the settings, behind them."""
+    """Before the settings, which --helpfull adds."""
     command = [sys.executable, str(path), "--helpfull" if path.stem == "train" else "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

@@ -21,17 +21,12 @@ everywhere. --output_json also writes a file.
 """
 
 import json
-import os
-import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from absl import flags, logging
 
-from absl import flags, logging  # noqa: E402
-
-from pfpn_tf import flags as flags_lib  # noqa: E402
-from pfpn_tf.utils import cli  # noqa: E402
-from pfpn_tf.utils import process  # noqa: E402
-from pfpn_tf.utils.files import atomic_write  # noqa: E402
+from pfpn_tf import flags as flags_lib
+from pfpn_tf.utils import cli, process
+from pfpn_tf.utils.files import atomic_write
 
 FLAGS = flags.FLAGS
 
@@ -46,6 +41,7 @@ flags.DEFINE_string("output_json", "", "Also write the figures here.")
 flags_lib.define_config_flags()
 
 
+@cli.command
 def main():
     flags_lib.check_given(["what"])
     if FLAGS.output_json:
@@ -69,4 +65,4 @@ def main():
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    main()

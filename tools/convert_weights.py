@@ -11,16 +11,11 @@ Backbones: Detectron2's R-50.pkl, R-101.pkl, X-101-32x8d.pkl, torchvision's .pth
 Nothing in a file is executed.
 """
 
-import os
-import sys
+from absl import flags
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-
-from absl import flags  # noqa: E402
-
-from pfpn_tf import flags as flags_lib  # noqa: E402
-from pfpn_tf.utils import cli  # noqa: E402
-from pfpn_tf.utils.errors import UserError  # noqa: E402
+from pfpn_tf import flags as flags_lib
+from pfpn_tf.utils import cli
+from pfpn_tf.utils.errors import UserError
 
 DIRECTIONS = ("run_dir", "detectron2")
 
@@ -34,6 +29,7 @@ flags.DEFINE_string(
 flags_lib.define_config_flags()
 
 
+@cli.command
 def main():
     from pfpn_tf.weights import convert
 
@@ -54,4 +50,4 @@ def main():
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    main()

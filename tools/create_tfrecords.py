@@ -14,15 +14,12 @@ dataset that is already there:
 """
 
 import os
-import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from absl import flags
 
-from absl import flags  # noqa: E402
-
-from pfpn_tf import flags as flags_lib  # noqa: E402
-from pfpn_tf.utils import cli  # noqa: E402  (before TensorFlow)
-from pfpn_tf.utils.errors import UserError  # noqa: E402
+from pfpn_tf import flags as flags_lib
+from pfpn_tf.utils import cli  # before TensorFlow
+from pfpn_tf.utils.errors import UserError
 
 flags.DEFINE_string("panoptic_json", "", "COCO panoptic JSON of the split.")
 flags.DEFINE_string(
@@ -51,6 +48,7 @@ flags.DEFINE_bool(
 )
 
 
+@cli.command
 def main():
     from pfpn_tf.data import categories, coco_json, coco_panoptic, convert
 
@@ -103,4 +101,4 @@ def main():
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    main()

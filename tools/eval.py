@@ -19,17 +19,14 @@ Exit codes: 0 done, 2 unusable settings or files.
 """
 
 import os
-import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from absl import flags
 
-from absl import flags  # noqa: E402
-
-from pfpn_tf import config as config_lib  # noqa: E402
-from pfpn_tf import flags as flags_lib  # noqa: E402
-from pfpn_tf.evaluation import report  # noqa: E402
-from pfpn_tf.utils import cli  # noqa: E402
-from pfpn_tf.utils.errors import UserError  # noqa: E402
+from pfpn_tf import config as config_lib
+from pfpn_tf import flags as flags_lib
+from pfpn_tf.evaluation import report
+from pfpn_tf.utils import cli
+from pfpn_tf.utils.errors import UserError
 
 FLAGS = flags.FLAGS
 RUN_FLAGS = ("checkpoint", "eval_weights", "split", "save_predictions")
@@ -86,6 +83,7 @@ flags.DEFINE_integer("num_processes", 0, "Processes that score files; 0: one per
 flags_lib.define_config_flags()
 
 
+@cli.command
 def main():
     scores_files = any(getattr(FLAGS, name) for name in PANOPTIC_FILES + INSTANCE_FILES)
     two_runs = bool(FLAGS.instance_run_dir or FLAGS.semantic_run_dir)
@@ -221,4 +219,4 @@ def _make_outputs():
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    main()

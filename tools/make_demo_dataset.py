@@ -4,33 +4,23 @@
 python tools/make_demo_dataset.py --output_dir=demo/dataset
 """
 
-import os
-import sys
+from absl import flags
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-
-from absl import flags  # noqa: E402
-
-from pfpn_tf import flags as flags_lib  # noqa: E402
-from pfpn_tf.utils import cli, progress  # noqa: E402
-from pfpn_tf.utils.errors import UserError  # noqa: E402
+from pfpn_tf import flags as flags_lib
+from pfpn_tf.utils import cli, progress
 
 flags.DEFINE_string("output_dir", "", "Folder to write to; made if need be.")
-flags.DEFINE_integer("num_train", 300, "Images of the training split.")
-flags.DEFINE_integer("num_val", 50, "Images of the validation split.")
-flags.DEFINE_integer("num_workers", 0, "Processes; 0: one per CPU core.")
+flags.DEFINE_integer("num_train", 300, "Images of the training split.", lower_bound=1)
+flags.DEFINE_integer("num_val", 50, "Images of the validation split.", lower_bound=1)
+flags.DEFINE_integer("num_workers", 0, "Processes; 0: one per CPU core.", lower_bound=0)
 
 
+@cli.command
 def main():
     from pfpn_tf.data import synthetic
 
     args = flags.FLAGS
     flags_lib.check_given(["output_dir"])
-    for name in ("num_train", "num_val"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name}={getattr(args, name)} must be 1 or more.")
-    if args.num_workers < 0:
-        raise UserError(f"--num_workers={args.num_workers} must be 0 or more.")
     synthetic.make_dataset(
         args.output_dir,
         args.num_train,
@@ -42,4 +32,4 @@ def main():
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    main()

@@ -15,13 +15,11 @@ not be read (the others are done), 2 unusable settings or files.
 import os
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from absl import flags
 
-from absl import flags  # noqa: E402
-
-from pfpn_tf import flags as flags_lib  # noqa: E402
-from pfpn_tf.utils import cli, progress  # noqa: E402
-from pfpn_tf.utils.errors import UserError  # noqa: E402
+from pfpn_tf import flags as flags_lib
+from pfpn_tf.utils import cli, progress
+from pfpn_tf.utils.errors import UserError
 
 FLAGS = flags.FLAGS
 SOME_FAILED = 1
@@ -44,6 +42,7 @@ flags.DEFINE_bool(
 flags_lib.define_config_flags()
 
 
+@cli.command
 def main():
     if bool(FLAGS.saved_model) == bool(FLAGS.run_dir):
         raise UserError("Give --saved_model for an exported model, or --run_dir for a training.")
@@ -104,4 +103,4 @@ def predict_video(model, video):
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    main()

@@ -9,28 +9,27 @@
         --compare=two_networks --measure --output_dir=out/two_networks
 
 Counted are the convolutions of the traced network for one image of --image_size: nothing is
-computed, and no data is needed. --measure also runs the networks: how long they take one after the
-other, and how much memory if all of them are there and answer at the same time, each in a process
-of its own. --measure_training adds a forward pass with the gradients of one image. With
---output_dir the figures also go to profile.json and, of a comparison, a picture to profile.png.
+computed, and no data is needed. --measure also runs the networks, each in a process of its own: how
+long they take one after the other, and how much memory if all of them answer at the same time.
+--measure_training adds a forward pass with the gradients of one image. With --output_dir the
+figures also go to profile.json and, of a comparison, a picture to profile.png.
 """
 
 import dataclasses
 import json
 import os
-import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from absl import flags
 
-from absl import flags  # noqa: E402
-
-from pfpn_tf import flags as flags_lib  # noqa: E402
-from pfpn_tf.utils import cli  # noqa: E402  (before TensorFlow)
-from pfpn_tf.utils.errors import UserError  # noqa: E402
+from pfpn_tf import flags as flags_lib
+from pfpn_tf.utils import cli  # before TensorFlow
 
 flags.DEFINE_string("image_size", "1024x2048", "Padded input, HEIGHTxWIDTH, multiples of 32.")
-flags.DEFINE_string(
-    "compare", "", "figure4, table1a or two_networks side by side; empty: the one network."
+flags.DEFINE_enum(
+    "compare",
+    "",
+    ["", "figure4", "table1a", "two_networks"],
+    "Several side by side; empty: the one, by component.",
 )
 flags.DEFINE_bool(
     "measure", False, "Also run the networks: time in turn, memory of all at the same time."
@@ -38,15 +37,14 @@ flags.DEFINE_bool(
 flags.DEFINE_bool(
     "measure_training", False, "Like --measure, and the forward pass with gradients, too."
 )
-flags.DEFINE_integer("measure_repeats", 5, "Timed runs with --measure and --measure_training.")
-flags.DEFINE_integer("num_thing_classes", 8, "Thing classes; Cityscapes 8, COCO 80.")
-flags.DEFINE_integer(
-    "num_semantic_classes", 19, "Classes of the semantic branch; Cityscapes 19, COCO 54."
-)
+flags.DEFINE_integer("measure_repeats", 5, "Timed runs of each network.", lower_bound=1)
+flags.DEFINE_integer("num_thing_classes", 8, "Cityscapes has 8, COCO 80.", lower_bound=1)
+flags.DEFINE_integer("num_semantic_classes", 19, "Cityscapes 19, COCO 54.", lower_bound=1)
 flags.DEFINE_string("output_dir", "", "Folder for profile.json and profile.png; empty: none.")
 flags_lib.define_config_flags()
 
 
+@cli.command
 def main():
     args = flags.FLAGS
     # This process only counts: the GPU's memory is for those that measure.
@@ -54,13 +52,6 @@ def main():
     from pfpn_tf.experiments import model_comparison, model_cost
 
     image_hw = model_cost.parse_size(args.image_size)
-    if args.compare and args.compare not in model_comparison.COMPARISONS:
-        choices = ", ".join(model_comparison.COMPARISONS)
-        raise UserError(f"--compare={args.compare} must be empty or one of {choices}.")
-    if min(args.num_thing_classes, args.num_semantic_classes, args.measure_repeats) < 1:
-        raise UserError(
-            "--num_thing_classes, --num_semantic_classes and --measure_repeats must be at least 1."
-        )
     config = flags_lib.config_from_flags()
     if args.output_dir:
         flags_lib.make_output_dir("output_dir")
@@ -69,8 +60,8 @@ def main():
         f"One image of {image_hw[0]}x{image_hw[1]}; {classes[0]} thing classes, "
         f"{classes[1]} semantic classes.\n"
     )
-    is_measured = args.measure or args.measure_training
-    repeats = args.measure_repeats if is_measured else 0
+    works = [model_comparison.INFERENCE] * (args.measure or args.measure_training)
+    works += [model_comparison.TRAINING] * args.measure_training
     if args.compare:
         rows = model_comparison.COMPARISONS[args.compare](config)
     else:
@@ -78,16 +69,16 @@ def main():
         print(model_cost.table(costs) + "\n")
         label = f"{config.model.task} {config.model.backbone}"
         rows = [model_comparison.Row(label, [config.model])]
-    results = model_comparison.compare(rows, *classes, image_hw, repeats, args.measure_training)
+    results = model_comparison.compare(rows, *classes, image_hw, works, args.measure_repeats)
     if args.compare:
         print(model_comparison.table(results))
-    if is_measured:
+    if works:
         print("\n" * bool(args.compare) + model_comparison.measured_table(results))
     if args.output_dir:
         content = {"image_hw": image_hw, "networks": model_comparison.as_json(results)}
         if not args.compare:
             content["components"] = {name: dataclasses.asdict(cost) for name, cost in costs.items()}
-        if is_measured:
+        if works:
             from pfpn_tf.benchmark import measure
 
             content["machine"] = measure.machine()
@@ -109,4 +100,4 @@ def _save(content, results):
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    main()

@@ -13,15 +13,10 @@ same command again skips what is done and continues what was interrupted. Exit c
 training failed, 2 unusable settings or files, 130 stopped by Ctrl-C, 143 by SIGTERM.
 """
 
-import os
-import sys
+from absl import flags
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-
-from absl import flags  # noqa: E402
-
-from pfpn_tf import flags as flags_lib  # noqa: E402
-from pfpn_tf.utils import cli  # noqa: E402  (before TensorFlow)
+from pfpn_tf import flags as flags_lib
+from pfpn_tf.utils import cli  # before TensorFlow
 
 FAILED = 1
 
@@ -32,6 +27,7 @@ flags.DEFINE_string("output_dir", "", "Folder to write to; made if need be.")
 flags_lib.define_config_flags()
 
 
+@cli.command
 def main():
     from pfpn_tf.experiments import queue, trials
 
@@ -51,4 +47,4 @@ def main():
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    main()

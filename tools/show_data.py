@@ -8,15 +8,12 @@ semantic target on the right, void in black. Takes every setting that train.py t
 """
 
 import os
-import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from absl import flags
 
-from absl import flags  # noqa: E402
-
-from pfpn_tf import flags as flags_lib  # noqa: E402
-from pfpn_tf.utils import cli  # noqa: E402  (before TensorFlow)
-from pfpn_tf.utils.errors import UserError  # noqa: E402
+from pfpn_tf import flags as flags_lib
+from pfpn_tf.utils import cli  # before TensorFlow
+from pfpn_tf.utils.errors import UserError
 
 flags.DEFINE_string("output_dir", "", "Folder to write to; made if need be.")
 flags.DEFINE_integer("num_images", 8, "Training examples to draw.")
@@ -24,6 +21,7 @@ flags.DEFINE_integer("start_step", 0, "Step of the training whose batch comes fi
 flags_lib.define_config_flags()
 
 
+@cli.command
 def main():
     import cv2
 
@@ -45,4 +43,4 @@ def main():
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    main()

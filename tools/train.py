@@ -11,18 +11,14 @@ gone (see tools/cluster/README.md), 1 any other error.
 import os
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from absl import flags, logging
 
-from absl import flags, logging  # noqa: E402
-
-from pfpn_tf import flags as flags_lib  # noqa: E402
-from pfpn_tf.utils import cli  # noqa: E402
-from pfpn_tf.utils.errors import UserError  # noqa: E402
+from pfpn_tf import flags as flags_lib
+from pfpn_tf.utils import cli
 
 NON_FINITE = 3
-WORKER_LOST = (
-    138  # Kubernetes' TFJob restarts after codes from 128 on, and leaves this one to users
-)
+# Kubernetes' TFJob restarts after codes from 128 on, and leaves this one to users.
+WORKER_LOST = 138
 
 flags.DEFINE_string("run_dir", "", "Directory of the training: config.json, checkpoints, logs.")
 flags.DEFINE_bool(
@@ -31,14 +27,15 @@ flags.DEFINE_bool(
 flags_lib.define_config_flags()
 
 
+@cli.command
 def main():
     from pfpn_tf.distribution import strategies
     from pfpn_tf.training import dry_run, train, trainer
 
     config = flags_lib.config_from_flags()
     run_dir = flags.FLAGS.run_dir
-    if not run_dir and not flags.FLAGS.dry_run:
-        raise UserError("--run_dir is required: the directory for checkpoints and logs.")
+    if not flags.FLAGS.dry_run:
+        flags_lib.check_given(["run_dir"])
     strategies.set_up_runtime(config)
     if flags.FLAGS.dry_run:
         print(dry_run.describe(config, run_dir))
@@ -62,4 +59,4 @@ def main():
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    main()

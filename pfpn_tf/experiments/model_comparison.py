@@ -48,12 +48,12 @@ class Result(NamedTuple):
     Attributes:
       row: see there.
       cost: what was counted.
-      measured: what `measure_row` returns, by the work that was measured: `INFERENCE`, `TRAINING`.
+      measured: what `measure_row` returns, by the work that was measured.
     """
 
     row: Row
     cost: Cost
-    measured: Mapping[str, Dict[str, Any]] = {}
+    measured: Mapping[str, Dict[str, float]] = {}
 
 
 def figure_4(base: config_lib.Config) -> List[Row]:
@@ -119,17 +119,17 @@ def compare(
     num_thing_classes: int,
     num_semantic_classes: int,
     image_hw: Tuple[int, int],
-    measure_repeats: int = 0,
-    measure_training: bool = False,
+    works: Sequence[str] = (),
+    repeats: int = 5,
 ) -> List[Result]:
-    """Counts every row; measures it as well if `measure_repeats` is positive.
+    """Counts every row, and measures it at the given works.
 
     Args:
       rows: what to compare.
       num_thing_classes, num_semantic_classes: of the dataset.
       image_hw: size of the padded input, multiples of 32.
-      measure_repeats: timed runs of each row.
-      measure_training: whether to measure training beside inference.
+      works: which of `INFERENCE` and `TRAINING` to measure.
+      repeats: timed runs of each network.
 
     Raises:
       UserError: the size is not a multiple of 32.
@@ -144,10 +144,7 @@ def compare(
                 counted[network] = model_cost.count(network, *classes, image_hw)
             components = model_cost.PYRAMID_COMPONENTS if row.part == PYRAMID else ()
             cost += model_cost.total(counted[network], components)
-        measured = {}
-        if measure_repeats:
-            for work in (INFERENCE, TRAINING) if measure_training else (INFERENCE,):
-                measured[work] = measure_row(row, *classes, image_hw, measure_repeats, work)
+        measured = {work: measure_row(row, *classes, image_hw, work, repeats) for work in works}
         results.append(Result(row, cost, measured))
     return results
 
@@ -157,89 +154,66 @@ def measure_row(
     num_thing_classes: int,
     num_semantic_classes: int,
     image_hw: Tuple[int, int],
+    work: str,
     repeats: int,
-    work: str = INFERENCE,
-) -> Dict[str, Any]:
-    """Time and memory of one image through all networks of a row.
+) -> Dict[str, float]:
+    """Time and memory of one image through all networks of a row, the sums of theirs.
 
-    The time is that of the networks one after the other. The memory is what they take while all of
-    them are there and work at the same time, as two served models or two trainings do: each has a
-    process of its own, and the peaks of the processes are added, since nothing keeps them from
-    coming together. A part of every process is TensorFlow itself; it is told apart, because it
-    depends on no network, and because networks may as well share a process.
-
-    Networks that take turns in one process need less: the second computes in the memory that the
-    first has left. What they need then is told too.
+    Each network has a process of its own. So the time is that of the networks one after the other,
+    and the memory what they take while all of them work at the same time, as two served models or
+    two trainings do: nothing keeps their peaks from coming together.
 
     Args:
       row: the networks; their weights are random.
       num_thing_classes, num_semantic_classes: of the dataset.
       image_hw: size of the padded input.
-      repeats: timed runs.
       work: `INFERENCE`, or `TRAINING`: a forward pass and the gradients of the trained weights. The
         loss is the network's with drawn labels, or for `PYRAMID` the mean square of the features.
         There is no optimizer: momentum would add the trained weights once more.
+      repeats: timed runs.
 
     Returns:
-      What `measure.timed` returns, of the networks in turn, and in MiB:
-      peak_memory_mib: the sum of the peaks of one process per network.
-      import_memory_mib: the sum of what they held with TensorFlow started and no network yet, its
-        libraries included, of which a machine keeps one copy.
+      median_ms, and in MiB:
+      peak_memory_mib: of resident memory; with a GPU of its allocator.
+      import_memory_mib: what the processes held with TensorFlow started and no network yet, its
+        libraries included, of which a machine keeps one copy; with a GPU nothing.
       network_memory_mib: the difference of the two: weights, activations and, in training,
         gradients, with what TensorFlow needs to compute them.
-      each_network_memory_mib: that of each network, as a list.
-      in_turn_peak_memory_mib, in_turn_network_memory_mib: the same of one process in which the
-        networks take turns; of one network the figures above.
-      Peaks are of resident memory. With a GPU they are of its allocator instead, which holds
-      nothing of TensorFlow itself, so that import_memory_mib is 0.
     """
-
-    def run(networks):
-        return measure.in_fresh_process(
-            _work,
-            networks,
-            row.part,
-            num_thing_classes,
-            num_semantic_classes,
-            image_hw,
-            repeats,
-            work,
+    classes = num_thing_classes, num_semantic_classes
+    each = [
+        measure.in_fresh_process(
+            _measure_network, network, row.part, *classes, image_hw, work, repeats
         )
-
-    in_turn, in_turn_memory = run(row.networks)
-    if len(row.networks) == 1:
-        memories = [in_turn_memory]
-    else:
-        memories = [run([network])[1] for network in row.networks]
-    peak, started = (sum(values) for values in zip(*memories))
-    return {
-        **in_turn,
-        "peak_memory_mib": round(peak, 1),
-        "import_memory_mib": round(started, 1),
-        "network_memory_mib": round(peak - started, 1),
-        "each_network_memory_mib": [round(a - b, 1) for a, b in memories],
-        "in_turn_peak_memory_mib": round(in_turn_memory[0], 1),
-        "in_turn_network_memory_mib": round(in_turn_memory[0] - in_turn_memory[1], 1),
-    }
+        for network in row.networks
+    ]
+    return {name: round(sum(figures[name] for figures in each), 1) for name in each[0]}
 
 
-def _work(networks, part, num_thing_classes, num_semantic_classes, image_hw, repeats, work):
-    """In this process: times, and (peak, with TensorFlow alone) in MiB."""
+def _measure_network(
+    network, part, num_thing_classes, num_semantic_classes, image_hw, work, repeats
+):
+    """What `measure_row` returns, of one network in this process."""
     tf.zeros([]).numpy()  # starts TensorFlow
     started = measure.memory_mib()
-    classes = num_thing_classes, num_semantic_classes
-    functions = [function_of(network, part, *classes, image_hw, work) for network in networks]
+    function = function_of(network, part, num_thing_classes, num_semantic_classes, image_hw, work)
 
     def run():
-        for function in functions:
-            outputs = [x for x in tf.nest.flatten(function()) if x is not None]
-            outputs[-1].numpy()  # waits for the device
+        outputs = [x for x in tf.nest.flatten(function()) if x is not None]
+        outputs[-1].numpy()  # waits for the device
 
-    times = measure.timed(run, repeats)
-    gpu_memory = measure.peak_gpu_memory_mib()
-    if gpu_memory is not None:
-        return times, (gpu_memory, 0.0)
-    return times, (measure.peak_memory_mib(), started)
+    median_ms = measure.timed(run, repeats)["median_ms"]
+    peak = measure.peak_gpu_memory_mib()
+    if peak is None:
+        peak = measure.peak_memory_mib()
+    else:
+        started = 0.0
+    return {
+        "median_ms": median_ms,
+        "peak_memory_mib": peak,
+        "import_memory_mib": started,
+        "network_memory_mib": peak - started,
+    }
 
 
 def function_of(
@@ -314,14 +288,9 @@ def table(results: Sequence[Result]) -> str:
 
 
 def measured_table(results: Sequence[Result]) -> str:
-    """A text table of what was measured, in ms and MiB; empty if nothing was.
-
-    The columns are time, memory of the networks, of TensorFlow and of both, and the last again if
-    the networks take turns; see `measure_row`.
-    """
-    header = ["Network", "work", "ms", "networks MiB", "TensorFlow MiB", "peak MiB", "in turn MiB"]
+    """A text table of what was measured, in ms and MiB; empty if nothing was."""
+    header = ["Network", "work", "ms", "networks MiB", "TensorFlow MiB", "peak MiB"]
     names = ["median_ms", "network_memory_mib", "import_memory_mib", "peak_memory_mib"]
-    names += ["in_turn_peak_memory_mib"]
     rows = [
         [result.row.label, work, *(f"{result.measured[work][name]:,.0f}" for name in names)]
         for work in (INFERENCE, TRAINING)

@@ -26,7 +26,11 @@ from pfpn_tf.utils.files import atomic_write
 _MASK_METRICS = ("mask_AP", "mask_AP50", "mask_AP75")
 MAIN_METRICS = ("PQ", "PQ_th", "PQ_st", "mIoU", "fwIoU", "box_AP", *_MASK_METRICS)
 """In the order of a table; an experiment has those of its task."""
-_TOOLS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(pfpn_tf.__file__))), "tools")
+_PACKAGE = os.path.dirname(os.path.abspath(pfpn_tf.__file__))
+# In a checkout the tools stand beside the package, in an installation inside it.
+_TOOLS = os.path.join(_PACKAGE, os.pardir, "tools")
+if os.path.isdir(os.path.join(_PACKAGE, "tools")):
+    _TOOLS = os.path.join(_PACKAGE, "tools")
 
 
 class Experiment(NamedTuple):

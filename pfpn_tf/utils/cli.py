@@ -13,10 +13,12 @@ are the same within float32's rounding.
 import contextlib
 import difflib
 import errno
+import functools
 import os
 import re
 import sys
 import warnings
+from typing import Any, Callable, NoReturn
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
@@ -27,7 +29,14 @@ from absl import app, flags, logging  # noqa: E402  (the variable must be set fi
 
 from pfpn_tf.utils.errors import UserError  # noqa: E402
 
-_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+_KINDS = {
+    "an integer": "a whole number",
+    "a positive integer": "a whole number from 1 on",
+    "a non-negative integer": "a whole number from 0 on",
+    "a number": "a number",
+    "": "true or false",
+}
+"""What absl calls a kind of flag, and what we do."""
 
 # Errors of the system that the user can mend. Others, such as those of a network disk, may pass.
 _MENDABLE = {
@@ -40,24 +49,43 @@ USER_ERROR = 2
 INTERRUPTED = 130
 
 
-def run(main) -> None:
-    """Parses the flags, runs `main()` and exits.
+def command(main: Callable[[], Any]) -> Callable[[], NoReturn]:
+    """Makes `main` a command line: it parses the flags, runs `main()` and exits.
 
     Exit codes: what `main` returns (None is 0); 2 for what the user can mend (`UserError`, a
     missing file, a full disk), told in one line; 1 for every other error, with its traceback unless
     it is an OSError in the project's own words; 130 for Ctrl-C. --verbosity=1 shows all tracebacks.
+    --help shows the docstring and the flags of main's module, --helpfull also the settings.
     """
-    logging.use_absl_handler()
-    logging.set_verbosity(logging.INFO)
-    flags.FLAGS.showprefixforinfo = False
-    app.run(lambda argv: _guarded(main, argv), flags_parser=_parse_flags)
+
+    @functools.wraps(main)
+    def run():
+        logging.use_absl_handler()
+        logging.set_verbosity(logging.INFO)
+        flags.FLAGS.showprefixforinfo = False
+        parse = functools.partial(_parse_flags, sys.modules[main.__module__])
+        app.run(lambda argv: _guarded(main, argv), flags_parser=parse)
+
+    return run
 
 
-def _parse_flags(argv):
+def _parse_flags(module, argv):
+    asked = {option.lstrip("-") for option in argv[1:] if option.startswith("-")}
+    if asked & {"help", "helpshort", "h", "?", "helpfull"}:
+        own = argv[0] if module.__name__ == "__main__" else module.__name__
+        settings = flags.FLAGS.module_help("pfpn_tf.flags")
+        shown = [module.__doc__, flags.FLAGS.module_help(own)]
+        if "helpfull" in asked:
+            shown += [settings, flags.FLAGS.module_help("absl.logging")]
+        elif settings:
+            shown += [
+                "\n--helpfull also shows the settings, which --flagfile=PATH takes from a file."
+            ]
+        with contextlib.suppress(BrokenPipeError):  # --help | head
+            print(*shown, sep="\n", flush=True)
+        os._exit(0)  # Python's own exit would flush a closed pipe once more.
     try:
         return flags.FLAGS(argv)
-    except SystemExit:  # --help and --helpfull have printed; absl calls that a failure
-        sys.exit(0)
     except flags.Error as error:
         message = str(error).removeprefix("ERROR:: ")  # absl's own, of a missing flagfile
         _fail(f"{_explain(error, message, argv[1:])}\nSee {os.path.basename(argv[0])} --help.")
@@ -70,13 +98,11 @@ def _explain(error, message, arguments):
         near = difflib.get_close_matches(name.removeprefix("no"), flags.FLAGS, n=1)
         message = f"Unknown flag --{name}.{f' Did you mean --{near[0]}?' if near else ''}"
     elif isinstance(error, flags.IllegalFlagValueError) and name in flags.FLAGS:
-        flag, value = (
-            flags.FLAGS[name],
-            message.partition("=")[2].rpartition(": ")[0].partition(": ")[0],
-        )
-        kind = _KINDS.get(flag.flag_type())
-        if kind:
-            message = f"--{name}={value} must be {kind}. The default is {flag.default}."
+        flag, value = flags.FLAGS[name], message.partition("=")[2].partition(": ")[0]
+        choices = [choice or "empty" for choice in getattr(flag.parser, "enum_values", ())]
+        kind = _KINDS.get(flag.parser.syntactic_help, flag.parser.syntactic_help)
+        kind = f"one of {', '.join(choices)}" if choices else kind
+        message = f"--{name}={value} must be {kind}. The default is {flag.default!r}."
     place = _place_in_flagfiles(name, arguments) if name else ""
     return f"{place}: {message}" if place else message
 

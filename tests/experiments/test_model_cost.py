@@ -157,7 +157,6 @@ def test_the_tool_counts_and_measures_one_network(tmp_path):
     assert measured["import_memory_mib"] > 100 and measured["network_memory_mib"] > 0
     parts = measured["import_memory_mib"] + measured["network_memory_mib"]
     assert measured["peak_memory_mib"] == pytest.approx(parts, abs=0.2)
-    assert measured["in_turn_peak_memory_mib"] == measured["peak_memory_mib"]
 
 
 @pytest.mark.parametrize("part", [model_comparison.PYRAMID, model_comparison.WHOLE])
@@ -180,37 +179,15 @@ def test_what_is_measured_runs(part, work):
     assert np.any(gradients[0])  # the loss reaches the first trained layer
 
 
-def fake_process(function, networks, part, *arguments):
-    """100 MiB of TensorFlow, 50 for the weights of a network and 10 for what it computes."""
-    memory = 100.0 + 50.0 * len(networks) + 10.0
-    return {"median_ms": 7.0 * len(networks)}, (memory, 100.0)
-
-
-def test_memory_of_two_networks_is_that_of_two_processes(monkeypatch):
-    """Both at the same time, with TensorFlow told apart; and taking turns in one process."""
-    monkeypatch.setattr(measure, "in_fresh_process", fake_process)
+def test_time_and_memory_of_two_networks_are_those_of_two_processes(monkeypatch):
+    figures = {"median_ms": 7.0, "peak_memory_mib": 160.0}
+    monkeypatch.setattr(measure, "in_fresh_process", lambda function, *arguments: figures)
     one, two = [
-        model_comparison.measure_row(row, *CITYSCAPES, (64, 96), repeats=1)
+        model_comparison.measure_row(row, *CITYSCAPES, (64, 96), "inference", repeats=1)
         for row in model_comparison.two_networks(Config())[:2]
     ]
-    assert one == {
-        "median_ms": 7.0,
-        "peak_memory_mib": 160.0,
-        "import_memory_mib": 100.0,
-        "network_memory_mib": 60.0,
-        "each_network_memory_mib": [60.0],
-        "in_turn_peak_memory_mib": 160.0,
-        "in_turn_network_memory_mib": 60.0,
-    }
-    assert two == {
-        "median_ms": 14.0,
-        "peak_memory_mib": 320.0,
-        "import_memory_mib": 200.0,
-        "network_memory_mib": 120.0,
-        "each_network_memory_mib": [60.0, 60.0],
-        "in_turn_peak_memory_mib": 210.0,
-        "in_turn_network_memory_mib": 110.0,
-    }
+    assert one == figures
+    assert two == {"median_ms": 14.0, "peak_memory_mib": 320.0}
 
 
 MEASURED = {
@@ -218,27 +195,18 @@ MEASURED = {
     "peak_memory_mib": 1024.0,
     "import_memory_mib": 512.0,
     "network_memory_mib": 512.0,
-    "in_turn_peak_memory_mib": 999.0,
 }
 
 
 @pytest.mark.parametrize("works", [(), ("inference",), ("inference", "training")])
-def test_the_picture(tmp_path, works):
+@pytest.mark.parametrize("of_tensorflow", [512.0, 0.0])  # on a CPU, on a GPU
+def test_the_picture(tmp_path, works, of_tensorflow):
     row = model_comparison.Row("a network", [Config().model])
-    measured = dict.fromkeys(works, MEASURED)
+    measured = dict.fromkeys(works, {**MEASURED, "import_memory_mib": of_tensorflow})
     results = [model_comparison.Result(row, model_cost.Cost(5, 6, 7, 8), measured)] * 2
     path = tmp_path / "profile.png"
     model_comparison.draw(results, str(path), "title")
     assert cv2.imread(str(path)).std() > 10
-
-
-def test_the_picture_of_a_gpu_has_no_memory_of_tensorflow(tmp_path):
-    row = model_comparison.Row("a network", [Config().model])
-    measured = {"inference": {**MEASURED, "import_memory_mib": 0.0}}
-    path = tmp_path / "profile.png"
-    results = [model_comparison.Result(row, model_cost.Cost(5, 6, 7, 8), measured)]
-    model_comparison.draw(results, str(path), "title")
-    assert path.stat().st_size > 0
 
 
 def test_the_table_of_what_was_measured():
@@ -247,6 +215,6 @@ def test_the_table_of_what_was_measured():
     lines = model_comparison.measured_table(
         [model_comparison.Result(row, model_cost.Cost(), measured)]
     ).splitlines()
-    assert lines[2].split() == ["a", "network", "inference", "20", "512", "512", "1,024", "999"]
-    assert lines[3].split() == ["a", "network", "training", "50", "512", "512", "1,024", "999"]
+    assert lines[2].split() == ["a", "network", "inference", "20", "512", "512", "1,024"]
+    assert lines[3].split() == ["a", "network", "training", "50", "512", "512", "1,024"]
     assert not model_comparison.measured_table([model_comparison.Result(row, model_cost.Cost())])

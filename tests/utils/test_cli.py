@@ -8,8 +8,11 @@ import pytest
 CODE = """
 from pfpn_tf.utils import cli
 from pfpn_tf import flags
+from absl import flags as absl_flags
+absl_flags.DEFINE_enum("what", "", ["", "a", "b"], "")
+absl_flags.DEFINE_integer("number", 1, "", lower_bound=1)
 flags.define_config_flags()
-cli.run(lambda: print("started"))
+cli.command(lambda: print("started"))()
 """
 
 
@@ -29,6 +32,8 @@ def call(*arguments):
             "--static_shapes=perhaps",
             "--static_shapes=perhaps must be true or false. The default is False.",
         ),
+        ("--what=c", "--what=c must be one of empty, a, b. The default is ''."),
+        ("--number=0", "--number=0 must be a whole number from 1 on. The default is 1."),
     ],
 )
 def test_a_wrong_flag(argument, message):
@@ -82,9 +87,10 @@ import errno
 from pfpn_tf.utils import cli
 from pfpn_tf.utils.errors import UserError
 
+@cli.command
 def main():
     raise {error}
 
-cli.run(main)
+main()
 """
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
