@@ -85,12 +85,12 @@ class CocoImages:
         Raises:
           DataError: the image is missing or unreadable, or of another size than the JSON says.
         """
-        photo = self._photo(self.images[position], Notes())
-        void = np.full(photo.hw, categories_lib.VOID, np.uint8)
-        return photo._replace(category_map=void)
+        record, _ = self._photo(self.images[position], Notes())
+        void = np.full(record.hw, categories_lib.VOID, np.uint8)
+        return record._replace(category_map=void)
 
-    def _photo(self, image, notes) -> Record:
-        """The record of an image with its photo alone."""
+    def _photo(self, image, notes):
+        """(the record of an image without annotations, its `Photo`)."""
         hw = image["height"], image["width"]
         path, content = self._read_image_file(image)
         photo = photos.upright_photo(path, content, hw)
@@ -98,7 +98,7 @@ class CocoImages:
             notes.add(photo.note, path)
         name, nothing = os.path.basename(path), np.zeros((0, 0), np.uint8)
         encoded = photo.encoded, photo.format
-        return Record(image["id"], name, *encoded, hw, nothing, b"", [], [], notes)
+        return Record(image["id"], name, *encoded, hw, nothing, b"", [], [], notes), photo
 
     def _read_image_file(self, image):
         candidates = [coco_json.existing_path(self.image_dir, image["file_name"])]
@@ -178,9 +178,12 @@ class CocoPanoptic(CocoImages):
         """
         image = self.images[position]
         notes = Notes()
-        record = self._photo(image, notes)
+        record, photo = self._photo(image, notes)
         entries, png_path, png_bytes = self._read_panoptic(image)
         ids = panoptic_png.decode_ids(png_bytes, f"{png_path} of image {image['id']}", record.hw)
+        if photos.fits_as_stored(photo, ids):
+            text, where = photos.FITS_AS_STORED, f"{self.image_dir}: {record.file_name}"
+            notes.contradiction(text, where, self.allow_mismatch, error=DataError)
         segments, category_map = self._segments(image, entries, ids, png_path, notes)
         if self._instances is None:
             instances = _instances_from_segments(ids, segments, self.info)

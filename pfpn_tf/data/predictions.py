@@ -248,7 +248,7 @@ def _semantic_table(category_ids):
     if largest >= 65535:
         raise UserError(
             f"Category id {largest} does not fit the 16 bits of a semantic PNG, which holds ids up"
-            " to 65534. Give the category a smaller id, or write no predictions."
+            " to 65534. Give the category a smaller id, or use --nosave_predictions."
         )
     dtype = np.uint8 if largest < 255 else np.uint16
     void = np.iinfo(dtype).max

@@ -18,7 +18,7 @@ import tempfile
 import numpy as np
 from PIL import Image
 
-from pfpn_tf.data import coco_panoptic, convert
+from pfpn_tf.data import coco_masks, coco_panoptic, convert
 from pfpn_tf.evaluation import score_files
 from pfpn_tf.utils import process
 from pfpn_tf.utils.errors import UserError
@@ -54,8 +54,6 @@ def make(folder):
     dataset = coco_panoptic.CocoPanoptic(
         folder / "panoptic.json", folder / "panoptic", folder / "images"
     )
-    from pfpn_tf.data import coco_masks
-
     annotations = []
     for position in range(len(dataset)):
         record = dataset.read(position)
@@ -121,10 +119,8 @@ def _damage_value(rng, content):
     if kind == "drop":
         del node[key]
     elif kind == "copy":
-        other = rng.choice(places)
-        node[key] = json.loads(
-            json.dumps(other[0].get(other[1]) if isinstance(other[0], dict) else other[0][other[1]])
-        )
+        other, at, _ = rng.choice(places)
+        node[key] = json.loads(json.dumps(other[at]))
     elif kind == "text":
         node[key] = json.dumps(node[key])
     else:

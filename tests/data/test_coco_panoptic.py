@@ -104,21 +104,8 @@ def test_instances_json_gives_overlaps_polygons_and_rle(folder):
             open_dataset(folder, instances_json=folder / "instances.json").read(0)
         (folder / "instances.json").write_text(json.dumps(content))
 
-    broken(
-        lambda c: c["annotations"][1]["segmentation"].update(size=[30, 20]),
-        "annotation 2: the mask has",
-    )
-    broken(
-        lambda c: c["annotations"][0].update(segmentation=[[1, 2, 3]]), "annotation 1: a polygon"
-    )
     broken(lambda c: c["annotations"][0].update(bbox=[1, 2]), "annotation 1: .bbox. must be four")
     broken(lambda c: c["annotations"][0].update(category_id=3), "annotation 1 has category 3")
-    broken(
-        lambda c: c["images"].pop(0) and c["annotations"].clear(), "does not list them.*image 10"
-    )
-    edit(folder, lambda c: c["categories"][0].update(name="dog"), "instances.json")
-    with pytest.raises(ValueError, match="dog"):
-        open_dataset(folder, instances_json=folder / "instances.json")
 
 
 def drop_segment(content):
@@ -240,7 +227,7 @@ def test_odd_photos(test_data):
         ("gray.jpg", (427, 640), "jpeg"),
     ):
         data = (photos_dir / name).read_bytes()
-        kept, image_format, note = photos.upright_photo(name, data, hw)
+        kept, image_format, _, note = photos.upright_photo(name, data, hw)
         assert image_format == kind and note == ""
         assert (kept == data) == (name.split(".")[1] not in ("bmp", "webp"))
     for name in (
@@ -266,7 +253,7 @@ def test_photos_are_turned_once(orientation, suffix, tolerance):
     upright = np.array(ImageOps.exif_transpose(Image.open(file)))
 
     def result(hw):
-        kept, image_format, note = photos.upright_photo("x", file.getvalue(), hw)
+        kept, image_format, _, note = photos.upright_photo("x", file.getvalue(), hw)
         assert image_format == suffix and (kept == file.getvalue()) == (orientation == 1)
         assert Image.open(io.BytesIO(kept)).getexif().get(0x112, 1) == 1
         return np.array(Image.open(io.BytesIO(kept))).astype(int), note

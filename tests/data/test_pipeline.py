@@ -119,7 +119,8 @@ def test_more_than_max_instances_keeps_the_largest(folder):
 def test_no_instance_in_the_whole_batch(folder, tmp_path):
     tiny.make(tmp_path / "d", [(24, 40, []), (24, 40, [CROWD])])
     dataset = CocoPanoptic(
-        tmp_path / "d/panoptic.json", tmp_path / "d/panoptic", tmp_path / "d/images"
+        *(tmp_path / "d" / name for name in ("panoptic.json", "panoptic", "images")),
+        allow_mismatch=True,
     )
     convert.convert(dataset, str(tmp_path), "train", num_workers=1)
     (batch,) = batches(config(tmp_path, global_batch_size=2, crop_size=(32, 32)), 1)
