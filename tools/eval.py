@@ -79,7 +79,9 @@ flags.DEFINE_string(
     "cityscapes_gt_dir", "", "gtFine/val or another split: also Cityscapes' own IoU, iIoU and AP."
 )
 flags.DEFINE_string("metrics_json", "", "Write all metrics here, as fractions at full precision.")
-flags.DEFINE_integer("num_processes", 0, "Processes that score files; 0: one per CPU.")
+flags.DEFINE_integer(
+    "num_processes", 0, "Processes that score files; 0: one per CPU.", lower_bound=0
+)
 flags_lib.define_config_flags()
 
 

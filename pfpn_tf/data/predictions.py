@@ -133,7 +133,7 @@ class PredictionWriter:
         if semantic_category_ids is not None:
             self._category_of_class = _semantic_table(semantic_category_ids)
         self._categories = list(categories)
-        self._names: Set[str] = set()
+        self._paths: Set[str] = set()
 
     def __enter__(self):
         self._files = contextlib.ExitStack()
@@ -181,11 +181,11 @@ class PredictionWriter:
           file_name: of the PNG, if not by the image id.
           image: `file_name`, `height` and `width` of the image, to be listed in the JSON.
         """
-        file_name = self._unused(file_name or file_stem(image_id) + ".png")
+        file_name = file_name or file_stem(image_id) + ".png"
         png = panoptic_ids
         if not isinstance(png, bytes):
             png = panoptic_png.encode_ids(png)
-        _write_bytes(os.path.join(self.panoptic_dir, file_name), png)
+        _write_bytes(self._unused(self.panoptic_dir, file_name), png)
         self._panoptic.add(
             {"image_id": image_id, "file_name": file_name, "segments_info": segments_info}
         )
@@ -204,8 +204,8 @@ class PredictionWriter:
           annotation: its entry of that writer's `panoptic.json`.
           directory: where its PNG is; it is moved.
         """
-        name = self._unused(annotation["file_name"])
-        os.replace(os.path.join(directory, name), os.path.join(self.panoptic_dir, name))
+        name = annotation["file_name"]
+        os.replace(os.path.join(directory, name), self._unused(self.panoptic_dir, name))
         self._panoptic.add(annotation)
 
     def add_semantic(self, image_id: Any, labels: np.ndarray) -> None:
@@ -217,7 +217,7 @@ class PredictionWriter:
         """
         pixels = self._category_of_class[labels]
         png = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
-        _write_bytes(os.path.join(self.semantic_dir, file_stem(image_id) + ".png"), png)
+        _write_bytes(self._unused(self.semantic_dir, file_stem(image_id) + ".png"), png)
 
     def move_semantic(self, directory: str) -> None:
         """Takes over the semantic maps that another writer has left in `directory`, if it had any
@@ -227,14 +227,13 @@ class PredictionWriter:
         for name in os.listdir(directory) if os.path.isdir(directory) else ():
             os.replace(os.path.join(directory, name), os.path.join(self.semantic_dir, name))
 
-    def _unused(self, name):
-        if name in self._names:
-            raise UserError(
-                f"{os.path.join(self.panoptic_dir, name)} would hold the maps of two images; their"
-                " ids must differ."
-            )
-        self._names.add(name)
-        return name
+    def _unused(self, directory, name):
+        """The path of a new map; 1 and "000000000001" have one name, but are no ids of one set."""
+        path = os.path.join(directory, name)
+        if path in self._paths:
+            raise UserError(f"{path} would hold the maps of two images; their ids must differ.")
+        self._paths.add(path)
+        return path
 
 
 def _write_bytes(path, content):

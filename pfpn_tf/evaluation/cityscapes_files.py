@@ -7,20 +7,20 @@ Shapes: h, w original image size.
 import glob
 import importlib
 import os
-from typing import Any, Container, Dict, List, Mapping, Sequence
+from typing import Any, Container, Dict, List, Mapping, Sequence, Tuple
 
 import cv2
 import numpy as np
 from PIL import Image
-from pycocotools import mask as mask_utils
 
-from pfpn_tf.data import coco_json, panoptic_png, predictions
+from pfpn_tf.data import coco_json, coco_masks, panoptic_png, predictions
 from pfpn_tf.utils.errors import UserError
 from pfpn_tf.utils.files import atomic_write
 
 _LABELS = "_gtFine_labelIds.png"
 _INSTANCES = "_gtFine_instanceIds.png"
 _UNLABELED = 0
+_UNDEFINED = 255  # in a semantic map
 
 
 def scripts(name: str) -> Any:
@@ -49,19 +49,25 @@ def label_ids(categories_json: str) -> Dict[int, int]:
         else {}
     )
     categories = content.get("categories") if isinstance(content, dict) else None
-    if not categories:
+    if not isinstance(categories, list) or not categories:
         raise UserError(
             f"The JSON of the predictions {categories_json} has no categories, which tell"
             " Cityscapes' classes by name; give the ground truth's panoptic JSON as well"
             " (--gt_panoptic_json)."
         )
-    unknown = [c.get("name") for c in categories if c.get("name") not in known]
-    if unknown:
-        raise UserError(
-            f"{categories_json}: {', '.join(map(repr, unknown[:5]))} is no class of Cityscapes; its"
-            " metrics need categories by the names of cityscapesscripts."
-        )
-    return {c["id"]: known[c["name"]].id for c in categories}
+    label_of = {}
+    for n, category in enumerate(categories):
+        where = f"{categories_json}: categories[{n}]"
+        if not isinstance(category, dict):
+            raise UserError(f"{where} must be an object, not {coco_json.shown(category)}.")
+        name = coco_json.field(category, "name", coco_json.NAME, where)
+        if name not in known:
+            raise UserError(
+                f"{where}: {name!r} is no class of Cityscapes; its metrics need categories by the"
+                " names of cityscapesscripts."
+            )
+        label_of[coco_json.field(category, "id", coco_json.WHOLE, where)] = known[name].id
+    return label_of
 
 
 def write_labels(folder: str, image_id: str, labels: np.ndarray) -> None:
@@ -80,7 +86,7 @@ def check_results(
     image_id: str,
     results: Sequence[Mapping[str, Any]],
     label_of: Mapping[int, int],
-    hw: Sequence[int],
+    hw: Tuple[int, int],
 ) -> None:
     """Checks the instances of an image.
 
@@ -94,16 +100,12 @@ def check_results(
       UserError: a result has no mask of this size, or another category.
     """
     for index, result in enumerate(results):
-        mask, category_id = result.get("segmentation"), result.get("category_id")
-        if not isinstance(mask, dict) or list(mask.get("size", ())) != list(hw):
-            raise UserError(
-                f"Image {image_id}: instance {index} needs a segmentation in RLE of the image's"
-                f" size {list(hw)} (height, width)."
-            )
-        if category_id is None or category_id not in label_of:
-            raise UserError(
-                f"Image {image_id}: instance {index} has the unknown category_id {category_id!r}."
-            )
+        where = f"Image {image_id}: instance {index}"
+        if not isinstance(result.get("segmentation"), dict):
+            raise UserError(f"{where} needs a segmentation in RLE.")
+        coco_masks.rle_runs(result["segmentation"], hw, where)
+        if result["category_id"] not in label_of:
+            raise UserError(f"{where} has the unknown category_id {result['category_id']!r}.")
 
 
 def write_instances(
@@ -117,9 +119,9 @@ def write_instances(
     """
     lines = []
     for index, result in enumerate(results):
-        name = f"masks/{image_id}_{index:03d}.png"
+        name, mask = f"masks/{image_id}_{index:03d}.png", result["segmentation"]
         with atomic_write(os.path.join(folder, name), "wb") as f:
-            f.write(_png(mask_utils.decode(result["segmentation"]) * 255))
+            f.write(_png(255 * coco_masks.decode_mask(mask, tuple(mask["size"]), image_id)))
         lines.append(f"{name} {label_of[result['category_id']]} {float(result['score'])!r}\n")
     with atomic_write(list_path(folder, image_id)) as f:
         f.writelines(lines)
@@ -245,7 +247,8 @@ class SemanticMaps(_Maps):
         self._directory = directory
         self._table = np.full(256, _UNLABELED, np.uint8)
         for category_id, label in label_of.items():
-            self._table[category_id] = label
+            if 0 <= category_id < _UNDEFINED:
+                self._table[category_id] = label
 
     def _path(self, image_id):
         return os.path.join(self._directory, f"{predictions.file_stem(image_id)}.png")
@@ -283,6 +286,10 @@ def results_by_image(path: str) -> Dict[str, List[Dict[str, Any]]]:
             raise UserError(
                 f'{where} has no text as "image_id", such as "frankfurt_000000_000294".'
             )
-        score = coco_json.field(result, "score", coco_json.NUMBER, where)
-        by_image.setdefault(result["image_id"], []).append({**result, "score": score})
+        entry = {
+            "category_id": coco_json.field(result, "category_id", coco_json.WHOLE, where),
+            "score": coco_json.field(result, "score", coco_json.NUMBER, where),
+            "segmentation": result.get("segmentation"),
+        }
+        by_image.setdefault(result["image_id"], []).append(entry)
     return by_image

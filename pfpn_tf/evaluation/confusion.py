@@ -11,9 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 _CELLS = ((24, 34), (60, 20))  # cell size in pixels up to so many classes
 _SMALLEST_CELL = 13
 _NUMBERS_FROM = 34  # cell size that has room for a number
-_RIGHT, _WRONG = np.array([33, 102, 172]), np.array(
-    [200, 60, 20]
-)  # colours of a whole row's pixels
+# Colours of a cell that has all pixels of its row.
+_RIGHT, _WRONG = np.array([33, 102, 172]), np.array([200, 60, 20])
 _TEXT, _GRID, _ABSENT = (25, 25, 25), (222, 222, 222), (243, 243, 243)
 _MAX_NAME = 26
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import tempfile
 from typing import Any, Dict, List, Mapping, NamedTuple
 
 from absl import logging
@@ -149,8 +150,9 @@ def _evaluate(runs: List[_Run], config: Config, options: EvaluationOptions) -> D
         )[0]
         step = checkpoints.step_of(prefixes[0])
         output_dir, events_dir = _directories(runs, step, options)
-        if gather.workers.is_chief:
-            os.makedirs(output_dir, exist_ok=True)  # Before hours of work, not after them.
+        for folder in (output_dir, events_dir) if gather.workers.is_chief else ():
+            os.makedirs(folder, exist_ok=True)  # Before hours of work, not after them.
+            tempfile.TemporaryFile(dir=folder).close()
         runner = evaluator.Evaluator(config, info, networks[0].model, strategy, *networks[1:])
         found = []
         for kind, beside in zip(_kinds(prefixes, options.weights), ("", output_folder.AVERAGES)):

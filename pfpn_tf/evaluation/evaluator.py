@@ -306,20 +306,6 @@ class Evaluator:
         return self._strategy.run(self._inference, args=(inputs, original_hw))
 
 
-def evaluate(
-    model: tf.keras.Model,
-    config: config_lib.Config,
-    info: DatasetInfo,
-    strategy: Optional[tf.distribute.Strategy] = None,
-    output_dir: Optional[str] = None,
-    max_images: int = 0,
-) -> Dict[str, Any]:
-    """`Evaluator(...).evaluate(...)` once. To evaluate repeatedly, keep the `Evaluator`: it traces
-    only once.
-    """
-    return Evaluator(config, info, model, strategy).evaluate(output_dir, max_images)
-
-
 def _key(name, i):
     """Name of input i in a batch: images, images_1, images_2, ..."""
     return f"{name}_{i}" if i else name

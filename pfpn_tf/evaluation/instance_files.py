@@ -134,7 +134,8 @@ class InstanceFiles:
             self._read_result(r, f"{name}: entry {n}", outside) for n, r in enumerate(results)
         ]
         self._check_categories(entries, name)
-        self._note(_OUTSIDE, outside)
+        if len(outside) > len(entries) / 5:  # Fewer are a network's, which need not clip boxes.
+            self._note(_OUTSIDE, outside)
         return entries
 
     def _read_result(self, result, where, outside):

@@ -132,3 +132,16 @@ def test_images_are_listed_where_they_are_given(tmp_path):
     content = json.loads((tmp_path / "predictions.json").read_text())
     assert [i["id"] for i in content["images"]] == [a["image_id"] for a in content["annotations"]]
     assert (tmp_path / "predictions/2.png").read_bytes() == png
+
+
+def test_two_images_never_share_a_file(tmp_path):
+    """Neither panoptic nor semantic maps; 1 and "000000000001" cannot be ids of one dataset."""
+    ids = [1, "01", "001", "a/b", "a b", "a_b", "²", "2", "A" * 300, "A" * 301]
+    with predictions.PredictionWriter(tmp_path, [], semantic_category_ids=[3]) as writer:
+        for image_id in ids:
+            writer.add_panoptic(image_id, np.zeros((2, 2)), [])
+            writer.add_semantic(image_id, np.zeros((2, 2), int))
+        for kind in ("panoptic", "semantic"):
+            assert len(list((tmp_path / kind).iterdir())) >= len(ids)
+        with pytest.raises(ValueError, match="maps of two images"):
+            writer.add_semantic("000000000001", np.zeros((2, 2), int))
