@@ -13,8 +13,13 @@ from pfpn_tf.data import preprocess
 from pfpn_tf.serving import batches
 from pfpn_tf.serving import images as images_lib
 
+_PIXELS = tf.TensorSpec([None, None, 3], tf.uint8)
 _INPUT = tf.TensorSpec([None, None, 3], tf.float32)
-_TEXT = tf.TensorSpec([], tf.string)
+_TEXT, _TEXTS = tf.TensorSpec([], tf.string), tf.TensorSpec([None], tf.string)
+_SIZE, _SIZES = tf.TensorSpec([2], tf.int32), tf.TensorSpec([None, 2], tf.int32)
+_HEADERS = tf.nest.map_structure(
+    lambda spec: tf.TensorSpec([None, *spec.shape], spec.dtype), images_lib.Header.signature()
+)
 
 Reply = Dict[str, tf.Tensor]
 OfGroup = Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], Reply]
@@ -39,13 +44,8 @@ class Inputs:
         Returns:
           The replies of the request, with `error` [B]: why an image has none, whose row is empty.
         """
-        limit = self._export.max_image_pixels
         with tf.control_dependencies([self._check_number(tf.size(image_bytes))]):
-            headers = tf.map_fn(
-                lambda content: images_lib.read_header(content, limit),
-                tf.identity(image_bytes),
-                fn_output_signature=images_lib.Header.signature(),
-            )
+            headers = self._read_headers(image_bytes)
         places = tf.cast(tf.where(tf.equal(headers.error, ""))[:, 0], tf.int32)  # [R] readable
         files = tf.nest.map_structure(lambda x: tf.gather(x, places), (image_bytes, headers))
         image_hw, padded_hw = self._network_sizes(files[1].hw)
@@ -65,11 +65,9 @@ class Inputs:
         )
         spread = functools.partial(batches.spread, batch_size=tf.size(image_bytes))
         error = tf.strings.join([headers.error, spread(rows["error"], places)])
-        answered = tf.equal(rows.pop("error"), "")
-        places = tf.boolean_mask(places, answered)
-        reply = {
-            name: spread(tf.boolean_mask(column, answered), places) for name, column in rows.items()
-        }
+        answered = tf.where(tf.equal(rows.pop("error"), ""))[:, 0]
+        places = tf.gather(places, answered)
+        reply = {name: spread(tf.gather(column, answered), places) for name, column in rows.items()}
         return {**reply, "error": error}
 
     def of_images(self, images: tf.Tensor, of_group: OfGroup, signature) -> Reply:
@@ -94,12 +92,15 @@ class Inputs:
             inputs = self._prepare_each(images, image_hw, padded_hw[0])
         return inputs, image_hw, original_hw
 
-    def network_input(self, image: tf.Tensor, image_hw: tf.Tensor, padded_hw: tf.Tensor):
+    # This and those below are functions of their own, so that they are in the file once.
+    @tf.function(input_signature=[_PIXELS, _SIZE, _SIZE], autograph=False)
+    def network_input(self, image, image_hw, padded_hw):
         """[h, w, 3] uint8 -> [H, W, 3] float32."""
         image = preprocess.resize_image(image, image_hw, self._data.resize)
         image = preprocess.normalize(image, self._data.pixel_mean, self._data.pixel_std)
         return preprocess.pad_to(image, padded_hw)
 
+    @tf.function(input_signature=[_SIZES], autograph=False)
     def _network_sizes(self, original_hw):
         """[B, 2] original sizes -> [B, 2] content sizes, [B, 2] padded sizes."""
         data = self._data
@@ -127,6 +128,16 @@ class Inputs:
             [f"a request must have 1 to {most} images, this one has", batch_size],
         )
 
+    @tf.function(input_signature=[_TEXTS], autograph=False)
+    def _read_headers(self, image_bytes):
+        limit = self._export.max_image_pixels
+        return tf.map_fn(
+            lambda content: images_lib.read_header(content, limit),
+            image_bytes,
+            fn_output_signature=images_lib.Header.signature(),
+        )
+
+    @tf.function(input_signature=[_TEXTS, _HEADERS, _SIZES, _SIZE], autograph=False)
     def _decode_each(self, contents, headers, image_hw, padded_hw):
         """Network inputs [n, H, W, 3] and errors [n] of n files; sizes as in `_prepare_each`."""
 

@@ -36,10 +36,12 @@ class Predictor(NamedTuple):
         """The reply for one encoded image, as arrays; see the head of `results`.
 
         Raises:
-          results.Refused: there is no memory for it.
+          results.Refused: it cannot be decoded, is too large, or there is no memory for it.
         """
         reply = _as_arrays(lambda: self.serving_default(tf.constant([image_bytes])))
         error = bytes(reply["error"]).decode()
+        if error:
+            raise results.Refused(error)
         return {**reply, "panoptic_png": bytes(reply["panoptic_png"]), "error": error}
 
     def answer_pixels(self, image: np.ndarray) -> Dict[str, Any]:

@@ -152,9 +152,11 @@ def test_one_bad_image_leaves_the_others_of_its_request_alone(protocol, server, 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_thresholds_and_instances(protocol, server, photos, loaded):
     connection, image = connect(server[protocol]), contents(photos)[0]
-    plain, strict = connection.predict([image] * 2, {"score_threshold": [0.05, 1.0]})
-    assert plain["panoptic_png"] == connection.predict([image])[0]["panoptic_png"]
-    assert np.any(plain["is_thing"]) and not np.any(strict["is_thing"])
+    default = connection.predict([image])[0]
+    plain, strict = connection.predict([image] * 2, {"stuff_area_threshold_px": [16, 10**6]})
+    assert plain["panoptic_png"] == default["panoptic_png"]
+    assert not np.all(plain["is_thing"][: int(plain["num_segments"])])
+    assert np.all(strict["is_thing"][: int(strict["num_segments"])])
     found, refused = connection.predict_instances([image, b"no image"])
     own = loaded.signatures["serving_instances"](image_bytes=[image])
     assert list(found["masks_png"]) == own["masks_png_bytes"][0].numpy().tolist()

@@ -9,10 +9,10 @@ import tensorflow as tf
 from pfpn_tf import structures
 from pfpn_tf.benchmark import inference
 from pfpn_tf.model import panoptic_fpn
-from pfpn_tf.postprocess import fusion, segment_table, semantic_labels
+from pfpn_tf.postprocess import fusion, instances, segment_table, semantic_labels
 from pfpn_tf.runs import run_directory
 from pfpn_tf.serving import exporter
-from tests.serving.test_module import encode, photo
+from tests.serving.test_module import decode_ids, encode, photo
 
 IMAGES = np.stack([photo(90, 130), photo(130, 90).transpose(1, 0, 2), photo(90, 130)[::-1]])
 
@@ -149,3 +149,64 @@ def test_instances_keep_all_masks(plain):
     weak = (reply["scores"] < module.config.model.fusion_score_threshold) & (reply["scores"] > 0)
     pngs = reply["masks_png_bytes"][weak].numpy()
     assert len(pngs) and any(np.any(tf.io.decode_png(png)) for png in pngs)
+
+
+def ask_thresholds(module, images, score, overlap, area):
+    return module.serving_thresholds(
+        image_bytes=tf.constant(images),
+        score_threshold=tf.constant(score, tf.float32),
+        overlap_threshold=tf.constant(overlap, tf.float32),
+        stuff_area_threshold_px=tf.constant(area, tf.int32),
+    )
+
+
+def test_each_image_has_thresholds_of_its_own(plain):
+    module, _, _ = plain
+    content = encode(photo(90, 130))
+    default = module.serving_default(image_bytes=tf.constant([content]))
+    things = default["scores"][0].numpy()[default["is_thing"][0].numpy()]
+    middle = float(np.sort(things)[:2].mean())  # between two, so that rounding does not matter
+    most = int(tf.reduce_max(default["areas"])) + 1
+    score, overlap, area = [0.5, middle, 0.5, np.nan], [0.5, 0.5, 0.0, 0.5], [16, 16, most, 16]
+    reply = ask_thresholds(module, [content] * 4, score, overlap, area)
+    for name, value in default.items():
+        name = name.replace("_png", "_png_bytes")
+        if value.dtype != tf.string:
+            np.testing.assert_allclose(reply[name][0], value[0], rtol=1e-5, err_msg=name)
+    num_things = tf.reduce_sum(tf.cast(reply["is_thing"], tf.int32), 1).numpy().tolist()
+    assert num_things[:2] == [len(things), (things >= middle).sum()]
+    assert 0 < num_things[2] < len(things), "those that overlap are left out"
+    assert int(reply["num_segments"][2]) == num_things[2], "stuff is left out"
+    assert num_things[3] == 0 < reply["num_segments"][3]
+    for i in range(4):
+        alone = ask_thresholds(module, [content], score[i : i + 1], overlap[i : i + 1], [area[i]])
+        maps = (r["panoptic_png_bytes"][n] for r, n in ((alone, 0), (reply, i)))
+        one, other = (decode_ids(png) for png in maps)
+        assert np.mean(one != other) < 1e-3 and one.max() == reply["num_segments"][i]
+    with pytest.raises(tf.errors.InvalidArgumentError, match="one of each threshold"):
+        ask_thresholds(module, [content] * 2, [0.5], [0.5, 0.5], [16, 16])
+
+
+def test_instances_as_pngs_of_their_windows(plain):
+    """The same as the masks that evaluation pastes."""
+    module, _, _ = plain
+    image = photo(90, 130)
+    reply = module.serving_instances(image_bytes=tf.constant([encode(image)]))
+    reply = {name: value[0].numpy() for name, value in reply.items()}
+    raw = module.network(image[None])
+    detections = structures.Detections(
+        **{name: raw[name][0] for name in structures.Detections._fields}
+    )
+    expected = instances.instances_at_original_size(detections, raw["image_hw"][0], (90, 130))
+    count = int(reply["num_instances"])
+    assert count == len(expected.boxes) >= 2
+    np.testing.assert_allclose(reply["boxes"][:count], expected.boxes, atol=1e-4)
+    np.testing.assert_allclose(reply["scores"][:count], expected.scores, atol=1e-5)
+    assert set(reply["category_ids"][:count]) <= {2, 5, 8, 11}
+    for window, png, mask in zip(reply["windows"], reply["masks_png_bytes"], expected.masks):
+        y0, x0, y1, x1 = window
+        inside = tf.io.decode_png(png).numpy()
+        assert inside.shape == (y1 - y0, x1 - x0, 1)
+        assert mask.sum() == mask[y0:y1, x0:x1].sum()
+        assert np.mean(inside[..., 0] != 255 * mask[y0:y1, x0:x1]) < 1e-2
+    assert set(reply["masks_png_bytes"][count:]) <= {b""} and not reply["boxes"][count:].any()

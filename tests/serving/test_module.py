@@ -9,9 +9,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from pfpn_tf import structures
 from pfpn_tf.data import panoptic_png
-from pfpn_tf.postprocess import instances, semantic_labels
+from pfpn_tf.postprocess import semantic_labels
 from pfpn_tf.serving import batches, exporter
 
 
@@ -143,62 +142,6 @@ def test_rest_reply_is_the_same_under_a_name_that_rest_encodes(loaded):
     grpc = loaded.signatures["serving_default"](image_bytes=content)
     rest = loaded.signatures["serving_rest"](image_bytes=content)
     assert rest["panoptic_png_bytes"].numpy() == grpc["panoptic_png"].numpy()
-
-
-def ask_thresholds(model, images, score, overlap, area):
-    return model.signatures["serving_thresholds"](
-        image_bytes=tf.constant(images),
-        score_threshold=tf.constant(score, tf.float32),
-        overlap_threshold=tf.constant(overlap, tf.float32),
-        stuff_area_threshold_px=tf.constant(area, tf.int32),
-    )
-
-
-def test_each_image_has_thresholds_of_its_own(loaded):
-    content = encode(photo(90, 130))
-    default = loaded.signatures["serving_default"](image_bytes=tf.constant([content]))
-    things = default["scores"][0].numpy()[default["is_thing"][0].numpy()]
-    middle = float(np.median(things))
-    most = int(tf.reduce_max(default["areas"])) + 1
-    score, overlap, area = [0.05, middle, 0.05, np.nan], [0.5, 0.5, 0.0, 0.5], [16, 16, most, 16]
-    reply = ask_thresholds(loaded, [content] * 4, score, overlap, area)
-    for name, value in default.items():
-        name = name.replace("_png", "_png_bytes")
-        np.testing.assert_array_equal(reply[name][0], value[0], name)
-    num_things = tf.reduce_sum(tf.cast(reply["is_thing"], tf.int32), 1).numpy().tolist()
-    assert num_things[:2] == [len(things), (things >= middle).sum()]
-    assert 0 < num_things[2] < len(things), "those that overlap are left out"
-    assert int(reply["num_segments"][2]) == num_things[2], "stuff is left out"
-    assert num_things[3] == 0 < reply["num_segments"][3]
-    for i in range(4):
-        alone = ask_thresholds(loaded, [content], score[i : i + 1], overlap[i : i + 1], [area[i]])
-        assert alone["panoptic_png_bytes"][0] == reply["panoptic_png_bytes"][i]
-    with pytest.raises(tf.errors.InvalidArgumentError, match="one of each threshold"):
-        ask_thresholds(loaded, [content] * 2, [0.5], [0.5, 0.5], [16, 16])
-
-
-def test_instances_as_pngs_of_their_windows(loaded, in_process):
-    """The same as the masks that evaluation pastes."""
-    image = photo(90, 130)
-    reply = loaded.signatures["serving_instances"](image_bytes=tf.constant([encode(image)]))
-    reply = {name: value[0].numpy() for name, value in reply.items()}
-    raw = loaded.signatures["network"](images=image[None])
-    detections = structures.Detections(
-        **{name: raw[name][0] for name in structures.Detections._fields}
-    )
-    expected = instances.instances_at_original_size(detections, raw["image_hw"][0], (90, 130))
-    count = int(reply["num_instances"])
-    assert count == len(expected.boxes) >= 2
-    np.testing.assert_allclose(reply["boxes"][:count], expected.boxes, atol=1e-4)
-    np.testing.assert_allclose(reply["scores"][:count], expected.scores, atol=1e-5)
-    assert set(reply["category_ids"][:count]) <= {2, 5, 8, 11}
-    for window, png, mask in zip(reply["windows"], reply["masks_png_bytes"], expected.masks):
-        y0, x0, y1, x1 = window
-        inside = tf.io.decode_png(png).numpy()
-        assert inside.shape == (y1 - y0, x1 - x0, 1)
-        assert mask.sum() == mask[y0:y1, x0:x1].sum()
-        assert np.mean(inside[..., 0] != 255 * mask[y0:y1, x0:x1]) < 1e-2
-    assert set(reply["masks_png_bytes"][count:]) <= {b""} and not reply["boxes"][count:].any()
 
 
 @pytest.mark.parametrize("hw", [(1, 1), (1, 300), (250, 3), (33, 32)])
