@@ -61,6 +61,7 @@ SHRUNKEN = {
 NO_PART_OF_THE_NETWORK = (
     "semantic_targets",
     "freeze_stages",
+    "stride_in_1x1",
     "roi_sampling_ratio",
     "roi_level_rule",
     "anchor_sizes",

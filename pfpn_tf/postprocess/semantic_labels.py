@@ -6,8 +6,8 @@ antialiasing. Both interpolations are linear and act on each axis alone, so a li
 is a weighted sum of at most three neighbouring lines of the logits.
 
 The logits of all pixels would take 230 MB for 54 classes at 800 x 1333, so strips of rows are
-labelled one after the other. Matrix products would be faster on a CPU, but a GPU may compute them in
-TF32.
+labelled one after the other. On a GPU the matrix product may be in TF32, like the convolutions
+before it.
 
 Shapes: S semantic classes · h4, w4 padded size / 4 · h, w original size.
 """
@@ -21,9 +21,6 @@ STRIP_PIXELS = 2**15  # 7 MB for 54 classes
 
 # Far beyond any logit; the first leaves room for sums in float32.
 _NOT_A_NUMBER, _NO_CLASS = -1e38, -1e20
-
-_Lines = Tuple[tf.Tensor, tf.Tensor]
-"""For each of n output lines the three lines to add, [n, 3] int32, and their weights, [n, 3]."""
 
 
 def semantic_labels(logits: tf.Tensor, image_hw: tf.Tensor, original_hw: tf.Tensor) -> tf.Tensor:
@@ -42,28 +39,30 @@ def semantic_labels(logits: tf.Tensor, image_hw: tf.Tensor, original_hw: tf.Tens
         tf.math.is_nan(logits), _NOT_A_NUMBER, tf.clip_by_value(logits, _NOT_A_NUMBER, 1e38)
     )
     logits = tf.pad(logits, [[0, 0], [0, 0], [0, 1]], constant_values=_NO_CLASS)  # S + 1 classes
-    size = tf.shape(logits)
-    index, weights = _lines(original_hw[0], image_hw[0], size[0])
-    columns = _lines(original_hw[1], image_hw[1], size[1])
+    height, width = original_hw[0], original_hw[1]
+    strip_rows = tf.clip_by_value(STRIP_PIXELS // width, 1, height)
+    num_strips = -(-height // strip_rows)
+    columns, column_weights = _lines(width, width, image_hw[1], tf.shape(logits)[1])
+    column_weights = tf.cast(column_weights, logits.dtype)
+    lines = _lines(num_strips * strip_rows, height, image_hw[0], tf.shape(logits)[0])
 
-    strip_rows = tf.maximum(STRIP_PIXELS // tf.maximum(original_hw[1], 1), 1)
-    rest = [[0, -original_hw[0] % strip_rows], [0, 0]]
-
-    def by_strip(rows):
-        return tf.reshape(tf.pad(rows, rest), [-1, strip_rows, 3])
-
-    def label(rows):
-        values = _interpolate(logits, rows, axis=0)  # [strip rows, w4, S + 1]
-        values = _interpolate(values, columns, axis=1)  # [strip rows, w, S + 1]
+    def label(strip):
+        rows, row_weights = strip  # [n, 3], for a strip of n rows
+        window = logits[rows[0, 0] : rows[-1, -1] + 1]  # [k, w4, S + 1]
+        taps = [tf.gather(window, columns[:, i], axis=1) for i in range(3)]
+        window = tf.add_n([tap * column_weights[:, i, None] for i, tap in enumerate(taps)])
+        place = tf.one_hot(rows - rows[0, 0], tf.shape(window)[0], dtype=tf.float64)  # [n, 3, k]
+        matrix = tf.cast(tf.reduce_sum(place * row_weights[..., None], 1), logits.dtype)  # [n, k]
+        values = tf.tensordot(matrix, window, 1)  # [n, w, S + 1]
         return tf.cast(tf.argmax(values, axis=-1, output_type=tf.int32), dtype)
 
     labels = tf.map_fn(
         label,
-        (by_strip(index), by_strip(weights)),
+        tuple(tf.reshape(x, [num_strips, strip_rows, 3]) for x in lines),
         fn_output_signature=tf.TensorSpec([None, None], dtype),
         parallel_iterations=1,
     )
-    return tf.reshape(labels, [-1, original_hw[1]])[: original_hw[0]]
+    return tf.reshape(labels, [-1, width])[:height]
 
 
 def class_scores(logits: tf.Tensor, image_hw: tf.Tensor) -> tf.Tensor:
@@ -88,14 +87,22 @@ def class_scores(logits: tf.Tensor, image_hw: tf.Tensor) -> tf.Tensor:
     return tf.math.divide_no_nan(sums[:, 0], sums[:, 1])
 
 
-def _lines(output_size, content_size, logits_size) -> _Lines:
-    """The three lines of the logits that each line of the original adds up, and their weights."""
+def _lines(num_lines, output_size, content_size, logits_size) -> Tuple[tf.Tensor, tf.Tensor]:
+    """The three lines of the logits that each line of the original adds up, and their weights.
+
+    Args:
+      num_lines: n, `output_size` or more; lines past the last equal the last.
+      output_size, content_size, logits_size: of the original, the content and the logits.
+
+    Returns:
+      index [n, 3] int32, rising, and weight [n, 3] float64.
+    """
 
     def inside(position, size):
         return tf.clip_by_value(position, 0.0, tf.cast(size - 1, tf.float64))
 
     ratio = tf.cast(content_size, tf.float64) / tf.cast(output_size, tf.float64)
-    position = inside((tf.range(output_size, dtype=tf.float64) + 0.5) * ratio - 0.5, content_size)
+    position = inside((tf.range(num_lines, dtype=tf.float64) + 0.5) * ratio - 0.5, content_size)
     low = tf.floor(position)  # of the two lines of the padded input around the position
     share = (position - low)[:, None]  # of the second line
     low, high = (
@@ -109,16 +116,3 @@ def _lines(output_size, content_size, logits_size) -> _Lines:
 
     weights = (1.0 - share) * hat(low) + share * hat(high)
     return tf.cast(inside(index, logits_size), tf.int32), weights
-
-
-def _interpolate(values, lines, axis):
-    """Weighted sums of the lines of `values` along an axis, without matrix products."""
-    index, weights = lines
-    weights = tf.cast(weights, values.dtype)
-    shape = [-1] + [1] * (values.shape.rank - 1 - axis)
-    return tf.add_n(
-        [
-            tf.gather(values, index[:, k], axis=axis) * tf.reshape(weights[:, k], shape)
-            for k in range(3)
-        ]
-    )

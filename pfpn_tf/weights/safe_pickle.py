@@ -9,6 +9,7 @@ unread.
 import collections
 import functools
 import io
+import math
 import os
 import pickle
 import re
@@ -178,8 +179,11 @@ def _read_at(f, start, size):
     return f.read(size)
 
 
-class _Unpickler(pickle.Unpickler):
-    """Calls nothing that a pickle names, an ordered dict aside."""
+class _Unpickler(pickle._Unpickler):
+    """Calls nothing that a pickle names, an ordered dict aside.
+
+    In Python, since a damaged number makes the memo table of the one in C take gigabytes.
+    """
 
     def __init__(self, file):
         super().__init__(file, encoding="latin1")
@@ -291,7 +295,7 @@ def _torch_tensor(call):
     if 0 in shape:
         return np.zeros(shape, values.dtype)
     last = sum((n - 1) * s for n, s in zip(shape, strides))
-    if min(strides, default=0) < 0 or offset < 0 or last >= len(values):
+    if min(strides, default=0) < 0 or offset < 0 or max(last, math.prod(shape) - 1) >= len(values):
         raise UserError("is damaged: a tensor reaches outside its storage.")
     strides = [s * values.itemsize for s in strides]
     return np.array(np.lib.stride_tricks.as_strided(values, shape, strides))

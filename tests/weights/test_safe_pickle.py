@@ -6,6 +6,7 @@ import os
 import pickle
 import struct
 import sys
+import tracemalloc
 import types
 import zipfile
 
@@ -84,6 +85,17 @@ def test_no_checkpoint(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ValueError, match="bad.pkl"):
         safe_pickle.read_tensors(str(path))
+
+
+def test_a_damaged_number_takes_no_memory(tmp_path):
+    """The place of an object in the pickle's table of objects."""
+    path = tmp_path / "damaged.pkl"
+    path.write_bytes(b"\x80\x02}r" + struct.pack("<I", 2**24) + b".")
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="holds no tensors"):
+        safe_pickle.read_tensors(str(path))
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
 
 
 def test_truncated_checkpoint(tmp_path):
