@@ -107,9 +107,8 @@ def rle_runs(rle: Dict[str, Any], hw: Tuple[int, int], where: str) -> np.ndarray
             f"{where}: the mask has size {sides}, the image {list(hw)} (height, width)."
         )
     if isinstance(counts, (str, bytes)):
-        runs = _compressed_runs(
-            counts if isinstance(counts, bytes) else counts.encode(errors="surrogatepass")
-        )
+        text = counts if isinstance(counts, bytes) else counts.encode("utf-8", "surrogatepass")
+        runs = _compressed_runs(text)
     else:
         whole = [whole_number(v) for v in counts] if isinstance(counts, list) else []
         fits = all(v is not None and 0 <= v <= hw[0] * hw[1] for v in whole)

@@ -218,6 +218,13 @@ def matching_files(pattern: str, flag: str) -> List[str]:
         match = re.fullmatch(r"(.*)-(\d+)-of-(\d+)(\..*)?", path)
         if match:
             sets.setdefault((match[1], int(match[3])), set()).add(int(match[2]))
+    prefixes = [prefix for prefix, _ in sets]
+    twice = next((p for p in prefixes if prefixes.count(p) > 1), None)
+    if twice:
+        raise UserError(
+            f"--{flag}={pattern}: {twice}-* are the shards of two conversions, of"
+            f" {' and of '.join(str(count) for p, count in sets if p == twice)} shards; remove one."
+        )
     for (prefix, count), shards in sets.items():
         missing = sorted(set(range(count)) - shards)
         if missing:

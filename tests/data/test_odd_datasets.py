@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from pfpn_tf.data import coco_instances, coco_panoptic, convert, photos, tfrecord
+from pfpn_tf.utils.errors import UserError
 from tests.data import tiny
 
 IMAGES = [
@@ -244,6 +245,7 @@ REFUSED = {
     "RLE of too much": (mask_rle(counts=[0, 2400, 9]), ["annotation 1", "add up to its size"]),
     "RLE with a negative run": (mask_rle(counts=[3000, -600]), ["annotation 1", "no RLE"]),
     "RLE of garbage": (mask_rle(counts="@@@~~"), ["annotation 1", "no RLE"]),
+    "RLE of half a character": (mask_rle(counts="\ud800"), ["annotation 1", "no RLE"]),
     "RLE cut off": (mask_rle(counts="PPYo"), ["annotation 1", "no RLE"]),
     "RLE without a pixel": (mask_rle(counts=[2400]), ["annotation 1", "no pixel"]),
     "RLE of another size": (mask_rle(size=[60, 40]), ["annotation 1", "[60, 40]", "[40, 60]"]),
@@ -357,7 +359,7 @@ def test_mended_and_said(folder, case):
 def test_refused_with_words(folder, case):
     damage, words = REFUSED[case]
     damage(folder)
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(UserError) as error:
         read_all(folder)
     assert "\n" not in str(error.value)
     for word in words:
@@ -368,7 +370,7 @@ def test_refused_with_words(folder, case):
 def test_contradictions_are_errors_unless_allowed(folder, case, caplog):
     damage, what = MISMATCHES[case]
     damage(folder)
-    with pytest.raises(ValueError, match="--allow_mismatch") as error:
+    with pytest.raises(UserError, match="--allow_mismatch") as error:
         converted(folder)
     assert what in str(error.value) and not list((folder / "out").glob("*"))
     assert converted(folder, allow_mismatch=True)["images"] == 3
@@ -434,3 +436,10 @@ def test_a_split_never_takes_the_shards_of_a_longer_name(tmp_path, pattern):
     assert [f[-len("00000-of-00002.tfrecord") - 6 :] for f in files] == [
         f"train-0000{i}-of-00002.tfrecord" for i in range(2)
     ]
+
+
+def test_shards_of_two_conversions_are_named(tmp_path):
+    for name in ("train-00000-of-00001", "train-00000-of-00002", "train-00001-of-00002"):
+        (tmp_path / f"{name}.tfrecord").touch()
+    with pytest.raises(UserError, match="two conversions, of 1 and of 2 shards"):
+        tfrecord.matching_files(f"{tmp_path}/train-*", "train_records")
