@@ -188,9 +188,7 @@ def answer(
 
 
 def count_nodes(saved_model: str) -> Dict[str, int]:
-    """Nodes of the graph with its functions: "all", and "panoptic", those that signature
-    reaches.
-    """
+    """Nodes of the graph with its functions: "all", and those that signature "panoptic" runs."""
     from tensorflow.core.protobuf import saved_model_pb2
 
     with open(os.path.join(saved_model, "saved_model.pb"), "rb") as f:

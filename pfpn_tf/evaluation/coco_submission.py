@@ -20,7 +20,7 @@ _YEAR = "2017"
 
 
 def write(predictions_dir: str, split: str, algorithm: str) -> List[str]:
-    """Packs the files of a `coco_format.PredictionWriter`.
+    """Packs the files of a `predictions.PredictionWriter`.
 
     Args:
       predictions_dir: holds panoptic.json and panoptic/, or instances.json, or both; the zip files

@@ -86,11 +86,10 @@ class Evaluator:
           save_predictions: whether `output_dir` also gets the predictions in COCO format.
 
         Returns:
-          Fractions at full precision: `panoptic` (see `PanopticQuality.result`), `semantic` (IoU of
-            the panoptic maps) and
-          `semantic_branch` (of the branch's own argmax, the paper's mIoU; see
-          `SemanticIoU.result`), `bbox` and `segm` (see `average_precision`), as far as the network
-          has them; `num_images`, `seconds`, `notes`.
+          Fractions at full precision, as far as the network has them: `panoptic` (see
+          `PanopticQuality.result`), `semantic` (IoU of the panoptic maps, see
+          `SemanticIoU.result`), `semantic_branch` (that of the branch's own argmax, the paper's
+          mIoU), `bbox` and `segm` (see `average_precision`); `num_images`, `seconds`, `notes`.
 
         Raises:
           UserError: records and network do not fit.

@@ -301,7 +301,7 @@ def measured_table(results: Sequence[Result]) -> str:
 
 
 def as_json(results: Sequence[Result]) -> List[Dict[str, Any]]:
-    """The results for a JSON file, in whole numbers."""
+    """The results for a JSON file; the counts are not scaled."""
     return [
         {
             "label": row.label,

@@ -21,7 +21,6 @@ from pfpn_tf.utils.keras_policy import layers_of
 
 METADATA = "metadata.json"
 
-
 PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 """Values of --precision for an export, and the Keras policies behind them."""
 
@@ -36,7 +35,7 @@ def load_module(
 
     Args:
       run_dir: of a training or a weight conversion.
-      checkpoint: as `checkpoints.restore_for_inference` takes it.
+      checkpoint: as `restore.restore_for_inference` takes it.
       settings: on top of the run's, by flag name.
       precision: of the convolutions, a key of `PRECISIONS`; statistics, softmax, boxes and fusion
         stay in float32.

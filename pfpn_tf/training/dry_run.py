@@ -14,7 +14,7 @@ from pfpn_tf.weights import initialise
 
 
 def describe(config: config_lib.Config, run_dir: str = "") -> str:
-    """Checks all that `run.train` checks, builds and traces the network, reads one batch.
+    """Checks all that `train.train` checks, builds and traces the network, reads one batch.
 
     Trains and writes nothing. Of several workers each can be asked; none waits for the others.
 
