@@ -75,7 +75,7 @@ def upright_photo(path: str, content: bytes, hw: Tuple[int, int]) -> Photo:
     upright_hw = stored_hw[::-1] if orientation >= 5 else stored_hw
     if hw not in (upright_hw, stored_hw):
         raise DataError(
-            f"{path}: the image is {describe(upright_hw)}, but its JSON says {describe(hw)}."
+            f"{path}: the image is {_describe(upright_hw)}, but its JSON says {_describe(hw)}."
         )
     pixels = _decode(content)
     if pixels is None or pixels.shape[:2] != stored_hw:
@@ -142,5 +142,5 @@ def _decode(content) -> Optional[np.ndarray]:
         return None
 
 
-def describe(hw: Tuple[int, int]) -> str:
+def _describe(hw: Tuple[int, int]) -> str:
     return f"{hw[1]}x{hw[0]} (width x height)"

@@ -177,23 +177,18 @@ def normalize(image: tf.Tensor, mean: Sequence[float], std: Sequence[float]) -> 
     )
 
 
-def pad_to(x: tf.Tensor, hw: tf.Tensor, value=0, axis: int = 0) -> tf.Tensor:
-    """Pads right and bottom.
+def pad_to(image: tf.Tensor, hw: tf.Tensor) -> tf.Tensor:
+    """Pads right and bottom with zeros.
 
     Args:
-      x: [H, W, ...], or with axis=1 [N, H, W, ...].
+      image: [H, W, 3].
       hw: [2] int, not less than H, W.
-      value: what to pad with.
-      axis: the axis of H; W is the next.
 
     Returns:
-      [h, w, ...] or [N, h, w, ...].
+      [h, w, 3].
     """
-    missing = tf.cast(hw, tf.int32) - tf.shape(x)[axis : axis + 2]
-    paddings = tf.pad(
-        tf.stack([tf.zeros_like(missing), missing], -1), [[axis, x.shape.rank - axis - 2], [0, 0]]
-    )
-    return tf.pad(x, paddings, constant_values=tf.cast(value, x.dtype))
+    missing = tf.cast(hw, tf.int32) - tf.shape(image)[:2]
+    return tf.pad(image, [[0, missing[0]], [0, missing[1]], [0, 0]])
 
 
 def padded_hw(hw: tf.Tensor, divisor: int) -> tf.Tensor:

@@ -17,11 +17,6 @@ _OUTSIDE = "{} have a box (bbox) that reaches out of the image; it is x, y, widt
 _RLE = re.compile("[0-o]*[0-O]")
 
 
-def score_instances(gt_json: str, pred_json: str) -> Dict[str, Any]:
-    """COCO AP of instance results. Args, Returns, Raises: as `InstanceFiles` and its `score`."""
-    return InstanceFiles(gt_json, pred_json).score()
-
-
 class InstanceFiles:
     """Instances of the ground truth and results for them, read and checked.
 

@@ -11,7 +11,9 @@ from pfpn_tf import structures
 
 def result_signature(outputs: structures.InferenceOutputs) -> structures.PanopticResult:
     """`tf.TensorSpec`s of one image's `PanopticResult` for these network outputs."""
-    rows = table_width(outputs)
+    detections, logits = outputs.detections, outputs.semantic_logits
+    rows = 0 if detections is None else detections.scores.shape[-1]
+    rows += 0 if logits is None else logits.shape[-1]
     row = lambda dtype, *shape: tf.TensorSpec([rows, *shape], dtype)  # noqa: E731
     return structures.PanopticResult(
         panoptic_ids=tf.TensorSpec([None, None], tf.int32),
@@ -22,14 +24,6 @@ def result_signature(outputs: structures.InferenceOutputs) -> structures.Panopti
         scores=row(tf.float32),
         areas=row(tf.int32),
         boxes=row(tf.float32, 4),
-    )
-
-
-def table_width(outputs: structures.InferenceOutputs) -> int:
-    """N, the static number of rows of the segment table: every detection and every class."""
-    detections, logits = outputs.detections, outputs.semantic_logits
-    return (0 if detections is None else detections.scores.shape[-1]) + (
-        0 if logits is None else logits.shape[-1]
     )
 
 

@@ -162,8 +162,6 @@ class Model:
             reply = self._network.answer(encoded)
         except results.Refused as error:
             raise UserError(f"{name}: {error}") from None
-        if reply["error"]:
-            raise UserError(f"{name}: {reply['error']}")
         return Result(name, encoded, reply, self._network.info)
 
 

@@ -238,10 +238,6 @@ class Writer:
         return self
 
     def __exit__(self, *error):
-        self.finish()
-
-    def finish(self) -> None:
-        """Ends predictions.json, unless it could not be written; nothing more can be written."""
         self._predictions.__exit__(type(self._error) if self._error else None, self._error, None)
 
     @property

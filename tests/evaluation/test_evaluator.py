@@ -10,7 +10,7 @@ from pfpn_tf.evaluation import report
 from pfpn_tf.evaluation.counts import read_truth
 from pfpn_tf.evaluation.evaluator import Evaluator
 from pfpn_tf.evaluation.gallery import Gallery
-from pfpn_tf.evaluation.instance_files import score_instances
+from pfpn_tf.evaluation.instance_files import InstanceFiles
 from pfpn_tf.evaluation.score_files import score_panoptic
 from tests.evaluation.oracle import NUM_IMAGES, Oracle, config_of, info_of, make_scenes, run
 
@@ -72,9 +72,9 @@ def test_written_files_score_to_the_same(dataset, evaluated):
         str(annotations / "panoptic_val.json"), "", str(folder / "panoptic.json"), ""
     )
     assert files["panoptic"] == metrics["panoptic"] and files["semantic"] == metrics["semantic"]
-    instances = score_instances(
+    instances = InstanceFiles(
         str(annotations / "instances_val.json"), str(folder / "instances.json")
-    )
+    ).score()
     assert instances == {"bbox": metrics["bbox"], "segm": metrics["segm"]}
     written = json.loads((folder / "metrics.json").read_text())
     written.pop("seconds")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pfpn_tf.evaluation.instance_files import score_instances
+from pfpn_tf.evaluation.instance_files import InstanceFiles
 from pfpn_tf.evaluation.score_files import score_panoptic
 
 ROOT = "data/pq_cases/given"
@@ -76,7 +76,9 @@ def test_bad_predictions(test_data, case):
 def test_instances(test_data, case, kind):
     folder = test_data(f"{ROOT}/instances/{case}")
     expected = json.loads((folder / "expected.json").read_text())[kind]
-    metrics = score_instances(str(folder / "gt.json"), str(folder / f"detections_{kind}.json"))
+    metrics = InstanceFiles(
+        str(folder / "gt.json"), str(folder / f"detections_{kind}.json")
+    ).score()
     assert set(metrics) == {kind}
     # The last digit of a mean depends on the NumPy version; the expected numbers come from another
     # one.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as mask_utils
 
-from pfpn_tf.evaluation.instance_files import score_instances
+from pfpn_tf.evaluation.instance_files import InstanceFiles
 
 
 def without(entry, key):
@@ -95,7 +95,7 @@ def uncompressed(results):
 )
 def test_odd_results(instances, change, kinds, expected):
     change_results(instances, change)
-    metrics = score_instances(*instances)
+    metrics = InstanceFiles(*instances).score()
     notes = metrics.pop("notes", [])
     assert any("1 results do not count" in n and "(77)" in n for n in notes) == (
         expected == 51 / 101
@@ -147,7 +147,7 @@ def test_odd_results(instances, change, kinds, expected):
 def test_broken_results_are_named(instances, change, words):
     change_results(instances, change)
     with pytest.raises(ValueError) as error:
-        score_instances(*instances)
+        InstanceFiles(*instances).score()
     for word in words:
         assert word in str(error.value)
 
@@ -173,7 +173,7 @@ def test_broken_ground_truth_is_named(instances, change, words):
     content["annotations"][1].update(change)
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError) as error:
-        score_instances(*instances)
+        InstanceFiles(*instances).score()
     for word in ["ground-truth instances JSON", "annotation 2 (image 2)", *words]:
         assert word in str(error.value)
 
@@ -186,7 +186,7 @@ def test_annotation_ids_do_not_count(instances, ids):
     for annotation, i in zip(content["annotations"], ids):
         annotation.update(id=i, area=str(annotation["area"]), image_id=str(annotation["image_id"]))
     path.write_text(json.dumps(content))
-    metrics = score_instances(*instances)
+    metrics = InstanceFiles(*instances).score()
     assert metrics["bbox"]["AP"] == metrics["segm"]["AP"] == pytest.approx(1.0)
 
 
@@ -195,7 +195,7 @@ def test_annotations_that_belong_nowhere_are_told(instances):
     content = json.loads(path.read_text())
     content["annotations"][1]["image_id"] = 5
     path.write_text(json.dumps(content))
-    (note,) = score_instances(*instances)["notes"]
+    (note,) = InstanceFiles(*instances).score()["notes"]
     assert "1 entries do not count" in note and "annotation 2 (image 5)" in note
 
 
@@ -205,10 +205,10 @@ def test_boxes_that_are_no_boxes_are_told(instances):
     content = json.loads(path.read_text())
     content["annotations"][1]["bbox"] = [9, 2, 20, 10]
     path.write_text(json.dumps(content))
-    (note,) = score_instances(*instances)["notes"]
+    (note,) = InstanceFiles(*instances).score()["notes"]
     assert "1 entries have another box" in note and "annotation 2 (image 2)" in note
     change_results(instances, lambda r: r[0].update(bbox=[13, 5, 23, 15]))
-    assert any("entry 0" in note for note in score_instances(*instances)["notes"])
+    assert any("entry 0" in note for note in InstanceFiles(*instances).score()["notes"])
 
 
 def test_masks_of_any_shape_add_up(instances):
@@ -230,7 +230,7 @@ def test_masks_of_any_shape_add_up(instances):
         content["annotations"][0]["segmentation"] = rle
         pathlib.Path(instances[0]).write_text(json.dumps(content))
         change_results(instances, lambda r: r[0].update(segmentation=rle))
-        assert score_instances(*instances)["bbox"]["AP"] == 1.0
+        assert InstanceFiles(*instances).score()["bbox"]["AP"] == 1.0
         change_results(instances, lambda r: r[0]["segmentation"].update(counts=rle["counts"] + "1"))
         with pytest.raises(ValueError, match="add up"):
-            score_instances(*instances)
+            InstanceFiles(*instances).score()
