@@ -61,7 +61,7 @@ def table(metrics: Dict[str, Any]) -> str:
                 else ["-"] * 3 + ["0"]
             )
             rows.append([group] + values)
-        blocks.append(_aligned(["Panoptic", "PQ", "SQ", "RQ", "N"], rows))
+        blocks.append(aligned(["Panoptic", "PQ", "SQ", "RQ", "N"], rows))
     rows = []
     for key, name in (("semantic_branch", "Semantic branch"), ("semantic", "Panoptic maps")):
         if key in metrics:
@@ -72,17 +72,17 @@ def table(metrics: Dict[str, Any]) -> str:
                     ["  things as one"] + [_points(things_as_one[k]) for k in ("miou", "fwiou")]
                 )
     if rows:
-        blocks.append(_aligned(["Semantic", "mIoU", "fwIoU"], rows))
+        blocks.append(aligned(["Semantic", "mIoU", "fwIoU"], rows))
     rows = [
         [name] + [_points(metrics[kind][key]) for key in _AP_KEYS]
         for kind, name in (("bbox", "Box"), ("segm", "Mask"))
         if kind in metrics
     ]
     if rows:
-        blocks.append(_aligned(["Instances", *_AP_KEYS], rows))
+        blocks.append(aligned(["Instances", *_AP_KEYS], rows))
     if "cityscapes" in metrics:
         values = [_points(metrics["cityscapes"].get(key)) for key in _CITYSCAPES.values()]
-        blocks.append(_aligned(["Cityscapes", *_CITYSCAPES], [["cityscapesscripts", *values]]))
+        blocks.append(aligned(["Cityscapes", *_CITYSCAPES], [["cityscapesscripts", *values]]))
     blocks += [f"Note: {note}" for note in metrics.get("notes", [])]
     if "ema" in metrics:
         blocks += ["The moving averages of the weights:", table(metrics["ema"])]
@@ -150,7 +150,7 @@ def class_table(metrics: Dict[str, Any], categories: Sequence[Dict[str, Any]]) -
         if any(set(row.values) != {"-"} for row in group):
             lines.append([kind] + [""] * len(columns))
             lines += [["  " + row.name, *row.values] for row in group]
-    return _aligned(["Class", *columns], lines)
+    return aligned(["Class", *columns], lines)
 
 
 def _class_iou(metrics):
@@ -172,8 +172,8 @@ def _points(value) -> str:
     return "-" if value is None or value < 0 else f"{100 * value:.2f}"
 
 
-def _aligned(header: List[str], rows: List[List[str]]) -> str:
-    """A table as text: the first column on the left, numbers on the right."""
+def aligned(header: List[str], rows: List[List[str]]) -> str:
+    """A table as text: the first column on the left, the others on the right."""
     cells = [header] + rows
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     lines = [

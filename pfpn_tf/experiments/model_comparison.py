@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from pfpn_tf import config as config_lib
 from pfpn_tf.benchmark import measure, training
+from pfpn_tf.evaluation import report
 from pfpn_tf.experiments import model_cost
 from pfpn_tf.experiments.model_cost import Cost
 from pfpn_tf.losses import panoptic_fpn_losses
@@ -284,7 +285,7 @@ def table(results: Sequence[Result]) -> str:
         cells = [row.label, f"{cost.conv_multiply_adds / 1e12:.3f}", paper[0]]
         cells += [f"{cost.conv_activations / 1e9:.3f}", paper[1], f"{cost.parameters / 1e6:.1f}"]
         rows.append(cells)
-    return model_cost.aligned(header, rows)
+    return report.aligned(header, rows)
 
 
 def measured_table(results: Sequence[Result]) -> str:
@@ -297,7 +298,7 @@ def measured_table(results: Sequence[Result]) -> str:
         for result in results
         if work in result.measured
     ]
-    return model_cost.aligned(header, rows) if rows else ""
+    return report.aligned(header, rows) if rows else ""
 
 
 def as_json(results: Sequence[Result]) -> List[Dict[str, Any]]:

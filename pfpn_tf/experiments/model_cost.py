@@ -7,11 +7,12 @@ built and traced at the given size, and every convolution of the graph says its 
 """
 
 import dataclasses
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, Sequence, Tuple
 
 import tensorflow as tf
 
 from pfpn_tf import config as config_lib
+from pfpn_tf.evaluation import report
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.ops import convolution
 from pfpn_tf.utils.errors import UserError
@@ -112,18 +113,7 @@ def table(costs: Dict[str, Cost]) -> str:
     header = ["Component", "conv MACs/1e9", "conv outputs/1e6", "dense MACs/1e9", "parameters/1e6"]
     rows = [[name, *_in_units(cost)] for name, cost in costs.items()]
     rows.append(["Total", *_in_units(total(costs))])
-    return aligned(header, rows)
-
-
-def aligned(header: List[str], rows: List[List[str]]) -> str:
-    """A text table: the first column to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(v.rjust(w) for v, w in zip(row[1:], widths[1:]))])
-        for row in [header, *rows]
-    ]
-    lines.insert(1, "-" * len(lines[0]))
-    return "\n".join(lines)
+    return report.aligned(header, rows)
 
 
 def parse_size(text: str) -> Tuple[int, int]:
