@@ -207,7 +207,10 @@ def matching_files(pattern: str, flag: str) -> List[str]:
     for part in filter(None, pattern.split(",")):
         found = _of_one_split(part, sorted(f for f in glob.glob(part) if os.path.isfile(f)))
         if not found:
-            raise UserError(f"--{flag}={pattern}: no file matches {part}.")
+            raise UserError(
+                f"--{flag}={pattern}: no file matches {part}; tools/create_tfrecords.py writes"
+                " such files."
+            )
         files += found
     if not files:
         raise UserError(

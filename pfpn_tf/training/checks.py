@@ -3,11 +3,10 @@
 import os
 from typing import List
 
-import tensorflow as tf
 from absl import logging
 
 from pfpn_tf import config as config_lib
-from pfpn_tf.data import pipeline
+from pfpn_tf.data import pipeline, tfrecord
 from pfpn_tf.runs import restore, run_directory
 from pfpn_tf.utils.errors import UserError
 from pfpn_tf.weights import convert, zoo
@@ -41,22 +40,17 @@ def check(config: config_lib.Config, num_replicas: int) -> None:
 
 def _records(config) -> List[str]:
     problems = []
-    if not config.data.train_records:
-        problems.append(
-            "--train_records is required, e.g. --train_records='data/coco/train-*.tfrecord'."
-        )
     if not config.data.eval_records and config.train.eval_interval_steps:
         problems.append(
             f"--eval_interval_steps={config.train.eval_interval_steps} needs --eval_records, e.g. "
             "--eval_records='data/coco/val-*.tfrecord'; 0 evaluates only with tools/eval.py."
         )
-    for name in ("train_records", "eval_records"):
-        for pattern in filter(None, getattr(config.data, name).split(",")):
-            if not tf.io.gfile.glob(pattern):
-                problems.append(
-                    f"--{name}={getattr(config.data, name)}: no file matches {pattern}. "
-                    "tools/create_tfrecords.py writes such files."
-                )
+    used = ("train_records", "eval_records") if config.data.eval_records else ("train_records",)
+    for flag in used:
+        try:
+            tfrecord.matching_files(getattr(config.data, flag), flag)
+        except UserError as error:
+            problems.append(str(error))
     return problems
 
 
