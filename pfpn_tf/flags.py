@@ -4,13 +4,13 @@ A tool defines its own flags (paths, what to do) itself, with absl.
 """
 
 import os
-import tempfile
 from typing import Iterable
 
 from absl import flags
 
 from pfpn_tf import config as config_lib
 from pfpn_tf import config_checks
+from pfpn_tf.utils import files
 from pfpn_tf.utils.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -83,12 +83,12 @@ def make_output_dir(name: str) -> None:
     Raises:
       UserError: that is not possible; says why.
     """
-    _make_writable(FLAGS[name].value, name)
+    files.make_writable(FLAGS[name].value, name)
 
 
 def make_parent(name: str) -> None:
     """`make_output_dir` for the folder of the file that flag `name` holds."""
-    _make_writable(os.path.dirname(os.path.abspath(FLAGS[name].value)), name)
+    files.make_writable(os.path.dirname(os.path.abspath(FLAGS[name].value)), name)
 
 
 def check_files(names: Iterable[str]) -> None:
@@ -106,17 +106,6 @@ def check_files(names: Iterable[str]) -> None:
 
 def _is_required(name):
     return f"--{name} is required: {FLAGS[name].help}"
-
-
-def _make_writable(folder, name):
-    try:
-        os.makedirs(folder, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise UserError(
-            f"--{name}={FLAGS[name].value}: cannot write there ({error.strerror}); choose "
-            "another folder."
-        ) from None
 
 
 def _parse(name, value, field):

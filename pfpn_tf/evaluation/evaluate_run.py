@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import tempfile
 from typing import Any, Dict, List, Mapping, NamedTuple
 
 from absl import logging
@@ -23,6 +22,7 @@ from pfpn_tf.evaluation import (
 from pfpn_tf.evaluation.inference import Network
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.runs import checkpoints, restore, run_directory
+from pfpn_tf.utils import files
 from pfpn_tf.utils.errors import UserError
 
 WEIGHTS = ("auto", "raw", "ema", "both")
@@ -151,8 +151,7 @@ def _evaluate(runs: List[_Run], config: Config, options: EvaluationOptions) -> D
         step = checkpoints.step_of(prefixes[0])
         output_dir, events_dir = _directories(runs, step, options)
         for folder in (output_dir, events_dir) if gather.workers.is_chief else ():
-            os.makedirs(folder, exist_ok=True)  # Before hours of work, not after them.
-            tempfile.TemporaryFile(dir=folder).close()
+            files.make_writable(folder, "output_dir")
         runner = evaluator.Evaluator(config, info, networks[0].model, strategy, *networks[1:])
         found = []
         for kind, beside in zip(_kinds(prefixes, options.weights), ("", output_folder.AVERAGES)):

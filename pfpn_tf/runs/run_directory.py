@@ -10,7 +10,6 @@ import json
 import os
 import platform
 import subprocess
-import tempfile
 from typing import List, Tuple
 
 import tensorflow as tf
@@ -73,7 +72,7 @@ def prepare(run_dir: str, config: config_lib.Config, info: categories.DatasetInf
     if exists:
         _check_same_run(run_dir, config, info)
     for folder in (run_dir, os.path.join(run_dir, CHECKPOINTS)):
-        _check_writable(folder)
+        files.make_writable(folder, "run_dir")
     _write(os.path.join(run_dir, CONFIG), config.to_json())
     _write(os.path.join(run_dir, RECIPE), recipe_text(config))
     info.save(os.path.join(run_dir, DATASET_INFO))
@@ -94,7 +93,7 @@ def check(run_dir: str, config: config_lib.Config, info: categories.DatasetInfo)
         if os.path.exists(existing):
             raise UserError(f"--run_dir={run_dir}: {existing} is a file; choose another folder.")
         existing = os.path.dirname(existing)
-    _check_writable(existing)
+    files.make_writable(existing, "run_dir")
 
 
 def check_shared(run_dir: str, config: config_lib.Config, info: categories.DatasetInfo) -> None:
@@ -173,18 +172,6 @@ def _check_same_run(run_dir, config, info):
         )
     for name in changed:
         logging.info("Continuing with --%s=%s; it was %s.", name, new[name], old[name])
-
-
-def _check_writable(folder):
-    try:
-        os.makedirs(folder, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as f:
-            f.write(bytes(4096))
-    except OSError as error:
-        raise UserError(
-            f"--run_dir: cannot write in {folder} ({error.strerror}); choose another folder, make"
-            " room, or change its permissions."
-        ) from None
 
 
 def _write(path, text):

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import tempfile
 import uuid
 
 from pfpn_tf.utils.errors import UserError
@@ -22,6 +23,27 @@ def refuse_remote(path, name: str = "") -> None:
             f"{f'--{name}=' if name else ''}{path}: only local paths are read and written; mount "
             "the remote folder or copy its files."
         )
+
+
+def make_writable(folder, flag: str) -> None:
+    """Makes a folder and tries to write there, before any long work.
+
+    Args:
+      folder: the folder.
+      flag: by which a user chooses it, for the error.
+
+    Raises:
+      UserError: that is not possible; says why.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as f:
+            f.write(bytes(4096))
+    except OSError as error:
+        raise UserError(
+            f"--{flag}: cannot write in {folder} ({error.strerror}); choose another folder, make"
+            " room, or change its permissions."
+        ) from None
 
 
 @contextlib.contextmanager
