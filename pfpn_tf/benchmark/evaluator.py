@@ -13,10 +13,10 @@ import numpy as np
 
 from pfpn_tf import config as config_lib
 from pfpn_tf.benchmark import measure
-from pfpn_tf.data.categories import DatasetInfo
+from pfpn_tf.benchmark.inference import coco_like_info
 from pfpn_tf.utils.errors import UserError
 
-_NUM_THINGS, _NUM_STUFF = 80, 53
+_NUM_THINGS = 80
 _THINGS_PER_IMAGE = 8
 _BLOCKS = (6, 8)  # of stuff
 _MASK_SIZE = 28
@@ -61,7 +61,7 @@ def count_images(num_images: int, hw: Tuple[int, int], num_detections: int) -> D
     # This needs TensorFlow, which is not for the process that only waits.
     from pfpn_tf.evaluation.counts import EvaluationMetrics
 
-    info = _info()
+    info = coco_like_info()
     metrics = EvaluationMetrics(config_lib.Config().model, info)
     photo = np.zeros((*hw, 3), np.uint8)
     rng = np.random.default_rng(0)
@@ -81,13 +81,6 @@ def count_images(num_images: int, hw: Tuple[int, int], num_detections: int) -> D
         "peak_mib": measure.peak_memory_mib(),
         "images_per_second": round(num_images / seconds, 2),
     }
-
-
-def _info():
-    kinds = [1] * _NUM_THINGS + [0] * _NUM_STUFF
-    return DatasetInfo.from_coco_categories(
-        [{"id": i, "name": f"class {i}", "isthing": kind} for i, kind in enumerate(kinds, 1)]
-    )
 
 
 def _draw(rng, info, hw, num_detections):

@@ -20,11 +20,11 @@ import numpy as np
 from PIL import Image
 
 from pfpn_tf.benchmark import measure
+from pfpn_tf.benchmark.inference import coco_like_info
 from pfpn_tf.evaluation import score_files
 from pfpn_tf.utils import process
 from pfpn_tf.utils.errors import UserError
 
-_CATEGORIES = [{"id": i, "name": str(i), "isthing": int(i <= 80)} for i in range(1, 134)]
 _HW = (480, 640)  # The most frequent size in COCO.
 _NUM_DRAWN = 12
 
@@ -168,7 +168,10 @@ def _draw(folder):
     rng = np.random.default_rng(0)
     for name in ("gt", "pred"):
         os.makedirs(os.path.join(folder, name))
-    contents = {name: {"categories": _CATEGORIES, "annotations": []} for name in ("gt", "pred")}
+    info = coco_like_info()
+    contents = {
+        name: {"categories": info.coco_categories(), "annotations": []} for name in ("gt", "pred")
+    }
     for i in range(_NUM_DRAWN):
         state = rng.bit_generator.state
         for name, wobble in (("gt", 0.0), ("pred", 0.04)):

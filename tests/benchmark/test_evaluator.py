@@ -5,6 +5,7 @@ import pytest
 
 from pfpn_tf import config as config_lib
 from pfpn_tf.benchmark import evaluator
+from pfpn_tf.benchmark.inference import coco_like_info
 from pfpn_tf.evaluation.counts import EvaluationMetrics
 
 
@@ -14,7 +15,7 @@ def test_counting_drawn_images():
 
 
 def test_drawn_predictions_are_neither_all_right_nor_all_wrong():
-    info = evaluator._info()
+    info = coco_like_info()
     accumulators = EvaluationMetrics(config_lib.Config().model, info)
     truth, outputs = evaluator._draw(np.random.default_rng(0), info, (120, 160), 20)
     scores = np.linspace(0.9, 0.1, 20, dtype=np.float32)
