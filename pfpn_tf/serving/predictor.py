@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import tensorflow as tf
 
-from pfpn_tf.data import predictions
+from pfpn_tf.data import panoptic_png, predictions
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.serving import exporter, images, results
 from pfpn_tf.utils.errors import UserError
@@ -51,7 +51,7 @@ class Predictor(NamedTuple):
           results.Refused: it is too large.
         """
         reply = _as_arrays(lambda: self.panoptic(tf.constant(image[None])))
-        return {"panoptic_png": results.encode_ids(reply.pop("panoptic_ids")), **reply}
+        return {"panoptic_png": panoptic_png.encode_ids(reply.pop("panoptic_ids")), **reply}
 
 
 def _as_arrays(ask):

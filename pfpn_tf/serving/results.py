@@ -57,8 +57,6 @@ _AHEAD = 4  # items read, and results written, while the network works
 _PICTURE_SIDE = 1000  # overlays of smaller images are enlarged towards this
 _NAME_BYTES = 200  # of a name, so that NAME_overlay.png is within the 255 of file systems
 
-encode_ids = panoptic_png.encode_ids
-
 
 class Failure(NamedTuple):
     """A file without a prediction, and why."""

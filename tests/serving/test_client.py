@@ -303,4 +303,4 @@ def test_replies_as_files_are_what_rest_sends(server, photos, loaded):
     assert results.rest_reply(own) == {"predictions": sent}
     png = results.decode_ids(own["panoptic_png"])
     np.testing.assert_array_equal(png, panoptic_png.decode_ids(own["panoptic_png"], "m"))
-    assert results.decode_ids(results.encode_ids(png)).tolist() == png.tolist()
+    assert results.decode_ids(panoptic_png.encode_ids(png)).tolist() == png.tolist()

@@ -168,7 +168,7 @@ def test_a_video_that_fails_leaves_nothing(video, loaded, tmp_path):
             raise RuntimeError("the network broke")
         reply = loaded.signatures["panoptic"](images=image[None])
         reply = {name: value[0].numpy() for name, value in reply.items()}
-        return {"panoptic_png": results.encode_ids(reply.pop("panoptic_ids")), **reply}
+        return {"panoptic_png": panoptic_png.encode_ids(reply.pop("panoptic_ids")), **reply}
 
     categories = [{"id": 3 * i + 2, "name": f"{i}", "isthing": int(i < 4)} for i in range(7)]
     info = DatasetInfo.from_coco_categories(categories)

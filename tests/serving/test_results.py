@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pfpn_tf.data import panoptic_png
 from pfpn_tf.data import predictions as predictions_lib
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.serving import results
@@ -19,7 +20,7 @@ PIXELS = np.zeros((8, 9, 3), np.uint8)
 
 def reply(image_bytes=b"", error=""):
     return {
-        "panoptic_png": results.encode_ids(np.ones((8, 9), int)),
+        "panoptic_png": panoptic_png.encode_ids(np.ones((8, 9), int)),
         "num_segments": 1,
         "segment_ids": [1],
         "category_ids": [7],
