@@ -21,9 +21,7 @@ from pfpn_tf.utils import cli
 FLAGS = flags.FLAGS
 
 flags.DEFINE_string("run_dir", "", "Run to export: the --run_dir of a training.")
-flags.DEFINE_string(
-    "checkpoint", "", "Which one: empty for the newest, best, a step, or a path without suffix."
-)
+flags.DEFINE_string("checkpoint", "", "A step, best, or a path without suffix; empty: the newest.")
 flags.DEFINE_string("export_dir", "", "Directory to make: NAME/VERSION, e.g. models/panoptic/1.")
 flags_lib.define_config_flags()
 

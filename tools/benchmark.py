@@ -30,7 +30,7 @@ from pfpn_tf.utils.files import atomic_write
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("what", "", "What to measure; see the top of tools/benchmark.py.")
+flags.DEFINE_string("what", "", "What to measure; see above.")
 flags.DEFINE_integer("repeats", 7, "Timed calls, after warm-up.")
 flags.DEFINE_string("saved_model", "", "Directory of an exported model.")
 flags.DEFINE_integer("num_images", 0, "Images, or requests of serving_memory; 0: its own number.")

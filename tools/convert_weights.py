@@ -12,8 +12,7 @@
 Evaluation, export and prediction take the run directory, and so does --init_weights in training.
 A name brings its settings; its file is downloaded once, into $PFPN_TF_CACHE or ~/.cache/pfpn_tf.
 Backbones: Detectron2's R-50.pkl, R-101.pkl, X-101-32x8d.pkl, torchvision's .pth, or
---weights=imagenet for Keras' ResNets.
-Nothing in a file is executed.
+--weights=imagenet for Keras' ResNets. Nothing in a file is executed.
 """
 
 import os

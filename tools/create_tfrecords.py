@@ -25,7 +25,11 @@ flags.DEFINE_string("panoptic_json", "", "COCO panoptic JSON of the split.")
 flags.DEFINE_string(
     "image_info_json", "", "Instead of --panoptic_json: a COCO JSON of images alone."
 )
-flags.DEFINE_string("panoptic_dir", "", "Folder of its PNGs. Empty: the JSON's path without .json.")
+flags.DEFINE_string(
+    "panoptic_dir",
+    "",
+    "Folder of the PNGs of --panoptic_json. Empty: the path of that, without .json.",
+)
 flags.DEFINE_string("image_dir", "", "Folder of the photos.")
 flags.DEFINE_string(
     "instances_json", "", "COCO instances JSON of the same images: overlaps and crowds."

@@ -8,7 +8,6 @@
     python tools/eval.py --gt_instances_json=instances.json --pred_instances_json=results.json
     python tools/eval.py --cityscapes_gt_dir=gtFine/val --pred_panoptic_json=pred.json \\
         --pred_instances_json=results.json
-
     python tools/eval.py --run_dir=runs/r50 --split=test-dev
 
 With --run_dir the settings are those of the run; any setting can be given on top, say
@@ -36,19 +35,21 @@ INSTANCE_FILES = ("gt_instances_json", "pred_instances_json")
 
 flags.DEFINE_string("run_dir", "", "Run to evaluate: the --run_dir of a training.")
 flags.DEFINE_string(
-    "instance_run_dir", "", "Run of --task=instance, to fuse with that of --semantic_run_dir."
+    "instance_run_dir",
+    "",
+    "Run of --task=instance or panoptic, for the things; needs --semantic_run_dir.",
 )
-flags.DEFINE_string("semantic_run_dir", "", "Run of --task=semantic.")
-flags.DEFINE_string(
-    "checkpoint", "", "Which one: empty for the newest, best, a step, or a path without suffix."
-)
+flags.DEFINE_string("semantic_run_dir", "", "Run of --task=semantic or panoptic, for the stuff.")
+flags.DEFINE_string("checkpoint", "", "A step, best, or a path without suffix; empty: the newest.")
 flags.DEFINE_string(
     "eval_weights",
     "auto",
-    "raw; ema: their moving averages; both; auto: both if there are averages.",
+    "raw: as trained; ema: their moving averages; both; auto: both if there are averages.",
 )
 flags.DEFINE_string(
-    "split", "", "Split beside --eval_records; of test-dev COCO's server gets the files."
+    "split",
+    "",
+    "Split beside --eval_records to evaluate; of test-dev also zip files for COCO's server.",
 )
 flags.DEFINE_string(
     "output_dir", "", "Folder to write to. Empty: RUN_DIR/eval/STEP, of files none."
@@ -59,13 +60,17 @@ flags.DEFINE_string(
     "gt_panoptic_json", "", "To score files: COCO panoptic JSON of the ground truth."
 )
 flags.DEFINE_string(
-    "gt_panoptic_dir", "", "Folder of its PNGs. Empty: the JSON's path without .json."
+    "gt_panoptic_dir",
+    "",
+    "Folder of the PNGs of --gt_panoptic_json. Empty: the path of that, without .json.",
 )
 flags.DEFINE_string(
     "pred_panoptic_json", "", "To score files: COCO panoptic JSON of the predictions."
 )
 flags.DEFINE_string(
-    "pred_panoptic_dir", "", "Folder of its PNGs. Empty: the JSON's path without .json."
+    "pred_panoptic_dir",
+    "",
+    "Folder of the PNGs of --pred_panoptic_json. Empty: the path of that, without .json.",
 )
 flags.DEFINE_string(
     "gt_instances_json", "", "To score files: COCO instances JSON of the ground truth."

@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """Draws a dataset in COCO panoptic format: train/, val/ and annotations/.
 
-python tools/make_demo_dataset.py --output_dir=demo/dataset
+    python tools/make_demo_dataset.py --output_dir=demo/dataset
+
+tools/create_tfrecords.py turns each of its splits into TFRecords.
 """
 
 from absl import flags

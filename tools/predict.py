@@ -24,9 +24,7 @@ FLAGS = flags.FLAGS
 SOME_FAILED = 1
 
 flags.DEFINE_string("run_dir", "", "Run of a training, instead of an exported model.")
-flags.DEFINE_string(
-    "checkpoint", "", "Which one: empty for the newest, best, a step, or a path without suffix."
-)
+flags.DEFINE_string("checkpoint", "", "A step, best, or a path without suffix; empty: the newest.")
 flags.DEFINE_string("saved_model", "", "Directory of an exported model.")
 flags.DEFINE_list("images", [], "Files, folders (every image in them) or globs, comma-separated.")
 flags.DEFINE_string("video", "", "Video file to predict frame by frame, instead of images.")

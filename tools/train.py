@@ -22,7 +22,9 @@ WORKER_LOST = 138
 
 flags.DEFINE_string("run_dir", "", "Directory of the training: config.json, checkpoints, logs.")
 flags.DEFINE_bool(
-    "dry_run", False, "Check everything, print settings and batch shapes; train nothing."
+    "dry_run",
+    False,
+    "Check everything; print settings, batches, memory, learning rate; train nothing.",
 )
 flags_lib.define_config_flags()
 
