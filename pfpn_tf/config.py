@@ -350,8 +350,7 @@ class Train:
     gradient_accumulation_steps: int = _field(
         1,
         "Parts into which each replica cuts its share of the batch, one after the other to save "
-        "memory; their "
-        "gradients are averaged.",
+        "memory; their gradients are averaged.",
         at_least=1,
     )
     ema_decay: float = _field(

@@ -100,8 +100,7 @@ class PanopticModule(tf.Module):
             raise UserError(
                 f"--max_segments={config.export.max_segments} is less than an image can have: "
                 f"{needed} with --max_detections={config.model.max_detections} and the stuff "
-                "classes. "
-                f"Use --max_segments={needed} or more, or fewer --max_detections."
+                f"classes. Use --max_segments={needed} or more, or fewer --max_detections."
             )
 
     def signatures(self) -> Dict[str, tf.types.experimental.ConcreteFunction]:

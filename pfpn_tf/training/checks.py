@@ -76,7 +76,7 @@ def _weights(config) -> List[str]:
         if path != convert.IMAGENET and not os.path.exists(path):
             return [
                 f"--init_weights={path}: no such file; give a .pkl or .pth file, a run directory,"
-                " or imagenet."
+                " imagenet, or a name that tools/convert_weights.py --list prints."
             ]
     elif path:
         try:

@@ -137,8 +137,8 @@ def untold(weights: str, config: config_lib.Config, backbone_only: bool) -> List
     taken = [flag for flag in flags if flag[2:].partition("=")[0] in names]
     return [
         f"A weights file does not tell {' '.join(taken)}, nor that Detectron2's networks see BGR."
-        " If the model was trained otherwise, convert it with its config:"
-        " tools/convert_weights.py --detectron2_config."
+        " If the model was trained otherwise, give its values, or convert a Detectron2 model with"
+        " its config: tools/convert_weights.py --detectron2_config."
     ]
 
 
