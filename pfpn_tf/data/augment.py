@@ -128,7 +128,7 @@ def transform_labels(
     rows = _source_indices(geometry, 0)
     columns = _source_indices(geometry, 1)
     columns = tf.cond(geometry.flip, lambda: tf.reverse(columns, [0]), lambda: columns)
-    # the source's added last row and column are void: padding looks there
+    # The padding looks at the row and the column of void that the source got above.
     rows = tf.pad(rows, [[0, padded_hw[0] - tf.size(rows)]], constant_values=geometry.source_hw[0])
     columns = tf.pad(
         columns, [[0, padded_hw[1] - tf.size(columns)]], constant_values=geometry.source_hw[1]
@@ -136,9 +136,8 @@ def transform_labels(
     shape = tf.shape(labels)
     # Columns are gathered as rows of the transpose, which copies runs instead of single bytes.
     labels = tf.gather(tf.transpose(tf.reshape(labels, [-1, shape[-1]])), columns)  # [w, ...*H]
-    labels = tf.reshape(
-        tf.transpose(labels), tf.concat([shape[:-1], [padded_hw[1]]], 0)
-    )  # [..., H, w]
+    with_columns = tf.concat([shape[:-1], [padded_hw[1]]], 0)  # [..., H, w]
+    labels = tf.reshape(tf.transpose(labels), with_columns)
     return tf.ensure_shape(tf.gather(labels, rows, axis=-2), [None] * rank)
 
 

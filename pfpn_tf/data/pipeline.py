@@ -147,10 +147,8 @@ def _training_loader(config, info):
             data.random_flip,
             geometry_seed,
         )
-        categories = tf.io.decode_png(record["image/segmentation/class/encoded"], channels=1)[
-            ..., 0
-        ]
-        semantic = tf.gather(to_semantic, tf.cast(categories, tf.int32))  # [H, W]
+        categories = tf.io.decode_png(record["image/segmentation/class/encoded"], channels=1)
+        semantic = tf.gather(to_semantic, tf.cast(categories[..., 0], tf.int32))  # [H, W]
         if data.crop_bootstrap:
             bootstrap_seed = tf.random.fold_in(geometry_seed, 1)
             geometry = augment.bootstrap_crop(
@@ -171,9 +169,8 @@ def _training_loader(config, info):
             boxes = augment.crop_boxes(boxes, masks, geometry.content_hw)
         boxes = tf.clip_by_value(boxes, 0.0, tf.tile(tf.cast(geometry.content_hw, tf.float32), [2]))
         visible = tf.reduce_min(boxes[:, 2:] - boxes[:, :2], -1) >= data.min_box_size_px
-        visible &= (
-            tf.reduce_max(tf.reduce_max(masks, 2), 1) > 0
-        )  # crop or shrinking may leave no pixel
+        # A crop or shrinking may leave no pixel.
+        visible &= tf.reduce_max(tf.reduce_max(masks, 2), 1) > 0
         visible = tf.where(visible)[:, 0]
 
         return {

@@ -26,9 +26,8 @@ def decode_image(image_bytes: tf.Tensor) -> tf.Tensor:
     image = tf.cond(
         tf.strings.substr(image_bytes, 0, 2) == b"BM",
         lambda: tf.io.decode_image(image_bytes, channels=3, expand_animations=False),
-        lambda: tf.io.decode_jpeg(
-            image_bytes, channels=3, dct_method="INTEGER_ACCURATE"
-        ),  # PNG, too
+        # It decodes PNG, too.
+        lambda: tf.io.decode_jpeg(image_bytes, channels=3, dct_method="INTEGER_ACCURATE"),
     )
     return tf.ensure_shape(image, [None, None, 3])
 
@@ -112,18 +111,16 @@ def _resize_rows(x, n_out):
     source = first[:, tf.newaxis] + tf.range(window)  # [blocks, window]
     inside = tf.cast((source >= 0) & (source < n), tf.float64)
     distance = tf.abs(tf.cast(source, tf.float64)[:, tf.newaxis] + 0.5 - centres[:, :, tf.newaxis])
-    weights = (
-        tf.maximum(1.0 - distance / support, 0.0) * inside[:, tf.newaxis]
-    )  # [blocks, BLOCK, window]
+    weights = tf.maximum(1.0 - distance / support, 0.0)  # [blocks, BLOCK, window]
+    weights *= inside[:, tf.newaxis]
     weights = tf.math.divide_no_nan(weights, tf.reduce_sum(weights, -1, keepdims=True))
     weights = tf.floor(weights * FIXED_POINT + 0.5) / FIXED_POINT
     # Fixed-point weights times grey levels have up to 30 bits: float64 adds them up without
     # rounding, as Pillow's integers do. One grey level more or less can change what a network
     # detects.
-    values = tf.cast(
-        tf.gather(x, tf.clip_by_value(source, 0, n - 1)), tf.float64
-    )  # [blocks, window, k]
-    out = tf.cast(tf.matmul(weights, values) + 0.5, tf.uint8)  # round half up, as Pillow does
+    values = tf.gather(x, tf.clip_by_value(source, 0, n - 1))  # [blocks, window, k]
+    values = tf.matmul(weights, tf.cast(values, tf.float64))  # [blocks, BLOCK, k]
+    out = tf.cast(values + 0.5, tf.uint8)  # round half up, as Pillow does
     return tf.reshape(out, [blocks * BLOCK, -1])[:n_out]  # [blocks, BLOCK, k] -> [n_out, k]
 
 

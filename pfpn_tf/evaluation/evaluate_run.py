@@ -133,7 +133,7 @@ def _load(run_dir, settings, branch="", flag="run_dir"):
         raise UserError(
             f"--{flag}={run_dir} is a run with --task={task}; it must be {branch} or panoptic."
         )
-    return _Run(run_dir, config.replace(**settings), info, branch or config.model.task)
+    return _Run(run_dir, config.replace(**settings), info, branch or task)
 
 
 def _evaluate(runs: List[_Run], config: Config, options: EvaluationOptions) -> Dict[str, Any]:

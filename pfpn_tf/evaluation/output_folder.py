@@ -1,5 +1,5 @@
-"""Removes what an earlier evaluation has left in its output folder, so that nothing of it is taken
-for a result of the next one.
+"""Names in the output folder of an evaluation. Its files are removed before the next evaluation, so
+that none of them is taken for a result of that.
 """
 
 import contextlib

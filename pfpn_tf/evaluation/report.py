@@ -34,9 +34,8 @@ def flat_scalars(metrics: Dict[str, Any], prefix: str = "eval/") -> Dict[str, fl
             scalars.update({f"{name}_{key}": metrics[kind][key] for key in _AP_KEYS})
     cityscapes = metrics.get("cityscapes", {})
     scalars.update({f"cs_{name}": cityscapes.get(key) for name, key in _CITYSCAPES.items()})
-    known = {
-        k: v for k, v in scalars.items() if v is not None and v >= 0
-    }  # pycocotools: -1 is "no objects"
+    # pycocotools says -1 where there is no object.
+    known = {k: v for k, v in scalars.items() if v is not None and v >= 0}
     found = {prefix + key: 100.0 * value for key, value in known.items()}
     if prefix and "ema" in metrics:
         found.update(flat_scalars(metrics["ema"], prefix.replace("/", "_ema/")))

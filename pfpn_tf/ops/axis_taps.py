@@ -50,9 +50,8 @@ def axis_taps(
         return AxisTaps(tf.reshape(pixel, flat), tf.reshape(weight, flat), samples, 2 * samples)
 
     samples = adaptive_samples(start, end, output_size)  # [n]
-    most_samples = tf.maximum(
-        tf.reduce_max(samples), 1
-    )  # without RoIs the maximum is the lowest int
+    # Without RoIs the maximum is the lowest int.
+    most_samples = tf.maximum(tf.reduce_max(samples), 1)
     pixel, weight = interpolate(start, end, limit, output_size, samples, tf.range(most_samples))
     # These samples lie at most one pixel apart, so g of them touch at most g + 1 neighbouring
     # pixels, whose weights are added up. A sample that rounding moves past the last of them has a

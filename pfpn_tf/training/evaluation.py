@@ -3,6 +3,7 @@
 import os
 from typing import Any, Dict
 
+from pfpn_tf.evaluation import output_folder
 from pfpn_tf.evaluation.evaluator import Evaluator
 from pfpn_tf.training import logs
 from pfpn_tf.training.averages import MovingAverages
@@ -29,6 +30,6 @@ def evaluate(
     if averages.variables:
         with averages.in_place_of_weights():
             metrics["ema"] = evaluator.evaluate(
-                os.path.join(output_dir, "ema"), save_predictions=False
+                os.path.join(output_dir, output_folder.AVERAGES), save_predictions=False
             )
     return metrics

@@ -115,9 +115,8 @@ class Trainer(orbit.StandardTrainer):
         """Gives the distributed dataset, which must start at `global_step`."""
         self.train_dataset = dataset
         # One trace for all image sizes: the signature is that of the dataset, not of a batch. XLA
-        # needs one for each, and --static_shapes keeps them few.
-        # Without AutoGraph: nothing here needs it, and rewriting all of Keras doubles the time to
-        # compile.
+        # needs one for each, and --static_shapes keeps them few. Nothing here needs AutoGraph,
+        # which doubles the time to compile by rewriting all of Keras.
         signature = [dataset.element_spec, tf.TensorSpec([], tf.bool)]
         self._step_function = tf.function(
             self._step,
