@@ -7,13 +7,8 @@ import tensorflow as tf
 
 from pfpn_tf.utils import process
 
-_VIEWS = (
-    "Identity",
-    "StopGradient",
-    "Reshape",
-    "ExpandDims",
-    "Squeeze",
-)  # share their input's memory
+# They share their input's memory.
+_VIEWS = ("Identity", "StopGradient", "Reshape", "ExpandDims", "Squeeze")
 _NO_ACTIVATIONS = ("Const", "Placeholder", "ReadVariableOp", "VarHandleOp")
 
 

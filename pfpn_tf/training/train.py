@@ -46,6 +46,7 @@ def train(
     Raises:
       UserError: a setting, a path or the run directory is not usable.
       NonFiniteLoss: see there.
+      WorkerLost: another worker is gone.
       OSError: a file cannot be written.
     """
     strategy = strategy or strategies.build_strategy(config.train.distribution)
