@@ -1,7 +1,7 @@
-"""Panoptic PNGs: the only place that reads and writes them.
+"""Panoptic PNGs: the only place that reads and writes them. It also writes grey PNGs.
 
-Such a PNG has 8 bits a channel and stores the segment id of each pixel as R + 256 G + 65536 B; 0 is
-void. An alpha channel is ignored.
+A panoptic PNG has 8 bits a channel and stores the segment id of each pixel as R + 256 G + 65536 B;
+0 is void. An alpha channel is ignored.
 
 Shapes: h, w size of the map.
 """
@@ -94,6 +94,12 @@ def encode_ids(panoptic_ids: np.ndarray) -> bytes:
     ids = np.asarray(panoptic_ids).astype(np.uint32)
     bgr = np.stack([ids >> 16, (ids >> 8) & 255, ids & 255], axis=-1).astype(np.uint8)
     return cv2.imencode(".png", bgr, [cv2.IMWRITE_PNG_COMPRESSION, 6])[1].tobytes()
+
+
+def encode_grey(pixels: np.ndarray) -> bytes:
+    """A PNG of labels or a mask, [h, w] uint8 or uint16."""
+    # Level 1 is the fastest to read by a factor of 3, at little cost in size.
+    return cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
 
 
 def read(

@@ -12,7 +12,6 @@ import tempfile
 import urllib.parse
 from typing import Any, Dict, Generator, Iterable, List, Mapping, Optional, Sequence, Set, Union
 
-import cv2
 import numpy as np
 
 from pfpn_tf.data import coco_masks, panoptic_png
@@ -215,8 +214,7 @@ class PredictionWriter:
           image_id: the dataset's image id.
           labels: [h, w] semantic class, S where undefined.
         """
-        pixels = self._category_of_class[labels]
-        png = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
+        png = panoptic_png.encode_grey(self._category_of_class[labels])
         _write_bytes(self._unused(self.semantic_dir, file_stem(image_id) + ".png"), png)
 
     def move_semantic(self, directory: str) -> None:

@@ -79,7 +79,7 @@ def write_labels(folder: str, image_id: str, labels: np.ndarray) -> None:
       labels: [h, w] uint8 label ids, 0 unlabelled.
     """
     with atomic_write(label_path(folder, image_id), "wb") as f:
-        f.write(_png(labels))
+        f.write(panoptic_png.encode_grey(labels))
 
 
 def check_results(
@@ -121,7 +121,8 @@ def write_instances(
     for index, result in enumerate(results):
         name, mask = f"masks/{image_id}_{index:03d}.png", result["segmentation"]
         with atomic_write(os.path.join(folder, name), "wb") as f:
-            f.write(_png(255 * coco_masks.decode_mask(mask, tuple(mask["size"]), image_id)))
+            pixels = 255 * coco_masks.decode_mask(mask, tuple(mask["size"]), image_id)
+            f.write(panoptic_png.encode_grey(pixels))
         lines.append(f"{name} {label_of[result['category_id']]} {float(result['score'])!r}\n")
     with atomic_write(list_path(folder, image_id)) as f:
         f.writelines(lines)
@@ -133,10 +134,6 @@ def label_path(folder, image_id):
 
 def list_path(folder, image_id):
     return os.path.join(folder, f"{image_id}.txt")
-
-
-def _png(pixels) -> bytes:
-    return cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
 
 
 class CityscapesTruth:
