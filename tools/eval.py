@@ -52,7 +52,7 @@ flags.DEFINE_string(
     "Split beside --eval_records to evaluate; of test-dev also zip files for COCO's server.",
 )
 flags.DEFINE_string(
-    "output_dir", "", "Folder to write to. Empty: RUN_DIR/eval/STEP, of files none."
+    "output_dir", "", "Folder to write to. Empty: RUN_DIR/eval/STEP; for files, nowhere."
 )
 flags.DEFINE_bool("save_predictions", True, "Write the predictions in COCO format.")
 flags.DEFINE_bool("per_class", True, "Also print a table of every class.")
