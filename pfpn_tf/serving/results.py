@@ -150,6 +150,11 @@ def decode_ids(png: bytes) -> np.ndarray:
     return panoptic_png.decode_ids(png, "The reply's map").astype(np.int32)
 
 
+def encode_ids(panoptic_ids: np.ndarray) -> bytes:
+    """The panoptic PNG of a reply with [h, w] segment ids."""
+    return panoptic_png.encode_ids(panoptic_ids)
+
+
 def rest_reply(reply: Mapping[str, Any]) -> Dict[str, Any]:
     """The JSON with which TensorFlow Serving's REST interface answers a request of one image."""
     row = {}
@@ -236,6 +241,10 @@ class Writer:
         return self
 
     def __exit__(self, *error):
+        self.finish()
+
+    def finish(self) -> None:
+        """Ends predictions.json, unless it could not be written; nothing more can be written."""
         self._predictions.__exit__(type(self._error) if self._error else None, self._error, None)
 
     @property

@@ -60,7 +60,7 @@ def test_recomputing_the_backbone_changes_the_memory_and_nothing_else(norm, free
 
 
 def test_recomputing_with_running_statistics_is_refused():
-    with pytest.raises(ValueError, match="--backbone_recompute with --backbone_norm=sync_bn"):
+    with pytest.raises(ValueError, match="--backbone_recompute=true with --backbone_norm=sync_bn"):
         Config().replace(backbone_recompute=True, backbone_norm="sync_bn")
 
 
