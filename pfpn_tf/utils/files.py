@@ -1,9 +1,11 @@
 """Local files that are never half-written, and the refusal of paths that are not local."""
 
 import contextlib
+import glob
 import os
 import re
 import uuid
+from typing import List
 
 from pfpn_tf.utils.errors import UserError
 
@@ -22,6 +24,16 @@ def refuse_remote(path, name: str = "") -> None:
             f"{f'--{name}=' if name else ''}{path}: only local paths are read and written; mount "
             "the remote folder or copy its files."
         )
+
+
+def matching(pattern: str) -> List[str]:
+    """The paths that match a glob, sorted. A folder that exists is taken by its name, which may
+    have brackets in it.
+    """
+    folder, name = os.path.split(pattern)
+    if os.path.isdir(folder):
+        pattern = os.path.join(glob.escape(folder), name)
+    return sorted(glob.glob(pattern, recursive=True))
 
 
 @contextlib.contextmanager
