@@ -128,7 +128,7 @@ def _header(path, content):
         with Image.open(io.BytesIO(content)) as image:
             width, height = image.size
             if image.format == "TIFF":  # Newer versions of Pillow give its upright size.
-                width, height = (image.tag_v2[tag] for tag in _TIFF_SIZE)  # type: ignore
+                width, height = (image.tag_v2[tag] for tag in _TIFF_SIZE)
             orientation = image.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # Pillow's parsers raise whatever they stumble over.
         raise _unreadable(path, content) from None
