@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import functools
 import json
-from typing import Any, Dict, Mapping, Set, Tuple
+from typing import Any, Dict, Mapping, Set, Tuple, Union
 
 from absl import logging
 
@@ -557,7 +557,7 @@ def from_mapping(settings: Mapping[str, Any]) -> Config:
     return config
 
 
-def from_json(text: str) -> Config:
+def from_json(text: Union[str, bytes]) -> Config:
     """The inverse of `Config.to_json`, for texts of other versions, too.
 
     Settings that the text lacks keep their default; those that this version lacks are left out
@@ -568,7 +568,7 @@ def from_json(text: str) -> Config:
     """
     try:
         settings = {name: v for group in json.loads(text).values() for name, v in group.items()}
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"not the JSON of a config ({error}).") from None
     unknown = settings.keys() - all_fields().keys()
     if unknown:

@@ -12,6 +12,7 @@ import typing
 from typing import Any, List, Mapping
 
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+_MAX_WHOLE = 2**63
 
 
 def _rise(numbers):
@@ -161,6 +162,8 @@ def _problem(field, value):
     each = "must each be" if several else "must be"
     if not all(_is_a(kind, item) for item in items):
         return f"{each} {_KINDS[kind]}. {default}"
+    if kind is int and not all(abs(item) < _MAX_WHOLE for item in items):
+        return f"{each} below 2**63. {default}"
     choices = limits["choices"]
     if choices and value not in choices:
         near = difflib.get_close_matches(str(value), map(str, choices), n=1)

@@ -104,6 +104,7 @@ def test_variants_that_exclude_one_another(settings, message):
         ("train_min_sides", [], "= does not hold as many numbers as it needs"),
         ("crop_size", [512], "=512 does not hold as many .* 512,1024"),
         ("anchor_sizes", [32, 64, 128, 256, 0], "=32,64,128,256,0 must each be above 0"),
+        ("max_instances", 10**30, f"={10**30} must be below 2..63"),
     ],
 )
 def test_a_value_that_is_none_of_its_setting(name, value, message):
@@ -180,7 +181,9 @@ def test_json_of_another_version_is_read():
     assert config_lib.from_json(json.dumps(content)) == config
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"data": 1}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"data": 1}', "[" * 100000, b'{"data": {"x": "\xe4"}}', bytes(9)]
+)
 def test_broken_json_of_a_config_is_refused(text):
     with pytest.raises(ValueError, match="not the JSON of a config"):
         config_lib.from_json(text)

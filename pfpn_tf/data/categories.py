@@ -103,8 +103,8 @@ class DatasetInfo:
         if not isinstance(content, dict) or "categories" not in content:
             raise UserError(f"{path}: expected an object with a list named categories.")
         splits = content.get("splits", {})
-        if not isinstance(splits, dict):
-            raise UserError(f"{path}: splits must be an object.")
+        if not isinstance(splits, dict) or not all(isinstance(s, dict) for s in splits.values()):
+            raise UserError(f"{path}: splits must be an object of objects.")
         info = cls.from_coco_categories(content["categories"], source=str(path))
         return dataclasses.replace(info, splits=splits)
 

@@ -11,6 +11,7 @@ from pfpn_tf.data.record import Instance, Notes
 from pfpn_tf.utils.errors import UserError
 
 OUTSIDE_PX = 2
+_LARGE_PX = 2  # sides of a box that cannot be without a pixel
 
 LEFT_OUT = "instances are left out as broken (--skip_bad)"
 PARTS_LEFT_OUT = "instances have broken polygons beside good ones, which are left out (--skip_bad)"
@@ -166,6 +167,8 @@ class CocoInstances:
         if not mask.any():
             if outside or isinstance(segmentation, dict):
                 raise DataError(f"{where}: its segmentation has no pixel in the image.")
+            if box is not None and min(box[2:]) > _LARGE_PX:
+                raise DataError(f"{where}: its segmentation has no pixel, but its bbox is {box}.")
             notes.add(NO_PIXEL, where)
             return None
         if outside:

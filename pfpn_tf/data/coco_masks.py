@@ -55,6 +55,8 @@ def polygon_problem(polygon: Any, hw: Tuple[int, int]) -> Optional[str]:
     """What is wrong with a polygon x1, y1, x2, y2, ...; None if nothing is."""
     if not isinstance(polygon, list):
         return f"a polygon must be a list of coordinates, not {shown(polygon)}"
+    if any(isinstance(value, (list, dict)) for value in polygon):
+        return f"a polygon must be x1, y1, x2, y2, ... in one list, not {shown(polygon)}"
     if len(polygon) < 6 or len(polygon) % 2:
         return f"a polygon needs at least three x, y pairs, one has {len(polygon)} coordinates"
     values = [number(v) for v in polygon]

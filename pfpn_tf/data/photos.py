@@ -36,6 +36,9 @@ _TURNS = {  # EXIF orientation -> how the stored pixels become upright
     7: lambda pixels: pixels[::-1, ::-1].transpose(1, 0, 2),
     8: lambda pixels: pixels[:, ::-1].transpose(1, 0, 2),
 }
+_BACK = {6: 8, 8: 6}  # the turns that do not undo themselves
+_TIFF = (b"II*\0", b"MM\0*")
+_TIFF_SIZE = 0x0100, 0x0101  # tags of width and height
 _JPEG = [cv2.IMWRITE_JPEG_QUALITY, 95]
 _JPEG += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
 
@@ -78,6 +81,8 @@ def upright_photo(path: str, content: bytes, hw: Tuple[int, int]) -> Photo:
             f"{path}: the image is {_describe(upright_hw)}, but its JSON says {_describe(hw)}."
         )
     pixels = _decode(content)
+    if pixels is not None and orientation > 1 and content.startswith(_TIFF):
+        pixels = _TURNS[_BACK.get(orientation, orientation)](pixels)  # OpenCV turns TIFF always.
     if pixels is None or pixels.shape[:2] != stored_hw:
         raise _unreadable(path, content)
     is_jpeg = content.startswith(b"\xff\xd8")
@@ -88,7 +93,8 @@ def upright_photo(path: str, content: bytes, hw: Tuple[int, int]) -> Photo:
     done = 1, KEPT_AS_STORED
     if hw == upright_hw:
         done = orientation, TURNED
-        pixels = np.ascontiguousarray(_TURNS[orientation](pixels))
+        pixels = _TURNS[orientation](pixels)
+    pixels = np.ascontiguousarray(pixels)
     if is_jpeg:
         return Photo(cv2.imencode(".jpg", pixels, _JPEG)[1].tobytes(), "jpeg", *done)
     return Photo(cv2.imencode(".png", pixels)[1].tobytes(), "png", *done)
@@ -107,8 +113,8 @@ def fits_as_stored(photo: Photo, ids: np.ndarray) -> bool:
     grey = cv2.imdecode(np.frombuffer(photo.encoded, np.uint8), cv2.IMREAD_GRAYSCALE)
     grey = cv2.GaussianBlur(grey.astype(np.float32), (0, 0), 1)
     edges = np.minimum(np.hypot(cv2.Sobel(grey, -1, 1, 0), cv2.Sobel(grey, -1, 0, 1)), 100)
-    back = {6: 8, 8: 6}.get(photo.orientation, photo.orientation)
-    stored_edges = _TURNS[back](edges[..., None])[..., 0]
+    back = _TURNS[_BACK.get(photo.orientation, photo.orientation)]
+    stored_edges = back(edges[..., None])[..., 0]
     low, high = (f(ids.astype(np.float32), np.ones((3, 3))) for f in (cv2.erode, cv2.dilate))
     borders = low != high
     if stored_edges.shape != ids.shape or not borders.any():
@@ -121,6 +127,8 @@ def _header(path, content):
     try:
         with Image.open(io.BytesIO(content)) as image:
             width, height = image.size
+            if image.format == "TIFF":  # Newer versions of Pillow give its upright size.
+                width, height = (image.tag_v2[tag] for tag in _TIFF_SIZE)
             orientation = image.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # Pillow's parsers raise whatever they stumble over.
         raise _unreadable(path, content) from None

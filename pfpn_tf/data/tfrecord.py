@@ -6,7 +6,6 @@ with the same meaning; `image/object/class/label` is the dataset's own category 
 Shapes: N instances of one record (crowds included) · S panoptic segments.
 """
 
-import glob
 import hashlib
 import os
 import re
@@ -15,11 +14,13 @@ from typing import Dict, List, NamedTuple, Optional, Set, Tuple
 
 import numpy as np
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.data.panoptic_png import encode_grey
 from pfpn_tf.data.record import Record
 from pfpn_tf.utils.errors import UserError
+from pfpn_tf.utils.files import matching
 
 # key -> ([] for one value per record or None for a list, type)
 FEATURES: Dict[str, Tuple[Optional[List[int]], tf.DType]] = {
@@ -205,7 +206,7 @@ def matching_files(pattern: str, flag: str) -> List[str]:
     """
     files = []
     for part in filter(None, pattern.split(",")):
-        found = _of_one_split(part, sorted(f for f in glob.glob(part) if os.path.isfile(f)))
+        found = _of_one_split(part, [f for f in matching(part) if os.path.isfile(f)])
         if not found:
             raise UserError(
                 f"--{flag}={pattern}: no file matches {part}; tools/create_tfrecords.py writes"
@@ -261,12 +262,25 @@ def _scan(path):
                     f" at {end}."
                 )
             hw = _head_hw(start[12:])
-            if hw is None:  # written by another tool: parse it all
+            if hw is None:
                 f.seek(offset + 12)
-                feature = tf.train.Example.FromString(f.read(length)).features.feature
-                hw = tuple(feature[key].int64_list.value[0] for key in _HEAD)
+                hw = _parsed_hw(f.read(length))
+            if hw is None:
+                raise UserError(
+                    f"{path}: the record at {offset} is damaged or not tools/create_tfrecords.py's;"
+                    " convert the split again."
+                )
             yield offset, hw
             offset = end
+
+
+def _parsed_hw(serialized):
+    """Height and width of a record that may be another tool's; None if it has none."""
+    try:
+        feature = tf.train.Example.FromString(serialized).features.feature
+        return tuple(feature[key].int64_list.value[0] for key in _HEAD)
+    except (DecodeError, IndexError):
+        return None
 
 
 def _head_hw(head):

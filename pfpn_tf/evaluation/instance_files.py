@@ -12,7 +12,11 @@ from pfpn_tf.evaluation.average_precision import average_precision
 from pfpn_tf.utils.errors import UserError
 
 _OUTSIDE_PX = 2  # that boxes may reach out of their image
-_OUTSIDE = "{} have a box (bbox) that reaches out of the image; it is x, y, width, height"
+_FRACTIONS = 1.01  # reached by boxes in fractions of the image
+_OUTSIDE = (
+    "{} have a box (bbox) that reaches out of the image or has negative sides; it is x, y, width,"
+    " height"
+)
 # Whole numbers of compressed RLE: the last character of each is at most "O".
 _RLE = re.compile("[0-o]*[0-O]")
 
@@ -74,12 +78,16 @@ class InstanceFiles:
             "categories": self.categories,
         }
         metrics = {kind: average_precision(gt, self._results, kind) for kind in self._kinds}
-        return {**metrics, **({"notes": self._notes} if self._notes else {})}
+        notes = list(self._notes)
+        if any(numbers["AP"] == -1 for numbers in metrics.values()):
+            notes.append("AP is -1: the ground truth has no object that is no crowd.")
+        return {**metrics, **({"notes": notes} if notes else {})}
 
     def _read_annotations(self, annotations, where):
         """The annotations of known images and categories, as AP takes them."""
         category_ids = {c["id"] for c in self.categories}
-        entries, strays, outside, contradictory = [], [], [], []
+        entries, strays, outside, contradictory, odd_areas = [], [], [], [], []
+        boxes, seen, repeated = [], set(), []
         for n, annotation in enumerate(annotations):
             place = f"{where}: annotation {coco_json.shown(annotation.get('id', n))}"
             value = coco_json.field(annotation, "image_id", coco_json.IMAGE_ID, place)
@@ -97,20 +105,49 @@ class InstanceFiles:
                     coco_json.field(annotation, "iscrowd", coco_json.FLAG, place, default=False)
                 ),
             }
+            if entry["area"] < 0:
+                raise UserError(f"{place}: the area {entry['area']} is negative.")
+            mask = annotation.get("segmentation")
             if "bbox" in self._kinds:
                 entry["bbox"] = _truth_box(annotation, place)
-                _note_outside(entry["bbox"], self._images[image_id], place, outside)
-                mask_box = _mask_box(annotation.get("segmentation"), self._images[image_id])
-                if mask_box is not None and not boxes_agree(entry["bbox"], mask_box):
-                    contradictory.append(place)
             if "segm" in self._kinds:
-                mask = annotation.get("segmentation")
-                entry["segmentation"] = _truth_mask(mask, self._images[image_id], place)
+                entry["segmentation"] = mask = _truth_mask(mask, self._images[image_id], place)
+            box = entry.get("bbox") or coco_json.box(annotation.get("bbox"))
+            mask_box = _mask_box(mask, self._images[image_id])
+            if box and mask_box is not None and not boxes_agree(box, mask_box):
+                contradictory.append(place)
+            box = box or mask_box
+            if box is not None:
+                _note_outside(box, self._images[image_id], place, outside)
+                pixels = box[2] * box[3]
+                if entry["area"] > 20 + 1.5 * pixels or (entry["area"] == 0 and pixels > 20):
+                    odd_areas.append(place)
+                boxes.append(box)
+                key = image_id, category_id, entry["iscrowd"], entry["area"], *box
+                if key in seen:
+                    repeated.append(place)
+                seen.add(key)
             entries.append(entry)
         self._note("{} do not count, as the lists lack their image or category", strays)
         self._note("{} have another box (bbox) than their mask", contradictory)
         self._note(_OUTSIDE, outside)
+        self._note(
+            "{} have an area that contradicts their box (bbox); it tells small objects from large",
+            odd_areas,
+        )
+        self._note("{} repeat an object with the same box (bbox) and area", repeated)
+        self._note_fractions(boxes, where)
         return entries
+
+    def _note_fractions(self, boxes, where):
+        """Says where all boxes are within the first pixel."""
+        if boxes and all(
+            min(b) >= 0 and max(b[0] + b[2], b[1] + b[3]) <= _FRACTIONS for b in boxes
+        ):
+            self._notes.append(
+                f"{where}: all boxes (bbox) lie within the first pixel. Are they fractions of the"
+                " image? They must be x, y, width, height in pixels."
+            )
 
     def _note(self, text, places):
         if places:
@@ -131,6 +168,7 @@ class InstanceFiles:
         self._check_categories(entries, name)
         if len(outside) > len(entries) / 5:  # Fewer are a network's, which need not clip boxes.
             self._note(_OUTSIDE, outside)
+        self._note_fractions([entry["bbox"] for entry in entries if "bbox" in entry], name)
         return entries
 
     def _read_result(self, result, where, outside):
@@ -201,12 +239,13 @@ def _note_outside(box, image, where, outside):
     """Adds to `outside` where a box reaches out of its image."""
     x, y, width, height = box
     right, bottom = image.get("width", x + width), image.get("height", y + height)
-    if x + width > right + _OUTSIDE_PX or y + height > bottom + _OUTSIDE_PX:
+    outermost = max(x + width - right, y + height - bottom)
+    if outermost > _OUTSIDE_PX or min(width, height) < 0:
         outside.append(where)
 
 
 def _mask_box(mask, image):
-    """The box x, y, width, height around polygons or compressed RLE; None of any other mask."""
+    """The box x, y, width, height around polygons or RLE; None of any other mask."""
     hw = _size(image, mask)
     if hw is None:
         return None
@@ -217,6 +256,12 @@ def _mask_box(mask, image):
         return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
     if isinstance(mask, dict) and _is_text(mask) and _covers(mask["counts"], hw[0] * hw[1]):
         return mask_utils.toBbox({"size": list(hw), "counts": mask["counts"]})
+    if isinstance(mask, dict) and isinstance(mask.get("counts"), list):
+        try:
+            counts = coco_masks.rle_runs(mask, hw, "").tolist()
+        except UserError:
+            return None
+        return mask_utils.toBbox(mask_utils.frPyObjects({"size": list(hw), "counts": counts}, *hw))
     return None
 
 

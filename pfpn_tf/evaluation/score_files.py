@@ -82,7 +82,7 @@ class PanopticFiles:
         }
         scored = {**gt, "annotations": gt["annotations"][: max_images or None]}
         self._pairs = _pair(scored, pred, gt_json, pred_json)
-        self._notes = _notes_on_files(gt, pred)
+        self._notes = _notes_on_files(gt, pred) + _notes_on_segments(self._pairs, self.categories)
         for gt_annotation, pred_annotation in self._pairs:
             for directory, annotation, what in (
                 (self._gt_dir, gt_annotation, "ground-truth"),
@@ -316,12 +316,44 @@ def _notes_on_files(gt, pred):
         messages.append(
             f"{repeated} predictions are for an image listed before; the last of an image counts."
         )
+    twice = [i for i, n in collections.Counter(c["id"] for c in gt["categories"]).items() if n > 1]
+    if twice:
+        messages.append(f"Category {twice[0]} is listed more than once; the last entry counts.")
     renamed = _renamed_category(gt["categories"], pred.get("categories"))
     if renamed:
         messages.append(
             "Category {} is {!r} in the prediction JSON, {!r} in the ground truth; the ground"
             " truth's counts. Do both use the same ids?".format(*renamed)
         )
+    return messages
+
+
+def _notes_on_segments(pairs, categories):
+    """What `PanopticQuality` passes over in silence, as panopticapi does."""
+    messages = []
+    listed = {c["id"] for c in categories}
+    strays = [
+        f"image {gt['image_id']}, segment {s['id']}, category {s['category_id']}"
+        for gt, _ in pairs
+        for s in gt["segments_info"]
+        if s["category_id"] not in listed
+    ]
+    if strays:
+        messages.append(
+            f"{len(strays)} ground-truth segments do not count, as the JSON does not list their"
+            f" category (the first: {strays[0]})."
+        )
+    for what, annotations in zip(("ground-truth", "predicted"), zip(*pairs)):
+        repeated = []
+        for annotation in annotations:
+            counts = collections.Counter(s["id"] for s in annotation["segments_info"])
+            repeated += [(annotation["image_id"], i) for i, n in counts.items() if n > 1]
+        if repeated:
+            image_id, segment_id = repeated[0]
+            messages.append(
+                f"{len(repeated)} {what} segments are listed more than once; the last entry counts"
+                f" (the first: image {image_id}, segment {segment_id})."
+            )
     return messages
 
 

@@ -51,7 +51,7 @@ def load_run(
             )
     path = os.path.join(run_dir, CONFIG)
     try:
-        with open(path, encoding="utf-8") as f:
+        with open(path, "rb") as f:
             config = config_lib.from_json(f.read())
     except UserError as error:
         raise UserError(f"{path}: {error}") from None

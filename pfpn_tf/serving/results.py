@@ -12,7 +12,6 @@ bytes, `error` to str. No TensorFlow here: clients use this, too.
 import base64
 import collections
 import contextlib
-import glob
 import io
 import itertools
 import json
@@ -43,7 +42,7 @@ from pfpn_tf.data import panoptic_png, predictions
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.utils import visualize
 from pfpn_tf.utils.errors import UserError
-from pfpn_tf.utils.files import atomic_write
+from pfpn_tf.utils.files import atomic_write, matching
 
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif"),
@@ -97,9 +96,7 @@ def find_images(patterns: Sequence[str]) -> List[str]:
         elif os.path.isfile(pattern):
             found = [pattern]
         else:
-            found = [
-                path for path in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(path)
-            ]
+            found = [path for path in matching(pattern) if os.path.isfile(path)]
             if not found:
                 raise UserError(
                     f"--images={pattern}: no such file or folder, and no file matches it as a "

@@ -139,9 +139,23 @@ def _guarded(main, argv):
         if logging.get_verbosity() >= logging.DEBUG or not _explains_itself(error):
             raise
         _fail(_message(error), FAILURE if _may_pass(error) else USER_ERROR)
+    except Exception as error:
+        if logging.get_verbosity() >= logging.DEBUG or not _is_data_loss(error):
+            raise
+        reason = re.sub("^{{.*?}} ", "", str(error)).partition(" [Op")[0].splitlines()[0]
+        _fail(
+            f"A TFRecord or another file that was read is damaged ({reason}). Convert the split"
+            " again, or copy its files again."
+        )
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         sys.exit(INTERRUPTED)
+
+
+def _is_data_loss(error):
+    """Whether TensorFlow, if it is there, found that a checksum does not fit."""
+    tensorflow = sys.modules.get("tensorflow")
+    return tensorflow is not None and isinstance(error, tensorflow.errors.DataLossError)
 
 
 def _refuse_remote_paths():

@@ -1,10 +1,12 @@
 """Local files that are never half-written, and the refusal of paths that are not local."""
 
 import contextlib
+import glob
 import os
 import re
 import tempfile
 import uuid
+from typing import List
 
 from pfpn_tf.utils.errors import UserError
 
@@ -44,6 +46,16 @@ def make_writable(folder, flag: str) -> None:
             f"--{flag}: cannot write in {folder} ({error.strerror}); choose another folder, make"
             " room, or change its permissions."
         ) from None
+
+
+def matching(pattern: str) -> List[str]:
+    """The paths that match a glob, sorted. A folder that exists is taken by its name, which may
+    have brackets in it.
+    """
+    folder, name = os.path.split(pattern)
+    if os.path.isdir(folder):
+        pattern = os.path.join(glob.escape(folder), name)
+    return sorted(glob.glob(pattern, recursive=True))
 
 
 @contextlib.contextmanager

@@ -235,7 +235,8 @@ def to_detectron2_names(
       UserError: a Caffe2 detector, MMDetection's other style, or weights that are not finite.
     """
     tensors = {n: value for n, value in checkpoint.tensors.items() if not _NO_PARAMETER.search(n)}
-    odd = [name for name, value in tensors.items() if not np.isfinite(value).all()]
+    with np.errstate(over="ignore"):  # Variables are float32.
+        odd = [n for n, value in tensors.items() if not np.isfinite(value.astype("f4")).all()]
     if odd:
         raise UserError(
             f"{len(odd)} of {len(tensors)} tensors are not finite (NaN or infinite), first"

@@ -187,6 +187,11 @@ def load(model: tf.keras.Model, tensors: Tensors, backbone_only: bool = False) -
             f" classes); {len(problems)} of {len(found)} tensors:\n  "
             + "\n  ".join(problems[:_SHOWN_PROBLEMS])
             + ("\n  and so on" if len(problems) > _SHOWN_PROBLEMS else "")
+            + (
+                ""
+                if used.keys() - {None}
+                else f"\nIts names are such as {next(iter(tensors), '')}."
+            )
         )
     for p, name in found:
         if name:

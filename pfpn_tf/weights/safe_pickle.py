@@ -29,8 +29,8 @@ class Checkpoint(NamedTuple):
     """What a file holds.
 
     Attributes:
-      tensors: values by name, without what stands before every name: `model.`, `module.`,
-        `_orig_mod.`.
+      tensors: values by name, without what stands before every name, such as `model.`, `module.`
+        or `_orig_mod.`.
       config_text: the training configuration that MMDetection's files carry; otherwise empty.
     """
 
@@ -67,13 +67,25 @@ def read(path: str) -> Checkpoint:
     except UserError as error:
         raise UserError(f"{path} {error}") from None
     except _DAMAGE as error:
+        text = _start_of_text(path)
         raise UserError(
-            f"{path} is damaged or no checkpoint ({type(error).__name__}: {error})."
+            f"{path} is a text and no weights; it begins with {text!r}."
+            if text
+            else f"{path} is damaged or no checkpoint ({type(error).__name__}: {error})."
         ) from None
 
 
-_WEIGHTS_KEYS = ("model", "state_dict", "model_state", "blobs")
-_PREFIXES = ("model.", "module.", "_orig_mod.")
+_WEIGHTS_KEYS = (
+    *("model", "state_dict", "model_state", "model_state_dict", "blobs", "weights", "net"),
+    "checkpoint",
+)
+# What names begin with in Detectron2 and MMDetection; all else that stands before every name is
+# what a network was part of.
+_PARTS = (
+    *("backbone", "bottom_up", "stem", "neck", "proposal_generator", "rpn_head", "roi_heads"),
+    *("roi_head", "sem_seg_head", "semantic_head"),
+)
+_NORMALISATION = ("pixel_mean", "pixel_std")  # which some tools write without what is before others
 _DAMAGE = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,
@@ -104,28 +116,45 @@ def _refuse_text(f):
         )
 
 
+def _start_of_text(path):
+    """The first line of a text file, empty for other files."""
+    try:
+        with open(path, "rb") as f:
+            start = f.read(80)
+        utf_16 = start.startswith((b"\xff\xfe", b"\xfe\xff"))
+        lines = start.decode("utf-16" if utf_16 else "utf-8").strip().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return lines[0] if lines and all(line.isprintable() for line in lines) else ""
+
+
 def _checkpoint(content):
     meta = content.get("meta") if isinstance(content, dict) else None
     texts = [meta.get(key) for key in ("config", "cfg")] if isinstance(meta, dict) else []
-    for key in _WEIGHTS_KEYS:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
+    inner = content
+    while inner is not None:
+        content = inner
+        found = [content.get(key) for key in _WEIGHTS_KEYS] if isinstance(content, dict) else []
+        inner = next((value for value in found if isinstance(value, dict)), None)
     if not isinstance(content, dict):
         kind = content.name if isinstance(content, _Call) else type(content).__name__
         raise UserError(f"holds a {kind}, not a dict of tensors.")
     tensors = {str(k): _resolve(v) for k, v in content.items()}
     tensors = {k: v for k, v in tensors.items() if isinstance(v, np.ndarray)}
     if not tensors:
-        raise UserError("holds no tensors.")
+        keys = ", ".join(map(str, list(content)[:5]))
+        raise UserError(f"holds no tensors{f', but {keys}' if keys else ''}.")
     text = next((text for text in texts if isinstance(text, str)), "")
     return Checkpoint(_without_common_prefix(tensors), text)
 
 
 def _without_common_prefix(tensors):
-    for prefix in _PREFIXES:
-        if all(name.startswith(prefix) for name in tensors):
-            return _without_common_prefix({k[len(prefix) :]: v for k, v in tensors.items()})
-    return tensors
+    names = [name for name in tensors if name not in _NORMALISATION]
+    firsts = {name.partition(".")[0] if "." in name else "" for name in names}
+    if len(names) < 2 or len(firsts) > 1 or firsts & {"", *_PARTS}:
+        return tensors
+    prefix = f"{firsts.pop()}."
+    return _without_common_prefix({k.removeprefix(prefix): v for k, v in tensors.items()})
 
 
 # --------------------------------------------------------------------------------------------------

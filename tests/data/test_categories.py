@@ -112,7 +112,8 @@ def test_bad_files_are_named(tmp_path):
     path = tmp_path / "dataset_info.json"
     with pytest.raises(ValueError, match="create_tfrecords"):
         DatasetInfo.load(path)
-    for text in ("{", "[]", '{"categories": [], "splits": {}}'):
+    good = '{"categories": [{"id": 1, "name": "a", "isthing": 0}], "splits": %s}'
+    for text in ("{", "[]", '{"categories": [], "splits": {}}', good % "[]", good % '{"val": 5}'):
         path.write_text(text)
         with pytest.raises(ValueError, match="dataset_info.json"):
             DatasetInfo.load(path)

@@ -234,7 +234,14 @@ REFUSED = {
     "infinity": (first(segmentation=[[*POLYGON[:-1], 1e999]]), ["annotation 1", "Infinity"]),
     "two points": (first(segmentation=[[1, 2, 3, 4]]), ["annotation 1", "at least three"]),
     "stray point": (first(segmentation=[POLYGON, [9, 9]]), ["annotation 1", "at least three"]),
-    "points are pairs": (first(segmentation=[[[1, 2], [3, 4]]]), ["annotation 1", "three"]),
+    "points are pairs": (
+        first(segmentation=[[[1, 2], [3, 4], [5, 2]]]),
+        ["annotation 1", "in one list", "[3, 4]"],
+    ),
+    "points on a line": (
+        first(segmentation=[[6, 4, 15, 11, 24, 18]]),
+        ["annotation 1", "no pixel, but its bbox is [6"],
+    ),
     "no segmentation": (first(segmentation=[]), ["annotation 1", "polygons or RLE, not []"]),
     "segmentation is null": (first(segmentation=None), ["annotation 1", "not null"]),
     "outside the image": (
@@ -401,7 +408,7 @@ def test_warnings_are_counted_and_shown_once(folder, caplog):
 
 
 def test_objects_without_a_pixel_are_left_out(folder):
-    first(segmentation=[[6.1, 4.1, 6.2, 4.1, 6.2, 4.2]])(folder)
+    first(segmentation=[[6.1, 4.1, 6.2, 4.1, 6.2, 4.2]], bbox=[6.1, 4.1, 0.1, 0.1])(folder)
     record = read_all(folder)[1][0]
     assert len(record.instances) == 1 and record.notes.count(coco_instances.NO_PIXEL) == 1
 

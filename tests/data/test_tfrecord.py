@@ -190,6 +190,10 @@ def test_index_names_what_is_missing(folder, tmp_path):
     shard.write_bytes(whole[:-20])
     with pytest.raises(ValueError, match="train-00001-of-00003.tfrecord.*cut off"):
         tfrecord.read_index(pattern)
+    for damaged in (whole + bytes(100), bytes(16 * 99), whole[:12] + b"\xff" * 9 + whole[21:]):
+        shard.write_bytes(damaged)
+        with pytest.raises(ValueError, match="train-00001-of-00003.tfrecord: the record at .*dam"):
+            tfrecord.read_index(pattern)
     shard.unlink()
     with pytest.raises(ValueError, match="train-00001-of-00003"):
         tfrecord.read_index(pattern)
@@ -197,6 +201,12 @@ def test_index_names_what_is_missing(folder, tmp_path):
         tfrecord.read_index(f"{tmp_path}/nothing-*", "eval_records")
     with pytest.raises(ValueError, match="--train_records is empty"):
         tfrecord.read_index("")
+
+
+def test_folders_may_have_brackets(folder, tmp_path):
+    out = tmp_path / "data[1]"
+    convert.convert(open_dataset(folder), str(out), "train", num_shards=1, num_workers=1)
+    assert len(tfrecord.read_index(f"{out}/train-*.tfrecord")) == 7
 
 
 def test_tool_reads_cityscapes(test_data, tmp_path):

@@ -157,6 +157,7 @@ def test_broken_results_are_named(instances, change, words):
     [
         ({"area": None}, ['has no "area"']),
         ({"area": "many"}, ['"area"', "finite", "many"]),
+        ({"area": -200}, ["area -200 is negative"]),
         ({"iscrowd": "yes"}, ['"iscrowd"', "0 or 1", "yes"]),
         ({"bbox": [1, 2, 3]}, ["[1, 2, 3]", "four numbers"]),
         ({"bbox": [1, 2, -3, 4]}, ["negative"]),
@@ -209,6 +210,58 @@ def test_boxes_that_are_no_boxes_are_told(instances):
     assert "1 entries have another box" in note and "annotation 2 (image 2)" in note
     change_results(instances, lambda r: r[0].update(bbox=[13, 5, 23, 15]))
     assert any("entry 0" in note for note in InstanceFiles(*instances).score()["notes"])
+
+
+def fractions(entry):
+    entry.update(bbox=[v / 60 for v in entry["bbox"]])
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda gt: [a.update(iscrowd="1") for a in gt["annotations"]], "AP is -1"),
+        (lambda gt: gt["annotations"][1].update(area=3200), "1 entries have an area"),
+        (lambda gt: gt["annotations"][1].update(area=0), "1 entries have an area"),
+        (lambda gt: gt["annotations"].append(gt["annotations"][0]), "1 entries repeat an object"),
+        (
+            lambda gt: [(a.pop("segmentation"), fractions(a)) for a in gt["annotations"]],
+            "all boxes (bbox) lie within the first pixel",
+        ),
+    ],
+)
+def test_odd_ground_truth_is_told(instances, change, words):
+    path = pathlib.Path(instances[0])
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    change_results(instances, lambda r: [without(x, "segmentation") for x in r] and None)
+    notes = InstanceFiles(*instances).score()["notes"]
+    assert [words in note for note in notes].count(True) == 1
+
+
+def test_results_in_fractions_are_told(instances):
+    change_results(instances, lambda r: [fractions(x) for x in r] and None)
+    (note,) = InstanceFiles(*instances).score()["notes"]
+    assert "first pixel" in note and "pred.json" in note
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        [[12, 8, 92, 8, 92, 48]],  # of a larger picture
+        [[5, 5, 8, 8, 11, 11]],  # on a line
+        {"size": [20, 30], "counts": [63, 20, 10, 20, 10, 20, 457]},
+    ],
+)
+def test_masks_that_contradict_their_boxes_are_told(instances, mask):
+    """Also where the results have masks alone."""
+    path = pathlib.Path(instances[0])
+    content = json.loads(path.read_text())
+    content["annotations"][1]["segmentation"] = mask
+    path.write_text(json.dumps(content))
+    change_results(instances, lambda r: [without(x, "bbox") for x in r] and None)
+    notes = InstanceFiles(*instances).score()["notes"]
+    assert any("1 entries have another box" in note for note in notes)
 
 
 def test_masks_of_any_shape_add_up(instances):

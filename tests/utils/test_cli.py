@@ -65,6 +65,12 @@ def test_a_wrong_flag_in_a_flagfile_is_named_with_its_line(tmp_path):
             "Error: a.txt: No such file.\n",
         ),
         ("OSError('The server is gone.')", 1, "Error: The server is gone.\n"),
+        (
+            "__import__('tensorflow').errors.DataLossError(None, None, 'corrupted record at 12')",
+            2,
+            "Error: A TFRecord or another file that was read is damaged (corrupted record at 12)."
+            " Convert the split again, or copy its files again.\n",
+        ),
     ],
 )
 def test_what_a_user_can_mend_is_one_line(error, code, message):

@@ -91,9 +91,10 @@ def test_styles_that_do_not_fit_are_refused():
         mmdetection.style_of(safe_pickle.Checkpoint({}, "style='pytorch', to_rgb=False"))
 
 
-def test_weights_that_are_not_finite_are_refused():
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])  # The last one in float32.
+def test_weights_that_are_not_finite_are_refused(value):
     tensors = {name: np.ones(3) for name in ("backbone.fpn_output2.bias", "pixel_mean", "fc.bias")}
-    tensors["backbone.fpn_output2.bias"][1] = np.nan
+    tensors["backbone.fpn_output2.bias"][1] = value
     with pytest.raises(ValueError, match="1 of 1 tensors are not finite .* backbone.fpn_output2"):
         convert.to_detectron2_names(safe_pickle.Checkpoint(tensors, ""), config_lib.Config().model)
 

@@ -244,11 +244,35 @@ def test_what_lies_outside_the_weights_is_not_touched(tmp_path, protocol):
     assert not trace.exists()
 
 
-@pytest.mark.parametrize("prefix", ["model.", "module.", "_orig_mod.", "module.model._orig_mod."])
+@pytest.mark.parametrize(
+    "prefix", ["model.", "module.", "_orig_mod.", "module.model._orig_mod.", "net.", "student."]
+)
 def test_what_stands_before_every_name_is_taken_off(tmp_path, prefix):
     path = tmp_path / "wrapped.pkl"
-    path.write_bytes(pickle.dumps({"state_dict": {f"{prefix}{n}": np.ones(2) for n in "ab"}}))
-    assert set(safe_pickle.read_tensors(str(path))) == {"a", "b"}
+    tensors = {f"{prefix}{n}": np.ones(2) for n in "ab"}
+    for content in (tensors, {**tensors, "pixel_mean": np.ones(3)}):
+        path.write_bytes(pickle.dumps({"state_dict": content}))
+        assert set(safe_pickle.read_tensors(str(path))) - {"pixel_mean"} == {"a", "b"}
+
+
+def test_what_parts_of_the_network_begin_with_stays(tmp_path):
+    path, tensors = tmp_path / "backbone.pkl", {f"backbone.{n}": np.ones(2) for n in "ab"}
+    path.write_bytes(pickle.dumps(tensors))
+    assert set(safe_pickle.read_tensors(str(path))) == set(tensors)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda t: {"model_state_dict": t, "epoch": 3},
+        lambda t: {"state_dict": {"model": t}},
+        lambda t: {"checkpoint": {"weights": t}},
+    ],
+)
+def test_weights_are_found_under_their_keys(tmp_path, wrap):
+    path, tensors = tmp_path / "wrapped.pkl", {"a": np.ones(2), "b": np.zeros(3)}
+    path.write_bytes(pickle.dumps(wrap(tensors)))
+    assert_tensors(safe_pickle.read_tensors(str(path)), tensors)
 
 
 @pytest.mark.parametrize(
@@ -258,6 +282,8 @@ def test_what_stands_before_every_name_is_taken_off(tmp_path, prefix):
         (b"\n<!DOCTYPE html><html><body>Sign in</body></html>", "a web page"),
         (b"\xef\xbb\xbf<?xml version='1.0'?><Error>AccessDenied</Error>", "a web page"),
         (b'{"message": "Not found"}', "a web page or a server's message"),
+        (b"404: Not Found", "a text and no weights; it begins with '404: Not Found'"),
+        ("Zugriff verweigert\r\n".encode("utf-16"), "a text .* 'Zugriff verweigert'"),
     ],
 )
 def test_downloads_that_are_no_weights_are_named(tmp_path, content, message):
