@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from pfpn_tf.data import synthetic
+from pfpn_tf.data import scenes, synthetic
 
 NUM_TRAIN, NUM_VAL = 12, 5
 
@@ -69,7 +69,7 @@ def test_instances_are_the_visible_things(dataset):
 
 
 def test_same_seed_same_scene_other_seed_other_scene():
-    first, again, other = (synthetic.draw_scene((seed, 0, 1), (40, 72)) for seed in (5, 5, 6))
+    first, again, other = (scenes.draw_scene((seed, 0, 1), (40, 72)) for seed in (5, 5, 6))
     np.testing.assert_array_equal(first.image, again.image)
     np.testing.assert_array_equal(first.panoptic_ids, again.panoptic_ids)
     assert first.segments_info == again.segments_info
@@ -103,10 +103,10 @@ def test_splits_share_no_scene(dataset):
 
 def test_scenes_cover_the_cases_that_code_forgets():
     """Every category, crowd, void patch, no things, hidden things, all three orientations."""
-    scenes = [synthetic.draw_scene((0, 0, i), (48, 80)) for i in range(80)]
-    things = {c["id"] for c in synthetic.CATEGORIES if c["isthing"]}
+    scenes = [scenes.draw_scene((0, 0, i), (48, 80)) for i in range(80)]
+    things = {c["id"] for c in scenes.CATEGORIES if c["isthing"]}
     segments = [segment for scene in scenes for segment in scene.segments_info]
-    assert {s["category_id"] for s in segments} == {c["id"] for c in synthetic.CATEGORIES}
+    assert {s["category_id"] for s in segments} == {c["id"] for c in scenes.CATEGORIES}
     assert any(s["iscrowd"] for s in segments)
     assert any(all(s["category_id"] not in things for s in scene.segments_info) for scene in scenes)
     assert all((scene.panoptic_ids == 0).any() for scene in scenes)  # the borders
