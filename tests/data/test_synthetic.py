@@ -103,25 +103,25 @@ def test_splits_share_no_scene(dataset):
 
 def test_scenes_cover_the_cases_that_code_forgets():
     """Every category, crowd, void patch, no things, hidden things, all three orientations."""
-    scenes = [scenes.draw_scene((0, 0, i), (48, 80)) for i in range(80)]
+    drawn = [scenes.draw_scene((0, 0, i), (48, 80)) for i in range(80)]
     things = {c["id"] for c in scenes.CATEGORIES if c["isthing"]}
-    segments = [segment for scene in scenes for segment in scene.segments_info]
+    segments = [segment for scene in drawn for segment in scene.segments_info]
     assert {s["category_id"] for s in segments} == {c["id"] for c in scenes.CATEGORIES}
     assert any(s["iscrowd"] for s in segments)
-    assert any(all(s["category_id"] not in things for s in scene.segments_info) for scene in scenes)
-    assert all((scene.panoptic_ids == 0).any() for scene in scenes)  # the borders
+    assert any(all(s["category_id"] not in things for s in scene.segments_info) for scene in drawn)
+    assert all((scene.panoptic_ids == 0).any() for scene in drawn)  # the borders
     assert any(
         (cv2.erode((scene.panoptic_ids == 0).astype(np.uint8), np.ones((4, 4)))).any()
-        for scene in scenes
+        for scene in drawn
     )
-    orientation = {int(np.sign(np.subtract(*scene.panoptic_ids.shape))) for scene in scenes}
+    orientation = {int(np.sign(np.subtract(*scene.panoptic_ids.shape))) for scene in drawn}
     assert orientation == {-1, 0, 1}
 
 
 def test_colour_and_label_agree():
     """The label of a ball lies on the ball: no channel or axis is swapped between the two."""
     image = np.zeros((40, 64, 3))
-    pixels = synthetic._paint(np.random.default_rng(0), image, "ball", np.array([12.0, 40.0]), 8.0)
+    pixels = scenes._paint(np.random.default_rng(0), image, "ball", np.array([12.0, 40.0]), 8.0)
     lit = image.sum(-1) > 0
     y, x = np.mgrid[:40, :64] + 0.5
     inside = np.hypot(y - 12, x - 40)
