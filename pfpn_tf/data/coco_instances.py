@@ -24,6 +24,7 @@ ELSEWHERE = "instance annotations belong to no image of the panoptic JSON"
 UNLISTED = "images have things in the panoptic map, but the instances JSON does not list them"
 OTHER_SIZE = "images have another size in the instances JSON than in the panoptic one"
 NO_INSTANCE = "images have things in the panoptic map, but no instance"
+REPEATED = "instances repeat another one of their image, with the same class and pixels"
 BESIDE = "instances lie for the most part on other categories of the panoptic map"
 
 
@@ -118,7 +119,7 @@ class CocoInstances:
         """
         where = f"{self._path}: image {image['id']}"
         annotations = self._by_image.get(image["id"], [])
-        instances, notes = [], Notes()
+        instances, notes, seen = [], Notes(), set()
         self._check_listed(image, where, has_things and not annotations, notes)
         for n, annotation in annotations:
             place = f"{where}: annotation {annotation.get('id', n)}"
@@ -130,6 +131,10 @@ class CocoInstances:
                 instance = None
                 notes.add(LEFT_OUT, str(error))
             if instance is not None:
+                key = instance.category_id, instance.iscrowd, hash(instance.mask.tobytes())
+                if key in seen:
+                    notes.add(REPEATED, place)
+                seen.add(key)
                 instances.append(instance)
         return instances, notes
 

@@ -25,6 +25,8 @@ from pfpn_tf.data.record import Instance, Notes, Record, Segment
 from pfpn_tf.utils.errors import UserError
 
 UNLISTED = "panoptic annotations belong to no listed image"
+SAME_PHOTO = "images have the photo of an image before them"
+SAME_MAP = "images have the panoptic PNG of an image before them"
 _CITYSCAPES_SPLITS = ("train", "val", "test")
 
 
@@ -66,7 +68,16 @@ class CocoImages:
         self.images = coco_json.checked_images(images, self.source)
         self.has_string_ids = all(isinstance(image["id"], str) for image in self.images)
         self.notes = Notes()
+        self._note_repeated(self.images, SAME_PHOTO)
         self.allow_mismatch = False
+
+    def _note_repeated(self, entries, what):
+        """Notes each entry whose file another one before it has."""
+        first: Dict[Any, int] = {}
+        for n, entry in enumerate(entries):
+            name = entry.get("file_name")
+            if isinstance(name, str) and first.setdefault(name, n) != n:
+                self.notes.add(what, f"{self.source}: {name}")
 
     def _select(self, image_ids):
         if image_ids:
@@ -157,6 +168,7 @@ class CocoPanoptic(CocoImages):
         self.panoptic_dir = _existing_folder(panoptic_dir, "panoptic PNGs (--panoptic_dir)")
         self.info = categories_lib.DatasetInfo.from_coco_categories(content["categories"], path)
         self._annotations = self._annotations_by_image(content["annotations"])
+        self._note_repeated(self._annotations.values(), SAME_MAP)
         self._instances = None
         if instances_json:
             ids = [image["id"] for image in self.images]

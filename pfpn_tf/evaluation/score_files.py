@@ -163,7 +163,7 @@ class PanopticFiles:
         if image_dir and not os.path.isdir(image_dir):
             raise UserError(f"--image_dir={image_dir}: no such folder.")
         for gt, _ in self._pairs if image_dir else ():
-            self._photo(image_dir, gt["image_id"], check_only=True)
+            self._photo(image_dir, gt["image_id"])
         return DatasetInfo.from_coco_categories(self.categories, source=self._gt_json)
 
     def _picture_parts(self, gt, pred, image_dir):
@@ -177,15 +177,17 @@ class PanopticFiles:
         )
         photo = np.full((*gt_ids.shape, 3), _GREY, np.uint8)
         if image_dir:
-            bgr = self._photo(image_dir, gt["image_id"])
+            bgr = self._photo(image_dir, gt["image_id"], gt_ids.shape)
             photo = cv2.resize(bgr, gt_ids.shape[::-1], interpolation=cv2.INTER_AREA)[..., ::-1]
         # Ground truth of a category that the JSON does not list counts for nothing.
         listed = {c["id"] for c in self.categories}
         known = [s for s in gt["segments_info"] if s["category_id"] in listed]
         return photo, (gt_ids, known), (pred_ids, pred["segments_info"])
 
-    def _photo(self, image_dir, image_id, check_only=False):
-        """The photo of an image, [h, w, 3] uint8 BGR."""
+    def _photo(self, image_dir, image_id, hw=None):
+        """The photo of an image, [h, w, 3] uint8 BGR, upright or, if only that has the size `hw` of
+        the maps, as it is stored. Without a size only looks whether there is one.
+        """
         file_name = self._photos.get(str(image_id))
         path = coco_json.existing_path(image_dir, str(file_name))
         problem, photo = "", None
@@ -193,9 +195,12 @@ class PanopticFiles:
             problem = f"{self._gt_json} does not name its photo"
         elif not os.path.isfile(path):
             problem = f"{path} does not exist"
-        elif not check_only:
-            photo = cv2.imread(path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        elif hw:
+            photo = cv2.imread(path, cv2.IMREAD_COLOR)
             problem = f"{path} cannot be read" if photo is None else ""
+            if photo is not None and photo.shape[:2] == hw[::-1]:
+                stored = cv2.imread(path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+                photo = stored if stored.shape[:2] == hw else photo
         if problem:
             raise UserError(
                 f"Image {image_id}: {problem}; leave --image_dir out to draw maps alone."

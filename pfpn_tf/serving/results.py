@@ -357,7 +357,8 @@ def answer_files(
             return Failure(path, str(result))
         image_bytes, reply = result
         try:
-            writer.write(names[path], os.path.basename(path), lambda: decode(image_bytes), reply)
+            name = _readable(os.path.basename(path))
+            writer.write(names[path], name, lambda: decode(image_bytes), reply)
         except _OF_ONE_FILE as error:
             if writer.is_broken:
                 raise
@@ -382,12 +383,18 @@ def _reason(error, path):
     return f"{file_name}: {text}" if file_name not in (None, path) else text
 
 
+def _readable(name):
+    """A file name as a JSON can hold it: without control characters, and all UTF-8."""
+    text = os.fsencode(name).decode(errors="replace")
+    return "".join("_" if char < " " else char for char in text)
+
+
 def unique_names(paths: Sequence[str]) -> Dict[str, str]:
     """path -> its name without suffix; shortened if too long, numbered if it occurs twice."""
     names, taken = {}, set()
     for path in paths:
         stem = os.path.splitext(os.path.basename(path))[0]
-        stem = os.fsencode(stem)[:_NAME_BYTES].decode(errors="ignore")
+        stem = _readable(stem).encode()[:_NAME_BYTES].decode(errors="ignore")
         name, count = stem, 1
         while name.lower() in taken:
             count += 1

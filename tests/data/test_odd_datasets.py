@@ -400,6 +400,31 @@ def test_a_broken_instance_costs_no_image(folder, damage, skipped):
     assert (counts["instances"], counts["skipped_instances"]) == (3 - skipped, skipped)
 
 
+@pytest.mark.parametrize(
+    "damage, what",
+    [
+        (
+            panoptic(lambda c: c["images"].append({**c["images"][0], "id": 99})),
+            coco_panoptic.SAME_PHOTO,
+        ),
+        (
+            panoptic(lambda c: c["annotations"].append({**c["annotations"][0], "image_id": 99})),
+            coco_panoptic.SAME_MAP,
+        ),
+        (
+            instances(lambda c: c["annotations"].append({**c["annotations"][0], "id": 99})),
+            coco_instances.REPEATED,
+        ),
+    ],
+)
+def test_what_is_there_twice_is_told(folder, damage, what):
+    if what == coco_panoptic.SAME_MAP:
+        panoptic(lambda c: c["images"].append({**c["images"][0], "id": 99}))(folder)
+    damage(folder)
+    dataset = opened(folder, allow_mismatch=True)
+    assert dataset.notes.count(what) + dataset.read(0).notes.count(what) == 1
+
+
 def test_warnings_are_counted_and_shown_once(folder, caplog):
     every("bbox", to_corners)(folder)
     converted(folder)

@@ -6,9 +6,10 @@ import shutil
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from pfpn_tf.data import panoptic_png
-from pfpn_tf.evaluation.score_files import score_panoptic
+from pfpn_tf.evaluation.score_files import PanopticFiles, score_panoptic
 from tests.data import tiny
 
 
@@ -61,6 +62,19 @@ def test_photos_are_optional_but_not_wrong(files):
         score(files, output_dir=str(files / "out"), image_dir=str(files / "pred"))
     with pytest.raises(ValueError, match="--image_dir=nowhere"):
         score(files, output_dir=str(files / "out"), image_dir="nowhere")
+
+
+@pytest.mark.parametrize("hw, turned", [((60, 40), True), ((40, 60), False)])
+def test_photos_are_turned_as_their_maps_are(files, hw, turned):
+    """A photo with an EXIF orientation may be annotated upright or as it is stored."""
+    path, exif = files / "gt/images/0.png", Image.Exif()
+    exif[0x112] = 6
+    stored = Image.open(path)
+    stored.save(path, exif=exif.tobytes())
+    names = ("gt/panoptic.json", "gt/panoptic", "pred/panoptic.json", "pred/panoptic")
+    photo = PanopticFiles(*(str(files / name) for name in names))._photo(str(path.parent), 10, hw)
+    expected = np.array(stored.convert("RGB"))
+    np.testing.assert_array_equal(photo[..., ::-1], np.rot90(expected, -1) if turned else expected)
 
 
 def test_first_images_only(files):

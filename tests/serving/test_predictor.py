@@ -255,6 +255,11 @@ def test_files_are_found_once_and_in_order(photos):
 
 
 def test_same_name_twice_is_numbered():
+    odd = ["a\nb.jpg", os.fsdecode(b"\xe4.jpg"), os.fsdecode(b"\xf6.jpg"), "\u00fc" * 127 + ".png"]
+    for name, expected in zip(
+        results.unique_names(odd).values(), ["a_b", "\ufffd", "\ufffd_2", "\u00fc" * 100]
+    ):
+        assert name == expected
     names = results.unique_names(["a/x.jpg", "b/x.jpg", "b/X.png"])
     assert list(names.values()) == ["x", "x_2", "X_3"]
 
