@@ -4,6 +4,15 @@ from pfpn_tf.config import Config
 from pfpn_tf.data import convert, synthetic
 from pfpn_tf.data.coco_panoptic import CocoPanoptic
 
+NETWORK = {
+    "backbone": "resnet_tiny",
+    "fpn_channels": 8,
+    "box_fc_channels": 16,
+    "mask_channels": 8,
+    "semantic_channels": 32,
+}
+"""The settings of a smaller network still, for tests of its variables."""
+
 
 def make_records(folder):
     """Writes TFRecords of 8 training and 2 validation scenes, and dataset_info.json.

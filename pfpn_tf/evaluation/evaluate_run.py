@@ -251,11 +251,7 @@ def _add_benchmarks(metrics, directory, runs, config, options, image_ids):
 def _build(run, strategy):
     config = run.config.replace(task=run.task)
     with strategy.scope():
-        model = panoptic_fpn.build_model(
-            config.model,
-            run.info.num_thing_classes,
-            run.info.num_semantic_classes(config.model.semantic_targets),
-        )
+        model = panoptic_fpn.build_for_dataset(config.model, run.info)
     return Network(config, model)
 
 

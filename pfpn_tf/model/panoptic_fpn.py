@@ -9,6 +9,7 @@ from typing import Optional, Union
 import tensorflow as tf
 
 from pfpn_tf import config as config_lib
+from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.model import box_head, detections, mask_head, rpn, targets
 from pfpn_tf.model.deeplab_head import DeepLabV3Head
 from pfpn_tf.model.fpn import FPN, branch_pyramids
@@ -224,6 +225,14 @@ def build_semantic_head(config: config_lib.Model, num_classes: int) -> tf.keras.
         config.semantic_convs_per_stage,
         name="semantic_head",
     )
+
+
+def build_for_dataset(
+    config: config_lib.Model, info: DatasetInfo, for_xla: bool = False
+) -> PanopticFPN:
+    """`build_model` with the classes of a dataset."""
+    num_semantic_classes = info.num_semantic_classes(config.semantic_targets)
+    return build_model(config, info.num_thing_classes, num_semantic_classes, for_xla)
 
 
 def build_model(

@@ -84,6 +84,22 @@ def step_of(prefix: str) -> int:
     return int(prefix.rpartition("-")[2])
 
 
+def newest_step(run_dir: str) -> Optional[int]:
+    """The step of a run's newest intact checkpoint, None if there are no checkpoints.
+
+    Raises:
+      UserError: there are, but none is intact.
+    """
+    directory = os.path.join(run_dir, run_directory.CHECKPOINTS)
+    prefix = newest_intact(directory)
+    if prefix is None and saved_prefixes(directory):
+        raise UserError(
+            f"Every checkpoint in {directory} is damaged. Remove that folder to start over, or put"
+            " back a copy of one."
+        )
+    return None if prefix is None else step_of(prefix)
+
+
 class RunCheckpoints:
     """The checkpoints of one training run.
 
@@ -108,20 +124,6 @@ class RunCheckpoints:
         self._writes = writes
         self._good: Optional[str] = None
         self._best_score = _read_score(self._best_directory)
-
-    def newest_step(self) -> Optional[int]:
-        """The step of the newest intact checkpoint, None if there are no checkpoints.
-
-        Raises:
-          UserError: there are, but none is intact.
-        """
-        prefix = newest_intact(self.directory)
-        if prefix is None and saved_prefixes(self.directory):
-            raise UserError(
-                f"Every checkpoint in {self.directory} is damaged. Remove that folder to start"
-                " over, or put back a copy of one."
-            )
-        return None if prefix is None else step_of(prefix)
 
     def restore(self, step: Optional[int]) -> Optional[str]:
         """Restores the checkpoint of a step, as from `newest_step`; returns its prefix.

@@ -4,6 +4,8 @@ config.json recipe.flags dataset_info.json versions.json
 checkpoints/ckpt-STEP.{index,data-*}    the newest few, with everything needed to continue
 checkpoints/best/ckpt-STEP.*            the one with the highest PQ, if evaluated in training
 metrics.jsonl tensorboard/ eval/
+
+Converted weights have config.json, dataset_info.json and ckpt-0 alone.
 """
 
 import json

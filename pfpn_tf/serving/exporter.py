@@ -64,11 +64,7 @@ def build_network(
             f"--precision={precision} is none of {', '.join(PRECISIONS)}, which an export can have."
         )
     with layers_of(PRECISIONS[precision]):
-        return panoptic_fpn.build_model(
-            config.model,
-            info.num_thing_classes,
-            info.num_semantic_classes(config.model.semantic_targets),
-        )
+        return panoptic_fpn.build_for_dataset(config.model, info)
 
 
 def module_of(

@@ -14,6 +14,7 @@ import tensorflow as tf
 from pfpn_tf.data import panoptic_png, predictions
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.serving import exporter, images, results
+from pfpn_tf.utils import overlap
 from pfpn_tf.utils.errors import UserError
 
 
@@ -226,7 +227,7 @@ def predict_video(
                 film.add(results.draw(frame, ids, segments, predictor.info))
 
         frames = enumerate(video.frames())
-        for _ in results.overlapped(frames, lambda item: item[1], predictor.answer_pixels, write):
+        for _ in overlap.overlapped(frames, lambda item: item[1], predictor.answer_pixels, write):
             count += 1
             progress()
     return count

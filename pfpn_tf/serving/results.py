@@ -10,22 +10,16 @@ bytes, `error` to str. No TensorFlow here: clients use this, too.
 """
 
 import base64
-import collections
 import contextlib
 import io
-import itertools
 import json
 import os
 import re
 import stat
-from concurrent import futures
 from typing import (
     Any,
     Callable,
-    Deque,
     Dict,
-    Iterable,
-    Iterator,
     List,
     Mapping,
     NamedTuple,
@@ -40,7 +34,7 @@ from PIL import Image, ImageOps
 
 from pfpn_tf.data import panoptic_png, predictions
 from pfpn_tf.data.categories import DatasetInfo
-from pfpn_tf.utils import visualize
+from pfpn_tf.utils import overlap, visualize
 from pfpn_tf.utils.errors import UserError
 from pfpn_tf.utils.files import atomic_write, matching
 
@@ -52,7 +46,6 @@ SUFFIXES = (
 )
 _BY_PILLOW = ("WEBP", "TIFF", "PPM")
 _DIRECT = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM")  # what the model decodes
-_AHEAD = 4  # items read, and results written, while the network works
 _PICTURE_SIDE = 1000  # overlays of smaller images are enlarged towards this
 _NAME_BYTES = 200  # of a name, so that NAME_overlay.png is within the 255 of file systems
 
@@ -161,48 +154,6 @@ def rest_reply(reply: Mapping[str, Any]) -> Dict[str, Any]:
         else:
             row[name] = np.asarray(value).tolist()
     return {"predictions": [row]}
-
-
-def overlapped(
-    items: Iterable[Any],
-    load: Callable[[Any], Any],
-    work: Callable[[Any], Any],
-    write: Callable[[Any, Any], Any],
-    workers: int = 1,
-) -> Iterator[Any]:
-    """Runs `write(item, work(load(item)))` for each item; steps of different items overlap.
-
-    Args:
-      items: read as they are needed.
-      load, write: run in a thread each, one item after the other, in order.
-      work: runs in `workers` threads.
-
-    Yields:
-      What `write` returns, in the order of the items.
-
-    Raises:
-      What a step raises, in place of its item's result; what has not begun then never does.
-    """
-    loader, writer = futures.ThreadPoolExecutor(1), futures.ThreadPoolExecutor(1)
-    worker = futures.ThreadPoolExecutor(workers)
-    waiting: Deque[futures.Future] = collections.deque()
-
-    def submit(item):
-        loaded = loader.submit(load, item)
-        worked = worker.submit(lambda: work(loaded.result()))
-        waiting.append(writer.submit(lambda: write(item, worked.result())))
-
-    try:
-        items = iter(items)
-        for item in itertools.islice(items, _AHEAD + workers):
-            submit(item)
-        while waiting:
-            yield waiting.popleft().result()
-            for item in itertools.islice(items, 1):
-                submit(item)
-    finally:
-        for pool in (loader, worker, writer):
-            pool.shutdown(wait=True, cancel_futures=True)
 
 
 class Writer:
@@ -366,7 +317,7 @@ def answer_files(
         return None
 
     failures = []
-    for failure in overlapped(paths, load, work, write, workers):
+    for failure in overlap.overlapped(paths, load, work, write, workers):
         failures += [failure] if failure else []
         progress()
     return failures

@@ -1,4 +1,3 @@
 """The former name of `pfpn_tf.weights.detectron2`, for programs that still import it."""
 
 from pfpn_tf.weights.detectron2 import load, parameters, to_detectron2, write  # noqa: F401
-from pfpn_tf.weights.safe_pickle import read_tensors  # noqa: F401

@@ -59,17 +59,17 @@ def _train(config, run_dir, strategy, workers):
     checks.check(config, strategy.num_replicas_in_sync)
     info = pipeline.load_info(config)
     gather = Gatherer(strategy)
-    steps = None
+    newest = None
     if workers.is_chief:
-        newest = checkpoints.newest_intact(os.path.join(run_dir, run_directory.CHECKPOINTS))
-        steps = checkpoints.step_of(newest) if newest else 0
-        is_done = steps > config.train.train_steps
+        newest = checkpoints.newest_step(run_dir)
+        is_done = (newest or 0) > config.train.train_steps
         (run_directory.check if is_done else run_directory.prepare)(run_dir, config, info)
-    steps = gather(steps)[0]
-    if steps > config.train.train_steps:
+    # One worker looks, for all to take the same: what is damaged to one may not be to another.
+    newest = gather(newest)[0]
+    if (newest or 0) > config.train.train_steps:
         logging.info(
             "The run in %s is done with %d steps, more than --train_steps=%d; nothing is changed.",
-            run_dir, steps, config.train.train_steps,
+            run_dir, newest, config.train.train_steps,
         )  # fmt: skip
         return FINISHED
     if not workers.is_chief:
@@ -83,8 +83,7 @@ def _train(config, run_dir, strategy, workers):
     saved = checkpoints.RunCheckpoints(
         run_dir, config.train.keep_checkpoints, writes=workers.is_chief, **trainer.state
     )
-    # One worker looks, for all to take the same: what is damaged to one may not be to another.
-    prefix = saved.restore(gather(saved.newest_step() if workers.is_chief else None)[0])
+    prefix = saved.restore(newest)
     if prefix:
         logging.info("Continuing from %s.", prefix)
     elif config.train.init_weights:

@@ -371,12 +371,7 @@ def build_trainer(
     """A `Trainer` with a freshly initialised model."""
     tf.keras.utils.set_random_seed(config.train.seed)
     with strategy.scope(), keras_policy.layers_of(config.train.precision):
-        model = panoptic_fpn.build_model(
-            config.model,
-            info.num_thing_classes,
-            info.num_semantic_classes(config.model.semantic_targets),
-            config.train.xla,
-        )
+        model = panoptic_fpn.build_for_dataset(config.model, info, config.train.xla)
         optimizer = optimizer_lib.build_optimizer(config.train, model)
     return Trainer(config, model, optimizer, strategy)
 

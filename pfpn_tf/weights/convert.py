@@ -63,7 +63,7 @@ def to_run_dir(
     if source:
         detectron2_config.check_classes(source, info)
     tf.keras.utils.set_random_seed(config.train.seed)
-    model = _build(config, info)
+    model = panoptic_fpn.build_for_dataset(config.model, info)
     if os.path.isdir(weights):
         restore.restore_for_inference(model, weights)
     else:
@@ -162,7 +162,7 @@ def from_run_dir(run_dir: str, weights: str, project: str) -> None:
       UserError: there is no checkpoint, or the other project has no such network.
     """
     config, info = run_directory.load_run(run_dir)
-    model = _build(config, info)
+    model = panoptic_fpn.build_for_dataset(config.model, info)
     restore.restore_for_inference(model, run_dir)
     tensors = detectron2.to_detectron2(model)
     if project == "detectron2":
@@ -177,11 +177,6 @@ def from_run_dir(run_dir: str, weights: str, project: str) -> None:
         tensors = mmdetection.from_detectron2_names(tensors, style)
         mmdetection.write(weights, tensors, style)
     logging.info("Wrote %d tensors of %s to %s.", len(tensors), run_dir, weights)
-
-
-def _build(config, info):
-    num_semantic_classes = info.num_semantic_classes(config.model.semantic_targets)
-    return panoptic_fpn.build_model(config.model, info.num_thing_classes, num_semantic_classes)
 
 
 def _load(model, tensors, backbone_only, weights):

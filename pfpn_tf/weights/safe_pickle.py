@@ -38,11 +38,6 @@ class Checkpoint(NamedTuple):
     config_text: str
 
 
-def read_tensors(path: str) -> Tensors:
-    """`Checkpoint.tensors` of a file; see `read`."""
-    return read(path).tensors
-
-
 def read(path: str) -> Checkpoint:
     """Reads a `.pkl` or PyTorch file. Nothing in the file is executed.
 

@@ -54,7 +54,7 @@ def run_of(tmp_path, model, keep=3):
 
 
 def resume(saved):
-    return saved.restore(saved.newest_step())
+    return saved.restore(checkpoints.newest_step(os.path.dirname(saved.directory)))
 
 
 def save_steps(tmp_path, steps, keep=3):

@@ -13,26 +13,20 @@ from pfpn_tf.data import categories
 from pfpn_tf.model import panoptic_fpn, resnet
 from pfpn_tf.runs import restore, run_directory
 from pfpn_tf.weights import convert, detectron2, imagenet, safe_pickle
+from tests import tiny
 
-TINY = {
-    "backbone": "resnet_tiny",
-    "fpn_channels": 8,
-    "box_fc_channels": 16,
-    "mask_channels": 8,
-    "semantic_channels": 32,
-}
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
 def tiny_model(num_things=3, **settings):
-    config = config_lib.Config().replace(**{**TINY, **settings})
+    config = config_lib.Config().replace(**{**tiny.NETWORK, **settings})
     return panoptic_fpn.build_model(config.model, num_things, 5)
 
 
 def renamed_tensors(tensors, **settings):
     checkpoint = safe_pickle.Checkpoint(tensors, config_text="")
     return convert.to_detectron2_names(
-        checkpoint, config_lib.Config().replace(**TINY, **settings).model
+        checkpoint, config_lib.Config().replace(**tiny.NETWORK, **settings).model
     )
 
 
@@ -78,7 +72,7 @@ def test_round_trip_is_exact(settings, tmp_path):
     detectron2.load(model, tensors)
     path = str(tmp_path / "weights.pkl")
     detectron2.write(path, detectron2.to_detectron2(model))
-    back = safe_pickle.read_tensors(path)
+    back = safe_pickle.read(path).tensors
     assert back.keys() == tensors.keys()
     for name, value in tensors.items():
         np.testing.assert_array_equal(back[name], value, err_msg=name)
@@ -253,7 +247,7 @@ def dataset_info(tmp_path):
 
 
 def test_to_run_dir_and_back(tmp_path, dataset_info):
-    config = config_lib.Config().replace(**TINY, dataset_info=dataset_info)
+    config = config_lib.Config().replace(**tiny.NETWORK, dataset_info=dataset_info)
     tensors = random_tensors(tiny_model())  # 3 things, 4 stuff classes and "other"
     given, run_dir, back = (str(tmp_path / name) for name in ("given.pkl", "run", "back.pkl"))
     detectron2.write(given, tensors)
@@ -265,11 +259,11 @@ def test_to_run_dir_and_back(tmp_path, dataset_info):
     again = str(tmp_path / "again")
     convert.to_run_dir(run_dir, convert.known_config(run_dir), again)
     convert.from_run_dir(again, back, "detectron2")
-    assert_tensors(safe_pickle.read_tensors(back), tensors)
+    assert_tensors(safe_pickle.read(back).tensors, tensors)
 
 
 def test_backbone_to_run_dir(tmp_path, dataset_info):
-    config = config_lib.Config().replace(**TINY, dataset_info=dataset_info)
+    config = config_lib.Config().replace(**tiny.NETWORK, dataset_info=dataset_info)
     tensors = backbone_tensors(tiny_model())
     path = str(tmp_path / "backbone.pkl")
     detectron2.write(path, tensors)
@@ -282,7 +276,7 @@ def test_backbone_to_run_dir(tmp_path, dataset_info):
 
 
 def test_imagenet_names_the_backbones_it_knows(tmp_path, dataset_info):
-    config = config_lib.Config().replace(**TINY, dataset_info=dataset_info)
+    config = config_lib.Config().replace(**tiny.NETWORK, dataset_info=dataset_info)
     with pytest.raises(ValueError, match="one of resnet50, resnet101, resnet152"):
         convert.to_run_dir("imagenet", config, str(tmp_path / "run"))
 
@@ -297,7 +291,8 @@ def test_tool(tmp_path, dataset_info):
         f"--run_dir={tmp_path}/run",
     ]
     settings = [
-        f"--{name}={value}" for name, value in {**TINY, "dataset_info": dataset_info}.items()
+        f"--{name}={value}"
+        for name, value in {**tiny.NETWORK, "dataset_info": dataset_info}.items()
     ]
     for arguments in (
         [f"--weights={given}", *settings],
@@ -305,8 +300,8 @@ def test_tool(tmp_path, dataset_info):
     ):
         subprocess.run([*tool, *arguments], check=True)
     assert_tensors(
-        safe_pickle.read_tensors(f"{tmp_path}/back.pkl"),
-        safe_pickle.read_tensors(given),
+        safe_pickle.read(f"{tmp_path}/back.pkl").tensors,
+        safe_pickle.read(given).tensors,
     )
 
 

@@ -12,14 +12,8 @@ from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.runs import checkpoints, restore
 from pfpn_tf.training import optimizer
 from pfpn_tf.weights import detectron2, initialise, safe_pickle, zoo
+from tests import tiny
 
-TINY = {
-    "backbone": "resnet_tiny",
-    "fpn_channels": 8,
-    "box_fc_channels": 16,
-    "mask_channels": 8,
-    "semantic_channels": 32,
-}
 HERE = DatasetInfo.from_coco_categories(
     [
         {"id": 1, "name": "Traffic  Light", "isthing": 1},
@@ -40,7 +34,7 @@ THERE = DatasetInfo.from_coco_categories(
 
 
 def settings(**changes):
-    return config_lib.Config().replace(**{**TINY, **changes})
+    return config_lib.Config().replace(**{**tiny.NETWORK, **changes})
 
 
 @functools.lru_cache
@@ -247,7 +241,7 @@ def test_a_deeper_backbone_is_not_cut_off(tmp_path, prefix):
 def test_heads_of_another_build_start_at_random(coco_file):
     """Deltas for all classes together, a mask predictor and a first layer of other ranks."""
     path, _ = coco_file
-    tensors = safe_pickle.read_tensors(path)
+    tensors = safe_pickle.read(path).tensors
     tensors["roi_heads.box_predictor.bbox_pred.bias"] = np.zeros(4)
     tensors["roi_heads.mask_head.predictor.weight"] = np.zeros([80, 8])
     tensors["roi_heads.box_head.fc1.weight"] = np.zeros([16, 100])

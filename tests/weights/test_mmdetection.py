@@ -10,7 +10,8 @@ from pfpn_tf.data import categories
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.runs import checkpoints
 from pfpn_tf.weights import convert, detectron2, mmdetection, safe_pickle
-from tests.weights.test_detectron2 import TINY, assert_tensors, random_tensors, tiny_model
+from tests import tiny
+from tests.weights.test_detectron2 import assert_tensors, random_tensors, tiny_model
 
 
 @pytest.mark.parametrize(
@@ -38,7 +39,7 @@ def test_names_of_resnet101_come_back(test_data):
 @pytest.mark.parametrize("style", ["pytorch", "caffe"])
 def test_round_trip_through_a_file_is_exact(style, tmp_path):
     stride_in_1x1 = style == "caffe"
-    config = config_lib.Config().replace(**TINY, stride_in_1x1=stride_in_1x1)
+    config = config_lib.Config().replace(**tiny.NETWORK, stride_in_1x1=stride_in_1x1)
     model = tiny_model(stride_in_1x1=stride_in_1x1)
     tensors = random_tensors(model)
     theirs = mmdetection.from_detectron2_names(tensors, style)
@@ -53,7 +54,7 @@ def test_round_trip_through_a_file_is_exact(style, tmp_path):
     info = categories.DatasetInfo.from_coco_categories(things)
     checkpoints.save_weights(model, config, info, run_dir)
     convert.from_run_dir(run_dir, back, "mmdetection")
-    assert_tensors(safe_pickle.read_tensors(back), theirs)
+    assert_tensors(safe_pickle.read(back).tensors, theirs)
 
 
 def test_layouts():

@@ -33,7 +33,7 @@ def test_code_in_a_pickle_is_refused_by_name_and_not_run(tmp_path, protocol):
     path = tmp_path / "evil.pkl"
     path.write_bytes(pickle.dumps({"model": {"a": np.zeros(2), "b": Evil(trace)}}, protocol))
     with pytest.raises(ValueError, match=r"holds posix\.system"):
-        safe_pickle.read_tensors(str(path))
+        safe_pickle.read(str(path)).tensors
     assert not trace.exists()
 
 
@@ -51,7 +51,7 @@ def test_what_is_no_data_is_refused(tmp_path, value, named):
     path = tmp_path / "odd.pkl"
     path.write_bytes(pickle.dumps({"a": value}, 4))
     with pytest.raises(ValueError, match=named):
-        safe_pickle.read_tensors(str(path))
+        safe_pickle.read(str(path)).tensors
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
@@ -71,7 +71,7 @@ def test_arrays_numbers_strings_containers(tmp_path, protocol):
     }
     path = tmp_path / "good.pkl"
     path.write_bytes(pickle.dumps(content, protocol))
-    tensors = safe_pickle.read_tensors(str(path))
+    tensors = safe_pickle.read(str(path)).tensors
     assert list(tensors) == ["f4", "fortran", "big", "half", "empty"]
     for name, value in tensors.items():
         np.testing.assert_array_equal(value, content["model"][name])
@@ -84,7 +84,7 @@ def test_no_checkpoint(tmp_path, content):
     path = tmp_path / "bad.pkl"
     path.write_bytes(content)
     with pytest.raises(ValueError, match="bad.pkl"):
-        safe_pickle.read_tensors(str(path))
+        safe_pickle.read(str(path)).tensors
 
 
 def test_a_damaged_number_takes_no_memory(tmp_path):
@@ -93,7 +93,7 @@ def test_a_damaged_number_takes_no_memory(tmp_path):
     path.write_bytes(b"\x80\x02}r" + struct.pack("<I", 2**24) + b".")
     tracemalloc.start()
     with pytest.raises(ValueError, match="holds no tensors"):
-        safe_pickle.read_tensors(str(path))
+        safe_pickle.read(str(path)).tensors
     assert tracemalloc.get_traced_memory()[1] < 2**24
     tracemalloc.stop()
 
@@ -102,7 +102,7 @@ def test_truncated_checkpoint(tmp_path):
     path = tmp_path / "cut.pkl"
     path.write_bytes(pickle.dumps({"a": np.zeros(1000)})[:500])
     with pytest.raises(ValueError, match="damaged"):
-        safe_pickle.read_tensors(str(path))
+        safe_pickle.read(str(path)).tensors
 
 
 class _TorchPickler(pickle.Pickler):
@@ -184,7 +184,7 @@ def test_pytorch_zip_file(tmp_path, torch_content):
     content, expected = torch_content
     path = str(tmp_path / "model.pth")
     _write_torch_zip(path, content)
-    assert_tensors(safe_pickle.read_tensors(path), expected)
+    assert_tensors(safe_pickle.read(path).tensors, expected)
 
 
 def test_pytorch_file_of_before_1_6(tmp_path, torch_content):
@@ -198,7 +198,7 @@ def test_pytorch_file_of_before_1_6(tmp_path, torch_content):
         pickle.dump([str(key) for key, _ in pickler.storages.values()], f, 2)
         for _, storage in pickler.storages.values():
             f.write(struct.pack("<q", storage.data.size) + storage.data.tobytes())
-    assert_tensors(safe_pickle.read_tensors(path), expected)
+    assert_tensors(safe_pickle.read(path).tensors, expected)
 
 
 def test_pytorch_view_outside_its_storage(tmp_path, torch_content):
@@ -214,7 +214,7 @@ def test_pytorch_view_outside_its_storage(tmp_path, torch_content):
     path = str(tmp_path / "model.pth")
     _write_torch_zip(path, content)
     with pytest.raises(ValueError, match="outside its storage"):
-        safe_pickle.read_tensors(path)
+        safe_pickle.read(path).tensors
 
 
 # --------------------------------------------------------------------------------------------------
@@ -240,7 +240,7 @@ def test_what_lies_outside_the_weights_is_not_touched(tmp_path, protocol):
     logs = {"hub": Evil(trace), "calls": [getattr, collections.deque([1]), {Evil(trace): 2}]}
     content = {"message_hub": logs, "model": {"a": np.ones(2)}, "odd": np.array([{}, None])}
     path.write_bytes(pickle.dumps(content, protocol))
-    assert_tensors(safe_pickle.read_tensors(str(path)), {"a": np.ones(2)})
+    assert_tensors(safe_pickle.read(str(path)).tensors, {"a": np.ones(2)})
     assert not trace.exists()
 
 
@@ -252,13 +252,13 @@ def test_what_stands_before_every_name_is_taken_off(tmp_path, prefix):
     tensors = {f"{prefix}{n}": np.ones(2) for n in "ab"}
     for content in (tensors, {**tensors, "pixel_mean": np.ones(3)}):
         path.write_bytes(pickle.dumps({"state_dict": content}))
-        assert set(safe_pickle.read_tensors(str(path))) - {"pixel_mean"} == {"a", "b"}
+        assert set(safe_pickle.read(str(path)).tensors) - {"pixel_mean"} == {"a", "b"}
 
 
 def test_what_parts_of_the_network_begin_with_stays(tmp_path):
     path, tensors = tmp_path / "backbone.pkl", {f"backbone.{n}": np.ones(2) for n in "ab"}
     path.write_bytes(pickle.dumps(tensors))
-    assert set(safe_pickle.read_tensors(str(path))) == set(tensors)
+    assert set(safe_pickle.read(str(path)).tensors) == set(tensors)
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_what_parts_of_the_network_begin_with_stays(tmp_path):
 def test_weights_are_found_under_their_keys(tmp_path, wrap):
     path, tensors = tmp_path / "wrapped.pkl", {"a": np.ones(2), "b": np.zeros(3)}
     path.write_bytes(pickle.dumps(wrap(tensors)))
-    assert_tensors(safe_pickle.read_tensors(str(path)), tensors)
+    assert_tensors(safe_pickle.read(str(path)).tensors, tensors)
 
 
 @pytest.mark.parametrize(
@@ -290,4 +290,4 @@ def test_downloads_that_are_no_weights_are_named(tmp_path, content, message):
     path = tmp_path / "model.pth"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"model.pth is {message}"):
-        safe_pickle.read_tensors(str(path))
+        safe_pickle.read(str(path)).tensors

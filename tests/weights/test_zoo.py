@@ -7,7 +7,8 @@ import pytest
 from pfpn_tf.data import categories
 from pfpn_tf.runs import run_directory
 from pfpn_tf.weights import convert, detectron2, download, initialise, zoo
-from tests.weights.test_finetune import HERE, TINY, model_of, settings
+from tests import tiny
+from tests.weights.test_finetune import HERE, model_of, settings
 
 R50 = "detectron2://COCO-PanopticSegmentation/panoptic_fpn_R_50_3x"
 R101 = "mmdet://panoptic_fpn_r101_fpn_mstrain_3x_coco"
@@ -77,7 +78,7 @@ def tiny_zoo(tmp_path, monkeypatch):
     detectron2.write(str(given), detectron2.to_detectron2(model))
     digits = hashlib.md5(given.read_bytes()).hexdigest()[:6]
     HERE.save(tmp_path / categories.FILE_NAME)
-    flags = [f"--{name}={value}" for name, value in TINY.items()]
+    flags = [f"--{name}={value}" for name, value in tiny.NETWORK.items()]
     flags += ["--nostride_in_1x1", f"--dataset_info={tmp_path / categories.FILE_NAME}"]
     project = zoo.DETECTRON2._replace(address="http://127.0.0.1:9/")
     published = zoo.Model(project, "tiny", f"tiny/model_final_{digits}.pkl", tuple(flags), 1)
