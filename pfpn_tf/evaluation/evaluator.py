@@ -144,15 +144,16 @@ class Evaluator:
         gallery = self._gallery
         if gallery is None:
             return {}
-        return {"confusion": self._confusion_picture(), **gallery.pictures()}
+        names = [category.name for category in self._info.categories]
+        return {
+            "confusion": confusion.draw(self.found.confusion, names),
+            **gallery.pictures(),
+        }
 
     @property
     def _gallery(self):
         """That of the last evaluation; None without panoptic maps or ground truth."""
         return self.found.gallery if self.found.num_scored else None
-
-    def _confusion_picture(self):
-        return confusion.draw(self.found.confusion, html_report.confusion_names(self._info))
 
     def _evaluate_share(self, num_images, predictions_dir):
         """This worker's `EvaluationMetrics`; of several workers, one that fails returns the message

@@ -8,7 +8,7 @@ mailed.
 import base64
 import html
 import os
-from typing import Any, Dict, List
+from typing import Any, Dict
 
 import cv2
 import numpy as np
@@ -34,11 +34,6 @@ tr:nth-child(even) { background: #f7f7f7 }
 """
 
 
-def confusion_names(info: DatasetInfo) -> List[str]:
-    """Of the rows of the confusion matrix of panoptic maps."""
-    return [category.name for category in info.categories]
-
-
 def write(
     output_dir: str,
     metrics: Dict[str, Any],
@@ -55,9 +50,9 @@ def write(
       gallery: the pictures.
       confusion: [C, C + 1] pixels of the panoptic maps over the dataset's categories, void last.
     """
-    picture = cv2.imencode(".png", confusion_lib.draw(confusion, confusion_names(info))[..., ::-1])[
-        1
-    ].tobytes()
+    names = [category.name for category in info.categories]
+    drawn = confusion_lib.draw(confusion, names)
+    picture = cv2.imencode(".png", drawn[..., ::-1])[1].tobytes()
     with atomic_write(os.path.join(output_dir, output_folder.CONFUSION), "wb") as f:
         f.write(picture)
     parts = [
@@ -70,7 +65,7 @@ def write(
         "<h2 id='classes'>Classes</h2>",
         _class_table(metrics, info),
         "<h2 id='confusion'>Confusion of the panoptic maps</h2>",
-        _mistakes_table(confusion, info),
+        _mistakes_table(confusion, names),
         "<p>Blue: share of a class's pixels that is right; red: what the others were predicted as."
         " Colours follow the square root of the share. Classes that do not occur are grey.</p>",
         f"<div class='scroll'>{_image(picture, 'png', 'Confusion matrix')}</div>",
@@ -96,36 +91,26 @@ def _class_table(metrics, info):
     for row in report.class_rows(metrics, info.coco_categories()):
         swatch = f"<span class='swatch' style='background:rgb{colors[row.category_id]}'></span>"
         kind = "thing" if row.is_thing else "stuff"
-        rows.append("<tr>" + _cells([swatch + html.escape(row.name), kind, *row.values]) + "</tr>")
-    head = "".join(f"<th>{h}</th>" for h in header)
-    return f"<div class='scroll'><table><tr>{head}</tr>{''.join(rows)}</table></div>"
+        rows.append([swatch + html.escape(row.name), kind, *row.values])
+    return f"<div class='scroll'>{_table(header, rows)}</div>"
 
 
-def _mistakes_table(confusion, info):
-    mistakes = confusion_lib.largest_mistakes(confusion, confusion_names(info))
+def _mistakes_table(confusion, names):
+    mistakes = confusion_lib.largest_mistakes(confusion, names)
     if not mistakes:
         return "<p>No pixel is wrong.</p>"
+    header = ["Ground truth", "Predicted as", "Pixels", "% of the class"]
     rows = [
-        "<tr>"
-        + _cells(
-            [
-                html.escape(m.truth),
-                html.escape(m.prediction),
-                f"{m.pixels:,}",
-                f"{100 * m.share:.1f}",
-            ]
-        )
+        [html.escape(m.truth), html.escape(m.prediction), f"{m.pixels:,}", f"{100 * m.share:.1f}"]
         for m in mistakes
     ]
-    head = (
-        "<tr><th>Ground truth</th><th>Predicted as</th><th>Pixels</th><th>% of the class</th></tr>"
-    )
-    table = f"<table class='mistakes'>{head}{''.join(rows)}</table>"
-    return f"<p>The mistakes that cost the most pixels:</p>{table}"
+    return f"<p>The mistakes that cost the most pixels:</p>{_table(header, rows, 'mistakes')}"
 
 
-def _cells(values):
-    return "".join(f"<td>{value}</td>" for value in values)
+def _table(header, rows, kind=""):
+    lines = ["".join(f"<th>{name}</th>" for name in header)]
+    lines += ["".join(f"<td>{value}</td>" for value in row) for row in rows]
+    return f"<table class='{kind}'>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 
 def _image(data, kind, text):
