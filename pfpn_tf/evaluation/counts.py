@@ -197,7 +197,7 @@ class EvaluationMetrics:
             instances.boxes,
             instances.scores,
             self._info.thing_category_ids[instances.class_ids],
-            instances.masks,
+            instances.masks(),
         )
         if writer:
             writer.add_instances(results)

@@ -77,8 +77,7 @@ def _hat_weights(pixels, start, end, size):
 def place_instances(
     detections: structures.Detections, image_hw: tf.Tensor, original_hw: tf.Tensor
 ) -> structures.Detections:
-    """The instances of one image in original pixels, those whose box became empty dropped, in
-    graph; see `instances_at_original_size` for the same off the graph.
+    """Moves the instances of one image to original pixels and drops those whose box became empty.
 
     Args:
       detections: of one image, without the batch axis.
@@ -106,74 +105,60 @@ class OriginalInstances(NamedTuple):
       boxes: [N, 4] float32 yxyx.
       scores: [N] float32, falling.
       class_ids: [N] int32.
-      masks: `MaskSequence` of N masks [h, w] uint8.
+      mask_logits: [N, P, P].
+      hw: (h, w).
     """
 
     boxes: np.ndarray
     scores: np.ndarray
     class_ids: np.ndarray
-    masks: "MaskSequence"
+    mask_logits: np.ndarray
+    hw: Tuple[int, int]
+
+    def masks(self) -> Iterator[np.ndarray]:
+        """Makes the N masks one at a time, so that a hundred need the memory of one.
+
+        Each is [h, w] uint8 in column-major order, which `pycocotools.mask.encode` takes as it is.
+        """
+        return (_paste(*instance, self.hw) for instance in zip(self.mask_logits, self.boxes))
 
 
-class MaskSequence:
-    """Full masks made one at a time when indexed, so that a hundred need the memory of one.
+def _paste(mask_logits, box, hw):
+    """`paste_window` in numpy and float64 throughout, on the whole image."""
+    y0, x0, y1, x1 = box.astype(np.float64)
+    probs = 1.0 / (1.0 + np.exp(-np.clip(mask_logits.astype(np.float64), -700, 700)))
+    size = len(probs)
+    top, left = int(np.floor(y0)), int(np.floor(x0))
+    bottom, right = int(np.ceil(y1)), int(np.ceil(x1))
 
-    Masks are [h, w] uint8 in column-major order, which `pycocotools.mask.encode` takes as it is.
-    """
+    def weights(start, stop, low, high):
+        position = (np.arange(start, stop) + 0.5 - low) / (high - low) * size - 0.5
+        return np.maximum(1.0 - np.abs(position[:, None] - np.arange(size)), 0.0)
 
-    def __init__(self, mask_logits: np.ndarray, boxes: np.ndarray, hw: Tuple[int, int]):
-        self._logits = mask_logits
-        self._boxes = boxes.astype(np.float64)
-        self._hw = tuple(int(side) for side in hw)
-
-    def __len__(self):
-        return len(self._boxes)
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return (self[i] for i in range(len(self)))
-
-    def __getitem__(self, i) -> np.ndarray:
-        logits, (y0, x0, y1, x1) = self._logits[i], self._boxes[i]
-        probs = 1.0 / (1.0 + np.exp(-np.clip(logits.astype(np.float64), -700, 700)))
-        size = len(probs)
-        top, left = int(np.floor(y0)), int(np.floor(x0))
-        bottom, right = int(np.ceil(y1)), int(np.ceil(x1))
-
-        def weights(start, stop, low, high):
-            position = (np.arange(start, stop) + 0.5 - low) / (high - low) * size - 0.5
-            return np.maximum(1.0 - np.abs(position[:, None] - np.arange(size)), 0.0)
-
-        mask = np.zeros(self._hw, np.uint8, order="F")
-        pasted = weights(top, bottom, y0, y1) @ probs @ weights(left, right, x0, x1).T
-        mask[top:bottom, left:right] = pasted >= MASK_THRESHOLD
-        return mask
+    mask = np.zeros(hw, np.uint8, order="F")
+    pasted = weights(top, bottom, y0, y1) @ probs @ weights(left, right, x0, x1).T
+    mask[top:bottom, left:right] = pasted >= MASK_THRESHOLD
+    return mask
 
 
 def instances_at_original_size(
     detections: structures.Detections, image_hw, original_hw
 ) -> OriginalInstances:
-    """Instances of one image for AP, result files and drawing; runs eagerly, off the graph.
+    """`place_instances` outside the graph, for AP, result files and drawing.
 
     Args:
       detections: of one image, without the batch axis: tensors or arrays.
       image_hw: [2] content size in the network input.
       original_hw: [2].
-
-    Returns:
-      `OriginalInstances`, by falling score; boxes that are empty after clipping are dropped.
     """
-    num = int(detections.num_detections)
     with tf.device("CPU:0"):
-        boxes = scale_boxes(
-            tf.constant(np.asarray(detections.boxes)[:num], tf.float32),
-            tf.constant(np.asarray(image_hw)),
-            tf.constant(np.asarray(original_hw)),
-        ).numpy()
-    keep = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    boxes = boxes[keep]
-    return OriginalInstances(
-        boxes=boxes,
-        scores=np.asarray(detections.scores)[:num][keep].astype(np.float32),
-        class_ids=np.asarray(detections.class_ids)[:num][keep],
-        masks=MaskSequence(np.asarray(detections.mask_logits)[:num][keep], boxes, original_hw),
-    )
+        placed = place_instances(
+            structures.Detections(*map(tf.constant, detections)),
+            tf.constant(image_hw),
+            tf.constant(original_hw),
+        )
+    num = int(placed.num_detections)
+    arrays = (placed.boxes, placed.scores, placed.class_ids, placed.mask_logits)
+    boxes, scores, class_ids, mask_logits = (array.numpy()[:num] for array in arrays)
+    hw = int(original_hw[0]), int(original_hw[1])
+    return OriginalInstances(boxes, scores, class_ids, mask_logits, hw)

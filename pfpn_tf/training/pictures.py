@@ -70,5 +70,5 @@ class Pictures:
                 for c, s in zip(class_ids, found.scores[sure])
             ],
             [tuple(int(v) for v in self._info.thing_colors[c]) for c in class_ids],
-            [mask for mask, is_sure in zip(found.masks, sure) if is_sure],
+            [mask for mask, is_sure in zip(found.masks(), sure) if is_sure],
         )

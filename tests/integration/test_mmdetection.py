@@ -175,7 +175,7 @@ def test_mask_rcnn_in_both_styles(test_data, name, stem_divisor, scores):
     )
     wrong = [
         np.count_nonzero(ours != coco_mask.decode(masks[i]))
-        for ours, i in zip(found.masks, nearest)
+        for ours, i in zip(found.masks(), nearest)
     ]
     print("mask pixels:", max(wrong))
     assert max(wrong) <= MASK_PIXELS

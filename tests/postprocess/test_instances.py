@@ -48,7 +48,8 @@ def check_both(detections, image_hw, original_hw):
     np.testing.assert_array_equal(lazy.boxes, boxes)
     np.testing.assert_array_equal(lazy.scores, detections.scores[keep])
     np.testing.assert_array_equal(lazy.class_ids, detections.class_ids[keep])
-    assert len(lazy.masks) == len(keep)
+    lazy_masks = list(lazy.masks())
+    assert len(lazy_masks) == len(keep)
     placed, dense = paste_placed(
         tf.nest.map_structure(tf.constant, detections),
         tf.constant(image_hw),
@@ -59,7 +60,7 @@ def check_both(detections, image_hw, original_hw):
     np.testing.assert_array_equal(placed.class_ids[len(keep) :], -1)
     assert not np.any(dense[len(keep) :])
     for i, mask in enumerate(masks):
-        np.testing.assert_array_equal(lazy.masks[i], mask)
+        np.testing.assert_array_equal(lazy_masks[i], mask)
         np.testing.assert_array_equal(dense[i], mask)
 
 
@@ -89,8 +90,9 @@ def test_no_detections():
 
 def test_lazy_masks_suit_pycocotools():
     detections = make_detections(np.random.default_rng(4), (40, 60))
-    masks = instances.instances_at_original_size(detections, (40, 60), (80, 120)).masks
-    assert coco_mask.area(coco_mask.encode(masks[0])) == masks[0].sum() > 0
+    found = instances.instances_at_original_size(detections, (40, 60), (80, 120))
+    mask = next(found.masks())
+    assert coco_mask.area(coco_mask.encode(mask)) == mask.sum() > 0
 
 
 def test_masks_of_detectron2(test_data):
@@ -111,5 +113,6 @@ def test_masks_of_detectron2(test_data):
         :, : original_hw[0] * original_hw[1]
     ]
     # The file's mask logits are float16, a step of up to 0.004 around the cut.
-    wrong = [np.count_nonzero(ours.masks[i].ravel() != theirs[i]) for i in range(num)]
+    wrong = [np.count_nonzero(a.ravel() != b) for a, b in zip(ours.masks(), theirs)]
+    assert len(wrong) == num
     assert sum(wrong) <= 2e-4 * theirs.sum()
