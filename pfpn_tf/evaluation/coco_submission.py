@@ -16,7 +16,6 @@ from pfpn_tf.utils.errors import UserError
 from pfpn_tf.utils.files import atomic_write
 
 SPLITS = ("test-dev", "test-challenge")
-_YEAR = "2017"
 
 
 def write(predictions_dir: str, split: str, algorithm: str) -> List[str]:
@@ -35,24 +34,19 @@ def write(predictions_dir: str, split: str, algorithm: str) -> List[str]:
       UserError: there are no predictions, or a PNG is missing.
     """
     algorithm = re.sub(r"[^\w-]", "", algorithm, flags=re.ASCII) or "pfpn"
-    written = []
-    panoptic_json = os.path.join(predictions_dir, "panoptic.json")
-    if os.path.exists(panoptic_json):
-        written.append(
-            _pack(predictions_dir, f"panoptic_{split}{_YEAR}_{algorithm}_results", panoptic_json)
-        )
-    instances_json = os.path.join(predictions_dir, "instances.json")
-    if os.path.exists(instances_json):
-        written.append(
-            _pack(predictions_dir, f"detections_{split}{_YEAR}_{algorithm}_results", instances_json)
-        )
+    kinds = {"panoptic.json": "panoptic", "instances.json": "detections"}
+    written = [
+        _pack(predictions_dir, f"{task}_{split}2017_{algorithm}_results", file_name)
+        for file_name, task in kinds.items()
+        if os.path.exists(os.path.join(predictions_dir, file_name))
+    ]
     if not written:
         raise UserError(f"{predictions_dir}: holds no panoptic.json or instances.json to submit.")
     return written
 
 
-def _pack(directory, name, json_path):
-    path = os.path.join(directory, f"{name}.zip")
+def _pack(directory, name, file_name):
+    path, json_path = (os.path.join(directory, n) for n in (f"{name}.zip", file_name))
     content = coco_json.load_json(json_path, "The prediction JSON")
     with atomic_write(path, "wb") as f, zipfile.ZipFile(f, "w") as archive:
         archive.write(json_path, f"{name}.json", zipfile.ZIP_DEFLATED)

@@ -56,19 +56,8 @@ def _areas(ids, pixels) -> Dict[int, int]:
     return areas
 
 
-def check_prediction(
-    pairs: SegmentPairs, pred_segments: Sequence[dict], categories, where: str
-) -> Dict[int, int]:
-    """Compares a predicted map with its segments_info.
-
-    Args:
-      pairs: of the image.
-      pred_segments: COCO segments_info of the prediction.
-      categories: known category ids.
-      where: opening of an error message: image and file.
-
-    Returns:
-      Predicted id -> pixels.
+def _check_prediction(pairs, pred_segments, categories, where) -> Dict[int, int]:
+    """Compares a predicted map with its segments_info; returns the pixels of each predicted id.
 
     Raises:
       UserError: an id is in only one of the two, or a category is unknown.
@@ -103,21 +92,8 @@ def check_prediction(
     return areas
 
 
-def match_image(
-    pairs: SegmentPairs,
-    gt_segments: Sequence[dict],
-    pred_segments: Sequence[dict],
-    pred_areas: Dict[int, int],
-    where: str = "Prediction",
-) -> SegmentMatches:
-    """Matches the segments of one image.
-
-    Args:
-      pairs: of the image.
-      gt_segments: COCO segments_info with id, category_id, area, iscrowd.
-      pred_segments: COCO segments_info with id, category_id.
-      pred_areas: from `check_prediction`.
-      where: opening of an error message: image and file.
+def _match_image(pairs, gt_segments, pred_segments, pred_areas, where) -> SegmentMatches:
+    """Matches the segments of one image; `pred_areas` is what `_check_prediction` returns.
 
     Raises:
       UserError: a ground-truth segment that might match has no area.
@@ -197,15 +173,16 @@ class PanopticQuality:
           where: opening of an error message: image and file.
 
         Raises:
-          UserError: the predicted map and its segments_info disagree; the segment is named.
+          UserError: the predicted map and its segments_info disagree, or a ground-truth segment
+            that might match has no area; the segment is named.
         """
-        areas = check_prediction(pairs, pred_segments, self._is_thing, where)
-        matches = match_image(pairs, gt_segments, pred_segments, areas, where)
+        areas = _check_prediction(pairs, pred_segments, self._is_thing, where)
+        matches = _match_image(pairs, gt_segments, pred_segments, areas, where)
         _add_matches(self._sums, matches)
         corrected = self._with_areas_of_pixels(pairs, gt_segments, where)
         by_pixels = matches
         if corrected:
-            by_pixels = match_image(pairs, corrected, pred_segments, areas, where)
+            by_pixels = _match_image(pairs, corrected, pred_segments, areas, where)
         _add_matches(self._sums_by_pixels, by_pixels)
         return matches
 
