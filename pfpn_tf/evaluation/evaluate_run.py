@@ -111,13 +111,8 @@ def evaluate_two_runs(
     """
     instance = _load(instance_run_dir, options.settings, "instance", "instance_run_dir")
     semantic = _load(semantic_run_dir, options.settings, "semantic", "semantic_run_dir")
-    differences = categories.class_differences(instance.info, semantic.info)
-    if differences:
-        raise UserError(
-            f"--semantic_run_dir={semantic_run_dir} was trained on other classes than"
-            f" --instance_run_dir={instance_run_dir} ({'; '.join(differences)}). Give two runs on"
-            " the same dataset."
-        )
+    names = f"--semantic_run_dir={semantic_run_dir}", f"--instance_run_dir={instance_run_dir}"
+    run_directory.check_classes(semantic.info, names[0], instance.info, names[1])
     config = instance.config.replace(
         task="panoptic",
         semantic_targets=semantic.config.model.semantic_targets,
@@ -218,15 +213,10 @@ def _with_split(config, options):
 
 def _info_of_records(config, run, settings):
     """The run's categories with the splits of the records, whose classes must be the run's."""
-    records = config.data.eval_records
     beside = config.replace(train_records="", dataset_info=settings.get("dataset_info", ""))
     info = pipeline.load_info(beside)
-    differences = categories.class_differences(info, run.info)
-    if differences:
-        raise UserError(
-            f"--eval_records={records} holds other classes than {run.directory} was trained on"
-            f" ({'; '.join(differences)}). Give records of the run's dataset."
-        )
+    what = f"--eval_records={config.data.eval_records}"
+    run_directory.check_classes(info, what, run.info, f"the run {run.directory}")
     return dataclasses.replace(run.info, splits=info.splits)
 
 

@@ -20,7 +20,7 @@ from absl import logging
 import pfpn_tf
 from pfpn_tf import config as config_lib
 from pfpn_tf import config_checks
-from pfpn_tf.data import categories, pipeline
+from pfpn_tf.data import categories
 from pfpn_tf.utils import files
 from pfpn_tf.utils.errors import UserError
 
@@ -136,26 +136,25 @@ def differences(old: config_lib.Config, new: config_lib.Config) -> List[str]:
     return [name for name in new_settings if old_settings[name] != new_settings[name]]
 
 
-def check_classes(info: categories.DatasetInfo, path: str, records: str, flag: str) -> None:
-    """Checks that TFRecords hold the classes of a dataset.
+def check_classes(
+    here: categories.DatasetInfo, what: str, there: categories.DatasetInfo, others: str
+) -> None:
+    """Checks that two datasets have the same classes.
 
     Args:
-      info: the dataset.
-      path: the file that `info` is from.
-      records: the value of the flag that names the records.
-      flag: the name of that flag.
+      here, there: the datasets.
+      what, others: what an error calls them: the flag that gives the first, the place of the other.
 
     Raises:
-      UserError: names a file whose classes differ, and how.
+      UserError: they differ; says how.
     """
-    for other in filter(os.path.exists, pipeline.info_paths(records, flag)):
-        differences = categories.class_differences(categories.DatasetInfo.load(other), info)
-        if differences:
-            raise UserError(
-                f"--{flag}={records} holds other classes ({other}, here) than {path} (there):\n"
-                + "".join(f"  {line}\n" for line in differences)
-                + "Convert all records with the same list of categories."
-            )
+    differences = categories.class_differences(here, there)
+    if differences:
+        raise UserError(
+            f"{what} holds other classes (here) than {others} (there):\n"
+            + "".join(f"  {line}\n" for line in differences)
+            + "Both must come from one list of categories."
+        )
 
 
 def _check_same_run(run_dir, config, info):

@@ -7,6 +7,7 @@ from absl import logging
 
 from pfpn_tf import config as config_lib
 from pfpn_tf.data import pipeline, tfrecord
+from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.runs import restore, run_directory
 from pfpn_tf.utils.errors import UserError
 from pfpn_tf.weights import convert, zoo
@@ -29,8 +30,11 @@ def check(config: config_lib.Config, num_replicas: int) -> None:
         raise UserError("\n".join(problems))
     info, path = pipeline.load_info(config), pipeline.info_path(config)
     for flag in ("train_records", "eval_records"):
-        if getattr(config.data, flag):
-            run_directory.check_classes(info, path, getattr(config.data, flag), flag)
+        records = getattr(config.data, flag)
+        for other in pipeline.info_paths(records, flag) if records else ():
+            if os.path.exists(other):
+                what = f"--{flag}={records} ({other})"
+                run_directory.check_classes(DatasetInfo.load(other), what, info, path)
     if not config.train.init_weights and config.model.backbone_norm == "frozen_bn":
         logging.warning(
             "--backbone_norm=frozen_bn without --init_weights does not normalise at all; "
