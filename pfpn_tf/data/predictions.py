@@ -7,8 +7,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 import urllib.parse
 from typing import Any, Dict, Generator, Iterable, List, Mapping, Optional, Sequence, Set, Union
 
@@ -133,17 +131,13 @@ class PredictionWriter:
             self._category_of_class = _semantic_table(semantic_category_ids)
         self._categories = list(categories)
         self._paths: Set[str] = set()
+        self._images: List[Dict[str, Any]] = []
 
     def __enter__(self):
         self._files = contextlib.ExitStack()
         if self.panoptic_json:
             os.makedirs(self.panoptic_dir, exist_ok=True)
             self._panoptic = _JsonList(self._open(self.panoptic_json), '{"annotations": [')
-            # Entries of images; they follow in the same file.
-            self._images_file = self._files.enter_context(
-                tempfile.TemporaryFile("w+", encoding="utf-8", dir=self.panoptic_dir)
-            )
-            self._images = _JsonList(self._images_file, '"images": [')
         if self.instances_json:
             self._instances = _JsonList(self._open(self.instances_json), "[")
         return self
@@ -153,12 +147,8 @@ class PredictionWriter:
 
     def __exit__(self, kind, value, traceback):
         if kind is None and self.panoptic_json:
-            self._panoptic.close("],")
-            if not self._images.is_empty:
-                self._images.close("],")
-                self._images_file.seek(0)
-                self._panoptic.copy(self._images_file)
-            self._panoptic.write(f'"categories": {json.dumps(self._categories)}}}')
+            images = f'"images": {json.dumps(self._images)},\n' if self._images else ""
+            self._panoptic.close(f'],\n{images}"categories": {json.dumps(self._categories)}}}')
         if kind is None and self.instances_json:
             self._instances.close("]")
         return self._files.__exit__(kind, value, traceback)
@@ -189,7 +179,7 @@ class PredictionWriter:
             {"image_id": image_id, "file_name": file_name, "segments_info": segments_info}
         )
         if image is not None:
-            self._images.add({"id": image_id, **image})
+            self._images.append({"id": image_id, **image})
 
     def add_instances(self, results: List[Dict[str, Any]]) -> None:
         """Writes the results of `instance_results`."""
@@ -256,23 +246,16 @@ class _JsonList:
     """A JSON list written entry by entry."""
 
     def __init__(self, file, opening):
-        self._file = file
-        self._separator = opening + "\n"
-        self.is_empty = True
+        self._write = file.write
+        self._write(opening)
+        self._separator = "\n"
 
     def add(self, entry):
-        self.write(self._separator + json.dumps(entry))
+        self._write(self._separator + json.dumps(entry))
         self._separator = ",\n"
-        self.is_empty = False
 
     def close(self, closing):
-        self.write(("\n" if not self.is_empty else self._separator) + closing + "\n")
-
-    def write(self, text):
-        self._file.write(text)
-
-    def copy(self, file):
-        shutil.copyfileobj(file, self._file)
+        self._write(f"\n{closing}\n")
 
 
 def read_entries(path: str) -> Generator[Dict[str, Any], None, None]:

@@ -157,8 +157,6 @@ def instances_at_original_size(
             tf.constant(image_hw),
             tf.constant(original_hw),
         )
-    num = int(placed.num_detections)
-    arrays = (placed.boxes, placed.scores, placed.class_ids, placed.mask_logits)
-    boxes, scores, class_ids, mask_logits = (array.numpy()[:num] for array in arrays)
+    boxes, scores, class_ids, num, mask_logits = (x.numpy() for x in tf.nest.flatten(placed))
     hw = int(original_hw[0]), int(original_hw[1])
-    return OriginalInstances(boxes, scores, class_ids, mask_logits, hw)
+    return OriginalInstances(boxes[:num], scores[:num], class_ids[:num], mask_logits[:num], hw)
