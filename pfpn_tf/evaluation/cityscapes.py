@@ -25,38 +25,6 @@ from pfpn_tf.utils import progress
 from pfpn_tf.utils.errors import UserError
 
 
-def score_written(
-    gt_dir: str, directory: str, categories_json: str, image_ids: Sequence[Any], semantic: bool
-) -> Dict[str, Any]:
-    """Scores the folder that a `predictions.PredictionWriter` has filled.
-
-    The files for the server go there, too.
-
-    Args:
-      gt_dir: folder of one split's city folders, e.g. gtFine/val.
-      directory: with panoptic.json, panoptic/, instances.json and semantic/, as far as there are
-        such.
-      categories_json: dataset_info.json.
-      image_ids: the images that have been predicted; whatever else the folders hold does not count.
-      semantic: whether the semantic maps have all classes; they then count, as in the paper,
-        instead of the panoptic maps.
-    """
-
-    def existing(name):
-        path = os.path.join(directory, name)
-        return path if os.path.exists(path) else ""
-
-    scorer = CityscapesScorer(
-        gt_dir,
-        panoptic_json=existing("panoptic.json"),
-        instances_json=existing("instances.json"),
-        semantic_dir=existing("semantic") if semantic else "",
-        categories_json=categories_json,
-        image_ids=image_ids,
-    )
-    return scorer.score(directory)
-
-
 class CityscapesScorer:
     """Cityscapes' ground truth and predictions in COCO format, read and checked."""
 
@@ -185,7 +153,6 @@ def _score_pixels(folder, truth, image_ids):
         confusion = scripts.generateMatrix(args)
         instances = scripts.generateInstanceStats(args)
     for image_id in image_ids:
-        truth.instances(image_id)  # Which the call reads by name.
         with _exits_as_errors():
             scripts.evaluatePair(
                 cityscapes_files.label_path(folder, image_id),

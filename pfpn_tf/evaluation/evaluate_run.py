@@ -225,13 +225,18 @@ def _add_benchmarks(metrics, directory, runs, config, options, image_ids):
     server.
     """
     if options.cityscapes_gt_dir:
-        metrics["cityscapes"] = cityscapes.score_written(
+        written = {name: os.path.join(directory, name) for name in os.listdir(directory)}
+        # As in the paper, the semantic branch's own labels count where it knows all classes.
+        own_labels = written.get("semantic", "") if config.model.semantic_targets == "all" else ""
+        scorer = cityscapes.CityscapesScorer(
             options.cityscapes_gt_dir,
-            directory,
-            _info_json(runs[0]),
-            image_ids,
-            semantic=config.model.semantic_targets == "all",
+            written.get("panoptic.json", ""),
+            instances_json=written.get("instances.json", ""),
+            semantic_dir=own_labels,
+            categories_json=_info_json(runs[0]),
+            image_ids=image_ids,
         )
+        metrics["cityscapes"] = scorer.score(directory)
     if options.split in coco_submission.SPLITS:
         name = "_".join(run.name for run in runs)
         for path in coco_submission.write(directory, options.split, name):

@@ -15,7 +15,11 @@ THINGS = "things"
 
 
 class SemanticIoU:
-    """Confusion matrix over any number of images."""
+    """Confusion matrix over any number of images.
+
+    Attributes:
+      confusion: [C, C + 1] int64 pixels.
+    """
 
     def __init__(self, classes: Sequence[Hashable], things: Sequence[Hashable] = ()):
         """Makes an empty matrix.
@@ -27,7 +31,7 @@ class SemanticIoU:
         self._classes = list(classes)
         self._index = {name: i for i, name in enumerate(self._classes)}
         self._things = [self._index[name] for name in things]
-        self._confusion = np.zeros((len(self._classes), len(self._classes) + 1), np.int64)
+        self.confusion = np.zeros((len(self._classes), len(self._classes) + 1), np.int64)
 
     @classmethod
     def of_categories(cls, categories: Sequence[Dict[str, Any]]) -> "SemanticIoU":
@@ -51,16 +55,11 @@ class SemanticIoU:
         for gt_id, pred_id, pixels in zip(*(a.tolist() for a in pairs)):
             row = row_of.get(gt_id)
             if row is not None:
-                self._confusion[row, column_of.get(pred_id, void)] += pixels
+                self.confusion[row, column_of.get(pred_id, void)] += pixels
 
     def merge(self, other: "SemanticIoU") -> None:
         """Adds the images of another accumulator with the same classes."""
-        self._confusion += other.confusion
-
-    @property
-    def confusion(self) -> np.ndarray:
-        """[C, C + 1] int64 pixels."""
-        return self._confusion
+        self.confusion += other.confusion
 
     def result(self) -> Dict[str, Any]:
         """IoUs as fractions.
@@ -73,7 +72,7 @@ class SemanticIoU:
           things_as_one: the same with all things as the one class "things"; only if things were
             named.
         """
-        result = _summary(self._confusion, self._classes)
+        result = _summary(self.confusion, self._classes)
         if self._things:
             result["things_as_one"] = _summary(*self._merged())
         return result
@@ -85,7 +84,7 @@ class SemanticIoU:
         target[stuff] = np.arange(1, len(stuff) + 1)
         columns = np.append(target, len(stuff) + 1)  # Void stays last.
         merged = np.zeros((len(stuff) + 1, len(stuff) + 2), np.int64)
-        np.add.at(merged, (target[:, None], columns[None, :]), self._confusion)
+        np.add.at(merged, (target[:, None], columns[None, :]), self.confusion)
         return merged, [THINGS] + [self._classes[i] for i in stuff]
 
 

@@ -192,12 +192,12 @@ def test_only_what_is_predicted(truth, tmp_path):
 def test_maps_of_an_earlier_evaluation_do_not_count(truth, tmp_path):
     """Only the images of this evaluation do, whatever the folder holds; nor are they submitted."""
     folder = write_predictions(tmp_path / "pred")
-    options = {"categories_json": str(folder / "panoptic.json"), "semantic": True}
-    expected = cityscapes.score_written(str(truth), str(folder), image_ids=IMAGE_IDS[:2], **options)
+    options = {"semantic_dir": str(folder / "semantic"), "image_ids": IMAGE_IDS[:2]}
+    expected = score(truth, folder, output_dir=str(folder), **options)
     stale = folder / f"semantic/{IMAGE_IDS[2]}.png"
     cv2.imwrite(str(stale), np.full(HW, 7, np.uint8))
     (folder / "pixel_level/old_labelIds.png").write_bytes(stale.read_bytes())
-    found = cityscapes.score_written(str(truth), str(folder), image_ids=IMAGE_IDS[:2], **options)
+    found = score(truth, folder, output_dir=str(folder), **options)
     assert found == expected and found["num_images"] == 2
     assert len(list((folder / "pixel_level").iterdir())) == 2
 
