@@ -321,10 +321,7 @@ def draw(results: Sequence[Result], path: str, title: str) -> None:
 
     A bar of memory ends at the peak: what the networks take, in colour, then TensorFlow, in grey.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     none = [0.0] * len(results)
     panels = [
@@ -341,7 +338,8 @@ def draw(results: Sequence[Result], path: str, title: str) -> None:
         name = "networks + TensorFlow" if any(started) else "networks"
         panels.append((f"{work}: GiB, {name}", memory, started))
     size = 2.2 + 3.2 * len(panels), 1.2 + 0.45 * len(results)
-    figure, axes = pyplot.subplots(1, len(panels), sharey=True, figsize=size, layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True)
     labels = [r.row.label for r in results]
     for i, (axis, (name, values, more)) in enumerate(zip(axes, panels)):
         axis.barh(labels, values, color=f"C{i}")
@@ -355,4 +353,3 @@ def draw(results: Sequence[Result], path: str, title: str) -> None:
     figure.suptitle(title)
     with atomic_write(path, "wb") as f:
         figure.savefig(f, format=os.path.splitext(path)[1][1:], dpi=120)
-    pyplot.close(figure)

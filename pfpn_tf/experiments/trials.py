@@ -160,15 +160,11 @@ def _cell(found):
 
 def _draw(table_rows, results, path, title):
     """Writes a PNG: a panel for each sweep, curves over the weights and bars for the rest."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     sweeps = list(dict.fromkeys(row.sweep for row in table_rows))
-    figure, axes = pyplot.subplots(
-        1, len(sweeps), figsize=(4.2 * len(sweeps), 4.4), layout="constrained", squeeze=False
-    )
+    figure = Figure(figsize=(4.2 * len(sweeps), 4.4), layout="constrained")
+    axes = figure.subplots(1, len(sweeps), squeeze=False)
     for axis, sweep in zip(axes[0], sweeps):
         chosen = [row for row in table_rows if row.sweep == sweep]
         found = [row.statistics(results) for row in chosen]
@@ -191,7 +187,6 @@ def _draw(table_rows, results, path, title):
     figure.suptitle(title, fontsize=11)
     with atomic_write(path, "wb") as f:
         figure.savefig(f, format="png", dpi=120)
-    pyplot.close(figure)
 
 
 def _weights(instance_weight, semantic_weight):
