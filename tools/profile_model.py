@@ -55,21 +55,21 @@ def main():
     config = flags_lib.config_from_flags()
     if args.output_dir:
         flags_lib.make_output_dir("output_dir")
-    classes = args.num_thing_classes, args.num_semantic_classes
+    example = model_cost.Example(args.num_thing_classes, args.num_semantic_classes, image_hw)
     print(
-        f"One image of {image_hw[0]}x{image_hw[1]}; {classes[0]} thing classes, "
-        f"{classes[1]} semantic classes.\n"
+        f"One image of {image_hw[0]}x{image_hw[1]}; {args.num_thing_classes} thing classes, "
+        f"{args.num_semantic_classes} semantic classes.\n"
     )
     works = [model_comparison.INFERENCE] * (args.measure or args.measure_training)
     works += [model_comparison.TRAINING] * args.measure_training
     if args.compare:
         rows = model_comparison.COMPARISONS[args.compare](config)
     else:
-        costs = model_cost.count(config.model, *classes, image_hw)
+        costs = model_cost.count(config.model, example)
         print(model_cost.table(costs) + "\n")
         label = f"{config.model.task} {config.model.backbone}"
         rows = [model_comparison.Row(label, [config.model])]
-    results = model_comparison.compare(rows, *classes, image_hw, works, args.measure_repeats)
+    results = model_comparison.compare(rows, example, works, args.measure_repeats)
     if args.compare:
         print(model_comparison.table(results))
     if works:

@@ -14,7 +14,7 @@ from pfpn_tf import config as config_lib
 from pfpn_tf.benchmark import measure, training
 from pfpn_tf.evaluation import report
 from pfpn_tf.experiments import model_cost
-from pfpn_tf.experiments.model_cost import Cost
+from pfpn_tf.experiments.model_cost import Cost, Example
 from pfpn_tf.losses import panoptic_fpn_losses
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.structures import GroundTruth
@@ -116,48 +116,30 @@ COMPARISONS = {"figure4": figure_4, "table1a": table_1a, "two_networks": two_net
 
 
 def compare(
-    rows: Sequence[Row],
-    num_thing_classes: int,
-    num_semantic_classes: int,
-    image_hw: Tuple[int, int],
-    works: Sequence[str] = (),
-    repeats: int = 5,
+    rows: Sequence[Row], example: Example, works: Sequence[str] = (), repeats: int = 5
 ) -> List[Result]:
     """Counts every row, and measures it at the given works.
 
     Args:
       rows: what to compare.
-      num_thing_classes, num_semantic_classes: of the dataset.
-      image_hw: size of the padded input, multiples of 32.
+      example: the image.
       works: which of `INFERENCE` and `TRAINING` to measure.
       repeats: timed runs of each network.
-
-    Raises:
-      UserError: the size is not a multiple of 32.
     """
-    model_cost.check_size(image_hw)
-    classes = num_thing_classes, num_semantic_classes
     counted, results = {}, []
     for row in rows:
         cost = Cost()
         for network in row.networks:
             if network not in counted:
-                counted[network] = model_cost.count(network, *classes, image_hw)
+                counted[network] = model_cost.count(network, example)
             components = model_cost.PYRAMID_COMPONENTS if row.part == PYRAMID else ()
             cost += model_cost.total(counted[network], components)
-        measured = {work: measure_row(row, *classes, image_hw, work, repeats) for work in works}
+        measured = {work: measure_row(row, example, work, repeats) for work in works}
         results.append(Result(row, cost, measured))
     return results
 
 
-def measure_row(
-    row: Row,
-    num_thing_classes: int,
-    num_semantic_classes: int,
-    image_hw: Tuple[int, int],
-    work: str,
-    repeats: int,
-) -> Dict[str, float]:
+def measure_row(row: Row, example: Example, work: str, repeats: int) -> Dict[str, float]:
     """Time and memory of one image through all networks of a row, the sums of theirs.
 
     Each network has a process of its own. So the time is that of the networks one after the other,
@@ -166,8 +148,7 @@ def measure_row(
 
     Args:
       row: the networks; their weights are random.
-      num_thing_classes, num_semantic_classes: of the dataset.
-      image_hw: size of the padded input.
+      example: the image.
       work: `INFERENCE`, or `TRAINING`: a forward pass and the gradients of the trained weights. The
         loss is the network's with drawn labels, or for `PYRAMID` the mean square of the features.
         There is no optimizer: momentum would add the trained weights once more.
@@ -181,23 +162,18 @@ def measure_row(
       network_memory_mib: the difference of the two: weights, activations and, in training,
         gradients, with what TensorFlow needs to compute them.
     """
-    classes = num_thing_classes, num_semantic_classes
     each = [
-        measure.in_fresh_process(
-            _measure_network, network, row.part, *classes, image_hw, work, repeats
-        )
+        measure.in_fresh_process(_measure_network, network, row.part, example, work, repeats)
         for network in row.networks
     ]
     return {name: round(sum(figures[name] for figures in each), 1) for name in each[0]}
 
 
-def _measure_network(
-    network, part, num_thing_classes, num_semantic_classes, image_hw, work, repeats
-):
+def _measure_network(network, part, example, work, repeats):
     """What `measure_row` returns, of one network in this process."""
     tf.zeros([]).numpy()  # starts TensorFlow
     started = measure.memory_mib()
-    function = function_of(network, part, num_thing_classes, num_semantic_classes, image_hw, work)
+    function = function_of(network, part, example, work)
 
     def run():
         outputs = [x for x in tf.nest.flatten(function()) if x is not None]
@@ -218,12 +194,7 @@ def _measure_network(
 
 
 def function_of(
-    network: config_lib.Model,
-    part: str,
-    num_thing_classes: int,
-    num_semantic_classes: int,
-    image_hw: Tuple[int, int],
-    work: str,
+    network: config_lib.Model, part: str, example: Example, work: str
 ) -> Callable[[], Any]:
     """What `measure_row` runs of one network: a function that takes nothing.
 
@@ -234,6 +205,7 @@ def function_of(
     # How long a whole network takes depends on what its weights detect, and by chance that doubled
     # from one process to the next. Seeded, networks have the same weights in what they share.
     tf.keras.utils.set_random_seed(0)
+    num_thing_classes, num_semantic_classes, image_hw = example
     model = panoptic_fpn.PanopticFPN(network, num_thing_classes, num_semantic_classes)
     if part == PYRAMID:
         model.fpn(model.backbone(tf.zeros([1, 64, 64, 3])))  # their weights, and none of the heads

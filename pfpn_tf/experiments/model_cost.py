@@ -7,7 +7,7 @@ built and traced at the given size, and every convolution of the graph says its 
 """
 
 import dataclasses
-from typing import Dict, Sequence, Tuple
+from typing import Dict, NamedTuple, Sequence, Tuple
 
 import tensorflow as tf
 
@@ -17,9 +17,21 @@ from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.ops import convolution
 from pfpn_tf.utils.errors import UserError
 
-BATCH_SIZE = 1
 PYRAMID_COMPONENTS = ("backbone", "fpn", "symmetric_decoder", "backbone_levels")
 """Layers up to the pyramid: what the paper calls the backbone architecture."""
+
+
+class Example(NamedTuple):
+    """The one image that costs are counted and measured for.
+
+    Attributes:
+      num_thing_classes, num_semantic_classes: of its dataset.
+      image_hw: size of the padded input, multiples of 32.
+    """
+
+    num_thing_classes: int
+    num_semantic_classes: int
+    image_hw: Tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,30 +55,16 @@ class Cost:
         return Cost(*(a + b for a, b in pairs))
 
 
-def count(
-    config: config_lib.Model,
-    num_thing_classes: int,
-    num_semantic_classes: int,
-    image_hw: Tuple[int, int],
-) -> Dict[str, Cost]:
+def count(config: config_lib.Model, example: Example) -> Dict[str, Cost]:
     """The cost of each component of a network at inference.
-
-    Args:
-      config: the network.
-      num_thing_classes, num_semantic_classes: of the dataset.
-      image_hw: size of the padded input, multiples of 32.
 
     Returns:
       Component name to `Cost`, in the order of the data flow.
-
-    Raises:
-      UserError: the size is not a multiple of 32.
     """
-    check_size(image_hw)
+    num_thing_classes, num_semantic_classes, image_hw = example
     model = panoptic_fpn.build_model(config, num_thing_classes, num_semantic_classes)
-    graph = trace(model, image_hw)
     costs = {layer.name: Cost(parameters=_num_parameters(layer)) for layer in model.layers}
-    for op in graph.get_operations():
+    for op in trace(model, image_hw).get_operations():
         parts = op.name.split("/")
         component = next((part for part in parts if part in costs), None)
         if component:
@@ -77,7 +75,7 @@ def count(
 def trace(model: panoptic_fpn.PanopticFPN, image_hw: Tuple[int, int]) -> tf.Graph:
     """The inference graph of a network for one image of a fixed size."""
     function = tf.function(lambda images, hw: model(images, hw), autograph=False)
-    specs = tf.TensorSpec([BATCH_SIZE, *image_hw, 3]), tf.TensorSpec([BATCH_SIZE, 2], tf.int32)
+    specs = tf.TensorSpec([1, *image_hw, 3]), tf.TensorSpec([1, 2], tf.int32)
     return function.get_concrete_function(*specs).graph
 
 
@@ -126,18 +124,13 @@ def parse_size(text: str) -> Tuple[int, int]:
     if len(parts) != 2 or not all(part.isdigit() for part in parts):
         raise UserError(f"--image_size={text} must be HEIGHTxWIDTH in pixels, e.g. 1024x2048.")
     image_hw = int(parts[0]), int(parts[1])
-    check_size(image_hw)
-    return image_hw
-
-
-def check_size(image_hw: Tuple[int, int]) -> None:
-    """Raises UserError if a side is no positive multiple of 32."""
     if min(image_hw) < 32 or any(side % 32 for side in image_hw):
         nearest = "x".join(str(max(32, round(side / 32) * 32)) for side in image_hw)
         raise UserError(
-            f"--image_size={image_hw[0]}x{image_hw[1]} must be multiples of 32, as the network "
+            f"--image_size={text} must be multiples of 32, as the network "
             f"pads its input; e.g. {nearest}."
         )
+    return image_hw
 
 
 def _in_units(cost):

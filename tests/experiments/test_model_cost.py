@@ -16,8 +16,8 @@ from pfpn_tf.experiments import model_comparison, model_cost
 from pfpn_tf.model import layers, panoptic_fpn
 from tests.test_source_rules import ROOT
 
-PAPER_HW = (1024, 2048)
-CITYSCAPES = 8, 19
+PAPER = model_cost.Example(8, 19, (1024, 2048))
+SMALL = PAPER._replace(image_hw=(64, 96))
 count_once = functools.lru_cache(model_cost.count)
 
 
@@ -64,7 +64,7 @@ def tiny(**settings):
 
 def test_components_of_a_small_network():
     """Counted by hand at 64x96: FPN and semantic branch."""
-    costs = model_cost.count(tiny(task="semantic").model, *CITYSCAPES, (64, 96))
+    costs = model_cost.count(tiny(task="semantic").model, SMALL)
     assert list(costs) == ["backbone", "fpn", "semantic_head"]
     pixels = {2: 16 * 24, 3: 8 * 12, 4: 4 * 6, 5: 2 * 3}
     fpn = costs["fpn"]
@@ -84,7 +84,7 @@ def test_two_networks_need_the_backbone_twice(cached):
     """Table 3a: the same accuracy at half the compute."""
     rows = model_comparison.two_networks(tiny(semantic_loss_weight=0.5))
     joint, separate, whole, whole_separate = [
-        result.cost for result in model_comparison.compare(rows, *CITYSCAPES, (64, 96))
+        result.cost for result in model_comparison.compare(rows, SMALL)
     ]
     assert separate == joint + joint
     assert whole.conv_multiply_adds + joint.conv_multiply_adds == whole_separate.conv_multiply_adds
@@ -93,7 +93,7 @@ def test_two_networks_need_the_backbone_twice(cached):
 def test_table_1a(cached):
     """0.5 and 0.8, 0.8 and 1.4, 1.9 and 1.9 in the paper."""
     rows = model_comparison.table_1a(Config())
-    results = model_comparison.compare(rows, *CITYSCAPES, PAPER_HW)
+    results = model_comparison.compare(rows, PAPER)
     found = {
         r.row.label: (
             round(r.cost.conv_multiply_adds / 1e12, 3),
@@ -116,7 +116,7 @@ def test_figure_4(cached):
         result.row.label: np.array(
             [result.cost.conv_multiply_adds, result.cost.conv_activations], float
         )
-        for result in model_comparison.compare(rows, *CITYSCAPES, PAPER_HW)
+        for result in model_comparison.compare(rows, PAPER)
     }
     plain, fpn = costs["resnet101"], costs["FPN"]
     assert (plain < fpn).all()
@@ -167,13 +167,13 @@ def test_what_is_measured_runs(part, work):
     config = tiny(rpn_post_nms_top_k=20, semantic_loss_weight=0.5, task=task)
     network = config.replace(freeze_stages=1).model
     is_pyramid = part == model_comparison.PYRAMID
-    outputs = model_comparison.function_of(network, part, *CITYSCAPES, (64, 96), work)()
+    outputs = model_comparison.function_of(network, part, SMALL, work)()
     if work == model_comparison.INFERENCE:
         assert (outputs["p2"] if is_pyramid else outputs.semantic_logits).shape[:3] == (1, 16, 24)
         return
     gradients, loss = outputs
     assert np.isfinite(loss) and loss > 0
-    model = panoptic_fpn.build_model(network, *CITYSCAPES)
+    model = panoptic_fpn.build_model(network, *SMALL[:2])
     parts = [model.backbone, model.fpn] if is_pyramid else [model]
     shapes = [weight.shape for x in parts for weight in x.trainable_variables]
     assert [gradient.shape for gradient in gradients] == shapes
@@ -184,7 +184,7 @@ def test_time_and_memory_of_two_networks_are_those_of_two_processes(monkeypatch)
     figures = {"median_ms": 7.0, "peak_memory_mib": 160.0}
     monkeypatch.setattr(measure, "in_fresh_process", lambda function, *arguments: figures)
     one, two = [
-        model_comparison.measure_row(row, *CITYSCAPES, (64, 96), "inference", repeats=1)
+        model_comparison.measure_row(row, SMALL, "inference", repeats=1)
         for row in model_comparison.two_networks(Config())[:2]
     ]
     assert one == figures
