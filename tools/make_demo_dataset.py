@@ -9,7 +9,7 @@ tools/create_tfrecords.py turns each of its splits into TFRecords.
 from absl import flags
 
 from pfpn_tf import flags as flags_lib
-from pfpn_tf.utils import cli, progress
+from pfpn_tf.utils import cli
 
 flags.DEFINE_string("output_dir", "", "Folder to write to; made if need be.")
 flags.DEFINE_integer("num_train", 300, "Images of the training split.", lower_bound=1)
@@ -24,11 +24,7 @@ def main():
     args = flags.FLAGS
     flags_lib.check_given(["output_dir"])
     synthetic.make_dataset(
-        args.output_dir,
-        args.num_train,
-        args.num_val,
-        progress=lambda items, split: progress.Bar(split, len(items), "image", items),
-        num_workers=args.num_workers,
+        args.output_dir, args.num_train, args.num_val, num_workers=args.num_workers
     )
     print(f"{args.output_dir}: {args.num_train} training and {args.num_val} validation images.")
 

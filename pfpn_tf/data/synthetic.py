@@ -7,12 +7,12 @@ import multiprocessing
 import os
 import shutil
 import tempfile
-from typing import Callable, Tuple
+from typing import Tuple
 
 import cv2
 
 from pfpn_tf.data import coco_masks, panoptic_png, scenes
-from pfpn_tf.utils import process
+from pfpn_tf.utils import process, progress
 from pfpn_tf.utils.errors import UserError
 from pfpn_tf.utils.files import atomic_write
 
@@ -25,7 +25,6 @@ def make_dataset(
     num_val: int,
     seed: int = 0,
     sides: Tuple[int, int] = (112, 192),
-    progress: Callable = lambda items, split: items,
     num_workers: int = 1,
 ) -> None:
     """Writes a dataset: train/, val/ and annotations/ in `directory`, as COCO lays them out.
@@ -39,8 +38,6 @@ def make_dataset(
       num_val: images of the validation split.
       seed: same seed, same scenes; the splits share none.
       sides: smallest and largest side of an image, in pixels.
-      progress: function of the positions and the name of a split that yields the positions, for a
-        progress bar.
       num_workers: processes; 0: one per CPU core; 1: none beside this one. Any number draws the
         same scenes.
 
@@ -59,8 +56,8 @@ def make_dataset(
     try:
         os.makedirs(os.path.join(partial, "annotations"))
         with _mapping(num_workers or process.num_cores()) as run:
-            _write_split(run, partial, "train", num_train, (seed, 0), sides, 1, progress)
-            _write_split(run, partial, "val", num_val, (seed, 1), sides, num_train + 1, progress)
+            _write_split(run, partial, "train", num_train, (seed, 0), sides, 1)
+            _write_split(run, partial, "val", num_val, (seed, 1), sides, num_train + 1)
         for name in folders:
             os.rename(os.path.join(partial, name), os.path.join(directory, name))
     finally:
@@ -79,29 +76,25 @@ def _mapping(num_workers):
         yield functools.partial(pool.map, chunksize=4)
 
 
-def _write_split(run, directory, split, num_images, seed, sides, first_id, progress):
+def _write_split(run, directory, split, num_images, seed, sides, first_id):
     os.makedirs(os.path.join(directory, split))
     os.makedirs(os.path.join(directory, "annotations", f"panoptic_{split}"))
     write = functools.partial(_write_scene, directory, split, seed, sides, first_id)
-    entries = iter(run(write, range(num_images)))
     images, annotations, instances = [], [], []
-    for _ in progress(range(num_images), split):
-        image, annotation, instances_of_image = next(entries)
-        images.append(image)
-        annotations.append(annotation)
-        for instance in instances_of_image:
-            instances.append({"id": len(instances) + 1, **instance})
+    with progress.Bar(split, num_images, "image") as bar:
+        for image, annotation, instances_of_image in run(write, range(num_images)):
+            images.append(image)
+            annotations.append(annotation)
+            for instance in instances_of_image:
+                instances.append({"id": len(instances) + 1, **instance})
+            bar.update()
 
     things = [c for c in scenes.CATEGORIES if c["isthing"]]
     for name, annotations_of_kind, categories in (
         ("panoptic", annotations, scenes.CATEGORIES),
         ("instances", instances, things),
     ):
-        content = {
-            "images": images,
-            "annotations": annotations_of_kind,
-            "categories": categories,
-        }
+        content = {"images": images, "annotations": annotations_of_kind, "categories": categories}
         with atomic_write(os.path.join(directory, "annotations", f"{name}_{split}.json")) as f:
             json.dump(content, f)
 
