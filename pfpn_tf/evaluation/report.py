@@ -6,6 +6,7 @@ All of it is in points (0 to 100); `metrics.json` holds fractions at full precis
 import json
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
+from pfpn_tf.utils import tables
 from pfpn_tf.utils.files import atomic_write
 
 _GROUPS = (("All", ""), ("Things", "_th"), ("Stuff", "_st"))
@@ -60,7 +61,7 @@ def table(metrics: Dict[str, Any]) -> str:
                 else ["-"] * 3 + ["0"]
             )
             rows.append([group] + values)
-        blocks.append(aligned(["Panoptic", "PQ", "SQ", "RQ", "N"], rows))
+        blocks.append(tables.aligned(["Panoptic", "PQ", "SQ", "RQ", "N"], rows))
     rows = []
     for key, name in (("semantic_branch", "Semantic branch"), ("semantic", "Panoptic maps")):
         if key in metrics:
@@ -71,17 +72,19 @@ def table(metrics: Dict[str, Any]) -> str:
                     ["  things as one"] + [_points(things_as_one[k]) for k in ("miou", "fwiou")]
                 )
     if rows:
-        blocks.append(aligned(["Semantic", "mIoU", "fwIoU"], rows))
+        blocks.append(tables.aligned(["Semantic", "mIoU", "fwIoU"], rows))
     rows = [
         [name] + [_points(metrics[kind][key]) for key in _AP_KEYS]
         for kind, name in (("bbox", "Box"), ("segm", "Mask"))
         if kind in metrics
     ]
     if rows:
-        blocks.append(aligned(["Instances", *_AP_KEYS], rows))
+        blocks.append(tables.aligned(["Instances", *_AP_KEYS], rows))
     if "cityscapes" in metrics:
         values = [_points(metrics["cityscapes"].get(key)) for key in _CITYSCAPES.values()]
-        blocks.append(aligned(["Cityscapes", *_CITYSCAPES], [["cityscapesscripts", *values]]))
+        blocks.append(
+            tables.aligned(["Cityscapes", *_CITYSCAPES], [["cityscapesscripts", *values]])
+        )
     blocks += [f"Note: {note}" for note in metrics.get("notes", [])]
     if "ema" in metrics:
         blocks += ["The moving averages of the weights:", table(metrics["ema"])]
@@ -149,7 +152,7 @@ def class_table(metrics: Dict[str, Any], categories: Sequence[Dict[str, Any]]) -
         if any(set(row.values) != {"-"} for row in group):
             lines.append([kind] + [""] * len(columns))
             lines += [["  " + row.name, *row.values] for row in group]
-    return aligned(["Class", *columns], lines)
+    return tables.aligned(["Class", *columns], lines)
 
 
 def _class_iou(metrics):
@@ -169,20 +172,6 @@ def copy_paste_line(metrics: Dict[str, Any]) -> str:
 
 def _points(value) -> str:
     return "-" if value is None or value < 0 else f"{100 * value:.2f}"
-
-
-def aligned(header: List[str], rows: List[List[str]]) -> str:
-    """A table as text: the first column on the left, the others on the right."""
-    cells = [header] + rows
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    lines = [
-        "  ".join(
-            [row[0].ljust(widths[0])] + [v.rjust(w) for v, w in zip(row[1:], widths[1:])]
-        ).rstrip()
-        for row in cells
-    ]
-    lines.insert(1, "-" * max(map(len, lines)))
-    return "\n".join(lines)
 
 
 def write_metrics(path: str, metrics: Dict[str, Any]) -> None:

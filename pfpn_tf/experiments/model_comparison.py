@@ -12,12 +12,12 @@ import tensorflow as tf
 
 from pfpn_tf import config as config_lib
 from pfpn_tf.benchmark import measure, training
-from pfpn_tf.evaluation import report
 from pfpn_tf.experiments import model_cost
 from pfpn_tf.experiments.model_cost import Cost, Example
 from pfpn_tf.losses import panoptic_fpn_losses
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.structures import GroundTruth
+from pfpn_tf.utils import tables
 from pfpn_tf.utils.files import atomic_write
 
 PYRAMID = "backbone and decoder"
@@ -257,7 +257,7 @@ def table(results: Sequence[Result]) -> str:
         cells = [row.label, f"{cost.conv_multiply_adds / 1e12:.3f}", paper[0]]
         cells += [f"{cost.conv_activations / 1e9:.3f}", paper[1], f"{cost.parameters / 1e6:.1f}"]
         rows.append(cells)
-    return report.aligned(header, rows)
+    return tables.aligned(header, rows)
 
 
 def measured_table(results: Sequence[Result]) -> str:
@@ -270,7 +270,7 @@ def measured_table(results: Sequence[Result]) -> str:
         for result in results
         if work in result.measured
     ]
-    return report.aligned(header, rows) if rows else ""
+    return tables.aligned(header, rows) if rows else ""
 
 
 def as_json(results: Sequence[Result]) -> List[Dict[str, Any]]:

@@ -12,9 +12,9 @@ from typing import Dict, NamedTuple, Sequence, Tuple
 import tensorflow as tf
 
 from pfpn_tf import config as config_lib
-from pfpn_tf.evaluation import report
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.ops import convolution
+from pfpn_tf.utils import tables
 from pfpn_tf.utils.errors import UserError
 
 PYRAMID_COMPONENTS = ("backbone", "fpn", "symmetric_decoder", "backbone_levels")
@@ -111,7 +111,7 @@ def table(costs: Dict[str, Cost]) -> str:
     header = ["Component", "conv MACs/1e9", "conv outputs/1e6", "dense MACs/1e9", "parameters/1e6"]
     rows = [[name, *_in_units(cost)] for name, cost in costs.items()]
     rows.append(["Total", *_in_units(total(costs))])
-    return report.aligned(header, rows)
+    return tables.aligned(header, rows)
 
 
 def parse_size(text: str) -> Tuple[int, int]:

@@ -12,6 +12,7 @@ import pfpn_tf
 from pfpn_tf import config as config_lib
 from pfpn_tf import flags
 from pfpn_tf.data import categories
+from pfpn_tf.utils import tables
 from pfpn_tf.utils.errors import UserError
 from pfpn_tf.weights import download
 
@@ -241,12 +242,9 @@ def coco_info() -> Optional[categories.DatasetInfo]:
 
 def table() -> str:
     """All models, a line each."""
-    lines = [("name", "PQ", "box AP", "mask AP", "MB", "licence")]
+    rows = []
     for model in MODELS:
         metrics = (model.pq, model.box_ap, model.mask_ap)
         numbers = ["-" if value is None else f"{value:.1f}" for value in metrics]
-        lines.append((model.full_name, *numbers, str(model.megabytes), model.project.licence))
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    return "\n".join(
-        "  ".join(f"{c:<{w}}" for c, w in zip(line, widths)).rstrip() for line in lines
-    )
+        rows.append([model.full_name, *numbers, str(model.megabytes), model.project.licence])
+    return tables.aligned(["name", "PQ", "box AP", "mask AP", "MB", "licence"], rows)
