@@ -57,9 +57,11 @@ def _field(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+# Whole numbers from 1; parts of a whole, with and without 0.
+_count = functools.partial(_field, at_least=1)
+_fraction = functools.partial(_field, at_least=0.0, at_most=1.0)
+_positive_fraction = functools.partial(_field, above=0.0, at_most=1.0)
 _SOME = range(1, 1000)
-_inference_field = functools.partial(_field, may_change=True)
-"""A setting that only evaluation and export use."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +85,12 @@ class Data:
         lengths=_SOME,
     )
     train_max_side: int = _field(1333, "Longest image side in training.", at_least=32)
-    eval_min_side: int = _inference_field(800, "Shorter image side at inference.", at_least=32)
-    eval_max_side: int = _inference_field(1333, "Longest image side at inference.", at_least=32)
+    eval_min_side: int = _field(
+        800, "Shorter image side at inference.", at_least=32, may_change=True
+    )
+    eval_max_side: int = _field(
+        1333, "Longest image side at inference.", at_least=32, may_change=True
+    )
     random_scale: Tuple[float, ...] = _field(
         (),
         "Two numbers: scale each training image by a factor drawn between them, instead of "
@@ -98,12 +104,10 @@ class Data:
         at_least=32,
         lengths=(0, 2),
     )
-    crop_bootstrap: float = _field(
+    crop_bootstrap: float = _fraction(
         0.0,
         "Share of the random crops that must hold a pixel of a class drawn among those of the"
         " image, all equally likely (the paper's crop bootstrapping).",
-        at_least=0.0,
-        at_most=1.0,
     )
     random_flip: bool = _field(True, "Flip half of the training images from left to right.")
     color_jitter: bool = _field(
@@ -131,10 +135,8 @@ class Data:
         "Padded sizes are multiples of this; 32 is the stride of the deepest feature map.",
         at_least=32,
     )
-    max_instances: int = _field(
-        100,
-        "Most ground-truth instances used per training image; the largest are kept.",
-        at_least=1,
+    max_instances: int = _count(
+        100, "Most ground-truth instances used per training image; the largest are kept."
     )
     static_shapes: bool = _field(
         False,
@@ -191,7 +193,7 @@ class Model:
         " what is inside them: less memory, a tenth to a third more time.",
         may_change=True,
     )
-    fpn_channels: int = _field(256, "Channels of every pyramid level.", at_least=1)
+    fpn_channels: int = _count(256, "Channels of every pyramid level.")
     fpn_groups: int = _field(
         1,
         "2: the first half of the pyramid's channels is for the instance branch, the second for the"
@@ -215,37 +217,21 @@ class Model:
         above=0.0,
         lengths=_SOME,
     )
-    rpn_pre_nms_top_k_train: int = _field(
-        2000, "Proposals kept per level before NMS, training.", at_least=1
+    rpn_pre_nms_top_k_train: int = _count(2000, "Proposals kept per level before NMS, training.")
+    rpn_pre_nms_top_k_eval: int = _count(
+        1000, "Proposals kept per level before NMS, inference.", may_change=True
     )
-    rpn_pre_nms_top_k_eval: int = _inference_field(
-        1000, "Proposals kept per level before NMS, inference.", at_least=1
+    rpn_post_nms_top_k: int = _count(1000, "Proposals kept per image after NMS.")
+    rpn_nms_threshold: float = _positive_fraction(0.7, "IoU above which NMS drops a proposal.")
+    rpn_positive_iou: float = _positive_fraction(0.7, "Anchors at or above this IoU are positive.")
+    rpn_negative_iou: float = _fraction(0.3, "Anchors below this IoU are negative.")
+    rpn_samples_per_image: int = _count(256, "Anchors sampled per image for the RPN losses.")
+    rpn_positive_fraction: float = _positive_fraction(0.5, "Largest share of positives among them.")
+    roi_samples_per_image: int = _count(512, "RoIs sampled per image for the heads' losses.")
+    roi_positive_fraction: float = _positive_fraction(
+        0.25, "Largest share of foreground among them."
     )
-    rpn_post_nms_top_k: int = _field(1000, "Proposals kept per image after NMS.", at_least=1)
-    rpn_nms_threshold: float = _field(
-        0.7, "IoU above which NMS drops a proposal.", above=0.0, at_most=1.0
-    )
-    rpn_positive_iou: float = _field(
-        0.7, "Anchors at or above this IoU are positive.", above=0.0, at_most=1.0
-    )
-    rpn_negative_iou: float = _field(
-        0.3, "Anchors below this IoU are negative.", at_least=0.0, at_most=1.0
-    )
-    rpn_samples_per_image: int = _field(
-        256, "Anchors sampled per image for the RPN losses.", at_least=1
-    )
-    rpn_positive_fraction: float = _field(
-        0.5, "Largest share of positives among them.", above=0.0, at_most=1.0
-    )
-    roi_samples_per_image: int = _field(
-        512, "RoIs sampled per image for the heads' losses.", at_least=1
-    )
-    roi_positive_fraction: float = _field(
-        0.25, "Largest share of foreground among them.", above=0.0, at_most=1.0
-    )
-    roi_positive_iou: float = _field(
-        0.5, "RoIs at or above this IoU are foreground.", above=0.0, at_most=1.0
-    )
+    roi_positive_iou: float = _positive_fraction(0.5, "RoIs at or above this IoU are foreground.")
     roi_sampling_ratio: int = _field(
         2,
         "RoIAlign samples per bin and axis; 0: adaptive, ceil(RoI size / output size).",
@@ -259,21 +245,16 @@ class Model:
     clamp_small_deltas: bool = _field(
         False, "dh and dw are clamped from below as they are from above (MMDetection)."
     )
-    box_fc_channels: int = _field(
-        1024, "Width of the box head's two fully connected layers.", at_least=1
-    )
-    mask_channels: int = _field(256, "Width of the mask head's convolutions.", at_least=1)
-    semantic_channels: int = _field(
-        128, "Width of the semantic branch (Table 1c: 64, 128, 256).", at_least=1
-    )
+    box_fc_channels: int = _count(1024, "Width of the box head's two fully connected layers.")
+    mask_channels: int = _count(256, "Width of the mask head's convolutions.")
+    semantic_channels: int = _count(128, "Width of the semantic branch (Table 1c: 64, 128, 256).")
     semantic_aggregation: str = _field(
         "sum", "How the semantic branch merges its levels (Table 1d).", choices=("sum", "concat")
     )
-    semantic_convs_per_stage: int = _field(
+    semantic_convs_per_stage: int = _count(
         1,
         "3x3 convolutions of the semantic branch before each upsampling (2: the COCO-Stuff 2017 "
         "entry of Table 1b).",
-        at_least=1,
     )
     semantic_head: str = _field(
         "fpn",
@@ -287,33 +268,34 @@ class Model:
         "(the paper on Cityscapes; fusion discards the thing classes).",
         choices=("other", "all"),
     )
-    score_threshold: float = _inference_field(
-        0.05, "Lowest score of a detection.", at_least=0.0, at_most=1.0
+    score_threshold: float = _fraction(0.05, "Lowest score of a detection.", may_change=True)
+    nms_threshold: float = _positive_fraction(
+        0.5, "IoU above which per-class NMS drops a detection.", may_change=True
     )
-    nms_threshold: float = _inference_field(
-        0.5, "IoU above which per-class NMS drops a detection.", above=0.0, at_most=1.0
+    class_agnostic_nms: bool = _field(
+        False,
+        "A better detection of any class drops one that it overlaps (MMDetection).",
+        may_change=True,
     )
-    class_agnostic_nms: bool = _inference_field(
-        False, "A better detection of any class drops one that it overlaps (MMDetection)."
-    )
-    nms_by_offset: bool = _inference_field(
+    nms_by_offset: bool = _field(
         False,
         "NMS keeps classes and levels apart by moving their boxes, which rounds (MMDetection).",
+        may_change=True,
     )
-    max_detections: int = _inference_field(100, "Detections kept per image.", at_least=1)
-    fusion_score_threshold: float = _inference_field(
-        0.5, "Instances below this score do not enter the panoptic map.", at_least=0.0, at_most=1.0
+    max_detections: int = _count(100, "Detections kept per image.", may_change=True)
+    fusion_score_threshold: float = _fraction(
+        0.5, "Instances below this score do not enter the panoptic map.", may_change=True
     )
-    fusion_overlap_threshold: float = _inference_field(
+    fusion_overlap_threshold: float = _fraction(
         0.5,
         "An instance is dropped if more than this share of it is already taken.",
-        at_least=0.0,
-        at_most=1.0,
+        may_change=True,
     )
-    fusion_stuff_area_threshold_px: int = _inference_field(
+    fusion_stuff_area_threshold_px: int = _field(
         4096,
         "Stuff segments smaller than this, in pixels of the original image, are dropped.",
         at_least=0,
+        may_change=True,
     )
 
 
@@ -321,8 +303,8 @@ class Model:
 class Train:
     """Losses, schedule and the loop."""
 
-    global_batch_size: int = _field(16, "Images per step over all replicas.", at_least=1)
-    train_steps: int = _field(90000, "Steps of the whole run.", at_least=1, may_change=True)
+    global_batch_size: int = _count(16, "Images per step over all replicas.")
+    train_steps: int = _count(90000, "Steps of the whole run.", may_change=True)
     learning_rate: float = _field(0.02, "Learning rate after warm-up.", above=0.0)
     base_batch_size: int = _field(
         0,
@@ -331,14 +313,12 @@ class Train:
         at_least=0,
     )
     warmup_steps: int = _field(1000, "Steps of linear warm-up.", at_least=0)
-    warmup_factor: float = _field(
-        0.001, "Share of the learning rate at step 0.", at_least=0.0, at_most=1.0
-    )
+    warmup_factor: float = _fraction(0.001, "Share of the learning rate at step 0.")
     lr_decay_steps: Tuple[int, ...] = _field(
         (60000, 80000), "Steps at which the learning rate drops.", at_least=0
     )
-    lr_decay_factor: float = _field(0.1, "Factor of each drop.", above=0.0, at_most=1.0)
-    momentum: float = _field(0.9, "SGD momentum.", at_least=0.0, at_most=1.0)
+    lr_decay_factor: float = _positive_fraction(0.1, "Factor of each drop.")
+    momentum: float = _fraction(0.9, "SGD momentum.")
     weight_decay: float = _field(
         1e-4,
         "L2 weight decay on weights and biases; norm scales and shifts have none.",
@@ -347,11 +327,10 @@ class Train:
     gradient_clip_norm: float = _field(
         0.0, "Clip the global gradient norm to this; 0: no clipping.", at_least=0.0
     )
-    gradient_accumulation_steps: int = _field(
+    gradient_accumulation_steps: int = _count(
         1,
         "Parts into which each replica cuts its share of the batch, one after the other to save "
         "memory; their gradients are averaged.",
-        at_least=1,
     )
     ema_decay: float = _field(
         0.0,
@@ -375,12 +354,10 @@ class Train:
         " Empty: from scratch.",
         may_change=True,
     )
-    restored_lr_factor: float = _field(
+    restored_lr_factor: float = _positive_fraction(
         1.0,
         "Share of the learning rate for what starts from --init_weights, e.g. 0.1; what starts at"
         " random has all of it.",
-        above=0.0,
-        at_most=1.0,
     )
     precision: str = _field(
         "float32",
@@ -401,19 +378,17 @@ class Train:
         choices=("mirrored", "multi_worker", "one_device", "cpu"),
         may_change=True,
     )
-    steps_per_loop: int = _field(
-        20, "Steps between returns to Python and log lines.", at_least=1, may_change=True
+    steps_per_loop: int = _count(
+        20, "Steps between returns to Python and log lines.", may_change=True
     )
-    summary_interval_steps: int = _field(
-        20, "Steps between scalars in TensorBoard and metrics.jsonl.", at_least=1, may_change=True
+    summary_interval_steps: int = _count(
+        20, "Steps between scalars in TensorBoard and metrics.jsonl.", may_change=True
     )
     image_interval_steps: int = _field(
         1000, "Steps between pictures in TensorBoard; 0: none.", at_least=0, may_change=True
     )
-    checkpoint_interval_steps: int = _field(
-        1000, "Steps between checkpoints.", at_least=1, may_change=True
-    )
-    keep_checkpoints: int = _field(3, "Newest checkpoints kept.", at_least=1, may_change=True)
+    checkpoint_interval_steps: int = _count(1000, "Steps between checkpoints.", may_change=True)
+    keep_checkpoints: int = _count(3, "Newest checkpoints kept.", may_change=True)
     eval_interval_steps: int = _field(
         0, "Steps between evaluations in training; 0: none.", at_least=0, may_change=True
     )
@@ -434,17 +409,17 @@ class Train:
 
 @dataclasses.dataclass(frozen=True)
 class Eval:
-    """Evaluation."""
+    """Evaluation. All of it may change when a run is continued."""
 
-    eval_batch_size: int = _inference_field(1, "Images per evaluation batch.", at_least=1)
-    max_images: int = _inference_field(0, "Evaluate only this many images; 0: all.", at_least=0)
-    semantic_flip: bool = _inference_field(
+    eval_batch_size: int = _count(1, "Images per evaluation batch.")
+    max_images: int = _field(0, "Evaluate only this many images; 0: all.", at_least=0)
+    semantic_flip: bool = _field(
         False,
         "Evaluate the semantic branch also on the mirror image, and average its probabilities."
         " Costs one more pass through backbone, FPN and semantic branch for each of"
         " --semantic_scales.",
     )
-    semantic_scales: Tuple[float, ...] = _inference_field(
+    semantic_scales: Tuple[float, ...] = _field(
         (1.0,),
         "Evaluate the semantic branch at these multiples of the input size, and average its "
         "probabilities, e.g. 0.75,1,1.25. Costs a pass through backbone, FPN and semantic branch "
@@ -456,34 +431,27 @@ class Eval:
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """The exported SavedModel."""
+    """The exported SavedModel. All of it may change when a run is continued."""
 
-    max_image_pixels: int = _inference_field(
-        40_000_000, "Larger images are refused before they are decoded.", at_least=1
+    max_image_pixels: int = _count(40_000_000, "Larger images are refused before they are decoded.")
+    max_segments: int = _count(256, "Width of the segment table in the exported signatures.")
+    max_request_images: int = _count(
+        64, "Requests with more images are refused; at least the largest of --allowed_batch_sizes."
     )
-    max_segments: int = _inference_field(
-        256, "Width of the segment table in the exported signatures.", at_least=1
-    )
-    max_request_images: int = _inference_field(
-        64,
-        "Requests with more images are refused; at least the largest of --allowed_batch_sizes.",
-        at_least=1,
-    )
-    network_batch_pixels: int = _inference_field(
+    network_batch_pixels: int = _count(
         1_000_000,
         "Images of one padded size go through the network together up to this many pixels, larger "
         "ones alone; two such groups are under way at a time. One photo nearly keeps a CPU's cores "
         "busy; with a GPU raise it, e.g. to 8000000.",
-        at_least=1,
     )
-    allowed_batch_sizes: Tuple[int, ...] = _inference_field(
+    allowed_batch_sizes: Tuple[int, ...] = _field(
         (1, 2, 4),
         "Batch sizes to which the server fills up what it joins of waiting requests; the last is "
         "the largest. The export holds a warm-up request for each.",
         at_least=1,
         lengths=_SOME,
     )
-    batch_timeout_micros: int = _inference_field(
+    batch_timeout_micros: int = _field(
         5000, "Microseconds that the server waits for a batch to fill.", at_least=0
     )
 
@@ -529,7 +497,10 @@ def all_fields() -> Dict[str, dataclasses.Field]:
 
 def fixed_settings() -> Set[str]:
     """Names of the settings that must stay as they are when a run is continued."""
-    return {name for name, field in all_fields().items() if not field.metadata["may_change"]}
+    used_in_training = (
+        dataclasses.fields(Data) + dataclasses.fields(Model) + dataclasses.fields(Train)
+    )
+    return {field.name for field in used_in_training if not field.metadata["may_change"]}
 
 
 def from_mapping(settings: Mapping[str, Any]) -> Config:
