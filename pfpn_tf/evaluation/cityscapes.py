@@ -20,9 +20,11 @@ import tempfile
 import warnings
 from typing import Any, Dict, List, Optional, Sequence, Union
 
+from pfpn_tf.data import panoptic_png
 from pfpn_tf.evaluation import cityscapes_files, output_folder
 from pfpn_tf.utils import progress
 from pfpn_tf.utils.errors import UserError
+from pfpn_tf.utils.files import atomic_write
 
 
 class CityscapesScorer:
@@ -112,7 +114,8 @@ class CityscapesScorer:
                 folder = _emptied(output_dir, output_folder.PIXEL_LEVEL)
                 for image_id in image_ids:
                     labels = self._maps.read(image_id, truth.size(image_id))
-                    cityscapes_files.write_labels(folder, image_id, labels)
+                    with atomic_write(_label_path(folder, image_id), "wb") as f:
+                        f.write(panoptic_png.encode_grey(labels))
                 _merge(metrics, _score_pixels(folder, truth, image_ids))
             if self._results is not None:
                 folder = _emptied(output_dir, output_folder.INSTANCE_LEVEL)
@@ -121,6 +124,10 @@ class CityscapesScorer:
                     cityscapes_files.write_instances(folder, image_id, results, self._label_of)
                 _merge(metrics, _score_instances(folder, truth, image_ids))
         return metrics
+
+
+def _label_path(folder, image_id):
+    return os.path.join(folder, f"{image_id}_labelIds.png")
 
 
 def _emptied(output_dir, name):
@@ -155,7 +162,7 @@ def _score_pixels(folder, truth, image_ids):
     for image_id in image_ids:
         with _exits_as_errors():
             scripts.evaluatePair(
-                cityscapes_files.label_path(folder, image_id),
+                _label_path(folder, image_id),
                 truth.labels(image_id),
                 confusion,
                 instances,

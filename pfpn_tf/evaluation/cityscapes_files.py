@@ -70,18 +70,6 @@ def label_ids(categories_json: str) -> Dict[int, int]:
     return label_of
 
 
-def write_labels(folder: str, image_id: str, labels: np.ndarray) -> None:
-    """Writes one image for the pixel-level benchmark: `folder`/IMAGE_ID_labelIds.png.
-
-    Args:
-      folder: made if need be.
-      image_id: city_sequence_frame.
-      labels: [h, w] uint8 label ids, 0 unlabelled.
-    """
-    with atomic_write(label_path(folder, image_id), "wb") as f:
-        f.write(panoptic_png.encode_grey(labels))
-
-
 def check_results(
     image_id: str,
     results: Sequence[Mapping[str, Any]],
@@ -126,10 +114,6 @@ def write_instances(
         lines.append(f"{name} {label_of[result['category_id']]} {float(result['score'])!r}\n")
     with atomic_write(list_path(folder, image_id)) as f:
         f.writelines(lines)
-
-
-def label_path(folder, image_id):
-    return os.path.join(folder, f"{image_id}_labelIds.png")
 
 
 def list_path(folder, image_id):

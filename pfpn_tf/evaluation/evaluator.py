@@ -265,12 +265,8 @@ class Evaluator:
         """The networks' inputs among the entries of a batch, or of its spec."""
         return [
             Input(batch[_key("images", i)], batch[_key("image_hw", i)])
-            for i in range(self._num_inputs)
+            for i in range(len(self._inference.settings))
         ]
-
-    @property
-    def _num_inputs(self):
-        return len(self._inference.settings)
 
     def _distributed_dataset(self, num_images):
         """Batches of `eval_batch_size` images for each replica in turn; endless, filled up at the

@@ -4,7 +4,7 @@ All of it is in points (0 to 100); `metrics.json` holds fractions at full precis
 """
 
 import json
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence
+from typing import Any, Dict, List, NamedTuple, Sequence
 
 from pfpn_tf.utils import tables
 from pfpn_tf.utils.files import atomic_write
@@ -27,7 +27,8 @@ def flat_scalars(metrics: Dict[str, Any], prefix: str = "eval/") -> Dict[str, fl
         if row:
             for key in ("pq", "sq", "rq"):
                 scalars[f"{key.upper()}{suffix}"] = row[key]
-    semantic = main_semantic(metrics)
+    # The branch's own stands for the network, as in the paper.
+    semantic = metrics.get("semantic_branch") or metrics.get("semantic")
     if semantic:
         scalars.update({"mIoU": semantic["miou"], "fwIoU": semantic["fwiou"]})
     for kind, name in (("bbox", "box"), ("segm", "mask")):
@@ -41,11 +42,6 @@ def flat_scalars(metrics: Dict[str, Any], prefix: str = "eval/") -> Dict[str, fl
     if prefix and "ema" in metrics:
         found.update(flat_scalars(metrics["ema"], prefix.replace("/", "_ema/")))
     return found
-
-
-def main_semantic(metrics: Dict[str, Any]) -> Optional[Dict[str, Any]]:
-    """The semantic result that stands for the network: the branch's own, as in the paper."""
-    return metrics.get("semantic_branch") or metrics.get("semantic")
 
 
 def table(metrics: Dict[str, Any]) -> str:

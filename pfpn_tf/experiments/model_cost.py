@@ -63,7 +63,7 @@ def count(config: config_lib.Model, example: Example) -> Dict[str, Cost]:
     """
     num_thing_classes, num_semantic_classes, image_hw = example
     model = panoptic_fpn.build_model(config, num_thing_classes, num_semantic_classes)
-    costs = {layer.name: Cost(parameters=_num_parameters(layer)) for layer in model.layers}
+    costs = {layer.name: Cost(parameters=layer.count_params()) for layer in model.layers}
     for op in trace(model, image_hw).get_operations():
         parts = op.name.split("/")
         component = next((part for part in parts if part in costs), None)
@@ -87,7 +87,8 @@ def operation_cost(op: tf.Operation) -> Cost:
         inputs = kernel[2] // _groups_in_one_kernel(op)
         return Cost(outputs * kernel[0] * kernel[1] * inputs, outputs)
     if op.type in ("MatMul", "BatchMatMulV2"):
-        inner = _shape(op.inputs[0])[-2 if _is_transposed(op) else -1]
+        transposed = op.get_attr("transpose_a" if op.type == "MatMul" else "adj_x")
+        inner = _shape(op.inputs[0])[-2 if transposed else -1]
         return Cost(dense_multiply_adds=_size(op.outputs[0]) * inner)
     return Cost()
 
@@ -136,14 +137,6 @@ def parse_size(text: str) -> Tuple[int, int]:
 def _in_units(cost):
     units = (1e9, 1e6, 1e9, 1e6)
     return [f"{value / unit:,.2f}" for value, unit in zip(dataclasses.astuple(cost), units)]
-
-
-def _num_parameters(layer):
-    return sum(variable.shape.num_elements() for variable in layer.variables)
-
-
-def _is_transposed(op):
-    return op.get_attr("transpose_a" if op.type == "MatMul" else "adj_x")
 
 
 def _shape(tensor):
