@@ -97,7 +97,7 @@ class PredictionWriter:
     Layout: `panoptic/<stem>.png`, `panoptic.json`, `instances.json`, `semantic/<stem>.png`; the
     stem is that of the image id (`file_stem`). The JSON files get their names when the block ends
     without an error, each PNG as soon as it is complete. A semantic PNG is grey and holds category
-    ids, its largest value (255, or 65535 where ids need 16 bits) what has none.
+    ids; pixels of no category have its largest value, 255, or 65535 where ids need 16 bits.
     """
 
     def __init__(
@@ -216,7 +216,7 @@ class PredictionWriter:
             os.replace(os.path.join(directory, name), os.path.join(self.semantic_dir, name))
 
     def _unused(self, directory, name):
-        """The path of a new map; 1 and "000000000001" have one name, but are no ids of one set."""
+        """The path of a new map; refuses ids that share a name, such as 1 and "000000000001"."""
         path = os.path.join(directory, name)
         if path in self._paths:
             raise UserError(f"{path} would hold the maps of two images; their ids must differ.")

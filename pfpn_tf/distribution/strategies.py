@@ -38,7 +38,7 @@ class WorkerLost(RuntimeError):
 
 
 def set_up_runtime(config: config_lib.Config) -> None:
-    """Threads, GPU memory and TensorFlow's logs. Must come before TensorFlow does anything else."""
+    """Sets up threads, GPU memory and logs. Call it before TensorFlow does anything else."""
     tf.get_logger().setLevel("ERROR")  # no word on every collective operation
     logging.get_absl_logger().addFilter(_is_for_users)  # nor on how long a save took
     threads = config.train.train_cpu_threads
@@ -181,11 +181,7 @@ def losing_workers(workers: Workers):
 
 @contextlib.contextmanager
 def compiling(xla: bool):
-    """With --xla, says so when XLA could not compile a part of the step.
-
-    Raises:
-      UserError: in the place of XLA's error.
-    """
+    """With --xla, turns XLA's error of a part that it cannot compile into a `UserError`."""
     try:
         yield
     except tf.errors.OpError as error:

@@ -2,7 +2,7 @@
 
 The area of an object decides whether it counts for APs, APm or APl. pycocotools takes the box area
 of a mask result that also carries a box; here masks are always measured by their pixels. It also
-takes a match with an annotation of id 0 for none; here all ids count alike.
+treats a match with the annotation of id 0 as no match; here all ids count alike.
 """
 
 import copy

@@ -5,8 +5,8 @@ of the benchmark and read back by cityscapesscripts' functions, so that the numb
 csEvalPixelLevelSemanticLabeling and csEvalInstanceLevelSemanticLabeling on the same files.
 
 cityscapesscripts keeps settings in global objects, stops the process at an error and leaves caches
-in the working directory and beside itself; here it gets copies, its exits become errors, and
-nothing is left behind.
+in the working directory and beside itself. This module gives it copies of the settings, turns its
+exits into errors, and calls nothing that leaves a cache.
 
 Shapes: h, w original image size.
 """
@@ -138,7 +138,7 @@ def _emptied(output_dir, name):
 
 @contextlib.contextmanager
 def _exits_as_errors():
-    """What cityscapesscripts prints is dropped, unless it stops: then it is the error's message."""
+    """Drops what cityscapesscripts prints; if it stops the process, the last line is the error."""
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed), warnings.catch_warnings():

@@ -18,7 +18,7 @@ from pfpn_tf.evaluation.semantic_iou import THINGS, SemanticIoU
 from pfpn_tf.postprocess.instances import instances_at_original_size
 from pfpn_tf.utils.errors import UserError
 
-_OTHER_IDS = 2**62  # where AP orders images whose ids are no numbers: after all others
+_OTHER_IDS = 2**62  # AP counts images whose ids are not numbers from here on, after all others
 
 
 class ImageTruth(NamedTuple):

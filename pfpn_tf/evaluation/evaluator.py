@@ -1,8 +1,8 @@
 """Evaluates a network on a split of TFRecords, image by image.
 
 Inference and fusion run in graph on all replicas; what follows is counted on the host while the
-next batch is computed. Kept of an image are its counts and the scores and match flags of its
-detections, so memory does not depend on the size of the split.
+next batch is computed. Of an image the evaluation keeps counts and its detections' scores and match
+flags, and no maps or masks.
 
 Results do not depend on the number of replicas and workers: each replica gets batches of
 `eval_batch_size` consecutive images, padded among themselves, and all sums are exact.
@@ -272,7 +272,7 @@ class Evaluator:
         """Batches of `eval_batch_size` images for each replica in turn; endless, filled up at the
         end.
 
-        What the networks get to see at other sizes comes as images_1, image_hw_1, images_2, ...
+        Inputs of other sizes are the entries images_1, image_hw_1, images_2, ...
         """
         size = self._config.eval.eval_batch_size
 
@@ -294,7 +294,7 @@ class Evaluator:
                 batches(min(size, num_images)).cache().repeat()
             )
 
-        # Strings have no place on a GPU: batches stay with the host until the step takes them.
+        # A GPU holds no strings, so batches stay on the host until the step takes them.
         options = tf.distribute.InputOptions(experimental_fetch_to_device=False)
         return self._strategy.distribute_datasets_from_function(make, options)
 

@@ -167,7 +167,7 @@ class Inference:
 
 
 def mirror(images: tf.Tensor, image_hw: tf.Tensor) -> tf.Tensor:
-    """Turns left and right of the content round; the padding stays where it is.
+    """Mirrors the content from left to right; the padding stays where it is.
 
     Args:
       images: [B, H, W, C]. image_hw: [B, 2] int.
@@ -180,9 +180,9 @@ def resample(
 ) -> tf.Tensor:
     """Brings maps at 1/4 of one input bilinearly to 1/4 of another input of the same photo.
 
-    Where the cells of both lie on each other, values stay what they are to the last bit; so they
-    do between mirror images whose width is a multiple of 4. Padding has no say: cells without
-    content get the values of the last ones with content.
+    Where the cells of both coincide, values do not change by a bit, nor do they between mirror
+    images whose width is a multiple of 4. Padded cells do not count: a cell without content gets
+    the value of the last cell with content.
 
     Args:
       maps: [B, h4, w4, S] of an input with content size `image_hw`, [B, 2].

@@ -11,8 +11,8 @@ from pfpn_tf.data.coco_instances import boxes_agree
 from pfpn_tf.evaluation.average_precision import average_precision
 from pfpn_tf.utils.errors import UserError
 
-_OUTSIDE_PX = 2  # that boxes may reach out of their image
-_FRACTIONS = 1.01  # reached by boxes in fractions of the image
+_OUTSIDE_PX = 2  # how far boxes may reach out of their image
+_FRACTIONS = 1.01  # largest coordinate of boxes that are fractions of the image
 _OUTSIDE = (
     "{} have a box (bbox) that reaches out of the image or has negative sides; it is x, y, width,"
     " height"

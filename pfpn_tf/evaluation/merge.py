@@ -52,7 +52,7 @@ def merge_predictions(
 
 
 class _Peekable:
-    """Takes the instances of one image at a time from all of them; opens nothing before that."""
+    """Reads a worker's instances image by image."""
 
     def __init__(self, entries):
         self._entries = entries

@@ -1,5 +1,5 @@
-"""Names in the output folder of an evaluation. Its files are removed before the next evaluation, so
-that none of them is taken for a result of that.
+"""Names in the output folder of an evaluation. The next evaluation removes these files first, so
+that nobody takes them for its results.
 """
 
 import contextlib

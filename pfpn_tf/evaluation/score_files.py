@@ -28,7 +28,7 @@ from pfpn_tf.utils.errors import UserError
 
 _IMAGES_PER_JOB = 64
 _MIN_IMAGES_PER_PROCESS = 64
-_MAX_THREADS = 4  # More decode faster than one counts.
+_MAX_THREADS = 4  # More would decode faster than the thread that counts.
 _GREY = 205  # Stands for the photo where there is none.
 
 

@@ -144,7 +144,7 @@ def measure_row(row: Row, example: Example, work: str, repeats: int) -> Dict[str
 
     Each network has a process of its own. So the time is that of the networks one after the other,
     and the memory what they take while all of them work at the same time, as two served models or
-    two trainings do: nothing keeps their peaks from coming together.
+    two trainings do: their peaks may coincide.
 
     Args:
       row: the networks; their weights are random.
@@ -157,8 +157,8 @@ def measure_row(row: Row, example: Example, work: str, repeats: int) -> Dict[str
     Returns:
       median_ms, and in MiB:
       peak_memory_mib: of resident memory; with a GPU of its allocator.
-      import_memory_mib: what the processes held with TensorFlow started and no network yet, its
-        libraries included, of which a machine keeps one copy; with a GPU nothing.
+      import_memory_mib: what the processes held before they built a network: TensorFlow and its
+        libraries, of which a machine keeps one copy. 0 with a GPU.
       network_memory_mib: the difference of the two: weights, activations and, in training,
         gradients, with what TensorFlow needs to compute them.
     """

@@ -40,7 +40,7 @@ def mask_targets(
 
 def _sparse_targets(gt_masks, boxes, gt_index, size):
     """Bool [B, F, P, P], image by image: the sparse product needs the masks as floats."""
-    # By index: the CPU would keep a list of uint8 masks, with a GPU waiting for it.
+    # By index: TensorFlow would keep a list of uint8 masks on the CPU, and a GPU would wait for it.
     targets = tf.map_fn(
         lambda i: _image_targets(gt_masks[i], boxes[i], gt_index[i], size),
         tf.range(tf.shape(gt_masks)[0]),

@@ -107,7 +107,7 @@ def fuse_image(
     codes = tf.zeros(original_hw, tf.int32)  # [h, w]
     if outputs.detections is not None:
         class_ids, scores = outputs.detections.class_ids, outputs.detections.scores
-        # A GPU would wait for the sizes and counts that the loop asks for at every turn.
+        # The loop asks for sizes and counts at every turn; a GPU would wait each time.
         with tf.device("CPU:0"):
             canvas = instance_canvas(outputs.detections, image_hw, original_hw, settings)
         codes = tf.cast(canvas, tf.int32)

@@ -104,8 +104,8 @@ class RunCheckpoints:
     """The checkpoints of one training run.
 
     `restore` and `save` cover all that was given as `trackables`, so that a restarted run
-    continues exactly. What exists is read from the folder, not from TensorFlow's file
-    `checkpoint`, which a kill can leave behind the truth; that file is written for other tools.
+    continues exactly. The folder tells which checkpoints exist: TensorFlow's file `checkpoint` may
+    be out of date after a kill, and is written for other tools.
     """
 
     def __init__(self, run_dir: str, keep: int, writes: bool = True, **trackables):

@@ -26,7 +26,7 @@ _NO_PARAMETER = re.compile(
 )
 _C4_BLOCK = re.compile(r"backbone\.bottom_up\.res4\.\d+\.conv1\.weight")
 OF_THE_PIXELS = ("pixel_mean", "pixel_std", "stride_in_1x1")
-"""Settings that weights are of no use without."""
+"""Settings that must be as they were when the weights were trained."""
 _OF_INFERENCE = (
     *("eval_min_side", "eval_max_side", "anchor_sizes", "roi_sampling_ratio", "rpn_nms_threshold"),
     *("score_threshold", "nms_threshold", "fusion_score_threshold", "fusion_overlap_threshold"),

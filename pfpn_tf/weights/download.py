@@ -1,4 +1,4 @@
-"""Downloads a file once, into a cache folder. What was cut off goes on where it stopped."""
+"""Downloads a file once, into a cache folder. A cut download continues where it stopped."""
 
 import contextlib
 import fcntl
@@ -19,7 +19,7 @@ _TIMEOUT_S = 30.0
 
 
 class _Cut(Exception):
-    """The server or the way to it fails; the message says how."""
+    """The server or the connection to it failed; the message says how."""
 
 
 def cache_dir() -> str:
@@ -33,7 +33,7 @@ def fetch(url: str, path: str, algorithm: str = "sha256", digest: str = "") -> s
 
     Args:
       url: its address.
-      path: where it is to be. It is beside it as `path`.part until it is whole.
+      path: where to put it; until it is whole, it is named `path`.part.
       algorithm: of hashlib.
       digest: what the file's hash begins with, in hexadecimal; empty: it is not known.
 
@@ -65,7 +65,7 @@ def fetch(url: str, path: str, algorithm: str = "sha256", digest: str = "") -> s
 
 
 def _receive(url, f, path):
-    """Appends what is missing to the open file, as long as every attempt brings some of it."""
+    """Appends what is missing to the open file; tries again as long as each attempt brings some."""
     while True:
         before = f.tell()
         try:

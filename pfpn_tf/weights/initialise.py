@@ -18,7 +18,7 @@ from pfpn_tf.utils.errors import UserError
 from pfpn_tf.weights import convert, detectron2, zoo
 
 THINGS, SEMANTIC = "thing", "semantic"
-_ANY_THING = "any thing"  # told from a class of that name by `is`
+_ANY_THING = "any thing"  # compared by `is`, since a class may have this name
 _OF_BACKBONES = re.compile(r"backbone/|(backbone\.bottom_up\.)?(stem|res\d)\.")
 
 Names = Mapping[str, Optional[List[str]]]
@@ -184,11 +184,11 @@ def _ours(parameter, tensor):
     try:
         return parameter.layout.to_ours(tensor)
     except (ValueError, IndexError):
-        return tensor[None]  # of another rank or size; with this one more it will never fit
+        return tensor[None]  # its rank or size is wrong: one more axis, so that it does not fit
 
 
 def check_settings(config: config_lib.Config, expected: config_lib.Config, weights: str) -> None:
-    """Checks the settings that weights are of no use without.
+    """Checks the settings that must be as they were when the weights were trained.
 
     Raises:
       UserError: they differ.

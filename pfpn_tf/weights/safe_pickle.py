@@ -29,7 +29,7 @@ class Checkpoint(NamedTuple):
     """What a file holds.
 
     Attributes:
-      tensors: values by name, without what stands before every name, such as `model.`, `module.`
+      tensors: values by name, without a prefix that all names share, such as `model.`, `module.`
         or `_orig_mod.`.
       config_text: the training configuration that MMDetection's files carry; otherwise empty.
     """
@@ -74,13 +74,13 @@ _WEIGHTS_KEYS = (
     *("model", "state_dict", "model_state", "model_state_dict", "blobs", "weights", "net"),
     "checkpoint",
 )
-# What names begin with in Detectron2 and MMDetection; all else that stands before every name is
-# what a network was part of.
+# Detectron2's and MMDetection's names begin with these. Anything else with which every name begins
+# is a prefix.
 _PARTS = (
     *("backbone", "bottom_up", "stem", "neck", "proposal_generator", "rpn_head", "roi_heads"),
     *("roi_head", "sem_seg_head", "semantic_head"),
 )
-_NORMALISATION = ("pixel_mean", "pixel_std")  # which some tools write without what is before others
+_NORMALISATION = ("pixel_mean", "pixel_std")  # some tools write them without the others' prefix
 _DAMAGE = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,

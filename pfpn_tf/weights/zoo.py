@@ -17,7 +17,7 @@ from pfpn_tf.utils.errors import UserError
 from pfpn_tf.weights import download
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(pfpn_tf.__file__)))
-"""Of the clone: what flagfiles and the paths in them start from."""
+"""Folder of the clone, from which flagfiles and the paths in them start."""
 
 COCO_INFO = os.path.join(ROOT, "configs", "coco", categories.FILE_NAME)
 
@@ -166,7 +166,7 @@ def is_name(weights: str) -> bool:
 
 
 def find(weights: str) -> Model:
-    """The model of a name, spelt as a config's file, a checkpoint's path, or by MMDetection 3.x.
+    """The model that a name means: of a config's file, a checkpoint's path, or in MMDetection 3.x.
 
     Raises:
       UserError: there is none.
