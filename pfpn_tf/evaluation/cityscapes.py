@@ -18,7 +18,7 @@ import math
 import os
 import tempfile
 import warnings
-from typing import Any, Dict, List, Optional, Sequence, Union
+from typing import Any, Dict, List, Optional, Sequence
 
 from pfpn_tf.data import panoptic_png
 from pfpn_tf.evaluation import cityscapes_files, output_folder
@@ -61,12 +61,7 @@ class CityscapesScorer:
             cityscapes_files.scripts(f"evaluation.eval{level}LevelSemanticLabeling")
         self._truth = truth = cityscapes_files.CityscapesTruth(gt_dir)
         self._label_of = cityscapes_files.label_ids(categories_json or panoptic_json)
-        self._maps: Union[cityscapes_files.SemanticMaps, cityscapes_files.PanopticMaps, None] = None
-        self._results: Optional[Dict[str, List[Dict[str, Any]]]] = None
-        if semantic_dir:
-            self._maps = cityscapes_files.SemanticMaps(semantic_dir, self._label_of)
-        elif panoptic_json:
-            self._maps = cityscapes_files.PanopticMaps(panoptic_json, panoptic_dir, self._label_of)
+        self._image_ids = truth.image_ids
         if image_ids is not None:
             wanted = set(image_ids)
             self._image_ids = [i for i in truth.image_ids if i in wanted]
@@ -75,10 +70,13 @@ class CityscapesScorer:
                     f"{gt_dir}: none of its images is predicted; is it the ground truth of this"
                     " split?"
                 )
-        else:
-            self._image_ids = truth.image_ids
-        if self._maps:
-            self._maps.check_complete(self._image_ids, gt_dir)
+        needed = self._label_of, self._image_ids, gt_dir
+        self._read_map: Optional[cityscapes_files.MapReader] = None
+        if semantic_dir:
+            self._read_map = cityscapes_files.semantic_maps(semantic_dir, *needed)
+        elif panoptic_json:
+            self._read_map = cityscapes_files.panoptic_maps(panoptic_json, panoptic_dir, *needed)
+        self._results: Optional[Dict[str, List[Dict[str, Any]]]] = None
         for image_id in self._image_ids:
             truth.instances(image_id)
         if instances_json:
@@ -110,10 +108,10 @@ class CityscapesScorer:
         metrics: Dict[str, Any] = {"num_images": len(image_ids), "per_class": {}}
         with contextlib.ExitStack() as stack:
             output_dir = output_dir or stack.enter_context(tempfile.TemporaryDirectory())
-            if self._maps:
+            if self._read_map:
                 folder = _emptied(output_dir, output_folder.PIXEL_LEVEL)
                 for image_id in image_ids:
-                    labels = self._maps.read(image_id, truth.size(image_id))
+                    labels = self._read_map(image_id, truth.size(image_id))
                     with atomic_write(_label_path(folder, image_id), "wb") as f:
                         f.write(panoptic_png.encode_grey(labels))
                 _merge(metrics, _score_pixels(folder, truth, image_ids))

@@ -7,7 +7,7 @@ Shapes: h, w original image size.
 import glob
 import importlib
 import os
-from typing import Any, Container, Dict, List, Mapping, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -156,91 +156,76 @@ class CityscapesTruth:
             ) from None
 
 
-class _Maps:
-    """Predicted maps, one for each image id in `image_ids`; errors call them `name`."""
-
-    name: str
-    image_ids: Container[str]
-
-    def check_complete(self, wanted: Sequence[str], gt_dir: str) -> None:
-        """Refuses a prediction that lacks an image."""
-        missing = [i for i in wanted if i not in self.image_ids]
-        if missing:
-            more = f" and {len(missing) - 1} more images" if len(missing) > 1 else ""
-            raise UserError(
-                f"Image {missing[0]}{more}: not in {self.name}, but in the ground truth {gt_dir}."
-            )
-        for image_id in wanted:
-            path = self._path(image_id)
-            if not os.path.isfile(path):
-                raise UserError(
-                    f"Image {image_id}: {path} cannot be read (No such file or directory)."
-                )
-
-    def _path(self, image_id):
-        raise NotImplementedError
+MapReader = Callable[[str, Tuple[int, int]], np.ndarray]
+"""Takes an image id and the (height, width) of the ground truth; returns [h, w] uint8 label ids."""
 
 
-class PanopticMaps(_Maps):
-    """Labels from a panoptic prediction."""
+def panoptic_maps(json_path, directory, label_of, image_ids, gt_dir) -> MapReader:
+    """Checks that a panoptic prediction has all images; returns a reader of their labels."""
+    content = coco_json.load_panoptic_json(json_path, "prediction", with_categories=False)
+    listed = {a["image_id"]: a for a in content["annotations"]}
+    _check_complete(image_ids, listed, f"the prediction JSON {json_path}", gt_dir)
+    directory = directory or coco_json.png_folder(json_path)
+    annotations = {
+        i: coco_json.checked_annotation(listed[i], json_path, "prediction") for i in image_ids
+    }
+    for image_id, annotation in annotations.items():
+        _check_file(image_id, coco_json.existing_path(directory, annotation["file_name"]))
 
-    def __init__(self, json_path, directory, label_of):
-        content = coco_json.load_panoptic_json(json_path, "prediction", with_categories=False)
-        self.name = f"the prediction JSON {json_path}"
-        self.image_ids = {a["image_id"]: a for a in content["annotations"]}
-        self._json_path = json_path
-        self._directory = directory or coco_json.png_folder(json_path)
-        self._label_of = label_of
-
-    def _path(self, image_id):
-        annotation = self._annotation(image_id)
-        return coco_json.existing_path(self._directory, annotation["file_name"])
-
-    def _annotation(self, image_id):
-        annotation = self.image_ids[image_id]
-        return coco_json.checked_annotation(annotation, self._json_path, "prediction")
-
-    def read(self, image_id, hw):
-        annotation = self._annotation(image_id)
-        ids = panoptic_png.read(self._directory, annotation["file_name"], image_id, "prediction")
+    def read(image_id, hw):
+        annotation = annotations[image_id]
+        ids = panoptic_png.read(directory, annotation["file_name"], image_id, "prediction")
         _check_size(ids, hw, image_id, annotation["file_name"])
         labels = np.full(ids.shape, _UNLABELED, np.uint8)
         for segment in annotation["segments_info"]:
-            if segment["category_id"] not in self._label_of:
+            if segment["category_id"] not in label_of:
                 raise UserError(
                     f"Image {image_id}: prediction {annotation['file_name']}: segment"
                     f" {segment['id']} has the unknown category_id {segment['category_id']!r}."
                 )
-            labels[ids == segment["id"]] = self._label_of[segment["category_id"]]
+            labels[ids == segment["id"]] = label_of[segment["category_id"]]
         return labels
 
+    return read
 
-class SemanticMaps(_Maps):
-    """Labels from the semantic branch's own maps."""
 
-    def __init__(self, directory, label_of):
-        self.name = f"the folder of semantic maps {directory}"
-        if not os.path.isdir(directory):
-            raise UserError(f"{directory}: no such folder; it should hold the semantic maps.")
-        self.image_ids = {
-            os.path.splitext(n)[0] for n in os.listdir(directory) if n.endswith(".png")
-        }
-        self._directory = directory
-        self._table = np.full(256, _UNLABELED, np.uint8)
-        for category_id, label in label_of.items():
-            if 0 <= category_id < _UNDEFINED:
-                self._table[category_id] = label
+def semantic_maps(directory, label_of, image_ids, gt_dir) -> MapReader:
+    """As `panoptic_maps`, of the semantic branch's own maps in a folder."""
+    if not os.path.isdir(directory):
+        raise UserError(f"{directory}: no such folder; it should hold the semantic maps.")
+    listed = {os.path.splitext(n)[0] for n in os.listdir(directory) if n.endswith(".png")}
+    _check_complete(image_ids, listed, f"the folder of semantic maps {directory}", gt_dir)
+    paths = {i: os.path.join(directory, f"{predictions.file_stem(i)}.png") for i in image_ids}
+    for image_id, path in paths.items():
+        _check_file(image_id, path)
+    table = np.full(256, _UNLABELED, np.uint8)
+    for category_id, label in label_of.items():
+        if 0 <= category_id < _UNDEFINED:
+            table[category_id] = label
 
-    def _path(self, image_id):
-        return os.path.join(self._directory, f"{predictions.file_stem(image_id)}.png")
-
-    def read(self, image_id, hw):
-        path = self._path(image_id)
+    def read(image_id, hw):
+        path = paths[image_id]
         category_ids = cv2.imread(path, cv2.IMREAD_UNCHANGED)
         if category_ids is None or category_ids.dtype != np.uint8 or category_ids.ndim != 2:
             raise UserError(f"Image {image_id}: {path} is not a readable 8-bit grey PNG.")
         _check_size(category_ids, hw, image_id, path)
-        return self._table[category_ids]
+        return table[category_ids]
+
+    return read
+
+
+def _check_complete(wanted, listed, name, gt_dir):
+    missing = [i for i in wanted if i not in listed]
+    if missing:
+        more = f" and {len(missing) - 1} more images" if len(missing) > 1 else ""
+        raise UserError(
+            f"Image {missing[0]}{more}: not in {name}, but in the ground truth {gt_dir}."
+        )
+
+
+def _check_file(image_id, path):
+    if not os.path.isfile(path):
+        raise UserError(f"Image {image_id}: {path} cannot be read (No such file or directory).")
 
 
 def _check_size(pixels, hw, image_id, name):

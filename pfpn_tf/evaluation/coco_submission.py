@@ -11,7 +11,7 @@ import re
 import zipfile
 from typing import List
 
-from pfpn_tf.data import coco_json
+from pfpn_tf.data import predictions
 from pfpn_tf.utils.errors import UserError
 from pfpn_tf.utils.files import atomic_write
 
@@ -31,7 +31,7 @@ def write(predictions_dir: str, split: str, algorithm: str) -> List[str]:
       Paths of the zip files.
 
     Raises:
-      UserError: there are no predictions, or a PNG is missing.
+      UserError: there are no predictions.
     """
     algorithm = re.sub(r"[^\w-]", "", algorithm, flags=re.ASCII) or "pfpn"
     kinds = {"panoptic.json": "panoptic", "instances.json": "detections"}
@@ -47,16 +47,10 @@ def write(predictions_dir: str, split: str, algorithm: str) -> List[str]:
 
 def _pack(directory, name, file_name):
     path, json_path = (os.path.join(directory, n) for n in (f"{name}.zip", file_name))
-    content = coco_json.load_json(json_path, "The prediction JSON")
     with atomic_write(path, "wb") as f, zipfile.ZipFile(f, "w") as archive:
         archive.write(json_path, f"{name}.json", zipfile.ZIP_DEFLATED)
         # The folder may hold images of an earlier evaluation as well; those in the JSON count.
-        for annotation in content["annotations"] if isinstance(content, dict) else ():
-            png = os.path.join(coco_json.png_folder(json_path), annotation["file_name"])
-            if not os.path.exists(png):
-                raise UserError(
-                    f"Image {annotation['image_id']}: {png}, which {json_path} names, does not"
-                    " exist."
-                )
-            archive.write(png, f"{name}/{annotation['file_name']}")  # PNGs are compressed already.
+        for entry in predictions.read_entries(json_path) if file_name == "panoptic.json" else ():
+            png = os.path.join(directory, "panoptic", entry["file_name"])
+            archive.write(png, f"{name}/{entry['file_name']}")  # PNGs are compressed already.
     return path

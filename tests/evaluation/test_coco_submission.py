@@ -75,6 +75,6 @@ def test_missing_files_are_named(tmp_path):
         coco_submission.write(str(tmp_path), "test-dev", "a")
     folder = write_predictions(tmp_path / "p", [1])
     (tmp_path / "p/panoptic/000000000001.png").unlink()
-    with pytest.raises(ValueError, match="Image 1: .*000000000001.png"):
+    with pytest.raises(FileNotFoundError, match="000000000001.png"):
         coco_submission.write(folder, "test-dev", "a")
     assert not list((tmp_path / "p").glob("*.zip"))
