@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import urllib.parse
-from typing import Any, Dict, Generator, Iterable, List, Mapping, Optional, Sequence, Set, Union
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Set, Union
 
 import numpy as np
 
@@ -126,7 +126,6 @@ class PredictionWriter:
         self.panoptic_dir = os.path.join(directory, panoptic_name)
         self.instances_json = os.path.join(directory, "instances.json") if instances else None
         self.semantic_dir = os.path.join(directory, "semantic")
-        self.writes_semantic = semantic_category_ids is not None
         if semantic_category_ids is not None:
             self._category_of_class = _semantic_table(semantic_category_ids)
         self._categories = list(categories)
@@ -181,21 +180,10 @@ class PredictionWriter:
         if image is not None:
             self._images.append({"id": image_id, **image})
 
-    def add_instances(self, results: List[Dict[str, Any]]) -> None:
+    def add_instances(self, results: Iterable[Dict[str, Any]]) -> None:
         """Writes the results of `instance_results`."""
         for result in results:
             self._instances.add(result)
-
-    def move_panoptic(self, annotation: Dict[str, Any], directory: str) -> None:
-        """Takes over a panoptic map that another writer has written.
-
-        Args:
-          annotation: its entry of that writer's `panoptic.json`.
-          directory: where its PNG is; it is moved.
-        """
-        name = annotation["file_name"]
-        os.replace(os.path.join(directory, name), self._unused(self.panoptic_dir, name))
-        self._panoptic.add(annotation)
 
     def add_semantic(self, image_id: Any, labels: np.ndarray) -> None:
         """Writes one semantic map.
@@ -207,13 +195,22 @@ class PredictionWriter:
         png = panoptic_png.encode_grey(self._category_of_class[labels])
         _write_bytes(self._unused(self.semantic_dir, file_stem(image_id) + ".png"), png)
 
-    def move_semantic(self, directory: str) -> None:
-        """Takes over the semantic maps that another writer has left in `directory`, if it had any
-        image.
+    def take_over(self, directory: str) -> None:
+        """Adds what another writer, made with the same arguments, has left in `directory`; its PNGs
+        are moved.
         """
-        os.makedirs(self.semantic_dir, exist_ok=True)
-        for name in os.listdir(directory) if os.path.isdir(directory) else ():
-            os.replace(os.path.join(directory, name), os.path.join(self.semantic_dir, name))
+        if self.panoptic_json:
+            source = os.path.join(directory, os.path.basename(self.panoptic_dir))
+            for annotation in read_entries(f"{source}.json"):
+                name = annotation["file_name"]
+                os.replace(os.path.join(source, name), self._unused(self.panoptic_dir, name))
+                self._panoptic.add(annotation)
+        if self.instances_json:
+            self.add_instances(read_entries(os.path.join(directory, "instances.json")))
+        source = os.path.join(directory, "semantic")
+        for name in os.listdir(source) if os.path.isdir(source) else ():
+            os.makedirs(self.semantic_dir, exist_ok=True)
+            os.replace(os.path.join(source, name), self._unused(self.semantic_dir, name))
 
     def _unused(self, directory, name):
         """The path of a new map; refuses ids that share a name, such as 1 and "000000000001"."""
@@ -258,7 +255,7 @@ class _JsonList:
         self._write(f"\n{closing}\n")
 
 
-def read_entries(path: str) -> Generator[Dict[str, Any], None, None]:
+def read_entries(path: str) -> Iterator[Dict[str, Any]]:
     """The entries of a list that `PredictionWriter` wrote, one by one: each is on a line of its
     own.
     """

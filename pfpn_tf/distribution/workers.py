@@ -1,12 +1,11 @@
-"""The workers of a strategy: which of them has which images, and how they tell each other things.
+"""The workers of a strategy, and how they tell each other things.
 
-Images are cut into batches of `eval_batch_size`, and the batches are dealt to the workers in turn.
 `tf.distribute`'s own gather carries what a worker has counted to the others, as bytes.
 """
 
 import dataclasses
 import pickle
-from typing import Any, Dict, Iterator, List
+from typing import Any, Dict, List
 
 import numpy as np
 import tensorflow as tf
@@ -29,10 +28,6 @@ class Workers:
     @property
     def is_chief(self) -> bool:
         return self.index == 0
-
-    def owners(self, num_images: int, batch_size: int) -> Iterator[int]:
-        """The worker that has image 0, 1, 2, ..."""
-        return (i // batch_size % self.count for i in range(num_images))
 
 
 def workers_of(strategy: tf.distribute.Strategy) -> Workers:

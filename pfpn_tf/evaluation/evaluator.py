@@ -13,6 +13,7 @@ Shapes: B images per replica · H, W padded size · h, w original size.
 import concurrent.futures
 import contextlib
 import os
+import shutil
 import time
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
@@ -24,12 +25,13 @@ from pfpn_tf import config as config_lib
 from pfpn_tf.data import pipeline, predictions, tfrecord
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.distribution import workers as workers_lib
-from pfpn_tf.evaluation import confusion, html_report, merge, output_folder, report
+from pfpn_tf.evaluation import confusion, html_report, output_folder, report
 from pfpn_tf.evaluation.counts import EvaluationMetrics, read_truth
 from pfpn_tf.evaluation.inference import ImageOutputs, Inference, Input, Network
 from pfpn_tf.utils import progress
 from pfpn_tf.utils.errors import UserError
 
+_PARTS = ".parts"
 _MAX_WAITING = 2  # Batches computed but not yet counted; bounds memory.
 
 
@@ -105,7 +107,7 @@ class Evaluator:
         if failures:
             raise UserError(failures[0])
         if predictions_dir and self._workers.count > 1:
-            self._merge_predictions(predictions_dir, num_images, [part.image_ids for part in parts])
+            self._merge_predictions(predictions_dir)
         self.found = parts[0]
         for part in parts[1:]:
             self.found.merge(part)
@@ -161,7 +163,8 @@ class Evaluator:
         """
         found = EvaluationMetrics(self._config.model, self._info)
         if predictions_dir and self._workers.count > 1:
-            predictions_dir = merge.part_directory(predictions_dir, self._workers.index)
+            predictions_dir = _part(predictions_dir, self._workers.index)
+            shutil.rmtree(predictions_dir, ignore_errors=True)  # of an evaluation that was stopped
         try:
             with self._writer(predictions_dir) as writer:
 
@@ -192,11 +195,13 @@ class Evaluator:
             semantic_category_ids=category_ids if task in ("panoptic", "semantic") else None,
         )
 
-    def _merge_predictions(self, output_dir, num_images, image_ids):
+    def _merge_predictions(self, output_dir):
+        """Joins what the workers have written, each in a folder of its own on the shared disk."""
         if self._workers.is_chief:
-            owners = self._workers.owners(num_images, self._config.eval.eval_batch_size)
             with self._writer(output_dir) as writer:
-                merge.merge_predictions(output_dir, writer, owners, image_ids)
+                for worker in range(self._workers.count):
+                    writer.take_over(_part(output_dir, worker))
+            shutil.rmtree(os.path.join(output_dir, _PARTS))
         self._gather.wait()
 
     def _write(self, output_dir, metrics):
@@ -300,6 +305,10 @@ class Evaluator:
 
     def _step(self, inputs, original_hw):
         return self._strategy.run(self._inference, args=(inputs, original_hw))
+
+
+def _part(output_dir, worker):
+    return os.path.join(output_dir, _PARTS, f"worker-{worker}")
 
 
 def _key(name, i):
