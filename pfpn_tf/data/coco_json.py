@@ -215,7 +215,9 @@ def matcher(known_ids: Iterable[Any]) -> Callable[[Any], Any]:
     return match
 
 
-def checked_images(images: List[Dict[str, Any]], where: str) -> List[Dict[str, Any]]:
+def checked_images(
+    images: List[Dict[str, Any]], where: str, sizes: bool = True
+) -> List[Dict[str, Any]]:
     """The entries of "images" with their `id`, `file_name`, `height` and `width` as they are meant.
 
     Ids are all texts, or each that is a whole number becomes one.
@@ -223,17 +225,19 @@ def checked_images(images: List[Dict[str, Any]], where: str) -> List[Dict[str, A
     Args:
       images: of `load_lists`.
       where: opening of an error message.
+      sizes: whether sizes must be there; else a missing one is None.
 
     Raises:
       UserError: names the entry and field.
     """
+    size: Dict[str, Any] = {} if sizes else {"default": None}
     ids = unique_image_ids(images, where)
     return [
         {
             "id": i,
             "file_name": field(image, "file_name", FILE_NAME, f"{where}: images[{n}]"),
-            "height": field(image, "height", SIDE, f"{where}: images[{n}]"),
-            "width": field(image, "width", SIDE, f"{where}: images[{n}]"),
+            "height": field(image, "height", SIDE, f"{where}: images[{n}]", **size),
+            "width": field(image, "width", SIDE, f"{where}: images[{n}]", **size),
         }
         for n, (i, image) in enumerate(zip(ids, images))
     ]
@@ -290,7 +294,8 @@ def checked_categories(
             if known is not None and category_id not in known and len(categories) > 1:
                 continue
             raise UserError(
-                f'{place} has no "isthing". A COCO instances JSON has none; give the panoptic one.'
+                f'{place} has no "isthing". A COCO instances JSON has none; give the panoptic one,'
+                " or convert this with --instances_json alone."
             )
         isthing = field(category, "isthing", FLAG, place)
         entry = {"id": category_id, "name": label, "isthing": int(isthing)}
