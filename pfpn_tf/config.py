@@ -153,7 +153,8 @@ class Model:
 
     task: str = _field(
         "panoptic",
-        "panoptic: Panoptic FPN; instance: Mask R-CNN with FPN; semantic: Semantic FPN.",
+        "panoptic: Panoptic FPN; instance: Mask R-CNN with FPN; semantic: Semantic FPN. Training"
+        " takes what the records hold unless this is given.",
         choices=("panoptic", "instance", "semantic"),
     )
     backbone: str = _field("resnet50", "Backbone network.", choices=BACKBONES)

@@ -279,10 +279,25 @@ def checked_categories(
     Raises:
       UserError: names the category and field.
     """
+    entries = []
+    known = set(map(whole_number, used)) if used is not None else None
+    for n, entry in enumerate(named_categories(categories, where)):
+        if entry["isthing"] is None:
+            if known is not None and entry["id"] not in known and len(categories) > 1:
+                continue
+            raise UserError(
+                f'{where}: categories[{n}] ({entry["name"]}) has no "isthing". A COCO instances'
+                " JSON has none; give the panoptic one, or convert it by --instances_json alone."
+            )
+        entries.append(entry)
+    return entries
+
+
+def named_categories(categories: Any, where: str) -> List[Dict[str, Any]]:
+    """`checked_categories`, but `isthing` is None where it is missing."""
     if not isinstance(categories, list) or not categories:
         raise UserError(f'{where} has no list "categories" of at least one category.')
     entries = []
-    known = set(map(whole_number, used)) if used is not None else None
     for n, category in enumerate(categories):
         place = f"{where}: categories[{n}]"
         if not isinstance(category, dict):
@@ -290,15 +305,9 @@ def checked_categories(
         category_id = field(category, "id", CATEGORY_ID, place)
         label = field(category, "name", NAME, place, str(category_id))
         place += f" ({label})"
-        if category.get("isthing") is None:
-            if known is not None and category_id not in known and len(categories) > 1:
-                continue
-            raise UserError(
-                f'{place} has no "isthing". A COCO instances JSON has none; give the panoptic one,'
-                " or convert this with --instances_json alone."
-            )
-        isthing = field(category, "isthing", FLAG, place)
-        entry = {"id": category_id, "name": label, "isthing": int(isthing)}
+        isthing = field(category, "isthing", FLAG, place, None)
+        entry = {"id": category_id, "name": label}
+        entry["isthing"] = None if isthing is None else int(isthing)
         if category.get("color"):
             entry["color"] = _color(category["color"], place)
         entries.append(entry)

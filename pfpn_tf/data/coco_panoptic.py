@@ -144,6 +144,7 @@ class CocoPanoptic(CocoImages):
         instances_json=None,
         image_ids=(),
         allow_mismatch=False,
+        crowds=True,
     ):
         """Parses the JSON files; photos and PNGs are opened by `read` only.
 
@@ -154,6 +155,7 @@ class CocoPanoptic(CocoImages):
           instances_json: optional path of a COCO instances JSON of the same images.
           image_ids: ids, as text, of the images to use; none: all images.
           allow_mismatch: whether contradictions that would train on wrong labels are only noted.
+          crowds: whether `iscrowd` of the instances JSON is believed.
 
         Raises:
           UserError: a file is missing or malformed, or lacks one of `image_ids`; says which and
@@ -177,7 +179,7 @@ class CocoPanoptic(CocoImages):
             path = os.fspath(instances_json)
             content = coco_instances.load(path)
             self._instances = coco_instances.CocoInstances(
-                path, content, ids, self.info, allow_mismatch
+                path, content, ids, self.info, allow_mismatch, crowds=crowds
             )
             self.notes.merge(self._instances.notes)
         self._select(image_ids)

@@ -16,7 +16,7 @@ from typing import Dict, Iterable, List, Tuple
 from pfpn_tf.data.coco_json import DataError
 from pfpn_tf.utils.errors import UserError
 
-ELSEWHERE = "photos are not where their file_name says and are found by the end of it"
+ELSEWHERE = "photos are not where their file_name says and are found by its last parts"
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _UPLOADED = re.compile(r"^[0-9a-f]{8}-(?=.)")
 
@@ -51,11 +51,11 @@ class PhotoFolder:
         """
         self.path = checked_folder(path, "photos (--image_dir)")
         self._names_by_end = collections.Counter(
-            end for name in set(names) for end in {*_ends(name), _plain(name)}
+            end for name in set(names) for end in {*ends(name), plain_name(name)}
         )
 
     def find(self, name: str, other_names: Tuple[str, ...] = ()) -> Tuple[str, bool]:
-        """The path of a photo, and whether it is where `name` says.
+        """The path of a photo, and whether it ends with `name`.
 
         Args:
           name: `file_name` of an image.
@@ -67,12 +67,12 @@ class PhotoFolder:
         path = os.path.join(self.path, name)
         if os.path.exists(path):
             return path, True
-        ends = [end for n, end in enumerate(_ends(name)) if n == 0 or self._names_by_end[end] == 1]
-        for n, end in enumerate(ends):
+        tails = [end for n, end in enumerate(ends(name)) if n == 0 or self._names_by_end[end] == 1]
+        for n, end in enumerate(tails):
             found = os.path.join(self.path, end)
             if os.path.exists(found):
                 return found, n == 0 and "\\" in name
-        last = [end for end in (ends[-1:] + [_plain(name)]) if self._names_by_end[end] == 1]
+        last = [end for end in (tails[-1:] + [plain_name(name)]) if self._names_by_end[end] == 1]
         for key in (*other_names, *last):
             paths = self._paths_by_name.get(key.lower(), [])
             if len(paths) > 1:
@@ -82,7 +82,8 @@ class PhotoFolder:
                     f" {self.path}: {several}."
                 )
             if paths:
-                return os.path.join(self.path, paths[0]), key in other_names
+                as_named = key in other_names or paths[0].endswith(tails[0])
+                return os.path.join(self.path, paths[0]), as_named
         tried = f" (nor {', '.join(other_names)} in any folder there)" if other_names else ""
         raise DataError(f"{path}: no such image{tried}")
 
@@ -91,7 +92,7 @@ class PhotoFolder:
         """Name in small letters, as it is and without an upload's first characters -> paths."""
         found: Dict[str, List[str]] = {}
         for path in _walk(self.path):
-            for key in {os.path.basename(path).lower(), _plain(path).lower()}:
+            for key in {os.path.basename(path).lower(), plain_name(path).lower()}:
                 found.setdefault(key, []).append(path)
         return found
 
@@ -103,7 +104,7 @@ def _walk(folder):
             yield os.path.relpath(os.path.join(directory, name), folder)
 
 
-def _ends(name):
+def ends(name: str) -> List[str]:
     """A name as a path with slashes, then without its first folder, and so on to its last part."""
     if "?d=" in name:
         name = urllib.parse.unquote(name.partition("?d=")[2])
@@ -113,6 +114,6 @@ def _ends(name):
     return ["/".join(parts[start:]) for start in range(len(parts))]
 
 
-def _plain(name):
+def plain_name(name: str) -> str:
     """The last part of a name without the characters that Label Studio puts before it."""
-    return _UPLOADED.sub("", (_ends(name) or [""])[-1])
+    return _UPLOADED.sub("", (ends(name) or [""])[-1])

@@ -14,18 +14,26 @@ Batches are dicts (B images · H, W padded size · M instances · S segments · 
 """
 
 import os
-from typing import Dict, List, Optional
+from typing import Any, Dict, List, Mapping, Optional
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
+from pfpn_tf import config as config_lib
 from pfpn_tf.config import Config
 from pfpn_tf.data import augment
 from pfpn_tf.data import categories as categories_lib
 from pfpn_tf.data import order, preprocess, tfrecord
 from pfpn_tf.data.categories import VOID, DatasetInfo
 from pfpn_tf.utils import process
+from pfpn_tf.utils.errors import UserError
 
+# As configs/base/mask_rcnn_fpn.flags and semantic_fpn.flags.
+_LOSS_WEIGHTS = {
+    "instance": {"instance_loss_weight": 1.0, "semantic_loss_weight": 0.0},
+    "semantic": {"instance_loss_weight": 0.0, "semantic_loss_weight": 1.0},
+}
 SOURCE_ID_BYTES = 64  # image ids as numbers, since accelerators take no strings
 PREFETCHED_BATCHES = 2
 
@@ -96,9 +104,32 @@ def load_info(config: Config) -> DatasetInfo:
     """The `DatasetInfo` that --dataset_info names, or the file beside the TFRecords.
 
     Raises:
-      UserError: no setting says where it is, or it cannot be read.
+      UserError: no setting says where it is, it cannot be read, or --task needs what it lacks.
     """
-    return DatasetInfo.load(info_path(config))
+    path = info_path(config)
+    info = DatasetInfo.load(path)
+    info.check_task(config.model.task, path)
+    return info
+
+
+def config_for_records(settings: Mapping[str, Any]) -> Config:
+    """The settings; without --task they train what the records hold.
+
+    Args:
+      settings: by flag name; the others have their defaults.
+
+    Raises:
+      UserError: as `config.from_mapping`.
+    """
+    config = config_lib.from_mapping(settings)
+    try:
+        task = DatasetInfo.load(info_path(config)).task
+    except UserError:  # No records yet; whoever opens them says so.
+        return config
+    if "task" in settings or task == config.model.task:
+        return config
+    logging.info("The records are for --task=%s, which is taken.", task)
+    return config_lib.from_mapping({"task": task, **_LOSS_WEIGHTS[task], **settings})
 
 
 def info_path(config: Config) -> str:
