@@ -269,9 +269,9 @@ def _categories(
                 new_id = max(*by_id, *(c["id"] for c in own)) + 1
         if not classes and new_id in by_id:
             raise UserError(f"{source}: category id {new_id} occurs twice.")
-        by_id.setdefault(new_id, category)
-        if category["isthing"] is not None or by_id[new_id]["isthing"] is None:
-            by_id[new_id] = {**by_id[new_id], "isthing": category["isthing"] in (None, 1)}
+        listed = by_id.setdefault(new_id, {**category, "id": new_id})
+        if category["isthing"] is not None or listed["isthing"] is None:
+            listed["isthing"] = category["isthing"] in (None, 1)
         ids[category["id"]] = new_id
     entries = [by_id[category_id] for category_id in sorted(by_id)]
     named = {class_list.key(name): name for name in things}
