@@ -116,10 +116,10 @@ def _from_table(lines, path):
 
 
 def _color(channels, path, line):
-    numbers = [coco_json.whole_number(channel) for channel in channels]
-    if len(numbers) != 3 or not all(n is not None and 0 <= n <= 255 for n in numbers):
+    color = coco_json.color(list(channels))
+    if color is None:
         raise UserError(f"{path}: r, g, b must be three whole numbers 0 to 255, in {line!r}.")
-    return tuple(numbers)
+    return tuple(color)
 
 
 def _from_json(content, path):
@@ -139,7 +139,6 @@ def _from_json(content, path):
         value = coco_json.field(entry, "id", coco_json.CATEGORY_ID, place)
         name = coco_json.field(entry, "name", coco_json.NAME, place)
         is_thing = coco_json.field(entry, "isthing", coco_json.FLAG, place, None)
-        color = entry.get("color")
-        color = _color(color, path, name) if isinstance(color, list) else None
-        classes.append(LabelClass(value, name, color, is_thing))
+        color = coco_json.field(entry, "color", coco_json.COLOR, place, None)
+        classes.append(LabelClass(value, name, color and tuple(color), is_thing))
     return classes

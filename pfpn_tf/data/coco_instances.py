@@ -194,7 +194,9 @@ class CocoInstances:
         if annotation.get("bbox") != []:
             box = field(annotation, "bbox", coco_json.BOX, default=None, **read)
         segmentation = annotation.get("segmentation")
-        if isinstance(segmentation, list):  # An empty polygon says nothing.
+        if isinstance(segmentation, list):
+            if segmentation and all(coco_json.number(v) is not None for v in segmentation):
+                segmentation = [segmentation]  # One polygon without the list around it.
             segmentation = [part for part in segmentation if part != []]
         if skip_bad:
             good = coco_masks.good_polygons(segmentation, category_map.shape)

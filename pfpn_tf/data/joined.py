@@ -73,6 +73,8 @@ class JoinedDataset(CocoImages):
         if instances_json:
             instances_json = os.fspath(instances_json)
             content = coco_instances.load(instances_json)
+            if not content["annotations"]:
+                raise UserError(f"{instances_json}: has no annotation.")
             images = content["images"]
         else:
             images = _listed(photo_folder.checked_folder(image_dir, "photos"), class_map_dir)

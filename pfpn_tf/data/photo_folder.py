@@ -98,10 +98,12 @@ class PhotoFolder:
 
 
 def _walk(folder):
+    """Paths below a folder without hidden files and what macOS adds to zip files."""
     for directory, folders, names in os.walk(folder):
-        folders.sort()
+        folders[:] = sorted(f for f in folders if not f.startswith((".", "__MACOSX")))
         for name in names:
-            yield os.path.relpath(os.path.join(directory, name), folder)
+            if not name.startswith("."):
+                yield os.path.relpath(os.path.join(directory, name), folder)
 
 
 def ends(name: str) -> List[str]:

@@ -130,8 +130,10 @@ def ids_of_other_kinds(folder):
     for name in ("a", "b"):
         photo(folder / f"{name}.PNG")
     content = coco((7.0, "30"), ["a.png", "b.png"], ("5f2c-1", "5f2c-2"))
-    content["annotations"][0].update(id="5f2c-3", segmentation=[[], *coco((1, 2), "ab")[
-        "annotations"][0]["segmentation"]])  # fmt: skip
+    first, second = content["annotations"]
+    first.update(id="5f2c-3", segmentation=[[], *first["segmentation"]])
+    second.update(segmentation=second["segmentation"][0])
+    photo(folder / "__MACOSX/a.png")
     return write(folder / "export.json", content)
 
 
@@ -169,7 +171,7 @@ def test_exports_are_read_as_they_come(tmp_path, tool):
     assert (tool is roboflow) == any(joined.ROOT in line for line in said)
 
 
-def test_masks_of_a_brush_are_objects_if_one_says_so(tmp_path):
+def test_masks_are_objects_if_the_user_says_so(tmp_path):
     path = cvat(tmp_path)
     path.write_text(path.read_text().replace('"iscrowd": 0', '"iscrowd": 1'))
     given = sources.Given(instances_json=str(path))
@@ -211,6 +213,7 @@ REFUSED = {
         lambda c: c["annotations"][0].update(segments_info=[]),
         "is a panoptic one; give it as --panoptic_json",
     ),
+    "nothing": (lambda c: c["annotations"].clear(), "labels.json: has no annotation"),
     "category id twice": (lambda c: c["categories"][1].update(id=0), "category id 0 occurs twice"),
     "image id twice": (lambda c: c["images"][1].update(id=1), "image id 1 occurs twice"),
     "unlisted category": (
