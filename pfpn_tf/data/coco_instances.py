@@ -25,7 +25,7 @@ UNLISTED = "images have things in the panoptic map, but the instances JSON does 
 OTHER_SIZE = "images have another size in the instances JSON than in the panoptic one"
 NO_INSTANCE = "images have things in the panoptic map, but no instance"
 REPEATED = "instances repeat another one of their image, with the same class and pixels"
-BESIDE = "instances lie for the most part on other categories of the panoptic map"
+BESIDE = "instances lie for the most part on other categories of the map"
 
 
 def load(path: str) -> Dict[str, List[Dict[str, Any]]]:

@@ -184,18 +184,17 @@ def join(
     joined, ids = category_map.copy(), np.zeros(category_map.shape, np.int32)
     layers = [(i.category_id in things, not i.iscrowd, -int(i.mask.sum())) for i in instances]
     parts: Dict[int, Tuple[int, bool]] = {}  # segment id -> category id, is crowd
-    disagreeing = np.zeros(category_map.shape, bool)
     beside = 0
     for number in sorted(range(len(instances)), key=lambda n: layers[n]):
         instance = instances[number]
         mask, index = instance.mask > 0, info.category_to_index[instance.category_id]
         other = mask & (category_map != index) & (category_map != categories_lib.VOID)
         beside += int(np.count_nonzero(other)) > 0.5 * np.count_nonzero(mask)
-        disagreeing |= other
         joined[mask] = index
         is_thing = instance.category_id in things
         ids[mask] = number + 1 if is_thing else 0
         parts[number + 1] = instance.category_id, instance.iscrowd
+    disagreeing = np.count_nonzero((joined != category_map) & (category_map != categories_lib.VOID))
     rest = np.where(ids == 0, joined, categories_lib.VOID)
     uncovered = 0
     for index in np.unique(rest[rest != categories_lib.VOID]).tolist():
@@ -210,7 +209,7 @@ def join(
             category_id, iscrowd = parts[segment_id]
             box = coco_masks.tight_xywh(ids == segment_id) or []
             segments.append(Segment(segment_id, category_id, area, box, iscrowd))
-    return JoinedTruth(ids, joined, segments, int(disagreeing.sum()), uncovered, int(beside))
+    return JoinedTruth(ids, joined, segments, int(disagreeing), uncovered, int(beside))
 
 
 def _count(joined, notes, where, both):

@@ -2,14 +2,16 @@
 
 The name is a path below the folder. Where there is no such file, what tools change on their way is
 undone: folders of the tool's own machine (Label Studio's ../../media/upload/4/), backslashes, web
-addresses and Label Studio's /data/local-files/?d=, folders that an export left out, another case of
-the letters, and the eight characters that Label Studio puts before the name of an uploaded file.
+addresses and Label Studio's /data/local-files/?d=, folders that an export left out, another case or
+(macOS) another encoding of the letters, and the eight characters that Label Studio puts before the
+name of an uploaded file.
 """
 
 import collections
 import functools
 import os
 import re
+import unicodedata
 import urllib.parse
 from typing import Dict, Iterable, List, Tuple
 
@@ -74,7 +76,7 @@ class PhotoFolder:
                 return found, n == 0 and "\\" in name
         last = [end for end in (tails[-1:] + [plain_name(name)]) if self._names_by_end[end] == 1]
         for key in (*other_names, *last):
-            paths = self._paths_by_name.get(key.lower(), [])
+            paths = self._paths_by_name.get(_key(key), [])
             if len(paths) > 1:
                 several = ", ".join(sorted(paths)[:3])
                 raise DataError(
@@ -92,9 +94,13 @@ class PhotoFolder:
         """Name in small letters, as it is and without an upload's first characters -> paths."""
         found: Dict[str, List[str]] = {}
         for path in _walk(self.path):
-            for key in {os.path.basename(path).lower(), plain_name(path).lower()}:
+            for key in {_key(os.path.basename(path)), _key(plain_name(path))}:
                 found.setdefault(key, []).append(path)
         return found
+
+
+def _key(name):
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _walk(folder):
