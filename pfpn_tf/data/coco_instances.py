@@ -24,6 +24,10 @@ ELSEWHERE = "instance annotations belong to no image of the panoptic JSON"
 UNLISTED = "images have things in the panoptic map, but the instances JSON does not list them"
 OTHER_SIZE = "images have another size in the instances JSON than in the panoptic one"
 NO_INSTANCE = "images have things in the panoptic map, but no instance"
+CVAT_CROWD = (
+    "crowds come from CVAT, which calls each RLE mask a crowd, and training leaves crowds out; if"
+    " they are single objects, give --nocrowds"
+)
 REPEATED = "instances repeat another one of their image, with the same class and pixels"
 BESIDE = "instances lie for the most part on other categories of the map"
 
@@ -190,6 +194,8 @@ class CocoInstances:
             raise DataError(f"{where} has category {given}, {what}.")
         iscrowd = field(annotation, "iscrowd", coco_json.FLAG, default=False, **read)
         iscrowd = iscrowd and self._crowds
+        if iscrowd and "attributes" in annotation:
+            notes.add(CVAT_CROWD, where)
         box = None
         if annotation.get("bbox") != []:
             box = field(annotation, "bbox", coco_json.BOX, default=None, **read)

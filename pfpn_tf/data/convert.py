@@ -29,8 +29,7 @@ IMAGES_PER_SHARD = 500  # about 100 MB of COCO
 
 IMAGES_LEFT_OUT = "images are left out as broken (--skip_bad)"
 ONLY_CROWDS = (
-    "objects are all crowds, which training leaves out (CVAT calls each RLE mask a crowd; then give"
-    " --nocrowds)"
+    "objects are all crowds, which training leaves out (--nocrowds takes them as single objects)"
 )
 NO_INSTANCES = "segments of the panoptic map are things, but there is no instance"
 NO_THINGS = "images hold not one instance of a thing class"

@@ -13,6 +13,7 @@ from pfpn_tf.data import (
     categories,
     class_list,
     class_maps,
+    coco_instances,
     convert,
     joined,
     photo_folder,
@@ -175,8 +176,10 @@ def test_masks_are_objects_if_the_user_says_so(tmp_path):
     path = cvat(tmp_path)
     path.write_text(path.read_text().replace('"iscrowd": 0', '"iscrowd": 1'))
     given = sources.Given(instances_json=str(path))
+    dataset = sources.open_dataset(given)
+    assert dataset.read(0).notes.count(coco_instances.CVAT_CROWD) == 1
     with pytest.raises(UserError, match="2 objects are all crowds.*--nocrowds"):
-        convert.convert(sources.open_dataset(given), str(tmp_path / "out"), "train", num_workers=1)
+        convert.convert(dataset, str(tmp_path / "out"), "train", num_workers=1)
     dataset = sources.open_dataset(given._replace(crowds=False))
     assert not dataset.read(0).instances[0].iscrowd
 
