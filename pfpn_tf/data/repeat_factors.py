@@ -96,7 +96,7 @@ def _log(names, present, factors, of_class):
         return
     shown = factors.sum()
     logging.info(
-        "An epoch shows %d records %.1f times on average. Share of the images with a rare class:",
+        "An epoch shows %d records %.2f times on average. Share of the images with a rare class:",
         len(factors), shown / len(factors),
     )  # fmt: skip
     for i in rare[:_MOST_TOLD]:

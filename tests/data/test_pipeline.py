@@ -256,7 +256,7 @@ def test_repeat_factors_of_the_records(folder):
 
 
 def test_repeat_factors_of_records_without_classes(tmp_path):
-    tiny.make(tmp_path, [(24, 40, [CROWD])])
+    tiny.make(tmp_path, [(24, 40, [])])
     dataset = CocoPanoptic(tmp_path / "panoptic.json", tmp_path / "panoptic", tmp_path / "images")
     convert.convert(dataset, str(tmp_path), "train", num_workers=1)
     c = config(tmp_path, repeat_factor_threshold=0.1, task="instance")
