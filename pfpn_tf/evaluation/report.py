@@ -5,7 +5,7 @@ All of it is in points (0 to 100); `metrics.json` holds fractions at full precis
 
 import collections
 import json
-from typing import Any, Dict, List, NamedTuple, Sequence
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
 from pfpn_tf.utils import tables
 from pfpn_tf.utils.files import atomic_write
