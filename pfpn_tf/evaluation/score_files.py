@@ -18,6 +18,7 @@ import numpy as np
 
 from pfpn_tf.data import coco_json, panoptic_png
 from pfpn_tf.data.categories import DatasetInfo
+from pfpn_tf.data.record import Notes
 from pfpn_tf.evaluation import html_report
 from pfpn_tf.evaluation.gallery import Gallery
 from pfpn_tf.evaluation.panoptic_quality import PanopticQuality, SegmentMatches
@@ -335,31 +336,24 @@ def _notes_on_files(gt, pred):
 
 def _notes_on_segments(pairs, categories):
     """What `PanopticQuality` passes over in silence, as panopticapi does."""
-    messages = []
-    listed = {c["id"] for c in categories}
-    strays = [
-        f"image {gt['image_id']}, segment {s['id']}, category {s['category_id']}"
-        for gt, _ in pairs
-        for s in gt["segments_info"]
-        if s["category_id"] not in listed
-    ]
-    if strays:
-        messages.append(
-            f"{len(strays)} ground-truth segments do not count, as the JSON does not list their"
-            f" category (the first: {strays[0]})."
-        )
+    notes, listed = Notes(), {c["id"] for c in categories}
+    for gt, _ in pairs:
+        for segment in gt["segments_info"]:
+            if segment["category_id"] not in listed:
+                notes.add(
+                    "ground-truth segments do not count, as the JSON does not list their category",
+                    f"image {gt['image_id']}, segment {segment['id']}, category"
+                    f" {segment['category_id']}",
+                )
     for what, annotations in zip(("ground-truth", "predicted"), zip(*pairs)):
-        repeated = []
         for annotation in annotations:
             counts = collections.Counter(s["id"] for s in annotation["segments_info"])
-            repeated += [(annotation["image_id"], i) for i, n in counts.items() if n > 1]
-        if repeated:
-            image_id, segment_id = repeated[0]
-            messages.append(
-                f"{len(repeated)} {what} segments are listed more than once; the last entry counts"
-                f" (the first: image {image_id}, segment {segment_id})."
-            )
-    return messages
+            for segment_id in (i for i, n in counts.items() if n > 1):
+                notes.add(
+                    f"{what} segments are listed more than once; the last entry counts",
+                    f"image {annotation['image_id']}, segment {segment_id}",
+                )
+    return notes.lines()
 
 
 def _renamed_category(gt_categories, pred_categories):
