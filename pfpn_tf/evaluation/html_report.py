@@ -86,12 +86,12 @@ def write(
 
 def _class_table(metrics, info):
     colors = {category.id: category.color for category in info.categories}
-    header = ["Class", "Kind", *report.class_columns(metrics)]
-    rows = []
-    for row in report.class_rows(metrics, info.coco_categories()):
+    found, rows = report.class_rows(metrics, info.coco_categories()), []
+    header = ["Class", "Kind", *found[0].cells]
+    for row in found:
         swatch = f"<span class='swatch' style='background:rgb{colors[row.category_id]}'></span>"
         kind = "thing" if row.is_thing else "stuff"
-        rows.append([swatch + html.escape(row.name), kind, *row.values])
+        rows.append([swatch + html.escape(row.name), kind, *row.cells.values()])
     return f"<div class='scroll'>{_table(header, rows)}</div>"
 
 

@@ -92,68 +92,55 @@ class ClassRow(NamedTuple):
 
     Attributes:
       category_id, name, is_thing: of the class.
-      values: texts, one for each of `class_columns`.
+      cells: name of a column -> its text, the same columns for every class.
     """
 
     category_id: Any
     name: str
     is_thing: bool
-    values: List[str]
-
-
-def class_columns(metrics: Dict[str, Any]) -> List[str]:
-    """What there is to say about a class."""
-    columns = ["PQ", "SQ", "RQ", "TP", "FP", "FN"] if "panoptic" in metrics else []
-    columns += ["IoU"] if _class_iou(metrics) else []
-    return columns + [
-        name for kind, name in (("bbox", "Box AP"), ("segm", "Mask AP")) if kind in metrics
-    ]
+    cells: Dict[str, str]
 
 
 def class_rows(metrics: Dict[str, Any], categories: Sequence[Dict[str, Any]]) -> List[ClassRow]:
-    """What the metrics say about each class, things first; IoU is that of the panoptic maps if
-    there are any.
+    """What the metrics say about each class, things first.
 
     Args:
       metrics: of `Evaluator.evaluate` or `score_files`.
       categories: COCO categories.
     """
+    # IoU of the panoptic maps, if there are any, else of the semantic branch.
+    iou = (metrics.get("semantic") or metrics.get("semantic_branch") or {}).get("iou")
     rows = []
     for category in sorted(categories, key=lambda c: c["isthing"] != 1):
         key, is_thing = str(category["id"]), category["isthing"] == 1
-        values = []
+        cells = {}
         if "panoptic" in metrics:
             row = metrics["panoptic"]["per_class"][key]
             occurs = row["tp"] + row["fp"] + row["fn"] > 0
-            values += [_points(row[k] if occurs else None) for k in ("pq", "sq", "rq")]
-            values += [str(row[k]) if occurs else "-" for k in ("tp", "fp", "fn")]
-        iou = _class_iou(metrics)
-        values += [_points(iou.get(key))] if iou else []
-        for kind in ("bbox", "segm"):
+            cells = {k.upper(): _points(row[k] if occurs else None) for k in ("pq", "sq", "rq")}
+            cells |= {k.upper(): str(row[k]) if occurs else "-" for k in ("tp", "fp", "fn")}
+        if iou:
+            cells["IoU"] = _points(iou.get(key))
+        for kind, column in (("bbox", "Box AP"), ("segm", "Mask AP")):
             if kind in metrics:
-                values.append(_points(metrics[kind]["per_class"].get(key, {}).get("AP")))
-        rows.append(ClassRow(category["id"], category.get("name", key), is_thing, values))
+                cells[column] = _points(metrics[kind]["per_class"].get(key, {}).get("AP"))
+        rows.append(ClassRow(category["id"], category.get("name", key), is_thing, cells))
     return rows
 
 
 def class_table(metrics: Dict[str, Any], categories: Sequence[Dict[str, Any]]) -> str:
     """A text table of every class. Args: as `class_rows`."""
-    columns = class_columns(metrics)
+    rows = class_rows(metrics, categories)
+    columns = list(rows[0].cells) if rows else []
     if not columns:
         return ""
     lines = []
-    rows = class_rows(metrics, categories)
     for kind, is_thing in (("Things", True), ("Stuff", False)):
         group = [row for row in rows if row.is_thing == is_thing]
-        if any(set(row.values) != {"-"} for row in group):
+        if any(set(row.cells.values()) != {"-"} for row in group):
             lines.append([kind] + [""] * len(columns))
-            lines += [["  " + row.name, *row.values] for row in group]
+            lines += [["  " + row.name, *row.cells.values()] for row in group]
     return tables.aligned(["Class", *columns], lines)
-
-
-def _class_iou(metrics):
-    """IoU by category id as text."""
-    return (metrics.get("semantic") or metrics.get("semantic_branch") or {}).get("iou")
 
 
 def copy_paste_line(metrics: Dict[str, Any]) -> str:
