@@ -178,36 +178,27 @@ class PanopticQuality:
         _add_matches(self._sums, matches)
         corrected = self._with_areas_of_pixels(pairs, gt_segments, where)
         by_pixels = matches
-        if corrected:
+        if corrected != list(gt_segments):
             by_pixels = _match_image(pairs, corrected, pred_segments, areas, where)
         _add_matches(self._sums_by_pixels, by_pixels)
         return matches
 
     def _with_areas_of_pixels(self, pairs, gt_segments, where):
-        """The segments with the areas that their pixels have; None if those of the JSON are right.
-        Crowds are left alone: their area does not count.
-        """
+        """The segments with the areas that their pixels have; crowds' areas do not count."""
         areas = _areas(pairs.gt_ids, pairs.pixels)
-        wrong = [
-            s
-            for s in gt_segments
-            if s.get("iscrowd", 0) != 1 and "area" in s and s["area"] != areas.get(s["id"], 0)
-        ]
-        if not wrong:
-            return None
-        first = wrong[0]
-        pixels = (
-            f"segment {first['id']} has area {first['area']} and {areas.get(first['id'], 0)} pixels"
-        )
-        self._wrong_areas.add(_WRONG_AREAS, f"{where}: ground-truth {pixels}", len(wrong))
-        return [{**s, "area": areas.get(s["id"], 0)} for s in gt_segments]
+        corrected = list(gt_segments)
+        for n, segment in enumerate(gt_segments):
+            pixels = areas.get(segment["id"], 0)
+            if segment.get("iscrowd", 0) != 1 and segment.get("area", pixels) != pixels:
+                corrected[n] = {**segment, "area": pixels}
+                place = f"ground-truth segment {segment['id']} has area {segment['area']}"
+                self._wrong_areas.add(_WRONG_AREAS, f"{where}: {place} and {pixels} pixels")
+        return corrected
 
     def merge(self, other: "PanopticQuality") -> None:
         """Adds the images of another accumulator with the same categories."""
-        for mine, its in (
-            (self._sums, other._sums),
-            (self._sums_by_pixels, other._sums_by_pixels),
-        ):
+        both = (self._sums, other._sums), (self._sums_by_pixels, other._sums_by_pixels)
+        for mine, its in both:
             for category_id, values in its.items():
                 mine[category_id] = [a + b for a, b in zip(mine[category_id], values)]
         self._wrong_areas.merge(other._wrong_areas)
@@ -228,11 +219,11 @@ class PanopticQuality:
         notes = [
             f"{group} is null: no {kind} occurs in ground truth or prediction, so there is nothing"
             " to average (panopticapi divides by zero here)."
-            for group, kind in (
-                ("All", "class"),
-                ("Things", "thing class"),
-                ("Stuff", "stuff class"),
-            )
+            for group, kind in {
+                "All": "class",
+                "Things": "thing class",
+                "Stuff": "stuff class",
+            }.items()
             if result[group] is None
         ]
         if self._wrong_areas.count(_WRONG_AREAS) and result["All"]:
@@ -240,9 +231,8 @@ class PanopticQuality:
                 100 * part["All"]["pq"] for part in (result, self._result(self._sums_by_pixels))
             )
             notes.append(
-                f"{self._wrong_areas.line(_WRONG_AREAS)}. PQ takes the"
-                f" JSON's areas, as panopticapi does: {ours:.2f}; by the pixels it would be"
-                f" {by_pixels:.2f}."
+                f"{self._wrong_areas.line(_WRONG_AREAS)}. PQ takes the JSON's areas, as panopticapi"
+                f" does: {ours:.2f}; by the pixels it would be {by_pixels:.2f}."
             )
         return notes
 
