@@ -3,11 +3,9 @@ import pytest
 from pfpn_tf.benchmark import suite
 from tests import tiny
 
-TINY = {**tiny.SETTINGS, "backbone_norm": "group_norm"}
-
 
 def test_step_alone():
-    settings = {**TINY, "task": "semantic", "crop_size": (64, 96)}
+    settings = {**tiny.SETTINGS, "task": "semantic", "crop_size": (64, 96)}
     report = suite.run("step", settings, suite.Options(repeats=2, num_instances=3))
     assert report["image_hw"] == [64, 96]
     assert report["losses"]["loss/total"] > 0
@@ -20,7 +18,7 @@ def test_step_alone():
 
 def test_input_alone(tiny_records):
     records = f"{tiny_records}/train-*.tfrecord"
-    settings = {**TINY, "train_records": records, "train_min_sides": (64,)}
+    settings = {**tiny.SETTINGS, "train_records": records, "train_min_sides": (64,)}
     report = suite.run("input", settings, suite.Options(repeats=2))
     batch = report["batch"]
     assert batch["repeats"] == 8
@@ -29,7 +27,7 @@ def test_input_alone(tiny_records):
 
 def test_inference_of_a_random_network():
     options = suite.Options(repeats=1, serving_batch_size=2)
-    report = suite.run("inference", {**TINY, "precision": "bfloat16"}, options)
+    report = suite.run("inference", {**tiny.SETTINGS, "precision": "bfloat16"}, options)
     assert report["precision"] == "bfloat16"
     assert report["batch_size"] == 2
     assert 0 < report["nodes"]["panoptic"] < report["nodes"]["all"]
