@@ -9,6 +9,7 @@ RECORDS is a folder of `tiny.make_records`. In OUTPUT each kind gets KIND.npz, w
 and KIND/1, the export.
 """
 
+import gc
 import os
 import pathlib
 import sys
@@ -65,6 +66,7 @@ def config_of(kind, records):
 
 
 def main(records, output, kinds):
+    gc.disable()  # tracing makes many objects, of which few are garbage
     output = pathlib.Path(output)
     output.mkdir(parents=True, exist_ok=True)
     for kind in kinds or KINDS:
@@ -72,6 +74,7 @@ def main(records, output, kinds):
         found = {**train(config), **evaluate_and_export(config, output / kind / "1")}
         np.savez(output / f"{kind}.npz", **found)
         tf.keras.backend.clear_session()
+        gc.collect()
         print(kind, flush=True)
 
 
