@@ -65,26 +65,14 @@ def main():
 
 
 def send_files(connection, paths):
-    from pfpn_tf.data.categories import DatasetInfo
     from pfpn_tf.serving import results
 
-    def decode(content):
-        from pfpn_tf.serving import images  # with TensorFlow
-
-        return images.upright_pixels(content).numpy()
-
-    info = DatasetInfo.from_coco_categories(connection.metadata()["categories"])
-    with results.Writer(FLAGS.output_dir, info, FLAGS.overlays, FLAGS.serving_reply) as writer:
+    model = connection.model()
+    options = FLAGS.overlays, FLAGS.serving_reply
+    with results.Writer(FLAGS.output_dir, model.info, *options) as writer:
         try:
             with progress.Bar("Predicting", len(paths), "image") as bar:
-                failures = results.answer_files(
-                    paths,
-                    lambda image: connection.predict([image])[0],
-                    decode,
-                    writer,
-                    FLAGS.concurrency,
-                    bar.update,
-                )
+                failures = model.predict_files(paths, writer, FLAGS.concurrency, bar.update)
         finally:
             print(f"Wrote {writer.count} of {len(paths)} answers to {FLAGS.output_dir}.")
     for failure in failures:

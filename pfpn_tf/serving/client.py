@@ -16,6 +16,7 @@ from urllib import parse
 
 import numpy as np
 
+from pfpn_tf.serving.model import Model
 from pfpn_tf.serving.results import Refused, refusal
 from pfpn_tf.utils.errors import UserError
 
@@ -84,6 +85,14 @@ class Connection(abc.ABC):
     @abc.abstractmethod
     def metadata(self) -> Dict[str, Any]:
         """What the model says about itself; see `module.metadata_json`."""
+
+    def model(self) -> Model:
+        """The network, to be called with images as one that `pfpn_tf.load` gives.
+
+        Raises:
+          ServerError: no answer.
+        """
+        return Model(lambda image: self.predict([image])[0], self.metadata())
 
     def predict(
         self, images: Sequence[bytes], thresholds: Mapping[str, Any] = {}

@@ -2,6 +2,7 @@
 
 import os
 import re
+import tempfile
 from typing import List, Optional, Tuple
 
 import numpy as np
@@ -13,7 +14,15 @@ from pfpn_tf.data import categories
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.runs import checkpoints, restore, run_directory
 from pfpn_tf.utils.errors import UserError
-from pfpn_tf.weights import detectron2, detectron2_config, imagenet, mmdetection, safe_pickle, zoo
+from pfpn_tf.weights import (
+    detectron2,
+    detectron2_config,
+    download,
+    imagenet,
+    mmdetection,
+    safe_pickle,
+    zoo,
+)
 
 IMAGENET = "imagenet"
 PROJECTS = ("detectron2", "mmdetection")
@@ -80,6 +89,26 @@ def to_run_dir(
     prefix = checkpoints.save_weights(model, config, info, run_dir)
     logging.info("Wrote %d variables of %s to %s.", len(model.variables), weights, prefix)
     return prefix
+
+
+def published_run(name: str) -> str:
+    """The run directory of published weights, in the folder of downloads; made if need be.
+
+    Raises:
+      UserError: there are no weights of this name, they are a backbone alone, or cannot be had.
+    """
+    model = zoo.find(name)
+    if model.pq is None and model.box_ap is None:
+        raise UserError(f"{name} is a backbone alone, which says nothing of an image; train it.")
+    run_dir = os.path.join(download.cache_dir(), "runs", model.path)
+    if not os.path.isdir(run_dir):
+        os.makedirs(os.path.dirname(run_dir), exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=os.path.dirname(run_dir)) as folder:
+            complete = os.path.join(folder, "run")
+            to_run_dir(name, zoo.config(name), complete)
+            if not os.path.isdir(run_dir):  # Another process may have been faster.
+                os.rename(complete, run_dir)
+    return run_dir
 
 
 def known_config(weights: str, stride_in_1x1: Optional[bool] = None) -> Optional[config_lib.Config]:
