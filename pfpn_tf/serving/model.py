@@ -184,7 +184,7 @@ def _truths(panoptic_json, names):
 
 
 def seen_pixels(image: bytes) -> np.ndarray:
-    """[h, w, 3] uint8 RGB of an encoded image, by the network's own decoder, so that the map fits."""
+    """[h, w, 3] uint8 RGB of an encoded image, by the decoder that the network has."""
     from pfpn_tf.serving import images
 
     return images.upright_pixels(image).numpy()

@@ -13,6 +13,7 @@ from pfpn_tf import config as config_lib
 from pfpn_tf.data import categories
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.runs import checkpoints, restore, run_directory
+from pfpn_tf.utils import recipes
 from pfpn_tf.utils.errors import UserError
 from pfpn_tf.weights import (
     detectron2,
@@ -140,11 +141,11 @@ def known_config(weights: str, stride_in_1x1: Optional[bool] = None) -> Optional
         return None
     if not of_mmdetection:
         task = "panoptic" if panoptic else "instance"
-        arguments = ["--flagfile=configs/base/detectron2.flags", f"--task={task}"]
+        arguments = [recipes.flagfile("base/detectron2"), f"--task={task}"]
         arguments += [f"--backbone=resnet{depth}"]
     else:
         kind = "panoptic_fpn" if panoptic else "mask_rcnn"
-        arguments = [f"--flagfile=configs/mmdetection/{kind}_r{depth}.flags"]
+        arguments = [recipes.flagfile(f"mmdetection/{kind}_r{depth}")]
         style = mmdetection.style_of(checkpoint)
         if stride_in_1x1 is None and style is None:
             raise UserError(
