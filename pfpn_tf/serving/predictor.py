@@ -23,22 +23,21 @@ from pfpn_tf.utils.errors import UserError
 class Predictor(model_lib.Model):
     """A network in this process."""
 
-    def __init__(self, serving_default, panoptic, metadata_json: str):
+    def __init__(self, serving_rest, panoptic, metadata_json: str):
         """Takes what exports and modules have.
 
         Args:
-          serving_default: function of [B] encoded images to the reply of that signature, as
-            tensors.
+          serving_rest: function of [B] encoded images to the reply of that signature, as tensors.
           panoptic: function of [B, h, w, 3] uint8 images to the reply of that signature.
           metadata_json: see `module.metadata_json`.
         """
         super().__init__(self._answer, json.loads(metadata_json))
-        self._serving_default = serving_default
+        self._serving_rest = serving_rest
         self._panoptic = panoptic
 
     def _answer(self, image_bytes):
-        reply = _as_arrays(lambda: self._serving_default(tf.constant([image_bytes])))
-        png, error = bytes(reply["panoptic_png"]), bytes(reply["error"]).decode()
+        reply = _as_arrays(lambda: self._serving_rest(tf.constant([image_bytes])))
+        png, error = bytes(reply.pop("panoptic_png_bytes")), bytes(reply["error"]).decode()
         return {**reply, "panoptic_png": png, "error": error}
 
     def answer_pixels(self, image: np.ndarray) -> Dict[str, Any]:
@@ -102,7 +101,7 @@ def load_saved_model(directory: str) -> Predictor:
         raise UserError(f"--saved_model={directory} holds no saved_model.pb. {hint}")
     with exporter.errors_only():
         loaded = tf.saved_model.load(directory)
-    missing = {"serving_default", "panoptic", "metadata"} - set(loaded.signatures)
+    missing = {"serving_rest", "panoptic", "metadata"} - set(loaded.signatures)
     if missing:
         raise UserError(
             f"{directory} was not exported by export_saved_model.py: it has no "
@@ -111,9 +110,7 @@ def load_saved_model(directory: str) -> Predictor:
     text = loaded.signatures["metadata"](request=tf.constant([""]))["metadata_json"][0].numpy()
     # The defaults keep the owner of the variables alive.
     return Predictor(
-        lambda image_bytes, owner=loaded: owner.signatures["serving_default"](
-            image_bytes=image_bytes
-        ),
+        lambda image_bytes, owner=loaded: owner.signatures["serving_rest"](image_bytes=image_bytes),
         lambda images, owner=loaded: owner.signatures["panoptic"](images=images),
         text,
     )
@@ -126,7 +123,7 @@ def load_run(
     module, _, _ = exporter.load_module(run_dir, checkpoint, settings)
     # Not the bound methods: they hold the module only weakly.
     return Predictor(
-        lambda image_bytes: module.serving_default(image_bytes),
+        lambda image_bytes: module.serving_rest(image_bytes),
         lambda images: module.panoptic(images),
         module.metadata_text,
     )

@@ -5,7 +5,7 @@ OUTPUT/predictions/NAME.png        its panoptic maps
 OUTPUT/pictures/NAME_overlay.png   the same over the image, for people
 OUTPUT/replies/NAME.json           if asked for: what TensorFlow Serving's REST interface replies
 
-A reply is that of the signature `serving_default` for one image: name to array, `panoptic_png` to
+A reply is that of the signature `serving_rest` for one image: name to array, `panoptic_png` to
 bytes, `error` to str. No TensorFlow here: clients use this, too.
 """
 

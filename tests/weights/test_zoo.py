@@ -111,7 +111,3 @@ def test_a_training_starts_from_a_name_with_its_pixels_and_strides(tiny_zoo):
         start()
 
 
-def test_settings_need_the_flagfiles_of_the_clone(monkeypatch, tmp_path):
-    monkeypatch.setattr(zoo, "ROOT", str(tmp_path))
-    with pytest.raises(ValueError, match="no such file. The settings .* clone"):
-        zoo.config(R50)
