@@ -217,7 +217,8 @@ def config(weights: str) -> config_lib.Config:
 def config_of(arguments: Iterable[str]) -> config_lib.Config:
     """The settings that flags give, with the flagfiles of this package."""
     settings = flags.settings_of(arguments)
-    return config_lib.Config().replace(**{**settings, "dataset_info": COCO_INFO})
+    settings["dataset_info"] = os.path.join(recipes.ROOT, settings["dataset_info"])
+    return config_lib.Config().replace(**settings)
 
 
 def coco_info() -> categories.DatasetInfo:
