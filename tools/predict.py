@@ -98,7 +98,7 @@ def predict_images(model, paths):
     shown = [path for path in paths if path not in bad][:3]
     if FLAGS.contact_sheet and shown:
         sheet = model_lib.contact_sheet(model(shown), FLAGS.panoptic_json)
-        sheet.save(FLAGS.contact_sheet)
+        sheet.save(FLAGS.contact_sheet, quality=92)  # PNG has none.
     for failure in failures:
         print(f"Skipped {failure.path}: {failure.reason}", file=sys.stderr)
     print(f"Wrote {len(paths) - len(failures)} of {len(paths)} predictions to {FLAGS.output_dir}.")

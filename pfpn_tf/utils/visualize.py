@@ -160,24 +160,27 @@ def side_by_side(
         if titles:
             image = np.concatenate([_title_bar(titles[i], image.shape[1], height), image])
         columns.append(image)
-    tallest = max(column.shape[0] for column in columns)  # a narrow column has a smaller title
-    aligned = []
-    for i, column in enumerate(columns):
-        padded = np.full((tallest, column.shape[1] + (gap_px if i else 0), 3), 255, np.uint8)
-        padded[tallest - column.shape[0] :, padded.shape[1] - column.shape[1] :] = column
-        aligned.append(padded)
+    tallest = max(len(column) for column in columns)  # a narrow column has a smaller title
+    aligned = [
+        _on_white(column, top=tallest - len(column), left=gap_px if i else 0)
+        for i, column in enumerate(columns)
+    ]
     return np.concatenate(aligned, axis=1)
 
 
 def stack(images: Sequence[np.ndarray], gap_px: int = 8) -> np.ndarray:
     """Images of any width under each other, on white."""
     width = max(image.shape[1] for image in images)
-    rows = []
-    for i, image in enumerate(images):
-        padded = np.full((image.shape[0] + (gap_px if i else 0), width, 3), 255, np.uint8)
-        padded[padded.shape[0] - image.shape[0] :, : image.shape[1]] = image
-        rows.append(padded)
-    return np.concatenate(rows)
+    aligned = [
+        _on_white(image, top=gap_px if i else 0, right=width - image.shape[1])
+        for i, image in enumerate(images)
+    ]
+    return np.concatenate(aligned)
+
+
+def _on_white(image, top=0, left=0, right=0):
+    white = (255, 255, 255)
+    return cv2.copyMakeBorder(image, top, 0, left, right, cv2.BORDER_CONSTANT, value=white)
 
 
 def legend(
