@@ -10,8 +10,11 @@ import multiprocessing
 import os
 import platform
 import statistics
+import threading
 import time
 from typing import Any, Callable, Dict, Optional, Sequence
+
+import numpy as np
 
 from pfpn_tf.utils import process
 from pfpn_tf.utils.errors import UserError
@@ -53,6 +56,37 @@ def summary(times: Sequence[float], warmup: int) -> Dict[str, Any]:
         "max_ms": round(1e3 * max(times), 3),
         "repeats": len(times),
         "warmup": warmup,
+    }
+
+
+def watched(function: Callable[[], Any], every_seconds: float = 0.2) -> Dict[str, Any]:
+    """Calls `function` once and looks at this process's resident memory meanwhile.
+
+    Returns:
+      seconds; cpu_seconds, of all threads; memory_mib, the medians of up to ten equal parts of the
+      time; growth_percent, from after a fifth of the time, which counts as warm-up, to the end.
+    """
+    samples, done = [memory_mib()], threading.Event()
+
+    def sample():
+        while not done.wait(every_seconds):
+            samples.append(memory_mib())
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    start, cpu_start = time.perf_counter(), time.process_time()
+    try:
+        function()
+    finally:
+        done.set()
+        thread.join()
+    samples.append(memory_mib())
+    parts = [statistics.median(part) for part in np.array_split(samples, min(10, len(samples)))]
+    return {
+        "seconds": round(time.perf_counter() - start, 3),
+        "cpu_seconds": round(time.process_time() - cpu_start, 3),
+        "memory_mib": [round(part, 1) for part in parts],
+        "growth_percent": round(100 * (parts[-1] / parts[len(parts) // 5] - 1), 2),
     }
 
 

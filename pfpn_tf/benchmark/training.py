@@ -218,16 +218,22 @@ def _records(config: config_lib.Config) -> Iterator[config_lib.Config]:
 
 
 def _draw_records(folder):
-    from pfpn_tf.data import coco_panoptic, convert, synthetic
+    from pfpn_tf.data import convert
 
-    drawn = os.path.join(folder, "drawn")
-    synthetic.make_dataset(drawn, _DRAWN_IMAGES, 1, seed=0, sides=_DRAWN_SIDES)
-    annotations = os.path.join(drawn, "annotations")
-    dataset = coco_panoptic.CocoPanoptic(
-        os.path.join(annotations, "panoptic_train.json"),
-        os.path.join(annotations, "panoptic_train"),
-        os.path.join(drawn, "train"),
-        os.path.join(annotations, "instances_train.json"),
-    )
+    dataset = drawn_dataset(os.path.join(folder, "drawn"), _DRAWN_IMAGES, _DRAWN_SIDES)
     with contextlib.redirect_stdout(sys.stderr):  # the progress; stdout is for the figures
         convert.convert(dataset, folder, "train")
+
+
+def drawn_dataset(folder: str, num_images: int, sides: Tuple[int, int]):
+    """Draws scenes into a folder; returns them as a `CocoPanoptic` dataset."""
+    from pfpn_tf.data import coco_panoptic, synthetic
+
+    synthetic.make_dataset(folder, num_images, 1, seed=0, sides=sides)
+    annotations = os.path.join(folder, "annotations")
+    return coco_panoptic.CocoPanoptic(
+        os.path.join(annotations, "panoptic_train.json"),
+        os.path.join(annotations, "panoptic_train"),
+        os.path.join(folder, "train"),
+        os.path.join(annotations, "instances_train.json"),
+    )
