@@ -8,6 +8,8 @@ import os
 import tempfile
 from typing import Any, Dict, Mapping
 
+from absl import logging
+
 from pfpn_tf import config as config_lib
 from pfpn_tf.benchmark import measure
 from pfpn_tf.benchmark.training import drawn_dataset
@@ -65,7 +67,7 @@ def benchmark_scale(
         return {
             "num_records": num_records,
             "records_mib": round(size / 2**20, 1),
-            **measure.in_fresh_process(rehearse, config, folder, resume_step),
+            **measure.in_fresh_process(_rehearse_aloud, config, folder, resume_step),
         }
 
 
@@ -125,15 +127,24 @@ def rehearse(config: config_lib.Config, run_dir: str, resume_step: int) -> Dict[
         train.train(config.replace(train_steps=step), directory)
 
     _put_checkpoint(config, info, resumed, resume_step)
-    # The first of all calls also loads and sets up what the others find there.
-    return {
-        "first_batch_resumed": measure.watched(lambda: read_first_batch(resume_step)),
-        "first_batch": measure.watched(lambda: read_first_batch(0)),
-        "resume": measure.watched(lambda: train_to(resume_step + 1, resumed)),
-        "start": measure.watched(lambda: train_to(1, run)),
-        "training": measure.watched(lambda: train_to(config.train.train_steps, run)),
-        "evaluation": measure.watched(lambda: evaluate_run.evaluate_run(run)),
+    calls = {  # The first one also loads and sets up what the others find there.
+        "first_batch_resumed": lambda: read_first_batch(resume_step),
+        "first_batch": lambda: read_first_batch(0),
+        "resume": lambda: train_to(resume_step + 1, resumed),
+        "start": lambda: train_to(1, run),
+        "training": lambda: train_to(config.train.train_steps, run),
+        "evaluation": lambda: evaluate_run.evaluate_run(run),
     }
+    result = {}
+    for name, call in calls.items():
+        result[name] = measure.watched(call)
+        logging.info("%s: %s", name, result[name])
+    return result
+
+
+def _rehearse_aloud(*arguments):
+    logging.set_verbosity(logging.INFO)  # of this process, which took no flags
+    return rehearse(*arguments)
 
 
 def _put_checkpoint(config, info, run_dir, step):
