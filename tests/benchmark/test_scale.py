@@ -15,7 +15,7 @@ def test_a_rehearsal(tmp_path, monkeypatch):
             **scale.SETTINGS,
             "task": "semantic",
             "global_batch_size": 2,
-            "train_steps": 2,
+            "train_steps": 1,
             "train_records": f"{tmp_path}/train-*.tfrecord",
             "eval_records": f"{tmp_path}/val-*.tfrecord",
         }
@@ -33,11 +33,11 @@ def test_a_rehearsal(tmp_path, monkeypatch):
     def steps_of(run):
         return [json.loads(line)["step"] for line in open(tmp_path / run / "metrics.jsonl")]
 
-    assert steps_of("run") == [1, 2]
+    assert steps_of("run") == [1]
     assert steps_of("resumed") == [1001]
-    metrics = json.loads((tmp_path / "run/eval/2/metrics.json").read_text())
+    metrics = json.loads((tmp_path / "run/eval/1/metrics.json").read_text())
     assert metrics["num_images"] == 2
-    assert len(list((tmp_path / "run/eval/2/semantic").iterdir())) == 2
+    assert len(list((tmp_path / "run/eval/1/semantic").iterdir())) == 2
 
 
 def test_sizes_of_nothing():
