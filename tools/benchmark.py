@@ -40,7 +40,7 @@ flags.DEFINE_integer("num_processes", 0, "Processes that score files; 0: one per
 flags.DEFINE_integer("num_instances", 10, "Instances of a drawn training image.")
 flags.DEFINE_integer("serving_batch_size", 1, "Images of a request.")
 flags.DEFINE_integer("num_records", 120_000, "Records of the rehearsal.")
-flags.DEFINE_integer("resume_step", 89_000, "The step at which its second run continues.")
+flags.DEFINE_integer("resume_step", 89_000, "Where its second run continues.", lower_bound=0)
 flags.DEFINE_string("output_json", "", "Also write the figures here.")
 flags_lib.define_config_flags()
 

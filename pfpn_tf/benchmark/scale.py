@@ -56,9 +56,17 @@ def benchmark_scale(
 
     Returns:
       num_records, records_mib, and what `rehearse` returns.
+
+    Raises:
+      UserError: nothing to train on or to evaluate.
     """
+    num_val = config.eval.max_images
+    if num_records < 1 or num_val < 1:
+        raise UserError(
+            f"--num_records={num_records} and --max_images={num_val} must be at least 1."
+        )
     with tempfile.TemporaryDirectory() as folder:
-        measure.in_fresh_process(write_records, folder, num_records, config.eval.max_images)
+        measure.in_fresh_process(write_records, folder, num_records, num_val)
         config = config.replace(
             train_records=os.path.join(folder, "train-*.tfrecord"),
             eval_records=os.path.join(folder, "val-*.tfrecord"),
@@ -72,17 +80,11 @@ def benchmark_scale(
 
 
 def write_records(folder: str, num_train: int, num_val: int) -> None:
-    """Writes the splits train and val, and dataset_info.json.
-
-    Raises:
-      UserError: a split would be empty.
-    """
+    """Writes the splits train and val, and dataset_info.json."""
     import tensorflow as tf
 
     from pfpn_tf.data import categories, tfrecord
 
-    if num_train < 1 or num_val < 1:
-        raise UserError(f"--num_records={num_train} and --max_images={num_val} must be at least 1.")
     with tempfile.TemporaryDirectory() as drawn:
         dataset = drawn_dataset(drawn, _DISTINCT_PHOTOS, _SIDES)
         records = [dataset.read(i)._replace(image_id=_PLACE_OF_ID) for i in range(len(dataset))]

@@ -57,5 +57,5 @@ def test_memory_that_grows_is_seen():
     found = measure.watched(grow, every_seconds=0.005)
     assert found["seconds"] >= 0.1
     memory = found["memory_mib"]
-    assert len(memory) == 10 and memory[-1] - memory[2] > 40
-    assert found["growth_percent"] == pytest.approx(100 * (memory[-1] / memory[2] - 1), abs=0.1)
+    assert len(memory) == 10 and memory[-1] - memory[5] > 30
+    assert found["growth_percent"] == pytest.approx(100 * (memory[-1] / memory[5] - 1), abs=0.1)
