@@ -13,7 +13,7 @@ import glob
 import os
 import re
 import tempfile
-from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Tuple, Union
 
 import tensorflow as tf
 
@@ -249,16 +249,16 @@ def measured(
 
 def table(breakdown: Dict[str, Any]) -> str:
     """What `measured` returned as text."""
-    parts: Sequence = [*breakdown["components"].items()]
     whole = {"ms": breakdown["whole_ms"], "share": 1.0, "floor_ms": breakdown["floor_ms"]}
     rows = [
         [name, f"{row['ms']:.1f}", f"{row['share']:.1%}", f"{row['floor_ms']:.1f}"]
-        for name, row in [*parts, ("the whole", whole)]
+        for name, row in [*breakdown["components"].items(), ("the whole", whole)]
     ]
-    ratio = breakdown["whole_ms"] / max(breakdown["floor_ms"], 1e-9)
-    return (
-        report.aligned(["component", "ms", "share", "floor ms"], rows)
-        + f"\n\nThe whole takes {ratio:.2f} times its floor: its multiply-adds at the"
-        f" {breakdown['gflops']} GFLOP/s of a 3x3 convolution here.\nWithout the profiler it takes"
-        f" {breakdown['unprofiled_ms']:.1f} ms."
-    )
+    told = f"Without the profiler the whole takes {breakdown['unprofiled_ms']:.1f} ms"
+    if breakdown["floor_ms"]:
+        ratio = breakdown["unprofiled_ms"] / breakdown["floor_ms"]
+        told += (
+            f", {ratio:.2f} times its floor:\nits multiply-adds at the"
+            f" {breakdown['gflops']} GFLOP/s of a 3x3 convolution here"
+        )
+    return f"{report.aligned(['component', 'ms', 'share', 'floor ms'], rows)}\n\n{told}."

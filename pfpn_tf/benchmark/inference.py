@@ -207,7 +207,7 @@ def answer(
     first_ms = 1e3 * measure.seconds(run)
     timed = measure.timed(run, repeats)
     peak = measure.peak_memory_mib()  # of one signature, as a server that is asked for one
-    result = {
+    result: Dict[str, Any] = {
         "load_ms": round(load_ms, 1),
         "first_answer_ms": round(first_ms, 1),
         "panoptic": timed,
