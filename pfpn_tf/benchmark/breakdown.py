@@ -18,9 +18,8 @@ from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Tup
 import tensorflow as tf
 
 from pfpn_tf.benchmark import measure
-from pfpn_tf.evaluation import report
 from pfpn_tf.ops import convolution
-from pfpn_tf.utils import scopes
+from pfpn_tf.utils import scopes, tables
 from pfpn_tf.utils.errors import UserError
 
 COMPONENTS = {
@@ -261,4 +260,4 @@ def table(breakdown: Dict[str, Any]) -> str:
             f", {ratio:.2f} times its floor:\nits multiply-adds at the"
             f" {breakdown['gflops']} GFLOP/s of a 3x3 convolution here"
         )
-    return f"{report.aligned(['component', 'ms', 'share', 'floor ms'], rows)}\n\n{told}."
+    return f"{tables.aligned(['component', 'ms', 'share', 'floor ms'], rows)}\n\n{told}."
