@@ -44,6 +44,9 @@ flags.DEFINE_bool(
     False,
     "Leave broken images and instances out and count them; otherwise the first one stops.",
 )
+flags.DEFINE_float(
+    "epochs", 0, "Epochs of the training that recipe.flags suggests; 0: by the number of images."
+)
 flags.DEFINE_bool(
     "allow_mismatch",
     False,
@@ -66,7 +69,7 @@ def main():
         ["image_info_json" if args.image_info_json else "panoptic_json", "image_dir"]
     )
     flags_lib.check_given(["output_dir", "split"])
-    for name in ("num_shards", "num_workers"):
+    for name in ("num_shards", "num_workers", "epochs"):
         if getattr(args, name) < 0:
             raise UserError(f"--{name}={getattr(args, name)} must be 0 or more.")
     if args.image_info_json:
@@ -92,7 +95,13 @@ def main():
     flags_lib.make_output_dir("output_dir")
     try:
         counts = convert.convert(
-            dataset, args.output_dir, args.split, args.num_shards, args.num_workers, args.skip_bad
+            dataset,
+            args.output_dir,
+            args.split,
+            args.num_shards,
+            args.num_workers,
+            args.skip_bad,
+            args.epochs,
         )
     except coco_json.DataError as error:
         raise UserError(f"{error} Correct it, or leave out what is broken: --skip_bad.") from None
