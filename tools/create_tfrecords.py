@@ -5,9 +5,10 @@
         --panoptic_json=annotations/panoptic_val2017.json --image_dir=val2017 \\
         --instances_json=annotations/instances_val2017.json
 
-Writes val-*.tfrecord and dataset_info.json, which the splits of a dataset share. For Cityscapes
-give createPanopticImgs' JSON and --image_dir=leftImg8bit/val. Images without annotations join a
-dataset that is already there:
+Writes val-*.tfrecord and beside them, for all splits of the dataset, dataset_info.json,
+dataset.html (a page to look at: classes, sizes, samples, warnings) and recipe.flags (settings to
+train with). For Cityscapes give createPanopticImgs' JSON and --image_dir=leftImg8bit/val. Images
+without annotations join a dataset that is already there:
 
     python tools/create_tfrecords.py --split=test-dev --output_dir=data/coco \\
         --image_info_json=annotations/image_info_test-dev2017.json --image_dir=test2017
@@ -57,7 +58,7 @@ flags.DEFINE_bool(
 
 @cli.command
 def main():
-    from pfpn_tf.data import categories, coco_json, coco_panoptic, convert
+    from pfpn_tf.data import categories, coco_json, coco_panoptic, convert, overview
 
     args = flags.FLAGS
     if args.image_info_json and (args.panoptic_json or args.instances_json):
@@ -101,7 +102,6 @@ def main():
             args.num_shards,
             args.num_workers,
             args.skip_bad,
-            args.epochs,
         )
     except coco_json.DataError as error:
         raise UserError(f"{error} Correct it, or leave out what is broken: --skip_bad.") from None
@@ -111,6 +111,7 @@ def main():
         f"{counts['crowds']} crowds, {counts['segments']} segments "
         f"in {counts['shards']} shards."
     )
+    overview.write(args.output_dir, args.epochs)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,10 @@ from pfpn_tf.ops import anchors
 STRIDES = (4, 8, 16, 32, 64)  # of p2..p6
 # An anchor of few cells slips between the centres of the grid, one of many cells has its like at
 # the neighbouring centres. So sizes have at most the paper's eight cells of their level, and at
-# least the number of these that lets the anchors fit best.
+# least the number of these that lets the anchors match most.
 MOST_CELLS = 8
-LEAST_CELLS = (2.0, 2.5, 3.0, 3.5, 4.0)
+LEAST_CELLS = (2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
+IOUS = (0.5, 0.7)  # at which a RoI and an anchor count as a match
 LEAST_STEP = 1.4  # from level to level; closer sizes match the same boxes
 LEAST_RATIO_STEP = 1.5
 RATIO_LIMIT = 5.0
@@ -43,7 +44,15 @@ def fit(boxes_hw: np.ndarray) -> Tuple[List[float], List[float]]:
         within_levels = functools.partial(_within_levels, least_cells=cells)
         sizes, _ = _k_means(np.log(height * width) / 2, len(STRIDES), within_levels)
         candidates.append([_rounded(size) for size in np.exp(sizes)])
-    return max(candidates, key=lambda sizes: best_iou(boxes_hw, sizes, ratios).mean()), ratios
+    return max(candidates, key=lambda sizes: sum(matched(boxes_hw, sizes, ratios))), ratios
+
+
+def matched(
+    boxes_hw: np.ndarray, sizes: Sequence[float], aspect_ratios: Sequence[float]
+) -> List[float]:
+    """For each of `IOUS` the share of the boxes that an anchor reaches it with."""
+    iou = best_iou(boxes_hw, sizes, aspect_ratios)
+    return [float((iou >= limit).mean()) for limit in IOUS]
 
 
 def _within_levels(centres, least_cells):
@@ -118,4 +127,5 @@ def _merged(centres, counts):
 
 def _rounded(value):
     """Two significant digits, which is more than a sample of boxes knows."""
-    return float(f"{value:.2g}")
+    rounded = float(f"{value:.2g}")
+    return int(rounded) if rounded == int(rounded) else rounded

@@ -18,7 +18,7 @@ import tensorflow as tf
 from absl import logging
 
 from pfpn_tf.data import categories as categories_lib
-from pfpn_tf.data import coco_instances, coco_panoptic, report, statistics, tfrecord
+from pfpn_tf.data import coco_instances, coco_panoptic, statistics, tfrecord
 from pfpn_tf.data.coco_json import DataError
 from pfpn_tf.data.record import ALLOW
 from pfpn_tf.utils import process, progress
@@ -41,9 +41,9 @@ def convert(
     num_shards: int = 0,
     num_workers: int = 0,
     skip_bad: bool = False,
-    epochs: float = 0,
 ) -> Dict[str, Any]:
-    """Writes `output_dir`/`split`-00000-of-0000n.tfrecord and adds the split to dataset_info.json.
+    """Writes `output_dir`/`split`-00000-of-0000n.tfrecord and adds the split to dataset_info.json
+    and the statistics.
 
     Args:
       dataset: what to convert.
@@ -53,7 +53,6 @@ def convert(
       num_workers: processes; 0: one per CPU core; 1: none beside this one.
       skip_bad: leave broken images and instances out and count them, instead of stopping at the
         first.
-      epochs: of the training that recipe.flags suggests; 0: by the number of images.
 
     Returns:
       The counts that dataset_info.json holds for this split.
@@ -101,7 +100,7 @@ def convert(
                 os.unlink(path)
     info = _merged_info(info_path, dataset.info).with_split(split, counts)
     info.save(info_path)
-    report.write(output_dir, split, found, info, epochs)
+    statistics.save(output_dir, split, found, info)
     return counts
 
 

@@ -5,6 +5,7 @@ settings. The flagfile needs no other file, so it works where there is no clone 
 """
 
 import os
+import shlex
 import textwrap
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
@@ -26,8 +27,8 @@ JITTER = (0.8, 0.84, 0.88, 0.92, 0.96, 1.0)  # 640 to 800
 STUFF_LIMIT = 4096 / (480 * 640)  # of a photo of COCO
 # At four cells of the finest level an object still has a form. A tenth of the objects may be less.
 SMALL_OBJECT_PX, SMALL_SHARE = 16, 0.1
-LARGEST_FACTOR = 2.0
 LARGEST_EVAL_PIXELS = 8_000_000
+SEMANTIC_PIXELS = 1024 * 2048  # of Cityscapes: what class maps alone are worth
 # What one GPU of 16 GB holds in training: four photos at the paper's size.
 BATCH_PIXELS = 4 * MOST_SHORT * MOST_LONG
 # Images that a network from scratch sees in training; fewer teach it too little, and more than
@@ -75,7 +76,6 @@ def suggest(
     train_records: str = "",
     eval_records: str = "",
     epochs: float = 0,
-    task: str = "",
 ) -> List[Section]:
     """The sections of a recipe.
 
@@ -85,9 +85,8 @@ def suggest(
       train_records: glob of the training records.
       eval_records: of the records to evaluate on.
       epochs: how often to see each image; 0: by the number of images.
-      task: of the network; empty: what the annotations allow.
     """
-    task = task or task_of(statistics, info)
+    task = task_of(statistics, info)
     sizes = image_sizes(statistics)
     sections = [
         Section("", {"train_records": train_records, "eval_records": eval_records}),
@@ -101,43 +100,43 @@ def suggest(
     return sections + [FROM_SCRATCH, schedule(statistics, sizes, epochs)]
 
 
-def settings_of(sections: List[Section]) -> Dict[str, Any]:
-    """All settings, checked.
+def config_of(sections: List[Section]) -> Config:
+    """The settings, checked.
 
     Raises:
       UserError: they do not go together.
     """
-    settings = {name: value for section in sections for name, value in section.settings.items()}
-    Config().replace(**settings)
-    return settings
+    return Config().replace(**{n: value for s in sections for n, value in s.settings.items()})
 
 
-def write(folder: str, splits: Mapping[str, Statistics], info: DatasetInfo, epochs=0, task=""):
-    """Writes recipe.flags for the records in a folder and returns its `Config`; without a split
+def write(
+    folder: str, splits: Mapping[str, Statistics], info: DatasetInfo, epochs: float = 0
+) -> Optional[Config]:
+    """Writes recipe.flags for the records in a folder and returns its settings; without a split
     that can be trained on, returns None.
     """
-    train, evaluated = roles(splits)
-    if train is None:
+    if not roles(splits):
         return None
-    records = {split: os.path.join(os.path.abspath(folder), split) for split in (train, evaluated)}
-    globs = [f"{records[split]}-*.tfrecord" for split in (train, evaluated)]
-    sections = suggest(splits[train], info, *globs, epochs, task)
-    settings = settings_of(sections)
+    train, evaluated = roles(splits)
+    folder = os.path.abspath(folder)
+    globs = [f"{os.path.join(folder, s)}-?????-of-?????.tfrecord" for s in (train, evaluated)]
+    sections = suggest(splits[train], info, globs[0], globs[1], epochs)
+    config = config_of(sections)
     if evaluated == train:
         sections[0] = sections[0]._replace(
             reason="There are no other images yet: evaluation tells what was learnt by heart."
         )
-    path = os.path.join(os.path.abspath(folder), FILE_NAME)
+    path = os.path.join(folder, FILE_NAME)
     with atomic_write(path) as f:
         f.write(_text(path, splits[train].counts["images"], sections))
-    return Config().replace(**settings)
+    return config
 
 
-def roles(splits: Mapping[str, Statistics]) -> Tuple[Optional[str], Optional[str]]:
-    """(split to train on, split to evaluate on) of those that have annotations."""
+def roles(splits: Mapping[str, Statistics]) -> Tuple[str, ...]:
+    """(split to train on, split to evaluate on) of those with annotations; () without any."""
     usable = {name: s for name, s in splits.items() if s.counts["instances"] or s.counts["pixels"]}
     if not usable:
-        return None, None
+        return ()
     by_size = sorted(usable, key=lambda name: (-usable[name].counts["images"], name))
     train = "train" if "train" in usable else by_size[0]
     others = [name for name in by_size if name != train] or [train]
@@ -163,29 +162,34 @@ def _task(statistics, info, task):
 
 
 def image_sizes(statistics: Statistics) -> Sizes:
-    """The median size, more if small objects need it, and not more than the paper has; beyond that
-    crops, if shrinking would lose the small objects.
+    """The median size, but not more than the paper has; beyond that crops, if shrinking would lose
+    the small objects.
     """
     hw = np.array(statistics.images.rows(), float)[:, :2]
     short, long = np.median(hw.min(1)), np.median(hw.max(1))
-    wanted = short
     boxes = np.array(statistics.boxes.rows(), float).reshape(-1, 4)
-    median = f"The median image has {short:.0f} x {long:.0f} pixels"
+    reason = f"The median image has {short:.0f} x {long:.0f} pixels"
+    small = np.inf  # what a tenth of the objects is smaller than, in the median image
     if len(boxes):
         share = np.sqrt(boxes[:, 0] * boxes[:, 1]) / boxes[:, 2:].min(1)
-        small = max(np.quantile(share, SMALL_SHARE), 1e-6)
-        wanted = SMALL_OBJECT_PX / small
-        median += f", where a tenth of the objects is smaller than {small * short:.0f}"
+        small = short * max(np.quantile(share, SMALL_SHARE), 1e-6)
+        factor = min(1.0, SMALL_OBJECT_PX / small)
+        reason += f", where a tenth of the objects is smaller than {small:.0f}"
+    else:
+        factor = min(1.0, np.sqrt(SEMANTIC_PIXELS / (short * long)))
     most = min(MOST_SHORT, MOST_LONG * short / long)
-    if short > most and wanted > 1.1 * most:
-        return _crops(hw, short, long, min(wanted / short, 1.0), median)
-    side = _multiple(min(max(short, min(wanted, LARGEST_FACTOR * short)), most))
-    if side > 1.05 * short:
-        median += f"; enlarged, so that these have about {SMALL_OBJECT_PX}"
-    elif side < 0.95 * short:
-        median += "; shrunk to what the paper trains COCO at"
+    if short > most and factor * short > 1.1 * most:
+        return _crops(hw, short, long, factor, reason)
+    side = _multiple(min(short, most))
+    reason += ". Training draws the shorter side as the paper does."
+    if small * side / short < SMALL_OBJECT_PX:
+        reason += (
+            f" With all four sizes and the anchors multiplied, for example by"
+            f" {min(2.0, SMALL_OBJECT_PX * short / (small * side)):.1f}, the network may find more of"
+            " the small objects, at the cost of time."
+        )
     aspect = np.quantile(hw.max(1) / hw.min(1), 0.95)
-    longest = int(np.ceil(side * min(max(aspect, MOST_LONG / MOST_SHORT), 2.5)))
+    longest = int(np.ceil(side * max(min(aspect, 2.5), long / short, MOST_LONG / MOST_SHORT)))
     sides = tuple(dict.fromkeys(max(32, round(side * factor)) for factor in JITTER))
     middle = float(np.median(sides))
     settings = {
@@ -194,11 +198,11 @@ def image_sizes(statistics: Statistics) -> Sizes:
         "eval_min_side": side,
         "eval_max_side": longest,
     }
-    reason = f"{median}. Training draws the shorter side as the paper does."
     return Sizes(Section(reason, settings), (middle, middle * long / short), middle, longest)
 
 
-def _crops(hw, short, long, factor, median):
+def _crops(hw, short, long, factor, reason):
+    """Crops from images at `factor` of their size or nearly, and inference at that size."""
     factor = min(factor, np.sqrt(LARGEST_EVAL_PIXELS / (short * long)))
     factor = 1.0 if factor > 0.8 else float(f"{factor:.1g}")
     height, width = np.median(hw, axis=0) * factor
@@ -211,9 +215,9 @@ def _crops(hw, short, long, factor, median):
         "eval_min_side": side,
         "eval_max_side": int(np.ceil(side * max(long / short, MOST_LONG / MOST_SHORT))),
     }
-    reason = (
-        f"{median}: shrunk to the {MOST_SHORT} that the paper has for COCO they would be lost."
-        " Training takes crops, as the paper does on Cityscapes; inference sees whole images."
+    reason += (
+        ": shrinking it as the paper shrinks COCO would lose too much. Training takes crops, as the"
+        " paper does on Cityscapes; inference sees whole images."
     )
     return Sizes(Section(reason, settings), crop, factor * short, np.inf)
 
@@ -224,22 +228,32 @@ def anchors(statistics: Statistics, sizes: Sizes) -> Section:
     shorter, longer = boxes[:, 2:].min(1), boxes[:, 2:].max(1)
     scale = np.minimum(sizes.short / shorter, sizes.long / longer)
     boxes_hw = boxes[:, :2] * scale[:, np.newaxis]
-    fitted = anchor_fit.fit(boxes_hw)
     default = Config().model
+    fixed = default.anchor_sizes, default.anchor_aspect_ratios
     told = []
-    for anchor_sizes, ratios in (
-        fitted,
-        (default.anchor_sizes, default.anchor_aspect_ratios),
-    ):
-        iou = anchor_fit.best_iou(boxes_hw, anchor_sizes, ratios)
-        told += [f"{(iou >= limit).mean():.0%}" for limit in (0.5, 0.7)]
-    reason = (
-        f"Anchors by k-means of the boxes' sides at the training size, where the shorter side has"
-        f" {sizes.short:.0f} pixels. They match {told[0]} of the boxes at IoU 0.5 and {told[1]} at"
-        f" 0.7; the default anchors {told[2]} and {told[3]}. Of a box that none matches at"
-        " 0.7, the best anchor learns."
-    )
-    return Section(reason, {"anchor_sizes": fitted[0], "anchor_aspect_ratios": fitted[1]})
+    for chosen in (anchor_fit.fit(boxes_hw), fixed):
+        shares = anchor_fit.matched(boxes_hw, *chosen)
+        told.append(
+            (
+                sum(shares),
+                "{:.0%} of the boxes at IoU 0.5 and {:.0%} at 0.7".format(*shares),
+                chosen,
+            )
+        )
+    fitted, paper = told
+    at = f"at the training size, where the shorter side has {sizes.short:.0f} pixels"
+    if fitted[0] > paper[0]:
+        reason = (
+            f"Anchors by k-means of the boxes' sides {at}. They match {fitted[1]}; the paper's"
+            f" anchors {paper[1]}."
+        )
+    else:
+        reason = (
+            f"The paper's anchors match {paper[1]} {at}; k-means of their sides finds no better."
+        )
+    anchor_sizes, ratios = max(told)[2]
+    reason += " Of a box that none matches at 0.7, the best anchor learns."
+    return Section(reason, {"anchor_sizes": anchor_sizes, "anchor_aspect_ratios": ratios})
 
 
 def _detections(statistics, info):
@@ -268,22 +282,23 @@ def stuff_limit(statistics: Statistics) -> Section:
     small = area[order][min(np.searchsorted(below, LOST_STUFF), len(area) - 1)]
     limit = int(min(scaled, small))
     reason = (
-        f"The paper drops stuff below 4096 pixels of a photo of COCO, {scaled:.0f} of these."
+        f"The paper's limit of 4096 pixels for stuff on COCO is {scaled:.0f} at this image size."
         f" {LOST_STUFF:.0%} of the true segments, averaged over the classes, are below {small:.0f}."
     )
     return Section(reason, {"fusion_stuff_area_threshold_px": limit})
 
 
 FROM_SCRATCH = Section(
-    "From scratch, without a download: GroupNorm everywhere, nothing frozen. To start from ImageNet"
-    " weights instead, which needs a third of the steps, add to the command: --init_weights=imagenet"
+    "From scratch, without a download: GroupNorm everywhere, nothing frozen. Trained weights need a"
+    " third of the steps, and are better where images are few. To start from those of ImageNet, or"
+    " of a network that tools/convert_weights.py --list names, add: --init_weights=imagenet"
     " --backbone_norm=frozen_bn --head_norm=none --freeze_stages=2",
     {
         "backbone": "resnet50",
         "backbone_norm": "group_norm",
         "head_norm": "group_norm",
         "freeze_stages": 0,
-        "gradient_clip_norm": 10.0,
+        "gradient_clip_norm": 10,
     },
 )
 
@@ -304,9 +319,9 @@ def schedule(statistics: Statistics, sizes: Sizes, epochs: float = 0) -> Section
         "learning_rate": rate,
         "warmup_steps": warmup,
         "train_steps": steps,
-        "lr_decay_steps": tuple(s for s in (steps * 2 // 3, steps * 8 // 9) if s > warmup),
+        "lr_decay_steps": sorted({s for s in (steps * 2 // 3, steps * 8 // 9) if s > warmup}),
         "checkpoint_interval_steps": min(1000, max(1, steps // 4)),
-        "eval_interval_steps": max(1, steps // 4),
+        "eval_interval_steps": min(5000, max(1, steps // 4)),
     }
     reason = (
         f"{images} images, {steps * batch / images:.3g} epochs (--epochs of create_tfrecords.py"
@@ -325,13 +340,13 @@ def _multiple(side):
 
 
 def _text(path, num_images, sections):
+    flagfile = shlex.quote(f"--flagfile={path}")
     blocks = [
         f"# Suggested for the {num_images} training images beside this file by their statistics.\n"
         "# Each conversion writes it anew: copy it before you change it.\n#\n"
-        f"#   python tools/train.py --flagfile={path} --run_dir=RUN\n"
-        f"#   python tools/predict.py --run_dir=RUN --images='PHOTOS/*.jpg' --output_dir=OUT\n#\n"
-        "# With a GPU add --xla --static_shapes. Paths are absolute: convert again where you move the"
-        " records."
+        f"#   python tools/train.py {flagfile} --run_dir=RUN\n"
+        "#   python tools/predict.py --run_dir=RUN --images='PHOTOS/*.jpg' --output_dir=OUT\n#\n"
+        "# With a GPU add --xla --static_shapes. Where you move the records, change their paths."
     ]
     for reason, settings in sections:
         lines = [f"# {line}" for line in textwrap.wrap(reason, 96, break_on_hyphens=False)]

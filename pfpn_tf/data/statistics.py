@@ -11,6 +11,7 @@ import os
 from typing import Any, Dict, List, Mapping, Tuple
 
 import numpy as np
+from absl import logging
 
 from pfpn_tf.data import coco_json
 from pfpn_tf.data.categories import VOID, DatasetInfo
@@ -139,26 +140,28 @@ class Statistics:
         return found
 
 
-def load(folder: str) -> Dict[str, Statistics]:
-    """Of the splits in a folder of records, by name; none if there is no file.
+def load(folder: str, info: DatasetInfo) -> Dict[str, Statistics]:
+    """By name of the split; of those splits alone that `info`, the folder's description, has.
 
-    Raises:
-      UserError: the file is damaged.
+    Splits that an earlier version converted are missing. So are all if the file is damaged.
     """
     path = os.path.join(folder, FILE_NAME)
     if not os.path.exists(path):
         return {}
-    content = coco_json.load_json(path, "The statistics of the dataset")
     try:
-        return {name: Statistics.from_json(split) for name, split in content.items()}
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise UserError(f"{path}: damaged; remove it and convert the splits again.") from None
+        content = coco_json.load_json(path, "The statistics of the dataset")
+        return {n: Statistics.from_json(s) for n, s in content.items() if n in info.splits}
+    except (UserError, AttributeError, KeyError, TypeError, ValueError):
+        logging.warning("%s: damaged; convert the other splits again to have theirs.", path)
+        return {}
 
 
-def save(folder: str, splits: Mapping[str, Statistics]) -> None:
-    """Writes the file, a split a line."""
+def save(folder: str, split: str, found: Statistics, info: DatasetInfo) -> None:
+    """Adds a split to the file, which has a line for each."""
+    splits = {**load(folder, info), split: found}
     lines = [
-        f"{json.dumps(name)}: {json.dumps(splits[name].to_json(), ensure_ascii=False)}"
+        f"{json.dumps(name)}: "
+        + json.dumps(splits[name].to_json(), ensure_ascii=False, sort_keys=True)
         for name in sorted(splits)
     ]
     with atomic_write(os.path.join(folder, FILE_NAME)) as f:
