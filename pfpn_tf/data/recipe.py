@@ -185,8 +185,8 @@ def image_sizes(statistics: Statistics) -> Sizes:
     if small * side / short < SMALL_OBJECT_PX:
         more = min(2.0, SMALL_OBJECT_PX * short / (small * side))
         reason += (
-            f" With all four sizes and the anchors multiplied, for example by {more:.1f}, the network"
-            " may find more of the small objects, at the cost of time."
+            f" With all four sizes and the anchors multiplied, for example by {more:.1f}, the"
+            " network may find more of the small objects, at the cost of time."
         )
     aspect = np.quantile(hw.max(1) / hw.min(1), 0.95)
     longest = int(np.ceil(side * max(min(aspect, 2.5), long / short, MOST_LONG / MOST_SHORT)))
