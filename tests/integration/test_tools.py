@@ -40,9 +40,8 @@ def test_from_photos_to_predictions(tmp_path):
         "--num_workers=1",
     )
     recipe = [
+        f"--flagfile={records}/recipe.flags",  # the two photos serve for both
         "--flagfile=configs/base/tiny.flags",
-        f"--train_records={records}/val-*.tfrecord",  # the two photos serve for both
-        f"--eval_records={records}/val-*.tfrecord",
         "--train_min_sides=64",
         "--train_max_side=96",
         "--eval_min_side=64",
