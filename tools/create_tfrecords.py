@@ -46,7 +46,10 @@ flags.DEFINE_bool(
     "Leave broken images and instances out and count them; otherwise the first one stops.",
 )
 flags.DEFINE_float(
-    "epochs", 0, "Epochs of the training that recipe.flags suggests; 0: by the number of images."
+    "epochs",
+    0,
+    "Epochs of the training that recipe.flags suggests; 0: those that show 400,000 images, but 36 to "
+    "300.",
 )
 flags.DEFINE_bool(
     "allow_mismatch",

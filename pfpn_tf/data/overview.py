@@ -38,6 +38,8 @@ def write(folder: str, epochs: float = 0) -> None:
     try:
         info = DatasetInfo.load(os.path.join(folder, categories.FILE_NAME))
         splits = statistics_lib.load(folder, info)
+        for name in info.splits.keys() - splits.keys():
+            logging.warning("%s: no statistics of split %s; convert it again.", folder, name)
         config = recipe.write(folder, splits, info, epochs)
         step = PAGE
         with atomic_write(os.path.join(folder, PAGE)) as f:
