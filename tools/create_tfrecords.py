@@ -48,8 +48,8 @@ flags.DEFINE_bool(
 flags.DEFINE_float(
     "epochs",
     0,
-    "Epochs of the training that recipe.flags suggests; 0: those that show 400,000 images, but 36 to "
-    "300.",
+    "Epochs of the training that recipe.flags suggests; 0: those that show 400,000 images, but 36 "
+    "to 300.",
 )
 flags.DEFINE_bool(
     "allow_mismatch",
