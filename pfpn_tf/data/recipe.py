@@ -134,7 +134,7 @@ def write(
 
 def roles(splits: Mapping[str, Statistics]) -> Tuple[str, ...]:
     """(split to train on, split to evaluate on) of those with annotations; () without any."""
-    usable = {name: s for name, s in splits.items() if s.counts["instances"] or s.counts["pixels"]}
+    usable = {name: s for name, s in splits.items() if s.is_annotated()}
     if not usable:
         return ()
     by_size = sorted(usable, key=lambda name: (-usable[name].counts["images"], name))

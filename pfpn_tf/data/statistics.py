@@ -106,6 +106,10 @@ class Statistics:
         self.stuff.merge(other.stuff)
         self.notes.merge(other.notes)
 
+    def is_annotated(self) -> bool:
+        """Whether there is anything to train on."""
+        return any(self.counts[kind] for kind in self.counts if kind[0] in ("instances", "pixels"))
+
     def to_json(self) -> Dict[str, Any]:
         counts: Dict[str, Any] = {}
         for key, n in self.counts.items():

@@ -25,6 +25,7 @@ def drawn(images, hw, objects, median_px, spread, ratio=1.0, ratio_spread=0.5, s
     ratios = ratio * np.exp(ratio_spread * rng.standard_normal(2000))
     found = Statistics()
     found.counts.update({"images": images, "instances": images * objects})
+    found.counts.update({("instances", len(stuff_px) + 1): images * objects})
     found.max_instances = 3 * objects
     found.images = Sample([(*hw, objects)] * 500)
     if objects:
@@ -132,7 +133,7 @@ def test_the_stuff_limit_spares_small_segments():
 
 def test_which_split_is_for_what():
     full, empty = drawn(5, (9, 9), 1, 5, 0.1), Statistics()
-    large = drawn(7, (9, 9), 1, 5, 0.1)
+    large = drawn(7, (9, 9), 0, 5, 0.1, stuff_px=[20])
     assert recipe.roles({"train": full, "val": large, "test-dev": empty}) == ("train", "val")
     assert recipe.roles({"a": full, "b": large}) == ("b", "a")
     assert recipe.roles({"val": full, "test-dev": empty}) == ("val", "val")
