@@ -49,7 +49,7 @@ flags.DEFINE_float(
     "epochs",
     0,
     "Epochs of the training that recipe.flags suggests; 0: those that show 400,000 images, but 36 "
-    "to 300.",
+    "to 300, and more where these are below 1500 steps.",
 )
 flags.DEFINE_bool(
     "allow_mismatch",
