@@ -109,6 +109,14 @@ class Data:
         "Share of the random crops that must hold a pixel of a class drawn among those of the"
         " image, all equally likely (the paper's crop bootstrapping).",
     )
+    repeat_factor_threshold: float = _field(
+        0.0,
+        "Show an image more often if it holds a class that is in less than this share of the"
+        " training images, e.g. 0.01: sqrt(threshold / share) times an epoch, for the rarest of its"
+        " classes (repeat factors, as LVIS defines them). 0: every image once.",
+        at_least=0.0,
+        at_most=1.0,
+    )
     random_flip: bool = _field(True, "Flip half of the training images from left to right.")
     color_jitter: bool = _field(
         False, "Random brightness, contrast, saturation and hue (the paper's color augmentation)."
@@ -153,7 +161,8 @@ class Model:
 
     task: str = _field(
         "panoptic",
-        "panoptic: Panoptic FPN; instance: Mask R-CNN with FPN; semantic: Semantic FPN.",
+        "panoptic: Panoptic FPN; instance: Mask R-CNN with FPN; semantic: Semantic FPN. Training"
+        " takes what the records hold unless this is given.",
         choices=("panoptic", "instance", "semantic"),
     )
     backbone: str = _field("resnet50", "Backbone network.", choices=BACKBONES)
@@ -391,6 +400,18 @@ class Train:
     keep_checkpoints: int = _count(3, "Newest checkpoints kept.", may_change=True)
     eval_interval_steps: int = _field(
         0, "Steps between evaluations in training; 0: none.", at_least=0, may_change=True
+    )
+    eval_losses: bool = _field(
+        False,
+        "Compute the losses on --eval_records, too, in each evaluation in training, not augmented.",
+        may_change=True,
+    )
+    early_stop_evals: int = _field(
+        0,
+        "End the training when PQ (mIoU or mask AP, where there is no PQ) has not risen for this"
+        " many evaluations; 0: never.",
+        at_least=0,
+        may_change=True,
     )
     profile_steps: Tuple[int, ...] = _field(
         (),

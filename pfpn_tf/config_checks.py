@@ -106,6 +106,14 @@ RULES = (
         "slows what --init_weights gives; give that too, or leave the factor at 1.",
     ),
     (
+        lambda eval_losses, eval_interval_steps: eval_interval_steps or not eval_losses,
+        "has no evaluations to go with; add --eval_interval_steps, e.g. 5000.",
+    ),
+    (
+        lambda early_stop_evals, eval_interval_steps: eval_interval_steps or not early_stop_evals,
+        "has no evaluations to count; add --eval_interval_steps, e.g. 5000.",
+    ),
+    (
         lambda profile_steps: list(profile_steps) == sorted(profile_steps),
         "must be first,last; e.g. 10,14.",
     ),

@@ -10,7 +10,7 @@ Shapes: B images · A anchors of all levels · R RoIs · F mask slots · K thing
 S semantic classes · h, w size of the semantic logits.
 """
 
-from typing import Dict, Optional
+from typing import Dict, Optional, Tuple
 
 import tensorflow as tf
 
@@ -44,12 +44,23 @@ def panoptic_fpn_losses(
       replica's share: over the replicas they add up to the loss of the global batch. A loss that
       has nothing to count (no foreground, no labelled pixel) is 0, and so is its gradient.
     """
+    sums, counts = sums_and_counts(outputs, ground_truth, config.model)
+    return weighted_means(sums, _sum_over_replicas(counts), config.train, step)
+
+
+def sums_and_counts(
+    outputs: TrainOutputs, ground_truth: GroundTruth, config: config_lib.Model
+) -> Tuple[Dict[str, tf.Tensor], Dict[str, tf.Tensor]]:
+    """This replica's sum of each loss, and the int64 count that divides it, by name.
+
+    Args: as `panoptic_fpn_losses`.
+    """
     sums, counts = {}, {}
     if outputs.rpn_targets is not None:
         rpn = outputs.rpn_targets
         sums["rpn_objectness"] = rpn_objectness_loss(outputs.objectness_logits, rpn)
         sums["rpn_box"] = rpn_box_loss(outputs.anchor_deltas, rpn)
-        anchors = tf.shape(rpn.labels, tf.int64)[0] * config.model.rpn_samples_per_image
+        anchors = tf.shape(rpn.labels, tf.int64)[0] * config.rpn_samples_per_image
         counts["rpn_objectness"] = counts["rpn_box"] = anchors
     if outputs.roi_targets is not None:
         rois, class_logits = outputs.roi_targets, outputs.class_logits
@@ -63,8 +74,17 @@ def panoptic_fpn_losses(
     if outputs.semantic_logits is not None:
         sums["semantic"] = semantic_loss(outputs.semantic_logits, ground_truth.semantic)
         counts["semantic"] = tf.math.count_nonzero(ground_truth.semantic != VOID)
+    return sums, counts
 
-    instance_weight = config.train.instance_loss_weight
+
+def weighted_means(
+    sums: Dict[str, tf.Tensor],
+    counts: Dict[str, tf.Tensor],
+    train: config_lib.Train,
+    step: Optional[tf.Tensor] = None,
+) -> Dict[str, tf.Tensor]:
+    """weight * sum / count of each loss, and their sum, total; see `panoptic_fpn_losses`."""
+    instance_weight = train.instance_loss_weight
     rpn_weight = 1.0 if instance_weight > 0 else 0.0
     weights = {
         "rpn_objectness": rpn_weight,
@@ -72,11 +92,10 @@ def panoptic_fpn_losses(
         "class": instance_weight,
         "box": instance_weight,
         "mask": instance_weight,
-        "semantic": config.train.semantic_loss_weight,
+        "semantic": train.semantic_loss_weight,
     }
-    if config.train.alternate_losses:
+    if train.alternate_losses:
         weights = _alternate(weights, step)
-    counts = _sum_over_replicas(counts)
     losses = {}
     for name, value in sums.items():
         weight = tf.cast(weights[name], value.dtype)

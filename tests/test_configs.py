@@ -73,6 +73,8 @@ def test_overrides_come_after_the_fragments(path):
         ({"fpn_groups": 2, "fpn_channels": 255}, "--fpn_channels=255 with --fpn_groups=2"),
         ({"alternate_losses": True, "task": "instance"}, "--alternate_losses.* --task=instance"),
         ({"crop_bootstrap": 0.5}, "--crop_bootstrap=0.5 .* add --crop_size"),
+        ({"eval_losses": True}, "--eval_losses=true with --eval_interval_steps=0 .* add --eval_i"),
+        ({"early_stop_evals": 3}, "--early_stop_evals=3 .* no evaluations to count; add --eval_i"),
         ({"xla": True}, "--xla.* add --static_shapes"),
         (
             {"xla": True, "static_shapes": True, "roi_sampling_ratio": 0},

@@ -1,20 +1,31 @@
 #!/usr/bin/env python3
-"""Turns one split of a dataset in COCO panoptic format into TFRecords.
+"""Turns a dataset into TFRecords. Says what it saw; what is not given here stands in the flags.
+
+COCO panoptic (and Cityscapes: createPanopticImgs' JSON and --image_dir=leftImg8bit/val), for every
+task; the instances JSON of the same images adds overlaps and crowds:
 
     python tools/create_tfrecords.py --split=val --output_dir=data/coco \\
         --panoptic_json=annotations/panoptic_val2017.json --image_dir=val2017 \\
         --instances_json=annotations/instances_val2017.json
 
-Writes val-*.tfrecord and beside them, for all splits of the dataset, dataset_info.json,
+A COCO instances JSON alone, for Mask R-CNN, as CVAT, Label Studio, Roboflow, labelme2coco and
+FiftyOne export it; it is split by the names of the images:
+
+    python tools/create_tfrecords.py --val_fraction=0.1 --output_dir=data/mine \\
+        --instances_json=export/result.json
+
+Class maps alone, a PNG for each photo, for Semantic FPN; with the two joined Panoptic FPN:
+
+    python tools/create_tfrecords.py --val_fraction=0.1 --output_dir=data/mine \\
+        --class_map_dir=labels --class_names=classes.txt --image_dir=photos
+
+Writes train-*.tfrecord, ... and beside them, for all splits of the dataset, dataset_info.json,
 dataset.html (a page to look at: classes, sizes, samples, warnings) and recipe.flags (settings to
-train with). For Cityscapes give createPanopticImgs' JSON and --image_dir=leftImg8bit/val. Images
-without annotations join a dataset that is already there:
+train with). Images without annotations join a dataset that is already there:
 
     python tools/create_tfrecords.py --split=test-dev --output_dir=data/coco \\
         --image_info_json=annotations/image_info_test-dev2017.json --image_dir=test2017
 """
-
-import os
 
 from absl import flags
 
@@ -22,22 +33,48 @@ from pfpn_tf import flags as flags_lib
 from pfpn_tf.utils import cli  # before TensorFlow
 from pfpn_tf.utils.errors import UserError
 
-flags.DEFINE_string("panoptic_json", "", "COCO panoptic JSON of the split.")
-flags.DEFINE_string(
-    "image_info_json", "", "Instead of --panoptic_json: a COCO JSON of images alone."
-)
+flags.DEFINE_string("panoptic_json", "", "COCO panoptic JSON.")
 flags.DEFINE_string(
     "panoptic_dir",
     "",
     "Folder of the PNGs of --panoptic_json. Empty: the path of that, without .json.",
 )
-flags.DEFINE_string("image_dir", "", "Folder of the photos.")
 flags.DEFINE_string(
-    "instances_json", "", "COCO instances JSON of the same images: overlaps and crowds."
+    "instances_json", "", "COCO instances JSON, alone or of the same images as the other files."
+)
+flags.DEFINE_string(
+    "class_map_dir",
+    "",
+    "Folder of class maps: PNGs that have the names of the photos and hold the class of each pixel,"
+    " as grey value, as index of a palette, or as a colour that --class_names tells.",
+)
+flags.DEFINE_list(
+    "class_names",
+    [],
+    "Classes of the class maps: names from value 0 on, comma-separated, or a file: a name a line, a"
+    " CSV name,r,g,b, CVAT's labelmap.txt, or JSON.",
+)
+flags.DEFINE_list(
+    "things",
+    [],
+    "Names of the classes that are things, comma-separated. Empty: all of --instances_json.",
+)
+flags.DEFINE_list(
+    "ignore", ["255"], "Values, or names of classes, of the pixels of class maps without a label."
+)
+flags.DEFINE_string("image_info_json", "", "Of images without annotations: a COCO JSON of images.")
+flags.DEFINE_string(
+    "image_dir", "", "Folder of the photos. Empty: they are in folders beside the JSON."
 )
 flags.DEFINE_list("image_ids", [], "Use only the images with these ids, comma-separated.")
 flags.DEFINE_string("output_dir", "", "Folder to write to; made if need be.")
 flags.DEFINE_string("split", "", "Name of the split: train, val, ...")
+flags.DEFINE_float(
+    "val_fraction",
+    0.0,
+    "Instead of --split: the share of the images that becomes split val, the others train. The"
+    " name of an image alone says where it goes.",
+)
 flags.DEFINE_integer("num_shards", 0, "Number of TFRecord files; 0: one for every 500 images.")
 flags.DEFINE_integer("num_workers", 0, "Processes; 0: one per CPU core.")
 flags.DEFINE_bool(
@@ -51,6 +88,7 @@ flags.DEFINE_float(
     "Epochs of the training that recipe.flags suggests; 0: those that show 400,000 images, but 36 "
     "to 300, and more where these are below 1500 steps.",
 )
+flags.DEFINE_bool("crowds", True, "Believe iscrowd; otherwise each instance is a single object.")
 flags.DEFINE_bool(
     "allow_mismatch",
     False,
@@ -61,59 +99,42 @@ flags.DEFINE_bool(
 
 @cli.command
 def main():
-    from pfpn_tf.data import categories, coco_json, coco_panoptic, convert, overview
+    from pfpn_tf.data import coco_json, convert, overview, sources
 
     args = flags.FLAGS
-    if args.image_info_json and (args.panoptic_json or args.instances_json):
-        raise UserError(
-            "--image_info_json is for images without annotations; leave out --panoptic_json and "
-            "--instances_json, or leave out this."
-        )
-    flags_lib.check_files(
-        ["image_info_json" if args.image_info_json else "panoptic_json", "image_dir"]
-    )
-    flags_lib.check_given(["output_dir", "split"])
+    given = sources.Given(**{name: getattr(args, name) for name in sources.Given._fields})
+    flags_lib.check_given(["output_dir"])
+    if bool(args.split) == bool(args.val_fraction):
+        raise UserError("Give --split=NAME, or --val_fraction=0.1 for the splits train and val.")
+    if not 0 <= args.val_fraction < 1:
+        raise UserError(f"--val_fraction={args.val_fraction:g} must be between 0 and 1.")
+    flags_lib.check_files([name for name in sources.PATHS if getattr(args, name)])
     for name in ("num_shards", "num_workers", "epochs"):
         if getattr(args, name) < 0:
             raise UserError(f"--{name}={getattr(args, name)} must be 0 or more.")
-    if args.image_info_json:
-        info_path = os.path.join(args.output_dir, categories.FILE_NAME)
-        if not os.path.exists(info_path):
-            raise UserError(
-                f"{info_path} does not exist. It has to tell the categories, which "
-                "--image_info_json does not; convert a split with annotations first."
-            )
-        info = categories.DatasetInfo.load(info_path)
-        dataset = coco_panoptic.CocoImages(
-            args.image_info_json, args.image_dir, info, args.image_ids
-        )
-    else:
-        dataset = coco_panoptic.CocoPanoptic(
-            args.panoptic_json,
-            args.panoptic_dir or coco_json.png_folder(args.panoptic_json),
-            args.image_dir,
-            args.instances_json or None,
-            args.image_ids,
-            args.allow_mismatch,
-        )
+    dataset = sources.open_dataset(given)
+    print(sources.saw(given, dataset))
+    splits = {args.split: dataset}
+    if args.val_fraction:
+        splits = sources.by_name(dataset, args.val_fraction)
+        sizes = " and ".join(f"{len(part)} to {name}" for name, part in splits.items())
+        print(f"Split by the names of the images: {sizes}.")
     flags_lib.make_output_dir("output_dir")
-    try:
-        counts = convert.convert(
-            dataset,
-            args.output_dir,
-            args.split,
-            args.num_shards,
-            args.num_workers,
-            args.skip_bad,
+    for split, part in splits.items():
+        try:
+            counts = convert.convert(
+                part, args.output_dir, split, args.num_shards, args.num_workers, args.skip_bad
+            )
+        except coco_json.DataError as error:
+            raise UserError(
+                f"{error} Correct it, or leave out what is broken: --skip_bad."
+            ) from None
+        print(
+            f"{args.output_dir}: {split}: {counts['images']} images "
+            f"({counts['skipped']} skipped), {counts['instances']} instances, "
+            f"{counts['crowds']} crowds, {counts['segments']} segments "
+            f"in {counts['shards']} shards."
         )
-    except coco_json.DataError as error:
-        raise UserError(f"{error} Correct it, or leave out what is broken: --skip_bad.") from None
-    print(
-        f"{args.output_dir}: {args.split}: {counts['images']} images "
-        f"({counts['skipped']} skipped), {counts['instances']} instances, "
-        f"{counts['crowds']} crowds, {counts['segments']} segments "
-        f"in {counts['shards']} shards."
-    )
     overview.write(args.output_dir, args.epochs)
 
 

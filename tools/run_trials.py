@@ -29,11 +29,12 @@ flags_lib.define_config_flags()
 
 @cli.command
 def main():
+    from pfpn_tf.data import pipeline
     from pfpn_tf.experiments import queue, trials
 
     args = flags.FLAGS
     flags_lib.check_given(["output_dir"])
-    config = trials.with_steps(flags_lib.config_from_flags(), args.steps)
+    config = trials.with_steps(pipeline.config_for_records(flags_lib.given_settings()), args.steps)
     rows = trials.rows(config, args.sweep, args.num_trials)
     flags_lib.make_output_dir("output_dir")
     try:

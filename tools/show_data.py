@@ -31,7 +31,7 @@ def main():
     flags_lib.check_given(["output_dir"])
     if args.num_images < 1 or args.start_step < 0:
         raise UserError("--num_images must be at least 1 and --start_step at least 0.")
-    config = flags_lib.config_from_flags()
+    config = pipeline.config_for_records(flags_lib.given_settings())
     info = pipeline.load_info(config)
     flags_lib.make_output_dir("output_dir")
     pictures = show.draw_examples(config, info, args.num_images, args.start_step)

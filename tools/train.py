@@ -31,10 +31,11 @@ flags_lib.define_config_flags()
 
 @cli.command
 def main():
+    from pfpn_tf.data import pipeline
     from pfpn_tf.distribution import strategies
     from pfpn_tf.training import dry_run, train, trainer
 
-    config = flags_lib.config_from_flags()
+    config = pipeline.config_for_records(flags_lib.given_settings())
     run_dir = flags.FLAGS.run_dir
     if not flags.FLAGS.dry_run:
         flags_lib.check_given(["run_dir"])

@@ -27,6 +27,7 @@ from pfpn_tf.utils.files import atomic_write
 
 FILE_NAME = "dataset_info.json"
 VOID = 255
+TASKS = ("panoptic", "instance", "semantic")
 MAX_CATEGORIES = 254  # with the class for all things, indices must stay below VOID in a uint8
 OTHER_NAME = "things"
 OTHER_COLOR = (90, 90, 90)
@@ -43,23 +44,31 @@ class Category(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
-    """What `dataset_info.json` holds: categories by ascending id, and counts by split.
+    """What `dataset_info.json` holds. Build it with `from_coco_categories` or `load`.
 
-    Build it with `from_coco_categories` or `load`.
+    Attributes:
+      categories: by ascending id.
+      splits: name -> counts.
+      task: what the records can train: "instance", "semantic", or with "panoptic" all three.
     """
 
     categories: Tuple[Category, ...]
     splits: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    task: str = "panoptic"
 
     @classmethod
     def from_coco_categories(
-        cls, categories: Sequence[Mapping[str, Any]], source: str = "categories"
+        cls,
+        categories: Sequence[Mapping[str, Any]],
+        source: str = "categories",
+        task: str = "panoptic",
     ) -> "DatasetInfo":
         """From the "categories" list of a COCO panoptic JSON.
 
         Args:
           categories: dicts with id, name, isthing and, if the dataset has colours, color.
           source: the file named in errors.
+          task: what the records can train.
 
         Raises:
           UserError: an entry is incomplete or malformed, an id occurs twice, or there are too
@@ -84,7 +93,8 @@ class DatasetInfo:
                     c["id"], c["name"], bool(c["isthing"]), tuple(c.get("color") or palette[i])
                 )
                 for i, c in enumerate(entries)
-            )
+            ),
+            task=task,
         )
 
     @classmethod
@@ -105,7 +115,10 @@ class DatasetInfo:
         splits = content.get("splits", {})
         if not isinstance(splits, dict) or not all(isinstance(s, dict) for s in splits.values()):
             raise UserError(f"{path}: splits must be an object of objects.")
-        info = cls.from_coco_categories(content["categories"], source=str(path))
+        task = content.get("task", "panoptic")  # Earlier versions converted nothing else.
+        if task not in TASKS:
+            raise UserError(f"{path}: task must be one of {', '.join(TASKS)}, not {task!r}.")
+        info = cls.from_coco_categories(content["categories"], str(path), task)
         return dataclasses.replace(info, splits=splits)
 
     def save(self, path) -> None:
@@ -116,6 +129,7 @@ class DatasetInfo:
             for name, counts in sorted(self.splits.items())
         ]
         text = '{\n"categories": [\n  ' + ",\n  ".join(lines) + "\n],\n"
+        text += f'"task": "{self.task}",\n'
         text += '"splits": {' + ("\n  " + ",\n  ".join(splits) + "\n" if splits else "") + "}\n}\n"
         with atomic_write(path) as f:
             f.write(text)
@@ -134,6 +148,15 @@ class DatasetInfo:
     def same_classes(self, other: "DatasetInfo") -> bool:
         """Whether ids, names and thing/stuff agree; colours and counts may differ."""
         return [c[:3] for c in self.categories] == [c[:3] for c in other.categories]
+
+    def check_task(self, task: str, path: str) -> None:
+        """Raises UserError if records of `task` need what these, described in `path`, lack."""
+        if self.task not in ("panoptic", task):
+            lack = {"instance": "no stuff", "semantic": "no objects"}[self.task]
+            raise UserError(
+                f"--task={task} does not fit the records of {path}, which hold {lack}; use"
+                f" --task={self.task}, or leave --task out."
+            )
 
     # -- all categories -----------------------------------------------------------------------
 

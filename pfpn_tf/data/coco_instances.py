@@ -1,6 +1,6 @@
 """The annotations of a COCO instances JSON, checked against the panoptic annotation beside them."""
 
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 
@@ -24,8 +24,30 @@ ELSEWHERE = "instance annotations belong to no image of the panoptic JSON"
 UNLISTED = "images have things in the panoptic map, but the instances JSON does not list them"
 OTHER_SIZE = "images have another size in the instances JSON than in the panoptic one"
 NO_INSTANCE = "images have things in the panoptic map, but no instance"
+CVAT_CROWD = (
+    "crowds come from CVAT, which calls each RLE mask a crowd, and training leaves crowds out; if"
+    " they are single objects, give --nocrowds"
+)
 REPEATED = "instances repeat another one of their image, with the same class and pixels"
-BESIDE = "instances lie for the most part on other categories of the panoptic map"
+BESIDE = "instances lie for the most part on other categories of the map"
+
+
+def load(path: str) -> Dict[str, List[Dict[str, Any]]]:
+    """The content of an instances JSON: images, annotations, categories.
+
+    Raises:
+      UserError: it cannot be read, is of another kind, or has boxes alone.
+    """
+    content = coco_json.load_lists(path, "instances", ("images", "annotations", "categories"))
+    annotations = content["annotations"]
+    if any("segments_info" in annotation for annotation in annotations):
+        raise UserError(f"The instances JSON {path} is a panoptic one; give it as --panoptic_json.")
+    if annotations and not any(annotation.get("segmentation") for annotation in annotations):
+        raise UserError(
+            f"The instances JSON {path} has {len(annotations)} boxes and no segmentation. Boxes"
+            " alone cannot train masks; export polygons or masks (COCO segmentation)."
+        )
+    return content
 
 
 class CocoInstances:
@@ -34,17 +56,24 @@ class CocoInstances:
     def __init__(
         self,
         path: str,
+        content: Dict[str, List[Dict[str, Any]]],
         image_ids: List[Any],
         info: DatasetInfo,
         allow_mismatch: bool,
+        category_ids: Optional[Dict[int, int]] = None,
+        crowds: bool = True,
     ):
-        """Parses the JSON file.
+        """Groups the annotations by image.
 
         Args:
           path: of the instances JSON.
-          image_ids: of the panoptic JSON.
-          info: its categories.
+          content: of `load`.
+          image_ids: of the dataset's images, those of the panoptic JSON if there is one.
+          info: the dataset's categories.
           allow_mismatch: whether what contradicts the panoptic JSON is only noted.
+          category_ids: category id in this JSON -> in `info`, for instances that are to be joined
+            with a map or stand alone. None: the panoptic JSON has them, too, as things.
+          crowds: whether `iscrowd` is believed; otherwise no instance is a crowd.
 
         Raises:
           UserError: the file is malformed, has other categories or, unless that is allowed, other
@@ -53,10 +82,14 @@ class CocoInstances:
         self._path = path
         self._info = info
         self._allow_mismatch = allow_mismatch
+        self._crowds = crowds
+        self._joined = category_ids is not None
         self.notes = Notes()
-        content = coco_json.load_lists(path, "instances", ("images", "annotations", "categories"))
         self._where = f"The instances JSON {path}"
-        self._check_categories(content)
+        if category_ids is None:
+            self._check_categories(content)
+            category_ids = {i: i for i in info.category_to_class_id}
+        self._category_ids = category_ids
         match = coco_json.matcher(image_ids)
         own_ids = [
             field(image, "id", coco_json.IMAGE_ID, f"{self._where}: images[{n}]")
@@ -109,7 +142,7 @@ class CocoInstances:
         """The instances of one image, and what to know about them.
 
         Args:
-          image: its entry in the panoptic JSON.
+          image: its entry in the panoptic JSON, or in this.
           category_map: [h, w] uint8 category index of its pixels.
           has_things: whether its panoptic map has a thing segment that is no crowd.
           skip_bad: leave broken instances out.
@@ -147,21 +180,30 @@ class CocoInstances:
             notes.contradiction(UNLISTED, where, self._allow_mismatch, error=DataError)
         for side in ("height", "width"):
             value = coco_json.whole_number(entry.get(side))
-            if value is not None and value != image[side]:
+            if value is not None and image[side] not in (None, value):
                 text = f"{where}: {side} {value} instead of {image[side]}"
                 notes.contradiction(OTHER_SIZE, text, self._allow_mismatch, error=DataError)
 
     def _instance(self, annotation, n, category_map, where, skip_bad, notes):
         """The instance, or None if it has no pixel; adds notes."""
         read = {"where": where, "error": DataError}
-        category_id = field(annotation, "category_id", coco_json.CATEGORY_ID, **read)
-        if category_id not in self._info.category_to_class_id:
-            raise DataError(f"{where} has category {category_id}, which is no thing.")
+        given = field(annotation, "category_id", coco_json.CATEGORY_ID, **read)
+        category_id = self._category_ids.get(given)
+        if category_id is None:
+            what = "which is not listed" if self._joined else "which is no thing"
+            raise DataError(f"{where} has category {given}, {what}.")
         iscrowd = field(annotation, "iscrowd", coco_json.FLAG, default=False, **read)
+        iscrowd = iscrowd and self._crowds
+        if iscrowd and "attributes" in annotation:
+            notes.add(CVAT_CROWD, where)
         box = None
         if annotation.get("bbox") != []:
             box = field(annotation, "bbox", coco_json.BOX, default=None, **read)
         segmentation = annotation.get("segmentation")
+        if isinstance(segmentation, list):
+            if segmentation and all(coco_json.number(v) is not None for v in segmentation):
+                segmentation = [segmentation]  # One polygon without the list around it.
+            segmentation = [part for part in segmentation if part != []]
         if skip_bad:
             good = coco_masks.good_polygons(segmentation, category_map.shape)
             if good != segmentation:
@@ -190,7 +232,7 @@ class CocoInstances:
             notes.add(OTHER_AREA, f"{where}: area {area}, {pixels} pixels")
             area = pixels
         index = self._info.category_to_index[category_id]
-        if np.count_nonzero(category_map[mask > 0] == index) < 0.5 * pixels:
+        if not self._joined and np.count_nonzero(category_map[mask > 0] == index) < 0.5 * pixels:
             notes.add(BESIDE, where)
         number = coco_json.whole_number(annotation.get("id"))
         if number is None or abs(number) >= 2**63:  # Other ids, such as UUIDs, are of no use.

@@ -85,6 +85,15 @@ def box(value: Any) -> Optional[List[float]]:
     return numbers if len(numbers) == 4 and None not in numbers else None  # type: ignore
 
 
+def color(value: Any) -> Optional[List[int]]:
+    """Red, green and blue of a list or of #rrggbb."""
+    if isinstance(value, str) and re.fullmatch("#?[0-9a-fA-F]{6}", value.strip()):
+        value = list(bytes.fromhex(value.strip().lstrip("#")))
+    channels = [whole_number(v) for v in value] if isinstance(value, (list, tuple)) else []
+    fit = [c for c in channels if c is not None and 0 <= c <= 255]
+    return fit if len(fit) == len(channels) == 3 else None
+
+
 class Kind(NamedTuple):
     """A kind of value: what reads it, returning None for any other, and its name in errors."""
 
@@ -105,6 +114,7 @@ IMAGE_ID = Kind(image_id, f"a whole number or {_TEXT}")
 FILE_NAME = Kind(text, _TEXT)
 NAME = Kind(name, _TEXT)
 BOX = Kind(box, "four numbers x, y, width, height")
+COLOR = Kind(color, "three whole numbers 0..255 or #rrggbb")
 
 
 def field(
@@ -173,9 +183,8 @@ def load_lists(path: str, what: str, keys: Sequence[str]) -> Dict[str, Any]:
     content = load_json(path, f"The {what} JSON")
     for key in keys:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            hint = ""
-            if isinstance(content, list):
-                hint = " It is a list: is it a file of instance results?"
+            is_list = isinstance(content, list)
+            hint = " It is a list: is it a file of instance results?" if is_list else ""
             raise UserError(f'The {what} JSON {path} must be an object with a list "{key}".{hint}')
         for index, entry in enumerate(content[key]):
             if not isinstance(entry, dict):
@@ -215,25 +224,28 @@ def matcher(known_ids: Iterable[Any]) -> Callable[[Any], Any]:
     return match
 
 
-def checked_images(images: List[Dict[str, Any]], where: str) -> List[Dict[str, Any]]:
-    """The entries of "images" with their `id`, `file_name`, `height` and `width` as they are meant.
-
-    Ids are all texts, or each that is a whole number becomes one.
+def checked_images(
+    images: List[Dict[str, Any]], where: str, sizes: bool = True
+) -> List[Dict[str, Any]]:
+    """The entries of "images" with `id` (all texts, or each that is a whole number becomes one),
+    `file_name`, `height` and `width` as they are meant.
 
     Args:
       images: of `load_lists`.
       where: opening of an error message.
+      sizes: whether sizes must be there; else a missing one is None.
 
     Raises:
       UserError: names the entry and field.
     """
+    size: Dict[str, Any] = {} if sizes else {"default": None}
     ids = unique_image_ids(images, where)
     return [
         {
             "id": i,
             "file_name": field(image, "file_name", FILE_NAME, f"{where}: images[{n}]"),
-            "height": field(image, "height", SIDE, f"{where}: images[{n}]"),
-            "width": field(image, "width", SIDE, f"{where}: images[{n}]"),
+            "height": field(image, "height", SIDE, f"{where}: images[{n}]", **size),
+            "width": field(image, "width", SIDE, f"{where}: images[{n}]", **size),
         }
         for n, (i, image) in enumerate(zip(ids, images))
     ]
@@ -275,10 +287,25 @@ def checked_categories(
     Raises:
       UserError: names the category and field.
     """
+    entries = []
+    known = set(map(whole_number, used)) if used is not None else None
+    for n, entry in enumerate(named_categories(categories, where)):
+        if entry["isthing"] is None:
+            if known is not None and entry["id"] not in known and len(categories) > 1:
+                continue
+            raise UserError(
+                f'{where}: categories[{n}] ({entry["name"]}) has no "isthing". A COCO instances'
+                " JSON has none; give the panoptic one, or convert it by --instances_json alone."
+            )
+        entries.append({**entry, "isthing": int(entry["isthing"])})
+    return entries
+
+
+def named_categories(categories: Any, where: str) -> List[Dict[str, Any]]:
+    """`checked_categories`, but `isthing` is None where it is missing."""
     if not isinstance(categories, list) or not categories:
         raise UserError(f'{where} has no list "categories" of at least one category.')
     entries = []
-    known = set(map(whole_number, used)) if used is not None else None
     for n, category in enumerate(categories):
         place = f"{where}: categories[{n}]"
         if not isinstance(category, dict):
@@ -286,30 +313,12 @@ def checked_categories(
         category_id = field(category, "id", CATEGORY_ID, place)
         label = field(category, "name", NAME, place, str(category_id))
         place += f" ({label})"
-        if category.get("isthing") is None:
-            if known is not None and category_id not in known and len(categories) > 1:
-                continue
-            raise UserError(
-                f'{place} has no "isthing". A COCO instances JSON has none; give the panoptic one.'
-            )
-        isthing = field(category, "isthing", FLAG, place)
-        entry = {"id": category_id, "name": label, "isthing": int(isthing)}
+        isthing = field(category, "isthing", FLAG, place, None)
+        entry = {"id": category_id, "name": label, "isthing": isthing}
         if category.get("color"):
-            entry["color"] = _color(category["color"], place)
+            entry["color"] = field(category, "color", COLOR, place)
         entries.append(entry)
     return entries
-
-
-def _color(value, where):
-    if isinstance(value, str) and re.fullmatch("#?[0-9a-fA-F]{6}", value.strip()):
-        digits = value.strip().lstrip("#")
-        return [int(digits[i : i + 2], 16) for i in (0, 2, 4)]
-    channels = [whole_number(v) for v in value] if isinstance(value, (list, tuple)) else []
-    if len(channels) != 3 or not all(c is not None and 0 <= c <= 255 for c in channels):
-        raise UserError(
-            f'{where}: "color" must be three whole numbers 0..255 or #rrggbb, not {shown(value)}.'
-        )
-    return channels
 
 
 def load_panoptic_json(
@@ -335,18 +344,11 @@ def load_panoptic_json(
         place = f"{where}: annotations[{n}]"
         annotation["image_id"] = field(annotation, "image_id", IMAGE_ID, place)
     if with_categories:
-        content["categories"] = checked_categories(
-            content.get("categories"), where, _used_categories(content["annotations"])
-        )
+        lists = [annotation.get("segments_info") for annotation in content["annotations"]]
+        segments = [s for found in lists if isinstance(found, list) for s in found]
+        used = [s.get("category_id") for s in segments if isinstance(s, dict)]
+        content["categories"] = checked_categories(content.get("categories"), where, used)
     return content
-
-
-def _used_categories(annotations):
-    for annotation in annotations:
-        segments = annotation.get("segments_info")
-        for segment in segments if isinstance(segments, list) else ():
-            if isinstance(segment, dict):
-                yield segment.get("category_id")
 
 
 def checked_annotation(

@@ -35,8 +35,9 @@ def decode_mask(segmentation: Any, hw: Tuple[int, int], where: str) -> np.ndarra
             raise DataError(f"{where}: {problem}.")
         return _decode_polygons(segmentation, hw)
     if not isinstance(segmentation, dict):
+        box = "" if segmentation else "; a box alone cannot train masks"
         raise DataError(
-            f"{where}: the segmentation must be polygons or RLE, not {shown(segmentation)}."
+            f"{where}: the segmentation must be polygons or RLE, not {shown(segmentation)}{box}."
         )
     runs = rle_runs(segmentation, hw, where)
     values = np.arange(len(runs)) % 2  # The first run is of pixels outside the mask.

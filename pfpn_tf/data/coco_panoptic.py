@@ -13,13 +13,14 @@ Images without any annotation, such as COCO's test-dev, make records as well (`C
 No TensorFlow in here: the converter's worker processes use it.
 """
 
+import copy
 import os
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Sequence
 
 import numpy as np
 
 from pfpn_tf.data import categories as categories_lib
-from pfpn_tf.data import coco_instances, coco_json, coco_masks, panoptic_png, photos
+from pfpn_tf.data import coco_instances, coco_json, coco_masks, panoptic_png, photo_folder, photos
 from pfpn_tf.data.coco_json import DataError
 from pfpn_tf.data.record import Instance, Notes, Record, Segment
 from pfpn_tf.utils.errors import UserError
@@ -27,7 +28,6 @@ from pfpn_tf.utils.errors import UserError
 UNLISTED = "panoptic annotations belong to no listed image"
 SAME_PHOTO = "images have the photo of an image before them"
 SAME_MAP = "images have the panoptic PNG of an image before them"
-_CITYSCAPES_SPLITS = ("train", "val", "test")
 
 
 class CocoImages:
@@ -40,7 +40,7 @@ class CocoImages:
       info: the dataset's categories.
       images: entries of the JSON.
       has_string_ids: whether image ids are texts (Cityscapes) rather than numbers (COCO).
-      notes: what to know about the JSON files.
+      notes: what to know about the whole of it.
       allow_mismatch: whether contradictions that would train on wrong labels are only noted.
     """
 
@@ -62,10 +62,10 @@ class CocoImages:
         self.info = info
         self._select(image_ids)
 
-    def _open(self, source, image_dir, images):
+    def _open(self, source, image_dir, images, sizes=True):
         self.source = os.fspath(source)
-        self.image_dir = _existing_folder(image_dir, "photos (--image_dir)")
-        self.images = coco_json.checked_images(images, self.source)
+        self.images = coco_json.checked_images(images, self.source, sizes)
+        self._photos = photo_folder.PhotoFolder(image_dir, [i["file_name"] for i in self.images])
         self.has_string_ids = all(isinstance(image["id"], str) for image in self.images)
         self.notes = Notes()
         self._note_repeated(self.images, SAME_PHOTO)
@@ -90,6 +90,12 @@ class CocoImages:
     def __len__(self) -> int:
         return len(self.images)
 
+    def part(self, positions: Sequence[int]) -> "CocoImages":
+        """A dataset of some of its images."""
+        part = copy.copy(self)
+        part.images = [self.images[position] for position in positions]
+        return part
+
     def read(self, position: int, skip_bad: bool = False) -> Record:
         """The record of image `position`: all void, and with an empty panoptic PNG.
 
@@ -102,8 +108,10 @@ class CocoImages:
 
     def _photo(self, image, notes):
         """(the record of an image without annotations, its `Photo`)."""
+        path, content = self._read_image_file(image, notes)
         hw = image["height"], image["width"]
-        path, content = self._read_image_file(image)
+        if None in hw:
+            hw = photos.size_upright(path, content)
         photo = photos.upright_photo(path, content, hw)
         if photo.note:
             notes.add(photo.note, path)
@@ -111,26 +119,18 @@ class CocoImages:
         encoded = photo.encoded, photo.format
         return Record(image["id"], name, *encoded, hw, nothing, b"", [], [], notes), photo
 
-    def _read_image_file(self, image):
-        candidates = [coco_json.existing_path(self.image_dir, image["file_name"])]
+    def _read_image_file(self, image, notes):
+        by_id = ()
         if isinstance(image["id"], str):  # Cityscapes: <city>_<sequence>_<frame>
-            photo = f"{image['id']}_leftImg8bit.png"
-            city = image["id"].split("_")[0]
-            for folder in (city, "", *(os.path.join(s, city) for s in _CITYSCAPES_SPLITS)):
-                candidates.append(os.path.join(self.image_dir, folder, photo))
-        for path in candidates:
-            try:
-                with open(path, "rb") as f:
-                    return path, f.read()
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
-        tried = "" if len(candidates) == 1 else f" (nor {', '.join(candidates[1:3])})"
-        raise DataError(
-            f"{candidates[0]}: no such image{tried}; {self.source} lists it as "
-            f"image {image['id']}."
-        )
+            by_id = (f"{image['id']}_leftImg8bit.png",)
+        try:
+            path, as_named = self._photos.find(image["file_name"], by_id)
+        except DataError as error:
+            listed = f"{self.source} lists it as image {image['id']}."
+            raise DataError(f"{str(error).rstrip('.')}; {listed}") from None
+        if not as_named:
+            notes.add(photo_folder.ELSEWHERE, f"{image['file_name']} is {path}")
+        return path, panoptic_png.read_bytes(path, f"{path}:")
 
 
 class CocoPanoptic(CocoImages):
@@ -144,6 +144,7 @@ class CocoPanoptic(CocoImages):
         instances_json=None,
         image_ids=(),
         allow_mismatch=False,
+        crowds=True,
     ):
         """Parses the JSON files; photos and PNGs are opened by `read` only.
 
@@ -154,6 +155,7 @@ class CocoPanoptic(CocoImages):
           instances_json: optional path of a COCO instances JSON of the same images.
           image_ids: ids, as text, of the images to use; none: all images.
           allow_mismatch: whether contradictions that would train on wrong labels are only noted.
+          crowds: whether `iscrowd` of the instances JSON is believed.
 
         Raises:
           UserError: a file is missing or malformed, or lacks one of `image_ids`; says which and
@@ -165,15 +167,19 @@ class CocoPanoptic(CocoImages):
         )
         self._open(path, image_dir, content["images"])
         self.allow_mismatch = allow_mismatch
-        self.panoptic_dir = _existing_folder(panoptic_dir, "panoptic PNGs (--panoptic_dir)")
+        self.panoptic_dir = photo_folder.checked_folder(
+            panoptic_dir, "panoptic PNGs (--panoptic_dir)"
+        )
         self.info = categories_lib.DatasetInfo.from_coco_categories(content["categories"], path)
         self._annotations = self._annotations_by_image(content["annotations"])
         self._note_repeated(self._annotations.values(), SAME_MAP)
         self._instances = None
         if instances_json:
             ids = [image["id"] for image in self.images]
+            path = os.fspath(instances_json)
+            content = coco_instances.load(path)
             self._instances = coco_instances.CocoInstances(
-                os.fspath(instances_json), ids, self.info, allow_mismatch
+                path, content, ids, self.info, allow_mismatch, crowds=crowds
             )
             self.notes.merge(self._instances.notes)
         self._select(image_ids)
@@ -194,7 +200,7 @@ class CocoPanoptic(CocoImages):
         entries, png_path, png_bytes = self._read_panoptic(image)
         ids = panoptic_png.decode_ids(png_bytes, f"{png_path} of image {image['id']}", record.hw)
         if photos.fits_as_stored(photo, ids):
-            text, where = photos.FITS_AS_STORED, f"{self.image_dir}: {record.file_name}"
+            text, where = photos.FITS_AS_STORED, f"{self._photos.path}: {record.file_name}"
             notes.contradiction(text, where, self.allow_mismatch, error=DataError)
         segments, category_map = self._segments(image, entries, ids, png_path, notes)
         if self._instances is None:
@@ -282,10 +288,3 @@ def _instances_from_segments(ids, segments, info) -> List[Instance]:
         for segment in segments
         if segment.category_id in info.category_to_class_id
     ]
-
-
-def _existing_folder(path, content) -> str:
-    path = os.fspath(path)
-    if not os.path.isdir(path):
-        raise UserError(f"{path}: no such folder; it should hold the {content}.")
-    return path

@@ -27,7 +27,9 @@ from pfpn_tf.utils.errors import UserError
 IMAGES_PER_SHARD = 500  # about 100 MB of COCO
 
 IMAGES_LEFT_OUT = "images are left out as broken (--skip_bad)"
-ONLY_CROWDS = "objects are all crowds, which training leaves out"
+ONLY_CROWDS = (
+    "objects are all crowds, which training leaves out (--nocrowds takes them as single objects)"
+)
 NO_INSTANCES = "segments of the panoptic map are things, but there is no instance"
 NO_THINGS = "images hold not one instance of a thing class"
 # If it is so of more than half of all instances, the two JSON files do not go together.
@@ -114,6 +116,11 @@ def _merged_info(path, info):
             f"{path} belongs to a dataset with other categories; choose another --output_dir or"
             " remove the file."
         )
+    if present.task != info.task:
+        raise UserError(
+            f"{path} belongs to records for --task={present.task}, these are for"
+            f" --task={info.task}; choose another --output_dir or remove the file."
+        )
     for name, counts in present.splits.items():
         info = info.with_split(name, counts)
     return info
@@ -199,6 +206,8 @@ def _summary(found, dataset, num_shards):
 
 def _check_instances(dataset, counts, notes):
     """Says where the whole split would teach that nothing is a thing, or other things."""
+    if dataset.info.task == "semantic":
+        return
     allowed, where = dataset.allow_mismatch, dataset.source
     things = sum(counts["segments_by_category"][str(c.id)] for c in dataset.info.things)
     for what in EXCEPTIONS:

@@ -5,7 +5,8 @@ continues at any step at no cost, and neither the content of a batch nor its pad
 how many workers and replicas share it.
 
 An epoch is a whole number of batches. Records are grouped so that a batch pads little; a group's
-last batch is filled up from the group's beginning.
+last batch is filled up from the group's beginning. With repeat factors (`repeat_factors.py`) an
+epoch has a record as often as its factor says, rounded up or down at random in each epoch.
 
 Shapes: n records · B global batch.
 """
@@ -22,7 +23,7 @@ from pfpn_tf.utils.errors import UserError
 SIDES_PER_CLASS = 2  # neighbours in --train_min_sides that share a padded shape
 MIN_BATCHES_PER_GROUP = 4  # smaller groups would repeat records too often to fill their last batch
 
-ORDER, SIZES, EXAMPLES = range(3)  # independent random streams of one seed
+ORDER, SIZES, EXAMPLES, REPEATS, VALIDATION = range(5)  # independent random streams of one seed
 
 # Functions that tf.data calls need no AutoGraph, which takes time and leaves files in the temporary
 # folder when a process ends at once.
@@ -116,7 +117,12 @@ def largest_padded_hw(config: Config, hw: np.ndarray) -> np.ndarray:
 
 
 def training_examples(
-    config: Config, hw: np.ndarray, start_step: int = 0, num_workers: int = 1, worker: int = 0
+    config: Config,
+    hw: np.ndarray,
+    start_step: int = 0,
+    num_workers: int = 1,
+    worker: int = 0,
+    factors: Optional[np.ndarray] = None,
 ) -> tf.data.Dataset:
     """The endless sequence of training examples from `start_step` on.
 
@@ -125,6 +131,7 @@ def training_examples(
       hw: [n, 2] int32 image sizes.
       start_step: the batch to begin with.
       num_workers, worker: take only the worker-th of num_workers equal parts of each global batch.
+      factors: [n] float, 1 or more, how often an epoch shows each record; None: once.
 
     Returns:
       A dataset of dicts: position [] int32 of the record, seed [2] int32, resize_hw, content_hw
@@ -135,10 +142,16 @@ def training_examples(
     share = size // num_workers
     batches_per_epoch = sum(-(-len(m) // size) for m in buckets.members)
     first_epoch, skip = divmod(start_step, batches_per_epoch)
+    if factors is not None:  # epochs are of different length: count from the first one
+        first_epoch, skip = 0, start_step
 
     @not_converted
     def batches_of_epoch(epoch):
-        batches = _shuffled_batches(buckets.members, size, _key(config, ORDER, epoch))
+        members = buckets.members
+        if factors is not None:
+            repeats = _repeats(factors, _key(config, REPEATS, epoch))
+            members = [tf.repeat(m, tf.gather(repeats, m)) for m in members]
+        batches = _shuffled_batches(members, size, _key(config, ORDER, epoch))
         return tf.data.Dataset.from_tensor_slices(batches)
 
     @not_converted
@@ -147,7 +160,7 @@ def training_examples(
             config, buckets, tf.gather(hw, positions), positions, _key(config, SIZES, step)
         )
         counter = tf.cast(step, tf.int32) * size + tf.range(size)
-        seeds = tf.map_fn(lambda i: _key(config, EXAMPLES, i), counter)
+        seeds = _keys(config, EXAMPLES, counter)
         examples = {"position": positions, "seed": seeds, **sizes}
         mine = tf.nest.map_structure(lambda x: x[worker * share : (worker + 1) * share], examples)
         return tf.data.Dataset.from_tensor_slices(mine)
@@ -162,7 +175,8 @@ def evaluation_examples(
     """One pass in file order, in batches of eval_batch_size; each worker takes every n-th batch.
 
     Returns:
-      A dataset of dicts: position, resize_hw and padded_hw, as `training_examples`.
+      A dataset of dicts as `training_examples` gives, with nothing cropped. A record's seed is the
+      same in every pass.
     """
     data, batch_size = config.data, config.eval.eval_batch_size
     total = min(len(hw), config.eval.max_images or len(hw))
@@ -176,7 +190,9 @@ def evaluation_examples(
         return tf.data.Dataset.from_tensor_slices(
             {
                 "position": tf.cast(positions, tf.int32),
+                "seed": _keys(config, VALIDATION, positions),
                 "resize_hw": resize_hw,
+                "content_hw": resize_hw,
                 "padded_hw": tf.broadcast_to(padded, tf.shape(resize_hw)),
             }
         )
@@ -191,16 +207,31 @@ def _key(config, stream, index):
     return tf.random.fold_in(base, tf.cast(index, tf.int32))
 
 
+def _keys(config, stream, indices):
+    """[n, 2] int32 seeds of items of a stream."""
+    return tf.map_fn(
+        lambda i: _key(config, stream, i), indices, fn_output_signature=tf.TensorSpec([2], tf.int32)
+    )
+
+
+def _repeats(factors, key):
+    """[n] int32: factors rounded up with the probability of their fraction, otherwise down."""
+    whole = np.floor(factors)
+    up = tf.random.stateless_uniform(factors.shape, key) < np.float32(factors - whole)
+    return tf.cast(whole, tf.int32) + tf.cast(up, tf.int32)
+
+
 def _shuffled_batches(members, size, key):
     """[batches, B] int32 positions of one epoch."""
     keys = tf.random.split(key, len(members) + 1)
     batches = []
     for i, positions in enumerate(members):
-        count = -(-len(positions) // size) * size
+        number = tf.size(positions)
+        count = -(-number // size) * size
         shuffled = tf.random.experimental.stateless_shuffle(
-            tf.constant(positions, tf.int32), seed=keys[i]
+            tf.cast(positions, tf.int32), seed=keys[i]
         )
-        filled = tf.tile(shuffled, [-(-count // len(positions))])[:count]
+        filled = tf.tile(shuffled, [-(-count // number)])[:count]
         batches.append(tf.reshape(filled, [-1, size]))
     return tf.random.experimental.stateless_shuffle(tf.concat(batches, 0), seed=keys[-1])
 

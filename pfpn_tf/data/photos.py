@@ -68,17 +68,17 @@ def upright_photo(path: str, content: bytes, hw: Tuple[int, int]) -> Photo:
     Args:
       path: names the file in errors.
       content: its bytes.
-      hw: the size that the dataset's JSON gives: of the upright photo or, if it was annotated
-        without regard to EXIF, of the stored one.
+      hw: the size of its annotation: that of the upright photo or, if it was annotated without
+        regard to EXIF, of the stored one.
 
     Raises:
       DataError: not an image, damaged, or of another size.
     """
     stored_hw, orientation = _header(path, content)
-    upright_hw = stored_hw[::-1] if orientation >= 5 else stored_hw
+    upright_hw = size_upright(path, content)
     if hw not in (upright_hw, stored_hw):
         raise DataError(
-            f"{path}: the image is {_describe(upright_hw)}, but its JSON says {_describe(hw)}."
+            f"{path}: the image is {_describe(upright_hw)}, but annotated as {_describe(hw)}."
         )
     pixels = _decode(content)
     if pixels is not None and orientation > 1 and content.startswith(_TIFF):
@@ -98,6 +98,12 @@ def upright_photo(path: str, content: bytes, hw: Tuple[int, int]) -> Photo:
     if is_jpeg:
         return Photo(cv2.imencode(".jpg", pixels, _JPEG)[1].tobytes(), "jpeg", *done)
     return Photo(cv2.imencode(".png", pixels)[1].tobytes(), "png", *done)
+
+
+def size_upright(path: str, content: bytes) -> Tuple[int, int]:
+    """The size of the upright photo; args and raises as `upright_photo`."""
+    stored_hw, orientation = _header(path, content)
+    return stored_hw[::-1] if orientation >= 5 else stored_hw
 
 
 def fits_as_stored(photo: Photo, ids: np.ndarray) -> bool:

@@ -14,18 +14,26 @@ Batches are dicts (B images · H, W padded size · M instances · S segments · 
 """
 
 import os
-from typing import Dict, List, Optional
+from typing import Any, Dict, List, Mapping, Optional
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
+from pfpn_tf import config as config_lib
 from pfpn_tf.config import Config
 from pfpn_tf.data import augment
 from pfpn_tf.data import categories as categories_lib
-from pfpn_tf.data import order, preprocess, tfrecord
+from pfpn_tf.data import order, preprocess, repeat_factors, tfrecord
 from pfpn_tf.data.categories import VOID, DatasetInfo
 from pfpn_tf.utils import process
+from pfpn_tf.utils.errors import UserError
 
+# As configs/base/mask_rcnn_fpn.flags and semantic_fpn.flags.
+_LOSS_WEIGHTS = {
+    "instance": {"instance_loss_weight": 1.0, "semantic_loss_weight": 0.0},
+    "semantic": {"instance_loss_weight": 0.0, "semantic_loss_weight": 1.0},
+}
 SOURCE_ID_BYTES = 64  # image ids as numbers, since accelerators take no strings
 PREFETCHED_BATCHES = 2
 
@@ -56,16 +64,45 @@ def build_dataset(
     """
     data = config.data
     workers, worker, replicas = _shares(input_context)
-    if training:
-        index = tfrecord.read_index(data.train_records, "train_records")
-        batch_size = config.train.global_batch_size // replicas
-        examples = order.training_examples(config, index.hw, start_step, workers, worker)
-        load, padding = _training_loader(config, info), {"gt_class_ids": -1}
-    else:
+    if not training:
         index = tfrecord.read_index(data.eval_records, "eval_records")
-        batch_size = config.eval.eval_batch_size
         examples = order.evaluation_examples(config, index.hw, workers, worker)
-        load, padding = _evaluation_loader(config), {}
+        load, size = _evaluation_loader(config), config.eval.eval_batch_size
+        return _batches(examples, index, load, data, size, replicas // workers)
+    index = tfrecord.read_index(data.train_records, "train_records")
+    factors = None
+    if data.repeat_factor_threshold:
+        factors = repeat_factors.of_records(config, info, index)
+    examples = order.training_examples(config, index.hw, start_step, workers, worker, factors)
+    load, size = _training_loader(config, info), config.train.global_batch_size // replicas
+    return _batches(examples, index, load, data, size, replicas // workers)
+
+
+def validation_dataset(
+    config: Config, info: DatasetInfo, input_context: Optional[tf.distribute.InputContext] = None
+) -> tf.data.Dataset:
+    """--eval_records with the keys of training: one pass in file order, an image a batch, resized
+    as in evaluation and not augmented. An image's seed is the same in every pass.
+
+    Args: as `build_dataset`.
+    """
+    config = config.replace(
+        eval_batch_size=1,
+        random_flip=False,
+        color_jitter=False,
+        random_scale=(),
+        crop_size=(),
+        crop_bootstrap=0.0,
+    )
+    workers, worker, replicas = _shares(input_context)
+    index = tfrecord.read_index(config.data.eval_records, "eval_records")
+    examples = order.evaluation_examples(config, index.hw, workers, worker)
+    load = _training_loader(config, info)
+    return _batches(examples, index, load, config.data, 1, replicas // workers)
+
+
+def _batches(examples, index, load, data, batch_size, local_replicas):
+    """Reads the records of the examples, and joins what `load` makes of them."""
 
     @order.not_converted
     def read_and_load(example):
@@ -75,13 +112,13 @@ def build_dataset(
     dataset = examples.map(
         read_and_load, num_parallel_calls=process.num_cores(), deterministic=True
     )
+    spec = dataset.element_spec
     dataset = dataset.padded_batch(
         batch_size,
-        padded_shapes=_padded_shapes(dataset.element_spec, data),
-        padding_values={
-            k: _padding_value(s, padding.get(k)) for k, s in dataset.element_spec.items()
-        },
-        drop_remainder=training,
+        padded_shapes=_padded_shapes(spec, data),
+        padding_values={name: _padding_value(name, s) for name, s in spec.items()},
+        # Only the last batch of an evaluation is smaller; training then has shapes with B.
+        drop_remainder="gt_boxes" in spec,
     )
     options = tf.data.Options()
     options.deterministic = True
@@ -89,16 +126,39 @@ def build_dataset(
     # thread that tunes: up to a minute at the end of a training.
     options.autotune.enabled = False
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    return dataset.with_options(options).prefetch(PREFETCHED_BATCHES * (replicas // workers))
+    return dataset.with_options(options).prefetch(PREFETCHED_BATCHES * local_replicas)
 
 
 def load_info(config: Config) -> DatasetInfo:
     """The `DatasetInfo` that --dataset_info names, or the file beside the TFRecords.
 
     Raises:
-      UserError: no setting says where it is, or it cannot be read.
+      UserError: no setting says where it is, it cannot be read, or --task needs what it lacks.
     """
-    return DatasetInfo.load(info_path(config))
+    path = info_path(config)
+    info = DatasetInfo.load(path)
+    info.check_task(config.model.task, path)
+    return info
+
+
+def config_for_records(settings: Mapping[str, Any]) -> Config:
+    """The settings; without --task they train what the records hold.
+
+    Args:
+      settings: by flag name; the others have their defaults.
+
+    Raises:
+      UserError: as `config.from_mapping`.
+    """
+    config = config_lib.from_mapping(settings)
+    try:
+        task = DatasetInfo.load(info_path(config)).task
+    except UserError:  # No records yet; whoever opens them says so.
+        return config
+    if "task" in settings or task == config.model.task:
+        return config
+    logging.info("The records are for --task=%s, which is taken.", task)
+    return config_lib.from_mapping({"task": task, **_LOSS_WEIGHTS[task], **settings})
 
 
 def info_path(config: Config) -> str:
@@ -274,7 +334,7 @@ def _padded_shapes(spec, data):
     return shapes
 
 
-def _padding_value(spec, value):
+def _padding_value(name, spec):
     if spec.dtype == tf.string:
         return b""
-    return tf.constant(0 if value is None else value, spec.dtype)
+    return tf.constant(-1 if name == "gt_class_ids" else 0, spec.dtype)

@@ -168,6 +168,7 @@ def _evaluate(runs: List[_Run], config: Config, options: EvaluationOptions) -> D
                 _add_benchmarks(metrics, directory, runs, config, options, runner.found.image_ids)
                 tensorboard.write_evaluation(
                     os.path.join(events_dir, beside),
+                    runner.scalars(metrics),
                     metrics,
                     runner.class_table(metrics),
                     runner.pictures(),

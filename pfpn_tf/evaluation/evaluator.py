@@ -135,6 +135,13 @@ class Evaluator:
         for outputs, example in found[:count]:
             yield outputs, example, self._photo(example)
 
+    def scalars(self, metrics: Dict[str, Any]) -> Dict[str, float]:
+        """By TensorBoard tag, in points, the main numbers and those of each class, from the result
+        of `evaluate`.
+        """
+        by_class = report.class_scalars(metrics, self._info.coco_categories())
+        return {**report.flat_scalars(metrics), **by_class}
+
     def class_table(self, metrics: Dict[str, Any]) -> str:
         """A text table of every class from the result of `evaluate`."""
         return report.class_table(metrics, self._info.coco_categories())

@@ -67,11 +67,12 @@ def write(
 
 def _class_table(metrics, info):
     colors = {category.id: category.color for category in info.categories}
+    found = report.class_rows(metrics, info.coco_categories())
     rows = []
-    for row in report.class_rows(metrics, info.coco_categories()):
+    for row in found:
         name = html_page.swatch(colors[row.category_id]) + html.escape(row.name)
-        rows.append([name, "thing" if row.is_thing else "stuff", *row.values])
-    return html_page.table(["Class", "Kind", *report.class_columns(metrics)], rows)
+        rows.append([name, "thing" if row.is_thing else "stuff", *row.texts()])
+    return html_page.table(["Class", "Kind", *found[0].values], rows)
 
 
 def _mistakes_table(confusion, names):

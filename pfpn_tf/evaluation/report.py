@@ -3,14 +3,16 @@
 All of it is in points (0 to 100); `metrics.json` holds fractions at full precision.
 """
 
+import collections
 import json
-from typing import Any, Dict, List, NamedTuple, Sequence
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
 from pfpn_tf.utils import tables
 from pfpn_tf.utils.files import atomic_write
 
 _GROUPS = (("All", ""), ("Things", "_th"), ("Stuff", "_st"))
 _CITYSCAPES = {"mIoU": "miou", "iIoU": "iiou", "AP": "AP", "AP50": "AP50"}
+_COUNTS = ("TP", "FP", "FN")
 _AP_KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR")
 
 
@@ -19,7 +21,8 @@ def flat_scalars(metrics: Dict[str, Any], prefix: str = "eval/") -> Dict[str, fl
 
     Tags: PQ SQ RQ with suffixes _th and _st, mIoU fwIoU (of the semantic branch where there is one,
     otherwise of the panoptic maps), box_AP box_AP50 ... mask_AP mask_AP50 ... Those of averaged
-    weights (`ema`) begin with eval_ema/.
+    weights (`ema`) begin with eval_ema/. The losses of a training on its validation data, which are
+    no points, are eval_loss/total, ...
     """
     scalars = {}
     for group, suffix in _GROUPS:
@@ -39,6 +42,9 @@ def flat_scalars(metrics: Dict[str, Any], prefix: str = "eval/") -> Dict[str, fl
     # pycocotools says -1 where there is no object.
     known = {k: v for k, v in scalars.items() if v is not None and v >= 0}
     found = {prefix + key: 100.0 * value for key, value in known.items()}
+    if prefix:
+        for name, value in metrics.get("losses", {}).items():
+            found[prefix.replace("/", f"_loss/{name}")] = value
     if prefix and "ema" in metrics:
         found.update(flat_scalars(metrics["ema"], prefix.replace("/", "_ema/")))
     return found
@@ -81,6 +87,10 @@ def table(metrics: Dict[str, Any]) -> str:
         blocks.append(
             tables.aligned(["Cityscapes", *_CITYSCAPES], [["cityscapesscripts", *values]])
         )
+    if "losses" in metrics:
+        values = [f"{value:.4f}" for value in metrics["losses"].values()]
+        rows = [["Validation data", *values]]
+        blocks.append(tables.aligned(["Losses", *metrics["losses"]], rows))
     blocks += [f"Note: {note}" for note in metrics.get("notes", [])]
     if "ema" in metrics:
         blocks += ["The moving averages of the weights:", table(metrics["ema"])]
@@ -92,22 +102,20 @@ class ClassRow(NamedTuple):
 
     Attributes:
       category_id, name, is_thing: of the class.
-      values: texts, one for each of `class_columns`.
+      values: column -> a count, or a number in points; None: there is nothing to say.
     """
 
     category_id: Any
     name: str
     is_thing: bool
-    values: List[str]
+    values: Dict[str, Optional[float]]
 
-
-def class_columns(metrics: Dict[str, Any]) -> List[str]:
-    """What there is to say about a class."""
-    columns = ["PQ", "SQ", "RQ", "TP", "FP", "FN"] if "panoptic" in metrics else []
-    columns += ["IoU"] if _class_iou(metrics) else []
-    return columns + [
-        name for kind, name in (("bbox", "Box AP"), ("segm", "Mask AP")) if kind in metrics
-    ]
+    def texts(self) -> List[str]:
+        """The values as the tables show them."""
+        return [
+            "-" if value is None else f"{value}" if name in _COUNTS else f"{value:.2f}"
+            for name, value in self.values.items()
+        ]
 
 
 def class_rows(metrics: Dict[str, Any], categories: Sequence[Dict[str, Any]]) -> List[ClassRow]:
@@ -120,34 +128,63 @@ def class_rows(metrics: Dict[str, Any], categories: Sequence[Dict[str, Any]]) ->
     """
     rows = []
     for category in sorted(categories, key=lambda c: c["isthing"] != 1):
-        key, is_thing = str(category["id"]), category["isthing"] == 1
-        values = []
+        key = str(category["id"])
+        values: Dict[str, Optional[float]] = {}
         if "panoptic" in metrics:
             row = metrics["panoptic"]["per_class"][key]
             occurs = row["tp"] + row["fp"] + row["fn"] > 0
-            values += [_points(row[k] if occurs else None) for k in ("pq", "sq", "rq")]
-            values += [str(row[k]) if occurs else "-" for k in ("tp", "fp", "fn")]
+            for name in ("PQ", "SQ", "RQ"):
+                values[name] = 100 * row[name.lower()] if occurs else None
+            for name in _COUNTS:
+                values[name] = row[name.lower()] if occurs else None
         iou = _class_iou(metrics)
-        values += [_points(iou.get(key))] if iou else []
-        for kind in ("bbox", "segm"):
+        if iou:
+            values["IoU"] = _known_points(iou.get(key))
+        for kind, name in (("bbox", "Box AP"), ("segm", "Mask AP")):
             if kind in metrics:
-                values.append(_points(metrics[kind]["per_class"].get(key, {}).get("AP")))
-        rows.append(ClassRow(category["id"], category.get("name", key), is_thing, values))
+                values[name] = _known_points(metrics[kind]["per_class"].get(key, {}).get("AP"))
+        rows.append(
+            ClassRow(category["id"], category.get("name", key), category["isthing"] == 1, values)
+        )
     return rows
+
+
+def class_scalars(
+    metrics: Dict[str, Any], categories: Sequence[Dict[str, Any]], prefix: str = "eval"
+) -> Dict[str, float]:
+    """PQ, IoU and AP of each class in points by TensorBoard tag, e.g. eval_PQ/person or
+    eval_mask_AP/person; a name that several classes have is followed by the category id.
+
+    Args:
+      metrics, categories: as `class_rows`; those of averaged weights (`ema`) begin with eval_ema.
+    """
+    rows = class_rows(metrics, categories)
+    names = collections.Counter(row.name for row in rows)
+    scalars = {}
+    for column in ("PQ", "IoU", "Box AP", "Mask AP"):
+        tag = column.replace("Box ", "box_").replace("Mask ", "mask_")
+        for row in rows:
+            value = row.values.get(column)
+            if value is not None:
+                name = row.name if names[row.name] == 1 else f"{row.name} ({row.category_id})"
+                scalars[f"{prefix}_{tag}/{name}"] = value
+    if "ema" in metrics:
+        scalars.update(class_scalars(metrics["ema"], categories, f"{prefix}_ema"))
+    return scalars
 
 
 def class_table(metrics: Dict[str, Any], categories: Sequence[Dict[str, Any]]) -> str:
     """A text table of every class. Args: as `class_rows`."""
-    columns = class_columns(metrics)
+    rows = class_rows(metrics, categories)
+    columns = list(rows[0].values) if rows else []
     if not columns:
         return ""
     lines = []
-    rows = class_rows(metrics, categories)
     for kind, is_thing in (("Things", True), ("Stuff", False)):
         group = [row for row in rows if row.is_thing == is_thing]
-        if any(set(row.values) != {"-"} for row in group):
+        if any(value is not None for row in group for value in row.values.values()):
             lines.append([kind] + [""] * len(columns))
-            lines += [["  " + row.name, *row.values] for row in group]
+            lines += [["  " + row.name, *row.texts()] for row in group]
     return tables.aligned(["Class", *columns], lines)
 
 
@@ -167,7 +204,13 @@ def copy_paste_line(metrics: Dict[str, Any]) -> str:
 
 
 def _points(value) -> str:
-    return "-" if value is None or value < 0 else f"{100 * value:.2f}"
+    known = _known_points(value)
+    return "-" if known is None else f"{known:.2f}"
+
+
+def _known_points(value) -> Optional[float]:
+    """In points; None for what does not exist, of which pycocotools says -1."""
+    return None if value is None or value < 0 else 100 * value
 
 
 def write_metrics(path: str, metrics: Dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from pfpn_tf.evaluation import report
 
 def write_evaluation(
     directory: str,
+    scalars: Dict[str, float],
     metrics: Dict[str, Any],
     class_table: str,
     pictures: Dict[str, np.ndarray],
@@ -19,6 +20,7 @@ def write_evaluation(
 
     Args:
       directory: for the events.
+      scalars: by tag.
       metrics: of `Evaluator.evaluate`.
       class_table: text.
       pictures: [h, w, 3] uint8 each.
@@ -26,7 +28,7 @@ def write_evaluation(
     """
     writer = tf.summary.create_file_writer(directory)
     with writer.as_default():
-        for name, value in report.flat_scalars(metrics).items():
+        for name, value in scalars.items():
             tf.summary.scalar(name, value, step=step)
         write_report(metrics, class_table, pictures, step)
     writer.close()

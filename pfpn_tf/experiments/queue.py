@@ -88,6 +88,11 @@ def check(experiment: Experiment, output_dir: str) -> None:
     config = experiment.config
     if not config.data.eval_records:
         raise UserError("--eval_records is required: every training is evaluated at its end.")
+    if config.train.early_stop_evals:
+        raise UserError(
+            f"--early_stop_evals={config.train.early_stop_evals}: trainings are compared after the"
+            " same number of steps; use 0."
+        )
     run_dir = os.path.join(output_dir, experiment.name)
     if not os.path.exists(os.path.join(run_dir, run_directory.CONFIG)):
         return

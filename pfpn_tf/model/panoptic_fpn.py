@@ -104,9 +104,9 @@ class PanopticFPN(tf.keras.Model):
         Args:
           images: [B, H, W, 3] normalised RGB, zero-padded; H, W multiples of 32.
           image_hw: [B, 2] int32 content size.
-          ground_truth: labels; training only.
-          seed: [B, 2] int32 stateless seeds of the sampling; training only.
-          training: selects the kind of output.
+          ground_truth: labels. With them, or in training, the output is what the losses need.
+          seed: [B, 2] int32 stateless seeds of the sampling; with ground truth only.
+          training: whether norms gather statistics.
           mask_score_threshold: [] float64; inference only. Detections with a lower score need no
             mask: they may get zeros. None: all get theirs.
 
@@ -114,15 +114,17 @@ class PanopticFPN(tf.keras.Model):
           `TrainOutputs` or `InferenceOutputs`; a branch that the task lacks is None there.
         """
         pyramid, semantic_pyramid = self._pyramids(images, training)
-        if training:
-            return self._train(pyramid, semantic_pyramid, image_hw, ground_truth, seed)
+        if training or ground_truth is not None:
+            return self._train(pyramid, semantic_pyramid, image_hw, ground_truth, seed, training)
         return self._infer(pyramid, semantic_pyramid, image_hw, mask_score_threshold)
 
-    def _train(self, pyramid, semantic_pyramid, image_hw, ground_truth, seed) -> TrainOutputs:
+    def _train(
+        self, pyramid, semantic_pyramid, image_hw, ground_truth, seed, training
+    ) -> TrainOutputs:
         """What the losses need."""
         outputs = TrainOutputs()
         if self.has_semantics:
-            logits = self.semantic_head(semantic_pyramid, training=True)
+            logits = self.semantic_head(semantic_pyramid, training=training)
             outputs = outputs._replace(semantic_logits=logits)
         if not self.has_instances:
             return outputs
@@ -149,7 +151,7 @@ class PanopticFPN(tf.keras.Model):
             rpn_targets=rpn_targets,
             class_logits=class_logits,
             box_deltas=box_head.deltas_of_class(box_deltas, roi_targets.class_ids),
-            mask_logits=self.mask_head(rois, roi_targets.mask_class_ids, training=True),
+            mask_logits=self.mask_head(rois, roi_targets.mask_class_ids, training=training),
             roi_targets=roi_targets,
         )
 

@@ -7,6 +7,7 @@ every tensor.
 
 import contextlib
 import json
+import math
 import os
 import re
 import shutil
@@ -181,7 +182,7 @@ class RunCheckpoints:
         Raises:
           OSError: it cannot be written.
         """
-        if self._best_score is not None and self._best_score >= score:
+        if not score > self._best_score:  # nor is NaN
             return False
         self._write(prefix_of(self._best_directory, step), keep=1)
         if self._writes:
@@ -223,7 +224,7 @@ class RunCheckpoints:
 def _read_score(best_directory):
     path = os.path.join(best_directory, BEST_SCORE)
     if not os.path.exists(path):
-        return None
+        return -math.inf
     with open(path, encoding="utf-8") as f:
         return json.load(f)["score"]
 

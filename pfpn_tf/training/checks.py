@@ -33,8 +33,9 @@ def check(config: config_lib.Config, num_replicas: int) -> None:
         records = getattr(config.data, flag)
         for other in pipeline.info_paths(records, flag) if records else ():
             if os.path.exists(other):
-                what = f"--{flag}={records} ({other})"
-                run_directory.check_classes(DatasetInfo.load(other), what, info, path)
+                theirs, what = DatasetInfo.load(other), f"--{flag}={records} ({other})"
+                theirs.check_task(config.model.task, other)
+                run_directory.check_classes(theirs, what, info, path)
     if not config.train.init_weights and config.model.backbone_norm == "frozen_bn":
         logging.warning(
             "--backbone_norm=frozen_bn without --init_weights does not normalise at all; "

@@ -59,6 +59,13 @@ class RunLog:
                 " and start the same command again; it continues from the last checkpoint."
             ) from error
 
+    def lines(self) -> List[Dict[str, Any]]:
+        """What metrics.jsonl holds so far, an entry a line."""
+        if self._path is None or not os.path.exists(self._path):
+            return []
+        with open(self._path, encoding="utf-8") as f:
+            return [json.loads(line) for line in f]
+
     def write_pictures(self, pictures: Dict[str, np.ndarray], step: int) -> None:
         """Writes pictures, [h, w, 3] uint8 each, to TensorBoard."""
         with self._writer.as_default():

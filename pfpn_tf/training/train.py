@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-import json
+import math
 import os
 import signal
 import threading
@@ -21,8 +21,11 @@ from pfpn_tf.evaluation.evaluator import Evaluator
 from pfpn_tf.runs import checkpoints, run_directory
 from pfpn_tf.training import checks, evaluation, logs, memory, pictures
 from pfpn_tf.training.trainer import StopRequested, build_trainer, distributed_dataset
+from pfpn_tf.training.validation_losses import ValidationLosses
 from pfpn_tf.weights import initialise
 
+MAIN_METRICS = ("eval/PQ", "eval/mIoU", "eval/mask_AP")
+"""The first of these that there is decides which checkpoint is the best."""
 FINISHED = 0
 INTERRUPTED = 130
 TERMINATED = 143
@@ -41,7 +44,8 @@ def train(
       strategy: distribution strategy; None: what --distribution says.
 
     Returns:
-      Exit code: 0 when all steps are done, 143 after SIGTERM, 130 after SIGINT.
+      Exit code: 0 when all steps are done or --early_stop_evals ends the run, 143 after SIGTERM,
+      130 after SIGINT.
 
     Raises:
       UserError: a setting, a path or the run directory is not usable.
@@ -113,6 +117,14 @@ class _Run:
         self._saved = saved
         self._gather = Gatherer(trainer.strategy)
         self._log = logs.RunLog(run_dir, int(trainer.global_step), trainer.workers.is_chief)
+        # Step -> score of each evaluation, None if it had nothing to score. They come from the log,
+        # so that a run remembers when it is continued.
+        logged = {
+            line["step"]: _score(line)
+            for line in self._log.lines()
+            if any(name.startswith("eval/") for name in line)
+        }
+        self._scores = self._gather(logged)[0]
 
     def run(self) -> int:
         train_steps = self._config.train.train_steps
@@ -122,6 +134,14 @@ class _Run:
                 logging.info("All %d steps are done.", train_steps)
                 return FINISHED
             while self._step < train_steps:
+                reason = self._reason_to_stop()
+                if reason:
+                    # With a checkpoint here, the same command finds the same reason again.
+                    saved = self._saved.save(self._step)
+                    logging.info(
+                        "Stopped early at step %d; saved %s. %s", self._step, saved, reason
+                    )
+                    return FINISHED
                 scalars = self._trainer.train(tf.constant(self._steps_of_next_loop()))
                 self._after_loop(scalars)
         except StopRequested:
@@ -150,10 +170,29 @@ class _Run:
     def _catch_up(self):
         """Evaluates first if the run was killed while it did."""
         step = self._step
-        if step and self._is_due(self._config.train.eval_interval_steps):
-            missing = self._trainer.workers.is_chief and not _is_evaluated(self._run_dir, step)
-            if self._gather(missing)[0]:
-                self._evaluate(step)
+        is_due = self._is_due(self._config.train.eval_interval_steps)
+        if step and is_due and step not in self._scores:
+            self._evaluate(step)
+
+    def _reason_to_stop(self):
+        """What to say if the last --early_stop_evals evaluations have not risen above the best
+        before them; otherwise nothing. Those with nothing to score do not count.
+        """
+        patience = self._config.train.early_stop_evals
+        best, best_step, since = -math.inf, 0, 0
+        for step, score in sorted(self._scores.items()):
+            if score is not None:
+                since += 1
+                if score > best:
+                    best, best_step, since = score, step, 0
+        if not patience or since < patience:
+            return ""
+        return (
+            f"{since} evaluations have not risen above {best:.2f} of step {best_step}, which is"
+            f" kept in {os.path.join(self._run_dir, run_directory.BEST)} (--checkpoint=best of"
+            f" evaluation and export). The same command with --early_stop_evals above {since}, or"
+            " 0, continues."
+        )
 
     def _steps_of_next_loop(self):
         """Up to the next step at which something is due: all of it falls on its multiples."""
@@ -198,27 +237,42 @@ class _Run:
             )
         return Evaluator(config, self._info, self._trainer.model, self._trainer.strategy)
 
+    @functools.cached_property
+    def _validation_losses(self):
+        if not self._config.train.eval_losses:
+            return None
+        return ValidationLosses(
+            self._config, self._info, self._trainer.model, self._trainer.strategy
+        )
+
     def _draw(self, step):
         drawn = pictures.Pictures(self._evaluator, self._config, self._info).draw()
         self._log.write_pictures(drawn, step)
 
     def _evaluate(self, step):
         """Evaluates, and keeps the weights if they are the best so far."""
+        evaluator, averages = self._evaluator, self._trainer.averages
         metrics = evaluation.evaluate(
-            self._evaluator, self._trainer.averages, self._run_dir, step, self._log
+            evaluator, averages, self._run_dir, step, self._log, self._validation_losses
         )
-        scalars = report.flat_scalars(metrics)
-        logging.info("Evaluation at step %d:\n%s", step, report.table(metrics))
-        scores = [name for name in ("eval/PQ", "eval/mIoU", "eval/mask_AP") if name in scalars]
-        if not scores:
+        scalars = evaluator.scalars(metrics)
+        tables = report.table(metrics), evaluator.class_table(metrics)
+        logging.info("Evaluation at step %d:\n%s\n\n%s", step, *tables)
+        score = self._scores[step] = _score(scalars)
+        if score is None:
             logging.warning(
                 "The evaluation at step %d had nothing to score: --eval_records hold no annotations"
                 " for --task=%s. No checkpoint is kept as the best.", step, self._config.model.task
             )  # fmt: skip
-        elif self._saved.save_best(step, scalars[scores[0]]):
-            logging.info("Best %s so far; kept in %s.", scores[0], run_directory.BEST)
+        elif self._saved.save_best(step, score):
+            logging.info("Best evaluation so far; kept in %s.", run_directory.BEST)
         # Last: it says that all of this has been done.
         self._log.write({**scalars, "eval/num_images": metrics["num_images"]}, step)
+
+
+def _score(scalars):
+    """The main metric of an evaluation; None if it had nothing to score."""
+    return next((float(scalars[name]) for name in MAIN_METRICS if name in scalars), None)
 
 
 @contextlib.contextmanager
@@ -273,15 +327,3 @@ def _log_peak_memory():
         f"{num_bytes / 2**30:.2f} GiB of {place}" for place, num_bytes in memory.peak().items()
     ]
     logging.info("Peak memory: %s.", ", ".join(places))
-
-
-def _is_evaluated(run_dir, step):
-    """Whether metrics.jsonl has an evaluation of a step."""
-    path = os.path.join(run_dir, run_directory.METRICS)
-    if not os.path.exists(path):
-        return False
-    with open(path, encoding="utf-8") as f:
-        lines = [json.loads(line) for line in f]
-    return any(
-        line["step"] == step and any(name.startswith("eval/") for name in line) for line in lines
-    )

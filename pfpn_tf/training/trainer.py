@@ -211,13 +211,13 @@ class Trainer(orbit.StandardTrainer):
 
     def _losses(self, batch, step):
         outputs = self._network(batch)
-        return outputs, panoptic_fpn_losses(outputs, _ground_truth(batch), self.config, step)
+        return outputs, panoptic_fpn_losses(outputs, ground_truth(batch), self.config, step)
 
     def _run_network(self, batch):
         return self.model(
             batch["images"],
             batch["image_hw"],
-            ground_truth=_ground_truth(batch),
+            ground_truth=ground_truth(batch),
             seed=batch["seed"],
             training=True,
         )
@@ -360,7 +360,8 @@ def _sum_over_replicas(values):
     return context.all_reduce(tf.distribute.ReduceOp.SUM, values)
 
 
-def _ground_truth(batch):
+def ground_truth(batch) -> GroundTruth:
+    """The labels in a training batch."""
     names = ("gt_boxes", "gt_class_ids", "gt_masks", "gt_semantic")
     return GroundTruth(*(batch[name] for name in names))
 

@@ -1,9 +1,11 @@
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
 from pfpn_tf.data.categories import DatasetInfo, distinct_colors
+from pfpn_tf.utils.errors import UserError
 
 # Deliberately unsorted, with gaps, things and stuff mixed: sky 3 (stuff), cat 5, grass 7 (stuff),
 # car 20.
@@ -42,11 +44,28 @@ def test_semantic_lookup(info):
 def test_save_and_load(info, tmp_path):
     path = tmp_path / "dataset_info.json"
     info = info.with_split("train", {"images": 2}).with_split("val", {"images": 1})
+    info = dataclasses.replace(info, task="instance")
     info.save(path)
     loaded = DatasetInfo.load(path)
     assert loaded == info and loaded.splits["val"] == {"images": 1}
-    assert len(path.read_text().splitlines()) == 12  # one category or split a line
+    assert len(path.read_text().splitlines()) == 13  # one category or split a line
     assert json.loads(path.read_text())["categories"][0]["color"] == [1, 2, 3]
+    path.write_text(path.read_text().replace('"task": "instance",', ""))  # Of earlier versions.
+    assert DatasetInfo.load(path).task == "panoptic"
+    path.write_text(path.read_text().replace('"splits"', '"task": "boxes", "splits"'))
+    with pytest.raises(UserError, match="task must be one of panoptic, .* not 'boxes'"):
+        DatasetInfo.load(path)
+
+
+@pytest.mark.parametrize("held", ["panoptic", "instance", "semantic"])
+@pytest.mark.parametrize("asked", ["panoptic", "instance", "semantic"])
+def test_records_serve_their_task(info, held, asked):
+    info = dataclasses.replace(info, task=held)
+    if held in ("panoptic", asked):
+        info.check_task(asked, "d.json")
+    else:
+        with pytest.raises(UserError, match=f"--task={asked} .*d.json.* --task={held}, or leave"):
+            info.check_task(asked, "d.json")
 
 
 def test_same_classes_ignores_colours_and_counts(info):

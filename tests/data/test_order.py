@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from pfpn_tf.config import Config
-from pfpn_tf.data import order, preprocess
+from pfpn_tf.data import order, preprocess, repeat_factors
 from tests.reference import preprocess as reference
 
 HW = np.array([[20, 30], [40, 25], [33, 33], [20, 31], [60, 20], [24, 40], [21, 22]], np.int32)
@@ -58,6 +58,48 @@ def test_workers_share_each_global_batch():
     for key in whole:
         shares = [take(c, 5, num_workers=2, worker=w)[key] for w in (0, 1)]
         np.testing.assert_array_equal(np.concatenate(shares, 1), whole[key])
+
+
+def test_repeat_factors_as_lvis_defines_them():
+    """Four images; the first class is in all of them, the second in one, the third in none."""
+    present = np.array([[1, 0, 0], [1, 1, 0], [1, 0, 0], [1, 0, 0]], bool)
+    factors, of_class = repeat_factors.repeat_factors(present, threshold=0.5)
+    np.testing.assert_allclose(of_class[:2], [1, 2**0.5])  # sqrt(0.5 / 0.25)
+    np.testing.assert_allclose(factors, [1, 2**0.5, 1, 1])
+    no_class = np.zeros([1, 3], bool)
+    assert repeat_factors.repeat_factors(np.concatenate([present, no_class]), 1.0)[0][-1] == 1
+
+
+FACTORS = np.array([1, 1.25, 2, 1, 3.5, 1, 1], np.float32)
+
+
+def test_repeated_records_come_as_often_as_their_factor_says():
+    """Each epoch rounds up or down: 10.75 records on average, in batches of one."""
+    c, epochs = config(global_batch_size=1), 400
+    drawn = take(c, round(epochs * FACTORS.sum()), factors=FACTORS)["position"].ravel()
+    share = np.bincount(drawn) / epochs
+    np.testing.assert_allclose(share, FACTORS, atol=0.1)
+    np.testing.assert_array_equal(share[[0, 2, 3, 5, 6]].round(1), [1, 2, 1, 1, 1])
+    first = np.bincount(drawn[:10], minlength=7)  # an epoch has at least 10
+    assert (first <= np.ceil(FACTORS)).all() and first.sum() == 10
+
+
+def test_repeat_factors_of_one_change_nothing():
+    ones, none = (take(config(), 9, factors=f) for f in (np.ones(7, np.float32), None))
+    for key in none:
+        np.testing.assert_array_equal(ones[key], none[key])
+
+
+@pytest.mark.parametrize("start", [1, 7, 100])
+def test_resuming_with_repeat_factors_continues_exactly(start):
+    c = config(global_batch_size=4)
+    whole = take(c, start + 4, factors=FACTORS)
+    shares = [
+        take(c, 4, start_step=start, num_workers=2, worker=w, factors=FACTORS) for w in (0, 1)
+    ]
+    for key in whole:
+        rest = np.concatenate([share[key] for share in shares], 1)
+        np.testing.assert_array_equal(whole[key][start:], rest)
 
 
 def test_sizes_are_drawn_from_the_list_and_padded_to_the_largest():

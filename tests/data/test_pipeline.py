@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from pfpn_tf.config import Config
-from pfpn_tf.data import convert, pipeline
+from pfpn_tf.data import convert, pipeline, repeat_factors, tfrecord
 from pfpn_tf.data.coco_panoptic import CocoPanoptic
 from tests.data import tiny
 from tests.reference import preprocess as reference
@@ -226,3 +226,39 @@ def test_info_beside_the_records_or_named(folder, tmp_path):
         pipeline.load_info(c.replace(train_records=f"{tmp_path}/x-*"))
     with pytest.raises(ValueError, match="--train_records"):
         pipeline.load_info(c.replace(train_records="", eval_records=""))
+
+
+@pytest.mark.parametrize(
+    "task, names, expected",
+    [
+        ("panoptic", ["sky", "cat", "grass", "car"], ["1111", "1010", "1010", "1110", "1011"]),
+        ("instance", ["sky", "cat", "grass", "car"], ["0101", "0000", "0000", "0100", "0001"]),
+        ("semantic", ["things", "sky", "grass"], ["111", "011", "111", "111", "111"]),
+    ],
+)
+def test_classes_that_a_task_finds_in_the_records(folder, task, names, expected):
+    c = config(folder, task=task)
+    index = tfrecord.read_index(c.data.train_records)
+    found, present = repeat_factors.classes_of_records(c, pipeline.load_info(c), index)
+    assert found == names
+    assert ["".join(str(int(v)) for v in row) for row in present] == expected
+
+
+def test_repeat_factors_of_the_records(folder):
+    """Cars are in two of five images: sqrt(0.9 / 0.4) = 1.5; sky and grass are in all."""
+    c = config(folder, repeat_factor_threshold=0.9, global_batch_size=1)
+    index = tfrecord.read_index(c.data.train_records)
+    factors = repeat_factors.of_records(c, pipeline.load_info(c), index)
+    np.testing.assert_allclose(factors, [1.5, 1, 1, 1.5, 1.5])  # cats: images 0 and 3
+    drawn = [pipeline.source_ids(b["source_id_bytes"])[0] for b in batches(c, 40)]
+    share = np.array([drawn.count(str(10 + i)) for i in range(5)])
+    assert share[[0, 3, 4]].sum() > 24 and share[[1, 2]].max() <= 8
+
+
+def test_repeat_factors_of_records_without_classes(tmp_path):
+    tiny.make(tmp_path, [(24, 40, [])])
+    dataset = CocoPanoptic(tmp_path / "panoptic.json", tmp_path / "panoptic", tmp_path / "images")
+    convert.convert(dataset, str(tmp_path), "train", num_workers=1)
+    c = config(tmp_path, repeat_factor_threshold=0.1, task="instance")
+    with pytest.raises(ValueError, match="--repeat_factor_threshold=0.1: .*--task=instance.*use 0"):
+        batches(c, 1)

@@ -179,8 +179,14 @@ def test_class_table(evaluated, single):
     category = next(c for c in single._info.categories if c.name == "crate")
     row = metrics["panoptic"]["per_class"][str(category.id)]
     assert crate[1] == f"{100 * row['pq']:.2f}" and crate[4] == str(row["tp"])
+    scalars = single.scalars(metrics)
+    assert scalars["eval_PQ/crate"] == pytest.approx(100 * row["pq"])
+    assert {"eval/PQ", "eval_IoU/crate", "eval_mask_AP/crate"} <= scalars.keys()
     assert [line.split() for line in lines].count(["Things"]) == 1
     assert len([line for line in lines if line.startswith("  ")]) == len(single._info.categories)
+
+
+AP_OF_TWO = {"per_class": {"1": {"AP": 0.5}, "3": {"AP": -1.0}}}
 
 
 def test_report_of_averages(evaluated):
@@ -188,6 +194,9 @@ def test_report_of_averages(evaluated):
     both = {**metrics, "ema": metrics}
     scalars = report.flat_scalars(both)
     assert scalars["eval_ema/PQ"] == scalars["eval/PQ"]
+    twice = [{"id": 1, "name": "crate", "isthing": 1}, {"id": 3, "name": "crate", "isthing": 1}]
+    by_class = report.class_scalars({"segm": AP_OF_TWO, "ema": {"segm": AP_OF_TWO}}, twice)
+    assert by_class == {"eval_mask_AP/crate (1)": 50.0, "eval_ema_mask_AP/crate (1)": 50.0}
     assert report.table(both).count("Stuff") == 2
 
 

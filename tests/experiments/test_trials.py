@@ -79,6 +79,9 @@ def test_a_directory_of_another_run_is_refused(stand_ins):
         queue.run_all([Experiment("run1", CONFIG)], str(stand_ins))
     with pytest.raises(ValueError, match="--eval_records is required"):
         queue.run_all([Experiment("run2", CONFIG.replace(eval_records=""))], str(stand_ins))
+    stopping = CONFIG.replace(early_stop_evals=2, eval_interval_steps=1)
+    with pytest.raises(ValueError, match="--early_stop_evals=2: .* same number of steps; use 0"):
+        queue.run_all([Experiment("run2", stopping)], str(stand_ins))
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

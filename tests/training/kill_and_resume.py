@@ -79,11 +79,11 @@ def curve(run_dir):
     }
 
 
-def tensors(run_dir, step):
+def tensors(run_dir, step, folder="checkpoints"):
     """Everything in a checkpoint, by name."""
     import tensorflow as tf
 
-    reader = tf.train.load_checkpoint(str(run_dir / "checkpoints" / f"ckpt-{step}"))
+    reader = tf.train.load_checkpoint(str(run_dir / folder / f"ckpt-{step}"))
     names = [n for n in reader.get_variable_to_shape_map() if not n.startswith("_")]
     found = {name: reader.get_tensor(name) for name in names}
     (means,) = (name for name, value in found.items() if isinstance(value, bytes))

@@ -1,6 +1,7 @@
 """What a run does around its steps: dry run, interrupted evaluations, logs, profiles, checks."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -13,23 +14,41 @@ from pfpn_tf.training import checks, dry_run, logs, train, trainer
 from pfpn_tf.utils.errors import UserError
 from pfpn_tf.weights import detectron2
 from tests import tiny
+from tests.training import kill_and_resume
+
+FOLDERS = ("checkpoints", run_directory.BEST)
 
 
 @pytest.fixture
 def evaluations(monkeypatch):
-    """The steps evaluated so far; PQ is 10 in the first evaluation, 20 in the second, ..."""
-    steps = []
+    """The steps evaluated so far; `evaluations.scores` gives PQ of each step, None for nothing to
+    score.
+    """
 
-    def evaluate(evaluator, averages, run_dir, step, log):
+    class Steps(list):
+        scores = {step: 5.0 * step for step in range(50)}
+
+    steps = Steps()
+
+    def evaluate(evaluator, averages, run_dir, step, log, losses):
         steps.append(step)
-        return {"calls": len(steps), "num_images": 2}
+        found = {"losses": losses()} if losses else {}
+        return {"step": step, "num_images": 2, **found}
+
+    def flat_scalars(metrics):
+        score = steps.scores[metrics["step"]]
+        losses = {f"eval_loss/{name}": v for name, v in metrics.get("losses", {}).items()}
+        return {**({} if score is None else {"eval/PQ": score}), **losses}
 
     monkeypatch.setattr(train.evaluation, "evaluate", evaluate)
-    monkeypatch.setattr(
-        train.report, "flat_scalars", lambda metrics: {"eval/PQ": 10.0 * metrics["calls"]}
-    )
+    monkeypatch.setattr(train.report, "flat_scalars", flat_scalars)
     monkeypatch.setattr(train.report, "table", str)
     return steps
+
+
+def logged(run_dir, tag):
+    lines = (run_dir / run_directory.METRICS).read_text().splitlines()
+    return {line["step"]: line[tag] for line in map(json.loads, lines) if tag in line}
 
 
 @pytest.mark.parametrize("train_steps", [2, 4])  # killed in the last evaluation, or in one before
@@ -44,10 +63,7 @@ def test_an_evaluation_that_a_kill_cut_short_is_made_up_for(
         with pytest.raises(ZeroDivisionError):
             train.train(config, str(tmp_path))
     assert train.train(config, str(tmp_path)) == 0
-    lines = [
-        json.loads(line) for line in (tmp_path / run_directory.METRICS).read_text().splitlines()
-    ]
-    assert {line["step"]: line["eval/PQ"] for line in lines if "eval/PQ" in line} == {
+    assert logged(tmp_path, "eval/PQ") == {
         step: 5.0 * step for step in range(2, train_steps + 1, 2)
     }
     (best,) = checkpoints.saved_prefixes(str(tmp_path / "checkpoints" / "best"))
@@ -57,14 +73,55 @@ def test_an_evaluation_that_a_kill_cut_short_is_made_up_for(
 
 
 def test_an_evaluation_with_nothing_to_score_says_so_and_goes_on(
-    toy, tmp_path, monkeypatch, evaluations, caplog
+    toy, tmp_path, evaluations, caplog
 ):
-    monkeypatch.setattr(train.report, "flat_scalars", lambda metrics: {})
+    evaluations.scores = dict.fromkeys(range(5))
     config = toy.config.replace(train_steps=4, eval_interval_steps=2)
     assert train.train(config, str(tmp_path)) == 0
     assert caplog.text.count("had nothing to score: --eval_records hold no annotations") == 2
     assert train.train(config, str(tmp_path)) == 0
     assert evaluations == [2, 4]  # nothing twice
+
+
+def test_early_stop(toy, tmp_path, evaluations, caplog):
+    """PQ rises at steps 1, 2 and 7; at step 4 there is nothing to score, at step 5 it is NaN."""
+    evaluations.scores = dict(enumerate([0, 10, 20, 20, None, math.nan, 15, 30, 5, 5, 5]))
+    config = toy.config.replace(
+        train_steps=20, eval_interval_steps=1, early_stop_evals=2, summary_interval_steps=20
+    )
+
+    def run(**settings):
+        caplog.clear()
+        with caplog.at_level("INFO", logger="absl"):
+            assert train.train(config.replace(**settings), str(tmp_path)) == 0
+        saved, best = (checkpoints.saved_prefixes(f"{tmp_path}/{folder}")[0] for folder in FOLDERS)
+        return checkpoints.step_of(saved), checkpoints.step_of(best)
+
+    assert run() == (5, 2)
+    told = "2 evaluations have not risen above 20.00 of step 2, which is kept in"
+    assert "Stopped early at step 5" in caplog.text and told in caplog.text
+    assert run() == (5, 2) and told in caplog.text  # nothing is done again
+    assert evaluations == [1, 2, 3, 4, 5]
+    # A larger number continues, and what was before still counts: steps 3, 5 and 6.
+    assert run(early_stop_evals=3) == (6, 2)
+    assert evaluations == [1, 2, 3, 4, 5, 6]
+    assert run(early_stop_evals=0, train_steps=8) == (8, 7)
+    assert "Stopped early" not in caplog.text
+    assert list(logged(tmp_path, "eval/num_images")) == list(range(1, 9))
+
+
+def test_validation_losses_leave_the_training_as_it_is(toy, tmp_path, evaluations):
+    """Weights, losses and the order of the data are the same to the last bit."""
+    config = toy.config.replace(eval_interval_steps=2, checkpoint_interval_steps=2)
+    found = []
+    for name, eval_losses in (("with", True), ("without", False)):
+        run_dir = tmp_path / name
+        assert train.train(config.replace(eval_losses=eval_losses), str(run_dir)) == 0
+        found.append((kill_and_resume.tensors(run_dir, 6), logged(run_dir, "loss/total")))
+    tf.nest.map_structure(np.testing.assert_array_equal, *found)
+    losses = logged(tmp_path / "with", "eval_loss/total")
+    assert list(losses) == [2, 4, 6] and losses[2] > losses[4] > losses[6] > 0
+    assert not logged(tmp_path / "without", "eval_loss/total")
 
 
 @pytest.mark.parametrize(

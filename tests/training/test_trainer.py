@@ -14,7 +14,9 @@ from pfpn_tf.data import pipeline
 from pfpn_tf.distribution import strategies
 from pfpn_tf.runs import checkpoints, restore, run_directory
 from pfpn_tf.training import checks, logs, loss_scale, train, trainer
+from tests.training import kill_and_resume
 
+FOLDERS = ("checkpoints", run_directory.BEST)
 LOSSES = [
     f"loss/{name}"
     for name in ("rpn_objectness", "rpn_box", "class", "box", "mask", "semantic", "total")
@@ -30,6 +32,7 @@ def test_a_run_leaves_everything_behind(tiny_config, tmp_path, caplog):
     run_dir = str(tmp_path / "run")
     config = tiny_config.replace(
         eval_interval_steps=3,
+        eval_losses=True,
         image_interval_steps=3,
         backbone_norm="sync_bn",  # without a warning that the backbone has no norm
     )
@@ -41,6 +44,13 @@ def test_a_run_leaves_everything_behind(tiny_config, tmp_path, caplog):
     assert [line["step"] for line in lines] == [1, 2, 3, 3]
     evaluation = lines.pop()
     assert {"eval/PQ", "eval/mIoU", "eval/box_AP", "eval/mask_AP"} <= evaluation.keys()
+    names = {tag.partition("/")[2] for tag in evaluation if tag.startswith("eval_PQ/")}
+    assert names and names <= {c.name for c in pipeline.load_info(config).categories}
+    found = [evaluation[f"eval_{name}"] for name in LOSSES]
+    assert found[-1] == pytest.approx(sum(found[:-1]), rel=1e-5) and min(found) > 0
+    # Of these the first was saved before the evaluation, the second after it.
+    saved = (kill_and_resume.tensors(tmp_path / "run", 3, name) for name in FOLDERS)
+    tf.nest.map_structure(np.testing.assert_array_equal, *saved)
     for line in lines:
         assert set(LOSSES) <= line.keys()
         assert line["loss/total"] == pytest.approx(sum(line[n] for n in LOSSES[:-1]), rel=1e-5)
