@@ -4,6 +4,7 @@ import functools
 import gc
 import os
 import pathlib
+import random
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # XLA compiles a training step in a third of the time; what it compiles runs once or twice.
@@ -11,6 +12,7 @@ os.environ.setdefault(
     "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
 
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 import pfpn_tf  # noqa: E402, F401  (sets TF_USE_LEGACY_KERAS before TensorFlow is imported)
@@ -18,6 +20,7 @@ import pfpn_tf  # noqa: E402, F401  (sets TF_USE_LEGACY_KERAS before TensorFlow 
 # isort: split
 import tensorflow as tf  # noqa: E402
 
+from pfpn_tf.model import layers  # noqa: E402
 from tests import tiny  # noqa: E402
 
 # The tools that tests start import this checkout, wherever the package is installed from.
@@ -25,15 +28,19 @@ os.environ["PYTHONPATH"] = str(pathlib.Path(__file__).parents[1])
 
 DATA_VARIABLE = "PFPN_TF_TEST_DATA"
 # Beginnings of test names.
+SHARED_NETWORK = ("tests/serving/", "tests/integration/")
 ONE_WORKER = ("tests/serving/", "tests/integration/test_detectron2")
 LONG = (
     *ONE_WORKER,
-    "tests/integration/test_tools",
+    "tests/integration/",
     "tests/training/test_workers",
     "tests/training/test_resume",
-    "tests/evaluation/test_evaluate_run",
     "tests/training/test_trainer",
     "tests/training/test_xla",
+    "tests/test_recipes",
+    "tests/evaluation/test_evaluate_",
+    "tests/experiments/test_model_cost",
+    "tests/benchmark/",
 )
 
 # pytest-xdist's workers share the cores.
@@ -48,8 +55,15 @@ tf.config.set_logical_device_configuration(
 
 
 @pytest.fixture(autouse=True)
-def _seeds():
-    tf.keras.utils.set_random_seed(0)
+def _seeds(request):
+    """TensorFlow's own seed makes it forget its kernels: each test would optimise the graphs of a
+    network that tests share once more, which takes 3 s for a signature of an export.
+    """
+    if request.node.nodeid.startswith(SHARED_NETWORK):
+        random.seed(0)
+        np.random.seed(0)
+    else:
+        tf.keras.utils.set_random_seed(0)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -59,9 +73,24 @@ def _free_graphs():
     gc.collect()
 
 
+def pytest_collection_finish():
+    """Tracing makes so many objects that Python would look for garbage a good part of the time.
+
+    What is imported is never garbage, and `_free_graphs` collects the rest.
+    """
+    gc.freeze()
+    gc.set_threshold(200_000, 20, 20)
+
+
 def pytest_collection_modifyitems(items):
     """What takes long begins first, so that no process is left with it at the end."""
-    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+    places = {beginning: place for place, beginning in enumerate(LONG)}
+    items.sort(
+        key=lambda item: next(
+            (place for beginning, place in places.items() if item.nodeid.startswith(beginning)),
+            len(places),
+        )
+    )
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -95,6 +124,15 @@ def test_data():
         return path
 
     return find
+
+
+@pytest.fixture
+def zero_weights(monkeypatch):
+    """Networks of full size start with zeros, which take no time to draw."""
+    zeros = tf.keras.initializers.Zeros
+    for name in ("msra_initializer", "xavier_initializer"):
+        monkeypatch.setattr(layers, name, zeros)
+    monkeypatch.setattr(layers, "normal_initializer", lambda stddev: zeros())
 
 
 @pytest.fixture(params=["eager", "graph"])

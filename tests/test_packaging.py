@@ -18,7 +18,6 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import pfpn_tf
-from pfpn_tf.data import synthetic
 
 ROOT = pathlib.Path(__file__).parents[1]
 TOOL_FOLDERS = ("tools", "export")
@@ -158,21 +157,6 @@ def test_licence_is_the_declared_one():
 def test_shell_scripts_parse(script):
     done = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-
-
-@pytest.mark.both_stacks
-def test_a_tool_says_nothing_but_its_own_words(tmp_path):
-    """TensorFlow's, the addons' and gRPC's start-up noise stays off the terminal."""
-    synthetic.make_dataset(tmp_path, 2, 1, sides=(40, 60))
-    command = [sys.executable, str(ROOT / "tools" / "create_tfrecords.py"), "--split=train"]
-    command += [f"--output_dir={tmp_path}/records", f"--image_dir={tmp_path}/train"]
-    command += [f"--panoptic_json={tmp_path}/annotations/panoptic_train.json", "--num_workers=1"]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("TF_", "PYTEST"))}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    noise = [line for line in done.stderr.splitlines() if not line.startswith("train")]
-    assert noise == []
-    assert "train: 2 images" in done.stdout
 
 
 def test_the_python_versions_are_told_the_same_everywhere():

@@ -17,46 +17,23 @@ import tensorflow as tf
 from pfpn_tf.data import coco_panoptic, convert, pipeline, synthetic
 from pfpn_tf.distribution import strategies
 from pfpn_tf.evaluation.evaluator import Evaluator
-from pfpn_tf.model import layers, panoptic_fpn
+from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.training import trainer
+from tests import tiny
 from tests.test_configs import RECIPES, ROOT, parse_flagfile, relative
 
 SHRUNKEN = {
-    "train_min_sides": (48, 64),
-    "train_max_side": 96,
-    "eval_min_side": 64,
-    "eval_max_side": 96,
+    **tiny.SETTINGS,
     "fpn_channels": 64,
-    "box_fc_channels": 16,
-    "mask_channels": 16,
-    "semantic_channels": 32,
-    "anchor_sizes": (8, 16, 32, 64, 128),
-    "rpn_pre_nms_top_k_train": 50,
-    "rpn_pre_nms_top_k_eval": 50,
-    "rpn_post_nms_top_k": 20,
-    "rpn_samples_per_image": 16,
-    "roi_samples_per_image": 16,
-    "max_detections": 10,
     "score_threshold": 0.05,
-    "fusion_stuff_area_threshold_px": 16,
     "max_images": 1,
-    "global_batch_size": 2,
     "base_batch_size": 0,
-    "train_steps": 2,
     "warmup_steps": 0,
     "lr_decay_steps": (),
-    "learning_rate": 0.01,
     "gradient_clip_norm": 0.0,
-    "checkpoint_interval_steps": 1000,
-    "keep_checkpoints": 3,
-    "steps_per_loop": 20,
-    "summary_interval_steps": 20,
-    "image_interval_steps": 0,
     "dataset_info": "",
     "init_weights": "",
     "random_flip": True,
-    "freeze_stages": 0,  # nothing to freeze without trained weights
-    "distribution": "cpu",
 }
 NO_PART_OF_THE_NETWORK = (
     "semantic_targets",
@@ -127,11 +104,7 @@ def with_something_new():
 
 
 @pytest.mark.parametrize("model_config", first_of_each(network))
-def test_the_network_of_a_recipe(model_config, monkeypatch):
-    """At full size, but with zeros for weights, which take no time to draw."""
-    for name in ("msra_initializer", "xavier_initializer"):
-        monkeypatch.setattr(layers, name, tf.keras.initializers.Zeros)
-    monkeypatch.setattr(layers, "normal_initializer", lambda stddev: tf.keras.initializers.Zeros())
+def test_the_network_of_a_recipe(model_config, zero_weights):
     model = panoptic_fpn.build_model(model_config, 8, 19)
     names = [layer.name for layer in model.layers]
     assert ("box_head" in names) == (model_config.task in ("panoptic", "instance"))

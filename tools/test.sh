@@ -138,11 +138,20 @@ fi
 
 failed=() allowed_status=0
 if ((!$#)); then
-  for check in "black --check ." "isort --check ." flake8 mypy; do
-    printf '\n=== %s ===\n' "$check"
+  # All at once; what they say comes in this order.
+  checks=("black --check ." "isort --check ." flake8 mypy) processes=()
+  logs=$(mktemp -d)
+  for check in "${checks[@]}"; do
     # shellcheck disable=SC2086 # The words of $check are the arguments.
-    .venv/bin/python -m $check || failed+=("$check")
+    .venv/bin/python -m $check &>"$logs/$check" &
+    processes+=($!)
   done
+  for i in "${!checks[@]}"; do
+    wait "${processes[i]}" || failed+=("${checks[i]}")
+    printf '\n=== %s ===\n' "${checks[i]}"
+    cat "$logs/${checks[i]}"
+  done
+  rm -r "$logs"
 fi
 # part TITLE PYTHON ONEDNN ARGUMENTS...: runs pytest, with TF_ENABLE_ONEDNN_OPTS=ONEDNN unless the
 # user has set it. Tracing and Python, which take most of the time, use one core each.

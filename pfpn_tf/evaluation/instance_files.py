@@ -8,14 +8,15 @@ from pycocotools import mask as mask_utils
 
 from pfpn_tf.data import coco_json, coco_masks
 from pfpn_tf.data.coco_instances import boxes_agree
+from pfpn_tf.data.record import Notes
 from pfpn_tf.evaluation.average_precision import average_precision
 from pfpn_tf.utils.errors import UserError
 
 _OUTSIDE_PX = 2  # how far boxes may reach out of their image
 _FRACTIONS = 1.01  # largest coordinate of boxes that are fractions of the image
 _OUTSIDE = (
-    "{} have a box (bbox) that reaches out of the image or has negative sides; it is x, y, width,"
-    " height"
+    "entries have a box (bbox) that reaches out of the image or has negative sides; it is x, y,"
+    " width, height"
 )
 # Whole numbers of compressed RLE: the last character of each is at most "O".
 _RLE = re.compile("[0-o]*[0-O]")
@@ -86,8 +87,7 @@ class InstanceFiles:
     def _read_annotations(self, annotations, where):
         """The annotations of known images and categories, as AP takes them."""
         category_ids = {c["id"] for c in self.categories}
-        entries, strays, outside, contradictory, odd_areas = [], [], [], [], []
-        boxes, seen, repeated = [], set(), []
+        entries, boxes, seen, notes = [], [], set(), Notes()
         for n, annotation in enumerate(annotations):
             place = f"{where}: annotation {coco_json.shown(annotation.get('id', n))}"
             value = coco_json.field(annotation, "image_id", coco_json.IMAGE_ID, place)
@@ -95,7 +95,7 @@ class InstanceFiles:
             image_id = self._match(value)
             category_id = coco_json.field(annotation, "category_id", coco_json.WHOLE, place)
             if image_id is None or category_id not in category_ids:
-                strays.append(place)
+                notes.add("entries do not count, as the lists lack their image or category", place)
                 continue
             entry = {
                 "image_id": image_id,
@@ -115,27 +115,24 @@ class InstanceFiles:
             box = entry.get("bbox") or coco_json.box(annotation.get("bbox"))
             mask_box = _mask_box(mask, self._images[image_id])
             if box and mask_box is not None and not boxes_agree(box, mask_box):
-                contradictory.append(place)
+                notes.add("entries have another box (bbox) than their mask", place)
             box = box or mask_box
             if box is not None:
-                _note_outside(box, self._images[image_id], place, outside)
+                _note_outside(box, self._images[image_id], place, notes)
                 pixels = box[2] * box[3]
                 if entry["area"] > 20 + 1.5 * pixels or (entry["area"] == 0 and pixels > 20):
-                    odd_areas.append(place)
+                    notes.add(
+                        "entries have an area that contradicts their box (bbox); it tells small"
+                        " objects from large",
+                        place,
+                    )
                 boxes.append(box)
                 key = image_id, category_id, entry["iscrowd"], entry["area"], *box
                 if key in seen:
-                    repeated.append(place)
+                    notes.add("entries repeat an object with the same box (bbox) and area", place)
                 seen.add(key)
             entries.append(entry)
-        self._note("{} do not count, as the lists lack their image or category", strays)
-        self._note("{} have another box (bbox) than their mask", contradictory)
-        self._note(_OUTSIDE, outside)
-        self._note(
-            "{} have an area that contradicts their box (bbox); it tells small objects from large",
-            odd_areas,
-        )
-        self._note("{} repeat an object with the same box (bbox) and area", repeated)
+        self._notes += notes.lines()
         self._note_fractions(boxes, where)
         return entries
 
@@ -149,10 +146,6 @@ class InstanceFiles:
                 " image? They must be x, y, width, height in pixels."
             )
 
-    def _note(self, text, places):
-        if places:
-            self._notes.append(f"{text.format(f'{len(places)} entries')}: {places[0]}, ...")
-
     def _read_results(self, path):
         name = f"The instance results JSON {path}"
         results = coco_json.load_json(path, "The instance results JSON")
@@ -161,13 +154,14 @@ class InstanceFiles:
             raise UserError(
                 f"{name} must be a list of results.{hint if isinstance(results, dict) else ''}"
             )
-        outside: List[str] = []
+        outside = Notes()
         entries = [
             self._read_result(r, f"{name}: entry {n}", outside) for n, r in enumerate(results)
         ]
         self._check_categories(entries, name)
-        if len(outside) > len(entries) / 5:  # Fewer are a network's, which need not clip boxes.
-            self._note(_OUTSIDE, outside)
+        # Fewer are a network's, which need not clip boxes.
+        if outside.count(_OUTSIDE) > len(entries) / 5:
+            self._notes += outside.lines()
         self._note_fractions([entry["bbox"] for entry in entries if "bbox" in entry], name)
         return entries
 
@@ -235,13 +229,13 @@ def _size(image, mask):
     return tuple(size) if isinstance(size, list) and len(size) == 2 else None
 
 
-def _note_outside(box, image, where, outside):
-    """Adds to `outside` where a box reaches out of its image."""
+def _note_outside(box, image, where, notes):
+    """Notes a box that reaches out of its image."""
     x, y, width, height = box
     right, bottom = image.get("width", x + width), image.get("height", y + height)
     outermost = max(x + width - right, y + height - bottom)
     if outermost > _OUTSIDE_PX or min(width, height) < 0:
-        outside.append(where)
+        notes.add(_OUTSIDE, where)
 
 
 def _mask_box(mask, image):

@@ -16,11 +16,13 @@ processes or replicas.
 
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence
 
+from pfpn_tf.data.record import Notes
 from pfpn_tf.evaluation.segment_pairs import SegmentPairs
 from pfpn_tf.utils.errors import UserError
 
 VOID = 0
 _NUM_IDS = 1 << 24
+_WRONG_AREAS = "ground-truth segments have another area in the JSON than pixels"
 # An IoU that counts is above 0.5, hence a whole multiple of 2**-53 in double precision: sums of
 # these multiples are exact in Python's integers.
 _IOU_UNIT = 1 << 53
@@ -78,15 +80,11 @@ def _check_prediction(pairs, pred_segments, categories, where) -> Dict[int, int]
             )
     missing = [i for i in listed if i not in areas]
     if missing:
-        many = "segments" if len(missing) > 1 else "segment"
-        hint = (
-            f" Ids in a PNG stay below {_NUM_IDS}."
-            if any(i >= _NUM_IDS or i < 0 for i in missing)
-            else ""
-        )
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        in_range = all(0 <= i < _NUM_IDS for i in missing)
+        hint = "" if in_range else f" Ids in a PNG stay below {_NUM_IDS}."
         raise UserError(
-            f"{where}: {many} {', '.join(map(str, missing[:10]))}"
-            f" {'are' if len(missing) > 1 else 'is'} in segments_info of the JSON but not in the"
+            f"{where}: segment {missing[0]}{more} is in segments_info of the JSON but not in the"
             f" PNG.{hint}"
         )
     return areas
@@ -154,8 +152,7 @@ class PanopticQuality:
         # By category: true positives, false positives, false negatives, IoU in units of 2**-53.
         self._sums = {c: [0, 0, 0, 0] for c in self._is_thing}
         self._sums_by_pixels = {c: [0, 0, 0, 0] for c in self._is_thing}
-        self._num_wrong_areas = 0
-        self._first_wrong_area = ""
+        self._wrong_areas = Notes()
 
     def update(
         self,
@@ -181,40 +178,30 @@ class PanopticQuality:
         _add_matches(self._sums, matches)
         corrected = self._with_areas_of_pixels(pairs, gt_segments, where)
         by_pixels = matches
-        if corrected:
+        if corrected != list(gt_segments):
             by_pixels = _match_image(pairs, corrected, pred_segments, areas, where)
         _add_matches(self._sums_by_pixels, by_pixels)
         return matches
 
     def _with_areas_of_pixels(self, pairs, gt_segments, where):
-        """The segments with the areas that their pixels have; None if those of the JSON are right.
-        Crowds are left alone: their area does not count.
-        """
+        """The segments with the areas that their pixels have; crowds' areas do not count."""
         areas = _areas(pairs.gt_ids, pairs.pixels)
-        wrong = [
-            s
-            for s in gt_segments
-            if s.get("iscrowd", 0) != 1 and "area" in s and s["area"] != areas.get(s["id"], 0)
-        ]
-        if not wrong:
-            return None
-        self._num_wrong_areas += len(wrong)
-        self._first_wrong_area = self._first_wrong_area or (
-            f"{where}: ground-truth segment {wrong[0]['id']} has area {wrong[0]['area']} and"
-            f" {areas.get(wrong[0]['id'], 0)} pixels"
-        )
-        return [{**s, "area": areas.get(s["id"], 0)} for s in gt_segments]
+        corrected = list(gt_segments)
+        for n, segment in enumerate(gt_segments):
+            pixels = areas.get(segment["id"], 0)
+            if segment.get("iscrowd", 0) != 1 and segment.get("area", pixels) != pixels:
+                corrected[n] = {**segment, "area": pixels}
+                place = f"ground-truth segment {segment['id']} has area {segment['area']}"
+                self._wrong_areas.add(_WRONG_AREAS, f"{where}: {place} and {pixels} pixels")
+        return corrected
 
     def merge(self, other: "PanopticQuality") -> None:
         """Adds the images of another accumulator with the same categories."""
-        for mine, its in (
-            (self._sums, other._sums),
-            (self._sums_by_pixels, other._sums_by_pixels),
-        ):
+        both = (self._sums, other._sums), (self._sums_by_pixels, other._sums_by_pixels)
+        for mine, its in both:
             for category_id, values in its.items():
                 mine[category_id] = [a + b for a, b in zip(mine[category_id], values)]
-        self._num_wrong_areas += other._num_wrong_areas
-        self._first_wrong_area = self._first_wrong_area or other._first_wrong_area
+        self._wrong_areas.merge(other._wrong_areas)
 
     def result(self) -> Dict[str, Any]:
         """Fractions at full precision.
@@ -232,22 +219,20 @@ class PanopticQuality:
         notes = [
             f"{group} is null: no {kind} occurs in ground truth or prediction, so there is nothing"
             " to average (panopticapi divides by zero here)."
-            for group, kind in (
-                ("All", "class"),
-                ("Things", "thing class"),
-                ("Stuff", "stuff class"),
-            )
+            for group, kind in {
+                "All": "class",
+                "Things": "thing class",
+                "Stuff": "stuff class",
+            }.items()
             if result[group] is None
         ]
-        if self._num_wrong_areas and result["All"]:
+        if self._wrong_areas.count(_WRONG_AREAS) and result["All"]:
             ours, by_pixels = (
                 100 * part["All"]["pq"] for part in (result, self._result(self._sums_by_pixels))
             )
             notes.append(
-                f"The JSON's area of {self._num_wrong_areas} ground-truth segments is not the"
-                f" number of their pixels (the first: {self._first_wrong_area}). PQ takes the"
-                f" JSON's areas, as panopticapi does: {ours:.2f}; by the pixels it would be"
-                f" {by_pixels:.2f}."
+                f"{self._wrong_areas.line(_WRONG_AREAS)}. PQ takes the JSON's areas, as panopticapi"
+                f" does: {ours:.2f}; by the pixels it would be {by_pixels:.2f}."
             )
         return notes
 

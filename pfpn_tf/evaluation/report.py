@@ -119,8 +119,7 @@ class ClassRow(NamedTuple):
 
 
 def class_rows(metrics: Dict[str, Any], categories: Sequence[Dict[str, Any]]) -> List[ClassRow]:
-    """What the metrics say about each class, things first; IoU is that of the panoptic maps if
-    there are any.
+    """What the metrics say about each class, things first.
 
     Args:
       metrics: of `Evaluator.evaluate` or `score_files`.
@@ -186,11 +185,6 @@ def class_table(metrics: Dict[str, Any], categories: Sequence[Dict[str, Any]]) -
             lines.append([kind] + [""] * len(columns))
             lines += [["  " + row.name, *row.texts()] for row in group]
     return tables.aligned(["Class", *columns], lines)
-
-
-def _class_iou(metrics):
-    """IoU by category id as text."""
-    return (metrics.get("semantic") or metrics.get("semantic_branch") or {}).get("iou")
 
 
 def copy_paste_line(metrics: Dict[str, Any]) -> str:

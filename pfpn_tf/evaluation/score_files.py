@@ -11,13 +11,14 @@ import json
 import multiprocessing
 import os
 import sys
-from typing import Any, Dict, List, NamedTuple, Tuple
+from typing import Any, Dict, List, Tuple
 
 import cv2
 import numpy as np
 
 from pfpn_tf.data import coco_json, panoptic_png
 from pfpn_tf.data.categories import DatasetInfo
+from pfpn_tf.data.record import Notes
 from pfpn_tf.evaluation import html_report
 from pfpn_tf.evaluation.gallery import Gallery
 from pfpn_tf.evaluation.panoptic_quality import PanopticQuality, SegmentMatches
@@ -26,9 +27,10 @@ from pfpn_tf.evaluation.semantic_iou import SemanticIoU
 from pfpn_tf.utils import process, progress
 from pfpn_tf.utils.errors import UserError
 
-_IMAGES_PER_JOB = 64
+_IMAGES_PER_BLOCK = 64
 _MIN_IMAGES_PER_PROCESS = 64
 _MAX_THREADS = 4  # More would decode faster than the thread that counts.
+_SIDES = "ground-truth", "prediction"
 _GREY = 205  # Stands for the photo where there is none.
 
 
@@ -68,9 +70,11 @@ class PanopticFiles:
         gt = coco_json.load_panoptic_json(gt_json, "ground-truth", with_categories=True)
         pred = coco_json.load_panoptic_json(pred_json, "prediction", with_categories=False)
         self._gt_json = gt_json
-        self._gt_dir = gt_dir or coco_json.png_folder(gt_json)
-        self._pred_dir = pred_dir or coco_json.png_folder(pred_json)
-        for what, directory in (("ground-truth", self._gt_dir), ("prediction", self._pred_dir)):
+        self._directories = (
+            gt_dir or coco_json.png_folder(gt_json),
+            pred_dir or coco_json.png_folder(pred_json),
+        )
+        for what, directory in zip(_SIDES, self._directories):
             if not os.path.isdir(directory):
                 raise UserError(f"The folder of the {what} PNGs {directory} does not exist.")
         self.categories = list({c["id"]: c for c in gt["categories"]}.values())
@@ -83,11 +87,8 @@ class PanopticFiles:
         scored = {**gt, "annotations": gt["annotations"][: max_images or None]}
         self._pairs = _pair(scored, pred, gt_json, pred_json)
         self._notes = _notes_on_files(gt, pred) + _notes_on_segments(self._pairs, self.categories)
-        for gt_annotation, pred_annotation in self._pairs:
-            for directory, annotation, what in (
-                (self._gt_dir, gt_annotation, "ground-truth"),
-                (self._pred_dir, pred_annotation, "prediction"),
-            ):
+        for pair in self._pairs:
+            for directory, annotation, what in zip(self._directories, pair, _SIDES):
                 path = coco_json.existing_path(directory, annotation["file_name"])
                 if not os.path.isfile(path):
                     _read_map(directory, annotation, what)  # Says why it cannot.
@@ -114,10 +115,10 @@ class PanopticFiles:
         quality, iou = PanopticQuality(self.categories), SemanticIoU.of_categories(self.categories)
         with progress.Bar("Evaluating", len(self._pairs), "image") as bar:
             position = 0
-            for job, (its_quality, its_iou, all_matches) in self._run_jobs(num_processes):
+            for pairs, (its_quality, its_iou, all_matches) in self._score_blocks(num_processes):
                 quality.merge(its_quality)
                 iou.merge(its_iou)
-                for (gt, pred), matches in zip(job.pairs, all_matches):
+                for (gt, pred), matches in zip(pairs, all_matches):
                     if gallery:
                         read = functools.partial(self._picture_parts, gt, pred, image_dir)
                         gallery.add(position, f"Image {gt['image_id']}", matches, read)
@@ -135,28 +136,23 @@ class PanopticFiles:
             html_report.write(output_dir, metrics, info, gallery, confusion)
         return metrics
 
-    def _run_jobs(self, num_processes):
-        """(job, its result) in the order of the images."""
+    def _score_blocks(self, num_processes):
+        """(pairs of a block of images, its result), block after block."""
         # Below a number of images, starting a process costs more than it saves.
         most = max(1, len(self._pairs) // _MIN_IMAGES_PER_PROCESS)
         num_processes = min(num_processes or process.num_cores(), most)
         num_threads = min(process.num_cores() // num_processes, _MAX_THREADS)
-        jobs = [
-            _Job(
-                self._pairs[i : i + _IMAGES_PER_JOB],
-                self._gt_dir,
-                self._pred_dir,
-                self.categories,
-                num_threads,
-            )
-            for i in range(0, len(self._pairs), _IMAGES_PER_JOB)
+        blocks = [
+            self._pairs[i : i + _IMAGES_PER_BLOCK]
+            for i in range(0, len(self._pairs), _IMAGES_PER_BLOCK)
         ]
+        score = functools.partial(_score_block, self._directories, self.categories, num_threads)
         if num_processes <= 1:
-            yield from zip(jobs, map(_score_job, jobs))
+            yield from zip(blocks, map(score, blocks))
             return
         context = multiprocessing.get_context(start_method())
         with process.pool(num_processes, mp_context=context) as pool:
-            yield from zip(jobs, pool.map(_score_job, jobs))
+            yield from zip(blocks, pool.map(score, blocks))
 
     def _drawing_info(self, image_dir):
         """The categories as the report draws them; all photos are there if there is a folder."""
@@ -170,10 +166,7 @@ class PanopticFiles:
         """Photo, ground truth and prediction of an image, as `Gallery.add` reads them."""
         gt_ids, pred_ids = (
             panoptic_png.read(directory, annotation["file_name"], gt["image_id"], what)
-            for directory, annotation, what in (
-                (self._gt_dir, gt, "ground-truth"),
-                (self._pred_dir, pred, "prediction"),
-            )
+            for directory, annotation, what in zip(self._directories, (gt, pred), _SIDES)
         )
         photo = np.full((*gt_ids.shape, 3), _GREY, np.uint8)
         if image_dir:
@@ -208,57 +201,44 @@ class PanopticFiles:
         return photo
 
 
-class _Job(NamedTuple):
-    """A block of images: pairs of ground-truth and predicted annotations, and where their PNGs
-    are.
-    """
-
-    pairs: List[Tuple[dict, dict]]
-    gt_dir: str
-    pred_dir: str
-    categories: List[dict]
-    num_threads: int
-
-
-def _score_job(job) -> Tuple[PanopticQuality, SemanticIoU, List[SegmentMatches]]:
-    quality, iou = PanopticQuality(job.categories), SemanticIoU.of_categories(job.categories)
+def _score_block(
+    directories, categories, num_threads, pairs
+) -> Tuple[PanopticQuality, SemanticIoU, List[SegmentMatches]]:
+    """Scores a block of images: pairs of a ground-truth and a predicted annotation."""
+    quality, iou = PanopticQuality(categories), SemanticIoU.of_categories(categories)
     all_matches = []
-    for (gt, pred), (gt_map, pred_map) in zip(job.pairs, _decoded(job)):
-        where = (
-            f"Image {gt['image_id']}: prediction {os.path.join(job.pred_dir, pred['file_name'])}"
-        )
+    maps = _decoded(pairs, directories, num_threads)
+    for (gt, pred), (gt_map, pred_map) in zip(pairs, maps):
+        path = os.path.join(directories[1], pred["file_name"])
+        where = f"Image {gt['image_id']}: prediction {path}"
         if gt_map.shape != pred_map.shape:
             raise UserError(
                 f"{where} is {pred_map.shape[0]} x {pred_map.shape[1]} (height x width), the ground"
                 f" truth {gt['file_name']} is {gt_map.shape[0]} x {gt_map.shape[1]}; predict at the"
                 " original image size."
             )
-        pairs = segment_pairs_of_pixels(gt_map, pred_map)
+        counted = segment_pairs_of_pixels(gt_map, pred_map)
         segments = gt["segments_info"], pred["segments_info"]
-        all_matches.append(quality.update(pairs, *segments, where))
-        iou.update(pairs, *segments)
+        all_matches.append(quality.update(counted, *segments, where))
+        iou.update(counted, *segments)
     return quality, iou, all_matches
 
 
-def _decoded(job):
+def _decoded(pairs, directories, num_threads):
     """Yields the maps of each pair of PNGs; threads that have a core to themselves decode ahead."""
 
     def read_pair(pair):
-        gt, pred = pair
-        return (
-            _read_map(job.gt_dir, gt, "ground-truth"),
-            _read_map(job.pred_dir, pred, "prediction"),
-        )
+        return [_read_map(*png) for png in zip(directories, pair, _SIDES)]
 
-    if job.num_threads < 2:
-        yield from map(read_pair, job.pairs)
+    if num_threads < 2:
+        yield from map(read_pair, pairs)
         return
     # This thread counts, which takes a fourth of the time of decoding.
-    with concurrent.futures.ThreadPoolExecutor(job.num_threads) as pool:
+    with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
         waiting = collections.deque()
-        for pair in job.pairs:
+        for pair in pairs:
             waiting.append(pool.submit(read_pair, pair))
-            if len(waiting) > 2 * job.num_threads:
+            if len(waiting) > 2 * num_threads:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -335,31 +315,24 @@ def _notes_on_files(gt, pred):
 
 def _notes_on_segments(pairs, categories):
     """What `PanopticQuality` passes over in silence, as panopticapi does."""
-    messages = []
-    listed = {c["id"] for c in categories}
-    strays = [
-        f"image {gt['image_id']}, segment {s['id']}, category {s['category_id']}"
-        for gt, _ in pairs
-        for s in gt["segments_info"]
-        if s["category_id"] not in listed
-    ]
-    if strays:
-        messages.append(
-            f"{len(strays)} ground-truth segments do not count, as the JSON does not list their"
-            f" category (the first: {strays[0]})."
-        )
+    notes, listed = Notes(), {c["id"] for c in categories}
+    for gt, _ in pairs:
+        for segment in gt["segments_info"]:
+            if segment["category_id"] not in listed:
+                notes.add(
+                    "ground-truth segments do not count, as the JSON does not list their category",
+                    f"image {gt['image_id']}, segment {segment['id']}, category"
+                    f" {segment['category_id']}",
+                )
     for what, annotations in zip(("ground-truth", "predicted"), zip(*pairs)):
-        repeated = []
         for annotation in annotations:
             counts = collections.Counter(s["id"] for s in annotation["segments_info"])
-            repeated += [(annotation["image_id"], i) for i, n in counts.items() if n > 1]
-        if repeated:
-            image_id, segment_id = repeated[0]
-            messages.append(
-                f"{len(repeated)} {what} segments are listed more than once; the last entry counts"
-                f" (the first: image {image_id}, segment {segment_id})."
-            )
-    return messages
+            for segment_id in (i for i, n in counts.items() if n > 1):
+                notes.add(
+                    f"{what} segments are listed more than once; the last entry counts",
+                    f"image {annotation['image_id']}, segment {segment_id}",
+                )
+    return notes.lines()
 
 
 def _renamed_category(gt_categories, pred_categories):

@@ -23,8 +23,8 @@ def match_anchors(
     """Labels anchors by their best IoU with a ground-truth box.
 
     Args:
-      gt_boxes: [M, 4] or [B, M, 4] yxyx; M may be 0.
-      gt_valid: [M] or [B, M] bool; padded boxes are never matched.
+      gt_boxes: [B, M, 4] yxyx; M may be 0.
+      gt_valid: [B, M] bool; padded boxes are never matched.
       anchors: [A, 4], or [B, A, 4] if they differ between the images (proposals).
       positive_iou: anchors with at least this IoU are positive.
       negative_iou: anchors below this IoU are negative; those between the two are ignored.
@@ -33,7 +33,7 @@ def match_anchors(
         that overlaps no anchor, whose best IoU is 0, makes all anchors positive.
 
     Returns:
-      labels [A] or [B, A] int32, and gt_index int32 of the best box (the first of equals; 0 without
+      labels [B, A] int32, and gt_index [B, A] int32 of the best box (the first of equals; 0 without
       any box).
     """
 
@@ -55,8 +55,6 @@ def match_anchors(
             labels = tf.where(low_quality, 1, labels)
         return labels, gt_index
 
-    if gt_boxes.shape.rank == 2:
-        return match(gt_boxes, gt_valid, anchors)
     spec = tf.TensorSpec(anchors.shape[-2:-1], tf.int32)
     per_image = (gt_boxes, gt_valid) if anchors.shape.rank == 2 else (gt_boxes, gt_valid, anchors)
     # Image by image: the IoU matrix of a large image takes a hundred megabytes.

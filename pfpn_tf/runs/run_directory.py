@@ -70,9 +70,7 @@ def prepare(run_dir: str, config: config_lib.Config, info: categories.DatasetInf
       UserError: the directory belongs to a run with other settings or other classes, or cannot be
         written.
     """
-    exists = os.path.exists(os.path.join(run_dir, CONFIG))
-    if exists:
-        _check_same_run(run_dir, config, info)
+    exists = _check_same_run(run_dir, config, info)
     for folder in (run_dir, os.path.join(run_dir, CHECKPOINTS)):
         files.make_writable(folder, "run_dir")
     _write(os.path.join(run_dir, CONFIG), config.to_json())
@@ -88,8 +86,7 @@ def check(run_dir: str, config: config_lib.Config, info: categories.DatasetInfo)
     Raises:
       UserError: as `prepare`.
     """
-    if os.path.exists(os.path.join(run_dir, CONFIG)):
-        _check_same_run(run_dir, config, info)
+    _check_same_run(run_dir, config, info)
     existing = os.path.abspath(run_dir)
     while not os.path.isdir(existing):
         if os.path.exists(existing):
@@ -104,12 +101,11 @@ def check_shared(run_dir: str, config: config_lib.Config, info: categories.Datas
     Raises:
       UserError: it is not there, or differs from what this worker was given.
     """
-    if not os.path.exists(os.path.join(run_dir, CONFIG)):
+    if not _check_same_run(run_dir, config, info):
         raise UserError(
             f"--run_dir={run_dir}: the chief has written it, but this worker does not see it; it"
             " must be a folder that all workers share, e.g. on NFS."
         )
-    _check_same_run(run_dir, config, info)
 
 
 def recipe_text(config: config_lib.Config) -> str:
@@ -157,7 +153,10 @@ def check_classes(
         )
 
 
-def _check_same_run(run_dir, config, info):
+def _check_same_run(run_dir, config, info) -> bool:
+    """Whether there is a run; if there is, it must have these settings and classes."""
+    if not os.path.exists(os.path.join(run_dir, CONFIG)):
+        return False
     old_config, old_info = load_run(run_dir)
     changed = differences(old_config, config)
     old, new = old_config.flat(), config.flat()
@@ -173,6 +172,7 @@ def _check_same_run(run_dir, config, info):
         )
     for name in changed:
         logging.info("Continuing with --%s=%s; it was %s.", name, new[name], old[name])
+    return True
 
 
 def _write(path, text):

@@ -1,27 +1,11 @@
 import pytest
 
 from pfpn_tf.benchmark import suite
-
-TINY = {
-    "backbone": "resnet_tiny",
-    "backbone_norm": "group_norm",
-    "freeze_stages": 0,
-    "fpn_channels": 32,
-    "box_fc_channels": 16,
-    "mask_channels": 16,
-    "semantic_channels": 32,
-    "global_batch_size": 2,
-    "roi_samples_per_image": 8,
-    "rpn_post_nms_top_k": 20,
-    "max_detections": 10,
-    "eval_min_side": 64,
-    "eval_max_side": 96,
-    "distribution": "cpu",
-}
+from tests import tiny
 
 
 def test_step_alone():
-    settings = {**TINY, "task": "semantic", "crop_size": (64, 96)}
+    settings = {**tiny.SETTINGS, "task": "semantic", "crop_size": (64, 96)}
     report = suite.run("step", settings, suite.Options(repeats=2, num_instances=3))
     assert report["image_hw"] == [64, 96]
     assert report["losses"]["loss/total"] > 0
@@ -34,7 +18,7 @@ def test_step_alone():
 
 def test_input_alone(tiny_records):
     records = f"{tiny_records}/train-*.tfrecord"
-    settings = {**TINY, "train_records": records, "train_min_sides": (64,), "train_max_side": 96}
+    settings = {**tiny.SETTINGS, "train_records": records, "train_min_sides": (64,)}
     report = suite.run("input", settings, suite.Options(repeats=2))
     batch = report["batch"]
     assert batch["repeats"] == 8
@@ -43,7 +27,7 @@ def test_input_alone(tiny_records):
 
 def test_inference_of_a_random_network():
     options = suite.Options(repeats=1, serving_batch_size=2)
-    report = suite.run("inference", {**TINY, "precision": "bfloat16"}, options)
+    report = suite.run("inference", {**tiny.SETTINGS, "precision": "bfloat16"}, options)
     assert report["precision"] == "bfloat16"
     assert report["batch_size"] == 2
     assert 0 < report["nodes"]["panoptic"] < report["nodes"]["all"]

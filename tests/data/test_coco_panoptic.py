@@ -32,6 +32,16 @@ def edit(folder, change, name="panoptic.json"):
     (folder / name).write_text(json.dumps(content))
 
 
+def annotation(change):
+    """A damage of the first image's annotation."""
+    return lambda folder: edit(folder, lambda content: change(content["annotations"][0]))
+
+
+def segment(i, **new):
+    """A damage of its segment i."""
+    return annotation(lambda a: a["segments_info"][i].update(new))
+
+
 def test_reads_a_record(folder):
     dataset = open_dataset(folder)
     assert len(dataset) == 2 and not dataset.has_string_ids
@@ -59,28 +69,13 @@ def test_reads_a_record(folder):
 
 def test_instances_json_gives_overlaps_polygons_and_rle(folder):
     polygon = [[3, 2, 12, 2, 12, 9, 3, 9]]  # the same pixels as the cat
-    column = {
-        "size": [20, 30],
-        "counts": [20 * 5, 20 * 2, 20 * 23],
-    }  # columns 5 and 6, over the cat
+    # Columns 5 and 6, over the cat.
+    column = {"size": [20, 30], "counts": [20 * 5, 20 * 2, 20 * 23]}
+    cat = {"id": 1, "category_id": 5, "bbox": [3, 2, 9, 7], "iscrowd": 0, "area": 63.5}
+    car = {"id": 2, "category_id": 20, "bbox": [5, 0, 2, 20], "iscrowd": 1}
     annotations = [
-        {
-            "id": 1,
-            "image_id": 10,
-            "category_id": 5,
-            "bbox": [3, 2, 9, 7],
-            "area": 63.5,
-            "iscrowd": 0,
-            "segmentation": polygon,
-        },
-        {
-            "id": 2,
-            "image_id": 10,
-            "category_id": 20,
-            "bbox": [5, 0, 2, 20],
-            "iscrowd": 1,
-            "segmentation": column,
-        },
+        {**cat, "image_id": 10, "segmentation": polygon},
+        {**car, "image_id": 10, "segmentation": column},
     ]
     content = {
         "images": json.loads((folder / "panoptic.json").read_text())["images"],
@@ -108,10 +103,6 @@ def test_instances_json_gives_overlaps_polygons_and_rle(folder):
     broken(lambda c: c["annotations"][0].update(category_id=3), "annotation 1 has category 3")
 
 
-def drop_segment(content):
-    content["annotations"][0]["segments_info"].pop(0)
-
-
 BROKEN = {
     "missing png": (lambda f: (f / "panoptic/0.png").unlink(), ["panoptic/0.png", "image 10"]),
     "missing photo": (lambda f: (f / "images/0.png").unlink(), ["images/0.png", "image 10"]),
@@ -137,42 +128,26 @@ BROKEN = {
         ["panoptic/0.png", "image 10", "segment 1300"],
     ),
     "id not in the json": (
-        lambda f: edit(f, drop_segment),
+        annotation(lambda a: a["segments_info"].pop(0)),
         ["panoptic/0.png", "segment 1 ", "image 10"],
     ),
     "unknown category": (
-        lambda f: edit(f, lambda c: c["annotations"][0]["segments_info"][0].update(category_id=99)),
+        segment(0, category_id=99),
         ["image 10", "segment 1 ", "unknown category 99"],
     ),
-    **{
-        f"segment with {name}": (
-            lambda f, new=new: edit(
-                f, lambda c: c["annotations"][0]["segments_info"][0].update(new)
-            ),
-            ["Image 10", "panoptic.json", *new],
-        )
-        for name, new in {
-            "a text as id": {"id": "one"},
-            "a short box": {"bbox": [1, 2]},
-            "a text as area": {"area": "many"},
-        }.items()
-    },
+    "a text as id": (segment(0, id="one"), ["Image 10", "panoptic.json", "id"]),
+    "a short box": (segment(0, bbox=[1, 2]), ["Image 10", "panoptic.json", "bbox"]),
+    "a text as area": (segment(0, area="many"), ["Image 10", "panoptic.json", "area"]),
     "segment that is no object": (
-        lambda f: edit(f, lambda c: c["annotations"][0]["segments_info"].insert(0, 5)),
+        annotation(lambda a: a["segments_info"].insert(0, 5)),
         ["Image 10", "segments_info[0]", "must be an object"],
     ),
     "no list of segments": (
-        lambda f: edit(f, lambda c: c["annotations"][0].update(segments_info=None)),
+        annotation(lambda a: a.update(segments_info=None)),
         ["Image 10", 'no list "segments_info"'],
     ),
-    "segment listed twice": (
-        lambda f: edit(f, lambda c: c["annotations"][0]["segments_info"][1].update(id=1)),
-        ["image 10", "segment 1 ", "twice"],
-    ),
-    "segment 0": (
-        lambda f: edit(f, lambda c: c["annotations"][0]["segments_info"][1].update(id=0)),
-        ["image 10", "segment 0 ", "void"],
-    ),
+    "segment listed twice": (segment(1, id=1), ["image 10", "segment 1 ", "twice"]),
+    "segment 0": (segment(1, id=0), ["image 10", "segment 0 ", "void"]),
     "no annotation": (
         lambda f: edit(f, lambda c: c["annotations"].pop(0)),
         ["image 10", "no annotation"],

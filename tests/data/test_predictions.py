@@ -79,7 +79,7 @@ def test_written_files_score_perfectly(tmp_path):
 
 def test_number_of_processes_changes_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("pfpn_tf.evaluation.score_files._MIN_IMAGES_PER_PROCESS", 1)
-    monkeypatch.setattr("pfpn_tf.evaluation.score_files._IMAGES_PER_JOB", 2)
+    monkeypatch.setattr("pfpn_tf.evaluation.score_files._IMAGES_PER_BLOCK", 2)
     write_dataset(tmp_path, 7)
     monkeypatch.setattr("pfpn_tf.utils.process.num_cores", lambda: 1)
     expected = score(tmp_path, num_processes=1)

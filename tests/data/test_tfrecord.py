@@ -209,19 +209,15 @@ def test_folders_may_have_brackets(folder, tmp_path):
     assert len(tfrecord.read_index(f"{out}/train-*.tfrecord")) == 7
 
 
-def test_tool_reads_cityscapes(test_data, tmp_path):
+def test_cityscapes(test_data, tmp_path):
     """Real layout, by label ids and by train ids: string ids, photos that the JSON names
     wrongly.
     """
     root = test_data("data/cityscapes_like")
     for split, suffix, road in (("train", "", 7), ("val", "_trainId", 0)):
-        call_tool(
-            f"--split={split}",
-            f"--output_dir={tmp_path}/{split}",
-            f"--panoptic_json={root}/gtFine/cityscapes_panoptic_{split}{suffix}.json",
-            f"--image_dir={root}/leftImg8bit/{split}",
-            "--num_workers=1",
-        )
+        maps = root / f"gtFine/cityscapes_panoptic_{split}{suffix}"
+        dataset = CocoPanoptic(maps.with_suffix(".json"), maps, root / "leftImg8bit" / split)
+        convert.convert(dataset, str(tmp_path / split), split, num_workers=1)
         info = DatasetInfo.load(tmp_path / split / "dataset_info.json")
         assert (
             len(info.categories) == 19

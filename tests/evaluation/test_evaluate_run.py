@@ -32,19 +32,11 @@ def info(tiny_records):
     return DatasetInfo.load(tiny_records / "dataset_info.json")
 
 
-def build(config, info):
-    return panoptic_fpn.build_model(
-        config.model,
-        info.num_thing_classes,
-        info.num_semantic_classes(config.model.semantic_targets),
-    )
-
-
 @pytest.fixture(scope="module")
 def run_dir(config, info, tmp_path_factory):
     """A run of a panoptic network whose checkpoint also holds averages: half of every weight."""
     tf.keras.utils.set_random_seed(0)
-    model = build(config, info)
+    model = panoptic_fpn.build_for_dataset(config.model, info)
     for variable in model.trainable_variables:  # random biases, too
         variable.assign_add(tf.random.normal(variable.shape, stddev=0.02))
     path = str(tmp_path_factory.mktemp("runs") / "panoptic")
@@ -72,7 +64,7 @@ def instance_half(run_dir, config, info):
 def half_of(run_dir, config, info, task, **settings):
     """A run directory with only one branch of the network."""
     config = config.replace(task=task, **settings)
-    model = build(config, info)
+    model = panoptic_fpn.build_for_dataset(config.model, info)
     restore.restore_for_inference(model, run_dir)
     checkpoints.save_weights(model, config, info, f"{run_dir}_{task}")
     return f"{run_dir}_{task}"
@@ -145,7 +137,7 @@ def test_weights_and_their_averages(run_dir, evaluated, config, info, tmp_path):
     assert "eval/PQ" in events(run_path / "tensorboard/eval/ema")
 
     # The same between two steps of a training, and the weights come back.
-    model = build(config, info)
+    model = panoptic_fpn.build_for_dataset(config.model, info)
     prefix = restore.restore_for_inference(model, run_dir, averages=True)
     averages = MovingAverages(model, 0.5, tf.distribute.get_strategy())
     restore.restore_for_inference(model, run_dir, prefix)
@@ -204,7 +196,10 @@ def test_runs_that_do_not_fit(run_dir, instance_half, config, info, monkeypatch)
     others = info.coco_categories()
     others[1]["name"] = "zebra"
     checkpoints.save_weights(
-        build(config, info), config, DatasetInfo.from_coco_categories(others), run_dir + "_other"
+        panoptic_fpn.build_for_dataset(config.model, info),
+        config,
+        DatasetInfo.from_coco_categories(others),
+        run_dir + "_other",
     )
     with pytest.raises(ValueError, match=r"holds other classes .*\n.* there, zebra"):
         evaluate_two_runs(instance, run_dir + "_other")

@@ -37,9 +37,7 @@ def run_dir(cityscapes, tmp_path_factory):
         eval_records=str(cityscapes[1] / "val-*"), semantic_targets="all", score_threshold=0.01
     )
     info = DatasetInfo.load(cityscapes[1] / "dataset_info.json")
-    model = panoptic_fpn.build_model(
-        config.model, info.num_thing_classes, info.num_semantic_classes("all")
-    )
+    model = panoptic_fpn.build_for_dataset(config.model, info)
     path = str(tmp_path_factory.mktemp("runs") / "untrained")
     checkpoints.save_weights(model, config, info, path)
     return path

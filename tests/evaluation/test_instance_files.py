@@ -54,6 +54,13 @@ def change_results(paths, change):
     path.write_text(json.dumps(content if result is None else result))
 
 
+def change_truth(paths, change):
+    path = pathlib.Path(paths[0])
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
 def uncompressed(results):
     results[1]["segmentation"] = {"size": [20, 30], "counts": [62, 10, 528]}
 
@@ -169,10 +176,7 @@ def test_broken_results_are_named(instances, change, words):
     ],
 )
 def test_broken_ground_truth_is_named(instances, change, words):
-    path = pathlib.Path(instances[0])
-    content = json.loads(path.read_text())
-    content["annotations"][1].update(change)
-    path.write_text(json.dumps(content))
+    change_truth(instances, lambda gt: gt["annotations"][1].update(change))
     with pytest.raises(ValueError) as error:
         InstanceFiles(*instances).score()
     for word in ["ground-truth instances JSON", "annotation 2 (image 2)", *words]:
@@ -182,30 +186,26 @@ def test_broken_ground_truth_is_named(instances, change, words):
 @pytest.mark.parametrize("ids", [[0, 1], [7, 7], ["a", "b"], [None, 2.5]])
 def test_annotation_ids_do_not_count(instances, ids):
     """pycocotools takes the annotation with id 0 for none, and those with one id for one."""
-    path = pathlib.Path(instances[0])
-    content = json.loads(path.read_text())
-    for annotation, i in zip(content["annotations"], ids):
-        annotation.update(id=i, area=str(annotation["area"]), image_id=str(annotation["image_id"]))
-    path.write_text(json.dumps(content))
+
+    def change(gt):
+        for annotation, i in zip(gt["annotations"], ids):
+            texts = {key: str(annotation[key]) for key in ("area", "image_id")}
+            annotation.update(id=i, **texts)
+
+    change_truth(instances, change)
     metrics = InstanceFiles(*instances).score()
     assert metrics["bbox"]["AP"] == metrics["segm"]["AP"] == pytest.approx(1.0)
 
 
 def test_annotations_that_belong_nowhere_are_told(instances):
-    path = pathlib.Path(instances[0])
-    content = json.loads(path.read_text())
-    content["annotations"][1]["image_id"] = 5
-    path.write_text(json.dumps(content))
+    change_truth(instances, lambda gt: gt["annotations"][1].update(image_id=5))
     (note,) = InstanceFiles(*instances).score()["notes"]
     assert "1 entries do not count" in note and "annotation 2 (image 5)" in note
 
 
 def test_boxes_that_are_no_boxes_are_told(instances):
     """A box beside its mask in the ground truth; corners instead of sizes in the results."""
-    path = pathlib.Path(instances[0])
-    content = json.loads(path.read_text())
-    content["annotations"][1]["bbox"] = [9, 2, 20, 10]
-    path.write_text(json.dumps(content))
+    change_truth(instances, lambda gt: gt["annotations"][1].update(bbox=[9, 2, 20, 10]))
     (note,) = InstanceFiles(*instances).score()["notes"]
     assert "1 entries have another box" in note and "annotation 2 (image 2)" in note
     change_results(instances, lambda r: r[0].update(bbox=[13, 5, 23, 15]))
@@ -230,10 +230,7 @@ def fractions(entry):
     ],
 )
 def test_odd_ground_truth_is_told(instances, change, words):
-    path = pathlib.Path(instances[0])
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
+    change_truth(instances, change)
     change_results(instances, lambda r: [without(x, "segmentation") for x in r] and None)
     notes = InstanceFiles(*instances).score()["notes"]
     assert [words in note for note in notes].count(True) == 1
@@ -255,10 +252,7 @@ def test_results_in_fractions_are_told(instances):
 )
 def test_masks_that_contradict_their_boxes_are_told(instances, mask):
     """Also where the results have masks alone."""
-    path = pathlib.Path(instances[0])
-    content = json.loads(path.read_text())
-    content["annotations"][1]["segmentation"] = mask
-    path.write_text(json.dumps(content))
+    change_truth(instances, lambda gt: gt["annotations"][1].update(segmentation=mask))
     change_results(instances, lambda r: [without(x, "bbox") for x in r] and None)
     notes = InstanceFiles(*instances).score()["notes"]
     assert any("1 entries have another box" in note for note in notes)

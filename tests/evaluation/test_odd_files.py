@@ -382,7 +382,7 @@ def test_errors_name_what_is_wrong(folder, case):
         ("categories twice, last counts", "is listed more than once"),
         ("ground-truth category unknown", "1 ground-truth segments do not count"),
         ("no images", "All is null"),
-        ("ground-truth areas twice as large", "JSON's area of 11 ground-truth segments is not"),
+        ("ground-truth areas twice as large", "11 ground-truth segments have another area"),
     ],
 )
 def test_notes(folder, case, words):

@@ -90,7 +90,7 @@ def test_two_networks_need_the_backbone_twice(cached):
     assert whole.conv_multiply_adds + joint.conv_multiply_adds == whole_separate.conv_multiply_adds
 
 
-def test_table_1a(cached):
+def test_table_1a(cached, zero_weights):
     """0.5 and 0.8, 0.8 and 1.4, 1.9 and 1.9 in the paper."""
     rows = model_comparison.table_1a(Config())
     results = model_comparison.compare(rows, PAPER)
@@ -109,7 +109,7 @@ def test_table_1a(cached):
     assert "1.926    1.9" in model_comparison.table(results)
 
 
-def test_figure_4(cached):
+def test_figure_4(cached, zero_weights):
     """What the paper reads off its figure."""
     rows = model_comparison.figure_4(Config().replace(backbone="resnet101"))
     costs = {

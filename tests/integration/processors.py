@@ -9,6 +9,7 @@ RECORDS is a folder of `tiny.make_records`. In OUTPUT each kind gets KIND.npz, w
 and KIND/1, the export.
 """
 
+import gc
 import os
 import pathlib
 import sys
@@ -65,6 +66,7 @@ def config_of(kind, records):
 
 
 def main(records, output, kinds):
+    gc.disable()  # tracing makes many objects, of which few are garbage
     output = pathlib.Path(output)
     output.mkdir(parents=True, exist_ok=True)
     for kind in kinds or KINDS:
@@ -72,6 +74,7 @@ def main(records, output, kinds):
         found = {**train(config), **evaluate_and_export(config, output / kind / "1")}
         np.savez(output / f"{kind}.npz", **found)
         tf.keras.backend.clear_session()
+        gc.collect()
         print(kind, flush=True)
 
 
@@ -106,6 +109,8 @@ def evaluate_and_export(config, export_dir):
     )
     metrics = report.flat_scalars(metrics)
     module = exporter.module_of(network, config, info)
+    # The other signatures, which nothing here asks, run the same network.
+    module.signatures = lambda: {"panoptic": module.panoptic.get_concrete_function()}
     exporter.export(module, str(export_dir))
     loaded = tf.saved_model.load(str(export_dir))
     reply = loaded.signatures["panoptic"](images=tf.constant(image()))

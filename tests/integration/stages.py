@@ -3,49 +3,78 @@
 import numpy as np
 import tensorflow as tf
 
+from pfpn_tf.data import preprocess
 from pfpn_tf.model import box_head, detections, mask_head, rpn
 from pfpn_tf.structures import Proposals
 
+PHOTO = "data/coco_samples/panoptic/val2017/000000142238.jpg"
 
-class Stages:
-    """All stages of one photo, computed in one graph.
 
-    Args:
-      model: a network with the reference's weights.
-      golden: the reference's arrays by name, boxes and deltas with x before y.
-      images: [1, H, W, 3] input of the network. image_hw: its content size.
+def network_input(photo, config):
+    """From the bytes of a JPEG: [1, H, W, 3], content size and original size."""
+    data = config.data
+    image = preprocess.decode_image(tf.constant(photo))
+    original_hw = tf.shape(image)[:2]
+    hw = preprocess.resized_hw(original_hw, data.eval_min_side, data.eval_max_side, data.resize)
+    image = preprocess.resize_image(image, hw, data.resize)
+    image = preprocess.normalize(image, data.pixel_mean, data.pixel_std)
+    image = preprocess.pad_to(image, preprocess.padded_hw(hw, data.size_divisor))
+    return image[tf.newaxis], hw, original_hw
+
+
+def forward(model):
+    """The stages one by one, in the order of `PanopticFPN.call`, and the whole: one graph for
+    photos of all sizes.
+
+    From the proposals on, each stage gets the reference's input, so that it answers for itself.
     """
+    config = model.config
 
-    def __init__(self, model, golden, images, image_hw):
-        self.model, self.config, self.golden = model, model.config, golden
-        self.images, self.hw = images, tuple(image_hw)
-        self.outputs = tf.function(self.run, autograph=False)(
-            tf.constant(images), tf.constant([self.hw])
-        )
-
-    def run(self, images, image_hw):
-        """The stages one by one, in the order of `PanopticFPN.call`, and the whole."""
-        model, config, out = self.model, self.config, {}
+    @tf.function(
+        autograph=False,
+        input_signature=[
+            tf.TensorSpec([1, None, None, 3]),
+            tf.TensorSpec([1, 2], tf.int32),
+            tf.TensorSpec([1, 1000, 4], name="proposals"),
+            tf.TensorSpec([1, None, 4], name="detected_boxes"),
+            tf.TensorSpec([1, None], tf.int32, name="detected_classes"),
+        ],
+    )
+    def run(images, image_hw, boxes, detected, classes):
         pyramid = model.fpn(model.backbone(images))
         logits, deltas = model.rpn_head(pyramid)
         anchors = rpn.pyramid_anchors(pyramid, config, tf.float32)
         proposals = rpn.propose(logits, deltas, anchors, image_hw, config, training=False)
-        # From here on each stage gets the reference's input, so that it answers for itself.
-        boxes = tf.constant(yxyx(self.golden["proposal_boxes"]))[None]
         pooled = model._pool(pyramid, boxes, box_head.POOLED_SIZE)
         class_logits, box_deltas = model.box_head(pooled)
         given = Proposals(boxes, tf.zeros([1, 1000]), tf.ones([1, 1000], tf.bool))
         found = detections.detect(given, class_logits, box_deltas, image_hw, config)
-        detected = tf.constant(yxyx(self.golden["det_boxes_resized"]))[None]
         mask_pooled = model._pool(pyramid, detected, mask_head.POOLED_SIZE)
-        mask_logits = model.mask_head(mask_pooled, self.golden["det_classes"][None])
-        out.update(
+        mask_logits = model.mask_head(mask_pooled, classes)
+        return dict(
             pyramid=pyramid, logits=logits, deltas=deltas, anchors=anchors, proposals=proposals,
             pooled=pooled, class_logits=class_logits, box_deltas=box_deltas, found=found,
             mask_pooled=mask_pooled, mask_logits=mask_logits, semantic=model.semantic_head(pyramid),
             whole=model(images, image_hw),
         )  # fmt: skip
-        return out
+
+    return run
+
+
+class Stages:
+    """All stages of one photo.
+
+    Args:
+      run: `forward` of a network with the reference's weights.
+      golden: the reference's arrays by name, boxes and deltas with x before y.
+      images: [1, H, W, 3] input of the network. image_hw: its content size.
+    """
+
+    def __init__(self, run, golden, images, image_hw):
+        self.golden, self.images, self.hw = golden, images.numpy(), tuple(image_hw.numpy())
+        boxes, detected = (yxyx(golden[n])[None] for n in ("proposal_boxes", "det_boxes_resized"))
+        classes = golden["det_classes"].astype(np.int32)[None]
+        self.outputs = run(images, image_hw[None], boxes, detected, classes)
 
     def __getitem__(self, name):
         return self.outputs[name]

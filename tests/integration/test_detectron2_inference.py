@@ -12,9 +12,8 @@ import pytest
 import tensorflow as tf
 
 from pfpn_tf import config as config_lib
-from pfpn_tf.data import preprocess
 from pfpn_tf.postprocess import fusion, semantic_labels
-from tests.integration.stages import Stages, assert_close, chw, yxyx
+from tests.integration.stages import PHOTO, Stages, assert_close, chw, forward, network_input, yxyx
 
 # With and without oneDNN's kernels; see tools/test.sh.
 pytestmark = pytest.mark.both_stacks
@@ -28,19 +27,21 @@ BOXES_PX = 2 * 0.013
 MASK_LOGITS = 2 * 6.4e-3
 ARGMAX_PIXELS = 2 * 3
 PANOPTIC_PIXELS = 2 * 30
-CASES = {"c": "320x480", "b": "800x1199"}
+SIDES = {"c": (320, 533), "b": (800, 1333)}
 
 
-@pytest.fixture(scope="module", params=list(CASES))
-def stages(request, golden_model, test_data):
-    folder = "golden/detectron2"
-    golden = np.load(test_data(f"{folder}/{request.param}_000000142238.npz"))
-    source = np.load(test_data(f"{folder}/input_000000142238_{CASES[request.param]}.npz"))
-    image = source["resized_bgr"][..., ::-1].astype(np.float32)
-    image -= np.array(config_lib.Data().pixel_mean, np.float32)
-    padding = golden["padded_hw"] - image.shape[:2]
-    images = np.pad(image, [(0, padding[0]), (0, padding[1]), (0, 0)])[None]
-    return Stages(golden_model, golden, images, image.shape[:2])
+@pytest.fixture(scope="module")
+def run(golden_model):
+    return forward(golden_model)
+
+
+@pytest.fixture(scope="module", params=list(SIDES))
+def stages(request, run, golden_config, test_data):
+    """From the bytes of the JPEG; decoding and resizing are ours, too."""
+    shorter, longer = SIDES[request.param]
+    config = golden_config.replace(eval_min_side=shorter, eval_max_side=longer)
+    golden = np.load(test_data(f"golden/detectron2/{request.param}_000000142238.npz"))
+    return Stages(run, golden, *network_input(test_data(PHOTO).read_bytes(), config)[:2])
 
 
 def test_input(stages):
@@ -115,8 +116,8 @@ def test_semantic_logits(stages):
         stages.close("sem_logits_stride4", chw(which), SEMANTIC)
 
 
-def test_panoptic_map(stages):
-    """From the pixels to the map at the photo's size, all of it our own."""
+def test_panoptic_map(stages, golden_config):
+    """From the JPEG to the map at the photo's size, all of it our own."""
     hw = tf.constant(stages.hw), tf.constant(stages.golden["sem_argmax_orig"].shape)
     outputs = tf.nest.map_structure(lambda x: x[0], stages["whole"])
     labels = semantic_labels.semantic_labels(outputs.semantic_logits, *hw).numpy()
@@ -124,7 +125,7 @@ def test_panoptic_map(stages):
     print("semantic argmax: different pixels", wrong)
     assert wrong <= ARGMAX_PIXELS
 
-    result = _fuse(outputs, *hw, stages.config)
+    result = _fuse(outputs, *hw, golden_config.model)
     segments = json.loads(str(stages.golden["segments_info_json"]))
     num = int(result.num_segments)
     assert result.segment_ids[:num].numpy().tolist() == [s["id"] for s in segments]
@@ -133,35 +134,6 @@ def test_panoptic_map(stages):
     wrong = np.count_nonzero(result.panoptic_ids.numpy() != stages.golden["panoptic_seg"])
     print("panoptic map: different pixels", wrong)
     assert wrong <= PANOPTIC_PIXELS
-
-
-@pytest.fixture(scope="module")
-def network(golden_model):
-    """The whole network in one graph for all sizes."""
-    signature = [tf.TensorSpec([1, None, None, 3]), tf.TensorSpec([1, 2], tf.int32)]
-    return tf.function(
-        lambda images, image_hw: golden_model(images, image_hw), signature, autograph=False
-    )
-
-
-@pytest.mark.parametrize("case, sides", [("c", (320, 533)), ("b", (800, 1333))])
-def test_photo_to_panoptic_map(network, golden_model, test_data, case, sides):
-    """From the bytes of the JPEG to the map; decoding and resizing are ours, too."""
-    photo = test_data("data/coco_samples/panoptic/val2017/000000142238.jpg").read_bytes()
-    image = preprocess.decode_image(tf.constant(photo))
-    original_hw = tf.shape(image)[:2]
-    hw = preprocess.resized_hw(original_hw, *sides)
-    data = config_lib.Data()
-    image = preprocess.normalize(
-        preprocess.resize_image(image, hw), data.pixel_mean, data.pixel_std
-    )
-    image = preprocess.pad_to(image, preprocess.padded_hw(hw, data.size_divisor))
-    outputs = tf.nest.map_structure(lambda x: x[0], network(image[None], hw[None]))
-    panoptic_ids = _fuse(outputs, hw, original_hw, golden_model.config).panoptic_ids.numpy()
-    golden = np.load(test_data(f"golden/detectron2/{case}_000000142238.npz"))["panoptic_seg"]
-    wrong = np.mean(panoptic_ids != golden)
-    print(f"photo to panoptic map: {100 * wrong:.3f} % of the pixels differ")
-    assert wrong <= 0.002
 
 
 def _fuse(outputs, image_hw, original_hw, config):

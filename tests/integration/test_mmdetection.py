@@ -12,11 +12,11 @@ import tensorflow as tf
 from pycocotools import mask as coco_mask
 
 from pfpn_tf import config as config_lib
-from pfpn_tf.data import categories, preprocess
+from pfpn_tf.data import categories
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.postprocess import fusion, instances, semantic_labels
 from pfpn_tf.weights import convert, detectron2, safe_pickle
-from tests.integration.stages import Stages, assert_close, chw, yxyx
+from tests.integration.stages import PHOTO, Stages, assert_close, chw, forward, network_input, yxyx
 from tests.test_configs import ROOT, parse_flagfile
 
 FEATURES = 5.1e-5
@@ -50,27 +50,14 @@ def network(test_data, flagfile, names, stem_divisor=1.0):
     return config, model
 
 
-def network_input(test_data, config):
-    """From the JPEG: [1, H, W, 3], content size and original size."""
-    photo = test_data("data/coco_samples/panoptic/val2017/000000142238.jpg").read_bytes()
-    data = config.data
-    image = preprocess.decode_image(tf.constant(photo))
-    original_hw = tf.shape(image)[:2]
-    hw = preprocess.resized_hw(original_hw, data.eval_min_side, data.eval_max_side, data.resize)
-    image = preprocess.resize_image(image, hw, data.resize)
-    image = preprocess.normalize(image, data.pixel_mean, data.pixel_std)
-    image = preprocess.pad_to(image, preprocess.padded_hw(hw, data.size_divisor))
-    return image[tf.newaxis], hw, original_hw
-
-
 @pytest.fixture(scope="module")
 def panoptic(test_data):
     """Stages of Panoptic FPN at 320x480, sizes, settings."""
     config, model = network(test_data, "panoptic_fpn_r50", "names")
     config = config.replace(eval_min_side=320, eval_max_side=533)
     golden = np.load(test_data("golden/mmdetection/c_000000142238.npz"))
-    images, hw, original_hw = network_input(test_data, config)
-    return Stages(model, golden, images, hw.numpy()), hw, original_hw, config
+    images, hw, original_hw = network_input(test_data(PHOTO).read_bytes(), config)
+    return Stages(forward(model), golden, images, hw), hw, original_hw, config
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +142,7 @@ def test_mask_rcnn_in_both_styles(test_data, name, stem_divisor, scores):
     """At 800x1199, padded. Detections whose scores are this close may come in another order."""
     name = f"mask_rcnn_r50{name}"
     config, model = network(test_data, name, f"names_{name}", stem_divisor)
-    images, hw, original_hw = network_input(test_data, config)
+    images, hw, original_hw = network_input(test_data(PHOTO).read_bytes(), config)
     golden = np.load(test_data(f"golden/mmdetection/{name}_000000142238.npz"))
     found = tf.function(model, autograph=False)(images, hw[tf.newaxis]).detections
     found = instances.instances_at_original_size(

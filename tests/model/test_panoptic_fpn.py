@@ -7,22 +7,14 @@ import tensorflow as tf
 from pfpn_tf import config as config_lib
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.structures import GroundTruth
-from tests import precision
+from tests import precision, tiny
 
 K, S = 4, 6
 TINY = {
-    "backbone": "resnet_tiny",
-    "freeze_stages": 0,
-    "fpn_channels": 32,
-    "box_fc_channels": 32,
-    "mask_channels": 32,
-    "semantic_channels": 32,
-    "rpn_pre_nms_top_k_train": 50,
-    "rpn_pre_nms_top_k_eval": 50,
+    **tiny.SETTINGS,
+    "anchor_sizes": config_lib.Model().anchor_sizes,
     "rpn_post_nms_top_k": 40,
     "rpn_samples_per_image": 32,
-    "roi_samples_per_image": 16,
-    "max_detections": 10,
     "score_threshold": 0.0,
 }
 IMAGE_HW = [[64, 90], [50, 96]]

@@ -31,23 +31,20 @@ def test_matching(low_quality, maybe_graph):
     assert set(got[0].numpy().ravel()) == {-1, 0, 1}
 
 
-def test_shared_anchors_and_one_image_agree():
+def test_shared_anchors_and_those_of_each_image_agree():
     gt, anchors = random_case(0)
     valid = np.ones([6], bool)
-    one = matching.match_anchors(
-        tf.constant(gt), tf.constant(valid), tf.constant(anchors), 0.5, 0.3, True
-    )
-    batch = matching.match_anchors(
-        tf.constant([gt, gt]), tf.constant([valid, valid]), tf.constant(anchors), 0.5, 0.3, True
-    )
-    for a, b in zip(one, batch):
-        np.testing.assert_array_equal(a, b[1])
+    two = tf.constant([gt, gt]), tf.constant([valid, valid])
+    shared = matching.match_anchors(*two, tf.constant(anchors), 0.5, 0.3, True)
+    apart = matching.match_anchors(*two, tf.constant([anchors, anchors]), 0.5, 0.3, True)
+    for a, b in zip(shared, apart):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_equal_boxes_match_the_first():
     box = [0.0, 0.0, 8.0, 8.0]
     got = matching.match_anchors(
-        tf.constant([box] * 9), tf.ones([9], tf.bool), tf.constant([box] * 40), 0.7, 0.3, True
+        tf.constant([[box] * 9]), tf.ones([1, 9], tf.bool), tf.constant([box] * 40), 0.7, 0.3, True
     )
     assert (got[1].numpy() == 0).all() and (got[0].numpy() == 1).all()
 
@@ -67,16 +64,16 @@ def test_ground_truth_no_anchor_meets():
     """As in Detectron2: its best IoU is 0, and every anchor that misses it has just that."""
     anchors = tf.constant([[0.0, 0, 4, 4], [9, 9, 12, 12]])
     labels, _ = matching.match_anchors(
-        tf.constant([[50.0, 50, 60, 60]]), tf.constant([True]), anchors, 0.7, 0.3, True
+        tf.constant([[[50.0, 50, 60, 60]]]), tf.constant([[True]]), anchors, 0.7, 0.3, True
     )
-    np.testing.assert_array_equal(labels, [1, 1])
+    np.testing.assert_array_equal(labels, [[1, 1]])
 
 
 def test_thresholds_are_inclusive_above():
-    gt = tf.constant([[0.0, 0, 4, 4]])
+    gt = tf.constant([[[0.0, 0, 4, 4]]])
     anchors = tf.constant([[0.0, 0, 4, 2], [0.0, 0, 4, 1], [0.0, 0, 2, 1.5]])  # IoU 1/2, 1/4, 3/16
-    labels, _ = matching.match_anchors(gt, tf.constant([True]), anchors, 0.5, 0.25, False)
-    np.testing.assert_array_equal(labels, [1, -1, 0])
+    labels, _ = matching.match_anchors(gt, tf.constant([[True]]), anchors, 0.5, 0.25, False)
+    np.testing.assert_array_equal(labels, [[1, -1, 0]])
 
 
 def test_detectron2_anchor_labels(test_data, maybe_graph):

@@ -3,31 +3,21 @@
 import pytest
 import tensorflow as tf
 
-from pfpn_tf.config import Config
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.runs import checkpoints
 from pfpn_tf.serving import exporter
+from tests import tiny
 
 
 @pytest.fixture(scope="session")
 def run_dir(tmp_path_factory):
     """A run directory with untrained weights that nevertheless give confident segments."""
-    config = Config().replace(
-        eval_min_side=64,
+    config = tiny.config("").replace(
         eval_max_side=128,
-        backbone="resnet_tiny",
-        fpn_channels=32,
-        box_fc_channels=16,
-        mask_channels=16,
-        semantic_channels=32,
-        anchor_sizes=(8, 16, 32, 64, 128),
-        rpn_pre_nms_top_k_eval=50,
-        rpn_post_nms_top_k=20,
         max_detections=12,
         score_threshold=0.05,
         fusion_score_threshold=0.05,
-        fusion_stuff_area_threshold_px=16,
         max_segments=40,
         max_image_pixels=3_000_000,
         allowed_batch_sizes=(1, 2),
@@ -36,9 +26,7 @@ def run_dir(tmp_path_factory):
         [{"id": 3 * i + 2, "name": f"class {i}", "isthing": int(i < 4)} for i in range(7)]
     )
     tf.keras.utils.set_random_seed(0)
-    network = panoptic_fpn.build_model(
-        config.model, info.num_thing_classes, info.num_semantic_classes("other")
-    )
+    network = panoptic_fpn.build_for_dataset(config.model, info)
     for variable in network.variables:
         # wider heads than the initialisation's, so that scores and labels differ by place
         if variable.name.endswith("kernel:0") and "backbone" not in variable.name:

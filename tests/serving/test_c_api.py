@@ -79,10 +79,11 @@ def answers(requests, saved_model, tmp_path_factory):
         *("damaged", "metadata"),
     ],
 )
-def test_answers_equal_those_in_process(name, answers, requests, in_process):
+def test_answers_equal_those_of_python(name, answers, requests, loaded):
+    """Which `test_module` compares with those of the network in process."""
     signature, inputs = requests[name]
     inputs = {k: tf.constant(value) for k, value in inputs.items()}
-    expected = getattr(in_process, signature)(**inputs)
+    expected = loaded.signatures[signature](**inputs)
     assert set(answers[name]) == set(expected)
     for key, value in expected.items():
         actual = answers[name][key]

@@ -36,9 +36,7 @@ def readable(folder):
 def eager(run_dir):
     """Function of pixels to (ids, segments), without anything of pfpn_tf/serving or its graphs."""
     config, info = run_directory.load_run(run_dir)
-    network = panoptic_fpn.build_model(
-        config.model, info.num_thing_classes, info.num_semantic_classes("other")
-    )
+    network = panoptic_fpn.build_for_dataset(config.model, info)
     restore.restore_for_inference(network, run_dir)
     # An export folds, too, which rounds weights anew. These random heads give logits in the
     # hundreds, so one rounding in the backbone would move a probability by 1e-4.

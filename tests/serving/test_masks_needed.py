@@ -22,9 +22,7 @@ def build(run_dir, head_norm):
     config, info = run_directory.load_run(run_dir)
     config = config.replace(fusion_score_threshold=0.5, head_norm=head_norm)
     tf.keras.utils.set_random_seed(0)
-    network = panoptic_fpn.build_model(
-        config.model, info.num_thing_classes, info.num_semantic_classes("other")
-    )
+    network = panoptic_fpn.build_for_dataset(config.model, info)
     inference.spread_predictions(network, config, (90, 130))
     return exporter.module_of(network, config, info)
 

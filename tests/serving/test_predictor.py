@@ -91,23 +91,11 @@ def test_overlays_are_pictures_of_the_upright_image(tool_run):
     assert picture.shape == (3 * 70, 3 * 40, 3)
 
 
-def test_run_directory_gives_the_same_maps(run_dir, photos, tool_run, tmp_path):
-    model = predictor.load_run(run_dir)
-    path = str(photos / "000000000042.jpg")
-    assert predictor.predict_files(model, [path], str(tmp_path), overlays=False) == []
-    with open(tmp_path / "predictions.json") as f:
-        ours = json.load(f)["annotations"][0]
-    with open(tool_run[1] / "predictions.json") as f:
-        theirs = json.load(f)["annotations"][0]
-    ours, theirs = ([s["category_id"] for s in a["segments_info"]] for a in (ours, theirs))
-    assert ours == theirs
-    assert not (tmp_path / "pictures").exists()
-
-
 def test_the_reply_is_that_of_the_rest_signature(photos, loaded, saved_model, tmp_path):
     path = str(photos / "000000000042.jpg")
     model = predictor.load_saved_model(saved_model)
     predictor.predict_files(model, [path], str(tmp_path), overlays=False, replies=True)
+    assert not (tmp_path / "pictures").exists()
     written = json.loads((tmp_path / "replies" / "000000000042.json").read_text())
     (row,) = written["predictions"]
     content = (photos / "000000000042.jpg").read_bytes()

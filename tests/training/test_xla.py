@@ -1,8 +1,5 @@
 """The training step that XLA compiles computes what the plain one does."""
 
-import json
-import os
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -10,15 +7,10 @@ import tensorflow as tf
 from pfpn_tf.data import pipeline
 from pfpn_tf.losses import panoptic_fpn_losses
 from pfpn_tf.model import panoptic_fpn
-from pfpn_tf.runs import run_directory
 from pfpn_tf.structures import GroundTruth
 from pfpn_tf.training import checks, train
 from tests.training.test_replicas import two_cpus
-
-
-def metrics(run_dir):
-    with open(os.path.join(run_dir, run_directory.METRICS), encoding="utf-8") as f:
-        return [json.loads(line) for line in f]
+from tests.training.test_trainer import metrics
 
 
 def static(config):
@@ -57,12 +49,7 @@ def test_the_compiled_network_equals_the_plain_one(tiny_config):
 def step(config, info, batch, for_xla):
     """Losses, gradients and outputs, as numpy, of a network with seeded weights."""
     tf.keras.utils.set_random_seed(1)
-    model = panoptic_fpn.build_model(
-        config.model,
-        info.num_thing_classes,
-        info.num_semantic_classes(config.model.semantic_targets),
-        for_xla,
-    )
+    model = panoptic_fpn.build_for_dataset(config.model, info, for_xla)
 
     @tf.function(autograph=False, jit_compile=for_xla)
     def function(batch):

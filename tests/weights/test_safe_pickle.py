@@ -17,6 +17,18 @@ from pfpn_tf.weights import safe_pickle
 from tests.weights.test_detectron2 import assert_tensors
 
 
+@pytest.fixture
+def tensors_of(tmp_path):
+    """A function from the bytes of a file to the tensors in it."""
+
+    def read(content):
+        path = tmp_path / "model.pth"
+        path.write_bytes(content)
+        return safe_pickle.read(str(path)).tensors
+
+    return read
+
+
 class Evil:
     """Unpickled carelessly, it leaves a file behind."""
 
@@ -28,12 +40,11 @@ class Evil:
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_code_in_a_pickle_is_refused_by_name_and_not_run(tmp_path, protocol):
+def test_code_in_a_pickle_is_refused_by_name_and_not_run(tensors_of, tmp_path, protocol):
     trace = tmp_path / "trace"
-    path = tmp_path / "evil.pkl"
-    path.write_bytes(pickle.dumps({"model": {"a": np.zeros(2), "b": Evil(trace)}}, protocol))
+    content = pickle.dumps({"model": {"a": np.zeros(2), "b": Evil(trace)}}, protocol)
     with pytest.raises(ValueError, match=r"holds posix\.system"):
-        safe_pickle.read(str(path)).tensors
+        tensors_of(content)
     assert not trace.exists()
 
 
@@ -47,15 +58,13 @@ def test_code_in_a_pickle_is_refused_by_name_and_not_run(tmp_path, protocol):
         (types.SimpleNamespace(), "SimpleNamespace"),
     ],
 )
-def test_what_is_no_data_is_refused(tmp_path, value, named):
-    path = tmp_path / "odd.pkl"
-    path.write_bytes(pickle.dumps({"a": value}, 4))
+def test_what_is_no_data_is_refused(tensors_of, value, named):
     with pytest.raises(ValueError, match=named):
-        safe_pickle.read(str(path)).tensors
+        tensors_of(pickle.dumps({"a": value}, 4))
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
-def test_arrays_numbers_strings_containers(tmp_path, protocol):
+def test_arrays_numbers_strings_containers(tensors_of, protocol):
     content = {
         "model": {
             "f4": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -69,40 +78,19 @@ def test_arrays_numbers_strings_containers(tmp_path, protocol):
         "set": {1, 2},
         "scheduler": collections.OrderedDict(a=(1, 2.5, None, True, "x", b"y")),
     }
-    path = tmp_path / "good.pkl"
-    path.write_bytes(pickle.dumps(content, protocol))
-    tensors = safe_pickle.read(str(path)).tensors
+    tensors = tensors_of(pickle.dumps(content, protocol))
     assert list(tensors) == ["f4", "fortran", "big", "half", "empty"]
     for name, value in tensors.items():
         np.testing.assert_array_equal(value, content["model"][name])
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"not a pickle", pickle.dumps([1, 2]), pickle.dumps({"a": 1})]
-)
-def test_no_checkpoint(tmp_path, content):
-    path = tmp_path / "bad.pkl"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match="bad.pkl"):
-        safe_pickle.read(str(path)).tensors
-
-
-def test_a_damaged_number_takes_no_memory(tmp_path):
+def test_a_damaged_number_takes_no_memory(tensors_of):
     """The place of an object in the pickle's table of objects."""
-    path = tmp_path / "damaged.pkl"
-    path.write_bytes(b"\x80\x02}r" + struct.pack("<I", 2**24) + b".")
     tracemalloc.start()
     with pytest.raises(ValueError, match="holds no tensors"):
-        safe_pickle.read(str(path)).tensors
+        tensors_of(b"\x80\x02}r" + struct.pack("<I", 2**24) + b".")
     assert tracemalloc.get_traced_memory()[1] < 2**24
     tracemalloc.stop()
-
-
-def test_truncated_checkpoint(tmp_path):
-    path = tmp_path / "cut.pkl"
-    path.write_bytes(pickle.dumps({"a": np.zeros(1000)})[:500])
-    with pytest.raises(ValueError, match="damaged"):
-        safe_pickle.read(str(path)).tensors
 
 
 class _TorchPickler(pickle.Pickler):
@@ -235,30 +223,27 @@ def test_containers_of_mmdetection(test_data, name):
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
-def test_what_lies_outside_the_weights_is_not_touched(tmp_path, protocol):
-    trace, path = tmp_path / "trace", tmp_path / "train.pkl"
+def test_what_lies_outside_the_weights_is_not_touched(tensors_of, tmp_path, protocol):
+    trace = tmp_path / "trace"
     logs = {"hub": Evil(trace), "calls": [getattr, collections.deque([1]), {Evil(trace): 2}]}
     content = {"message_hub": logs, "model": {"a": np.ones(2)}, "odd": np.array([{}, None])}
-    path.write_bytes(pickle.dumps(content, protocol))
-    assert_tensors(safe_pickle.read(str(path)).tensors, {"a": np.ones(2)})
+    assert_tensors(tensors_of(pickle.dumps(content, protocol)), {"a": np.ones(2)})
     assert not trace.exists()
 
 
 @pytest.mark.parametrize(
     "prefix", ["model.", "module.", "_orig_mod.", "module.model._orig_mod.", "net.", "student."]
 )
-def test_what_stands_before_every_name_is_taken_off(tmp_path, prefix):
-    path = tmp_path / "wrapped.pkl"
+def test_what_stands_before_every_name_is_taken_off(tensors_of, prefix):
     tensors = {f"{prefix}{n}": np.ones(2) for n in "ab"}
     for content in (tensors, {**tensors, "pixel_mean": np.ones(3)}):
-        path.write_bytes(pickle.dumps({"state_dict": content}))
-        assert set(safe_pickle.read(str(path)).tensors) - {"pixel_mean"} == {"a", "b"}
+        found = tensors_of(pickle.dumps({"state_dict": content}))
+        assert set(found) - {"pixel_mean"} == {"a", "b"}
 
 
-def test_what_parts_of_the_network_begin_with_stays(tmp_path):
-    path, tensors = tmp_path / "backbone.pkl", {f"backbone.{n}": np.ones(2) for n in "ab"}
-    path.write_bytes(pickle.dumps(tensors))
-    assert set(safe_pickle.read(str(path)).tensors) == set(tensors)
+def test_what_parts_of_the_network_begin_with_stays(tensors_of):
+    tensors = {f"backbone.{n}": np.ones(2) for n in "ab"}
+    assert set(tensors_of(pickle.dumps(tensors))) == set(tensors)
 
 
 @pytest.mark.parametrize(
@@ -269,25 +254,26 @@ def test_what_parts_of_the_network_begin_with_stays(tmp_path):
         lambda t: {"checkpoint": {"weights": t}},
     ],
 )
-def test_weights_are_found_under_their_keys(tmp_path, wrap):
-    path, tensors = tmp_path / "wrapped.pkl", {"a": np.ones(2), "b": np.zeros(3)}
-    path.write_bytes(pickle.dumps(wrap(tensors)))
-    assert_tensors(safe_pickle.read(str(path)).tensors, tensors)
+def test_weights_are_found_under_their_keys(tensors_of, wrap):
+    tensors = {"a": np.ones(2), "b": np.zeros(3)}
+    assert_tensors(tensors_of(pickle.dumps(wrap(tensors))), tensors)
 
 
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"),
-        (b"\n<!DOCTYPE html><html><body>Sign in</body></html>", "a web page"),
-        (b"\xef\xbb\xbf<?xml version='1.0'?><Error>AccessDenied</Error>", "a web page"),
-        (b'{"message": "Not found"}', "a web page or a server's message"),
-        (b"404: Not Found", "a text and no weights; it begins with '404: Not Found'"),
-        ("Zugriff verweigert\r\n".encode("utf-16"), "a text .* 'Zugriff verweigert'"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer"),
+        (b"\n<!DOCTYPE html><html><body>Sign in</body></html>", "is a web page"),
+        (b"\xef\xbb\xbf<?xml version='1.0'?><Error>AccessDenied</Error>", "is a web page"),
+        (b'{"message": "Not found"}', "is a web page or a server's message"),
+        (b"404: Not Found", "is a text and no weights; it begins with '404: Not Found'"),
+        ("Zugriff verweigert\r\n".encode("utf-16"), "is a text .* 'Zugriff verweigert'"),
+        (b"", "is damaged or no checkpoint"),
+        (pickle.dumps({"a": np.zeros(1000)})[:500], "is damaged or no checkpoint"),
+        (pickle.dumps([1, 2]), "holds a list, not a dict of tensors"),
+        (pickle.dumps({"a": 1}), "holds no tensors, but a"),
     ],
 )
-def test_downloads_that_are_no_weights_are_named(tmp_path, content, message):
-    path = tmp_path / "model.pth"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=f"model.pth is {message}"):
-        safe_pickle.read(str(path)).tensors
+def test_files_that_are_no_weights_are_named(tensors_of, content, message):
+    with pytest.raises(ValueError, match=f"model.pth {message}"):
+        tensors_of(content)
