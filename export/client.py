@@ -31,6 +31,11 @@ flags.DEFINE_string(
 flags.DEFINE_string("model_name", "panoptic", "Name under which the server serves the model.")
 flags.DEFINE_list("images", [], "Files, folders (every image in them) or globs, comma-separated.")
 flags.DEFINE_string("output_dir", "", "Folder to write to; made if need be.")
+flags.DEFINE_float("score_threshold", None, "Of instances in the map; empty: the export's.")
+flags.DEFINE_float(
+    "overlap_threshold", None, "Share of an instance that others may hide; likewise."
+)
+flags.DEFINE_integer("stuff_area_threshold_px", None, "Of stuff in the map; likewise.")
 flags.DEFINE_bool("overlays", True, "Also draw each result over its image.")
 flags.DEFINE_bool(
     "serving_reply", False, "Also write what TensorFlow Serving's REST interface replies."
@@ -65,26 +70,15 @@ def main():
 
 
 def send_files(connection, paths):
-    from pfpn_tf.data.categories import DatasetInfo
-    from pfpn_tf.serving import results
+    from pfpn_tf.serving import client, results
 
-    def decode(content):
-        from pfpn_tf.serving import images  # with TensorFlow
-
-        return images.upright_pixels(content).numpy()
-
-    info = DatasetInfo.from_coco_categories(connection.metadata()["categories"])
-    with results.Writer(FLAGS.output_dir, info, FLAGS.overlays, FLAGS.serving_reply) as writer:
+    given = {name: FLAGS[name].value for name in client.THRESHOLDS}
+    model = connection.model({k: value for k, value in given.items() if value is not None})
+    options = FLAGS.overlays, FLAGS.serving_reply
+    with results.Writer(FLAGS.output_dir, model.info, *options) as writer:
         try:
             with progress.Bar("Predicting", len(paths), "image") as bar:
-                failures = results.answer_files(
-                    paths,
-                    lambda image: connection.predict([image])[0],
-                    decode,
-                    writer,
-                    FLAGS.concurrency,
-                    bar.update,
-                )
+                failures = model.predict_files(paths, writer, FLAGS.concurrency, bar.update)
         finally:
             print(f"Wrote {writer.count} of {len(paths)} answers to {FLAGS.output_dir}.")
     for failure in failures:

@@ -21,7 +21,21 @@ __version__ = "0.1.0"
 
 
 def load(source, checkpoint=None, **settings):
-    """A trained network that answers for images; see `pfpn_tf.serving.model.load`."""
-    from pfpn_tf.serving import model
+    """A trained network that answers for images.
 
-    return model.load(source, checkpoint, **settings)
+    Args:
+      source: folder of an export, a run directory, or a name of published weights, which are
+        downloaded once: "mmdet://panoptic_fpn_r50_fpn_1x_coco"; pfpn-convert-weights --list prints
+        them all.
+      checkpoint, **settings: see `pfpn_tf.serving.predictor.load`.
+
+    Raises:
+      pfpn_tf.utils.errors.UserError: there is no such network.
+    """
+    if isinstance(source, str) and "://" in source:
+        from pfpn_tf.weights import convert
+
+        source = convert.published_run(source)
+    from pfpn_tf.serving import predictor
+
+    return predictor.load(source, checkpoint, **settings)

@@ -10,7 +10,7 @@ from absl import flags
 
 from pfpn_tf import config as config_lib
 from pfpn_tf import config_checks
-from pfpn_tf.utils import files
+from pfpn_tf.utils import files, recipes
 from pfpn_tf.utils.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -41,28 +41,22 @@ def given_settings(flag_values: flags.FlagValues = FLAGS) -> dict:
     Raises:
       UserError: an item of a list flag is not a number where one is expected.
     """
-    return {
+    settings = {
         name: _parse(name, flag_values[name].value, field)
         for name, field in config_lib.all_fields().items()
         if name in flag_values and flag_values[name].present
     }
+    if settings.get("dataset_info"):
+        settings["dataset_info"] = recipes.existing(settings["dataset_info"])
+    return settings
 
 
-def settings_of(arguments: Iterable[str], root: str) -> dict:
-    """The settings that arguments of a command give; its flagfiles have paths below `root`."""
+def settings_of(arguments: Iterable[str]) -> dict:
+    """The settings that arguments of a command give."""
     values = flags.FlagValues()
     define_config_flags(values)
-    values(["", *_with_flagfiles(arguments, root)])
+    values(["", *(argument for argument, _ in recipes.expand(arguments))])
     return given_settings(values)
-
-
-def _with_flagfiles(arguments, root):
-    for argument in arguments:
-        if argument.startswith("--flagfile="):
-            with open(os.path.join(root, argument.partition("=")[2]), encoding="utf-8") as f:
-                yield from _with_flagfiles([line.strip() for line in f], root)
-        elif argument.startswith("--"):  # in a flagfile, all else is comment
-            yield argument
 
 
 def config_from_flags(base: config_lib.Config = config_lib.Config()) -> config_lib.Config:

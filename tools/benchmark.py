@@ -13,6 +13,8 @@
     train           the training step, the input and both together
     step, input     one of them
     pq              scoring panoptic files, beside panopticapi
+    scale           a tiny network on --num_records records: first batch, resume at --resume_step,
+                    memory of --train_steps steps and of an evaluation of --max_images
     eval_memory     memory of an evaluation over its length
     roi_align, group_norm, fusion   single operations
 
@@ -37,6 +39,8 @@ flags.DEFINE_integer("num_images", 0, "Images, or requests of serving_memory; 0:
 flags.DEFINE_integer("num_processes", 0, "Processes that score files; 0: one per CPU.")
 flags.DEFINE_integer("num_instances", 10, "Instances of a drawn training image.")
 flags.DEFINE_integer("serving_batch_size", 1, "Images of a request.")
+flags.DEFINE_integer("num_records", 120_000, "Records of the rehearsal.")
+flags.DEFINE_integer("resume_step", 89_000, "Where its second run continues.", lower_bound=0)
 flags.DEFINE_string("output_json", "", "Also write the figures here.")
 flags_lib.define_config_flags()
 
@@ -55,6 +59,8 @@ def main():
         num_instances=FLAGS.num_instances,
         saved_model=FLAGS.saved_model,
         serving_batch_size=FLAGS.serving_batch_size,
+        num_records=FLAGS.num_records,
+        resume_step=FLAGS.resume_step,
     )
     logging.info("Measuring; warming up takes longer than what is measured.")
     text = json.dumps(suite.run(FLAGS.what, flags_lib.given_settings(), options), indent=2)

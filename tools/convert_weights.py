@@ -15,8 +15,6 @@ Backbones: Detectron2's R-50.pkl, R-101.pkl, X-101-32x8d.pkl, torchvision's .pth
 --weights=imagenet for Keras' ResNets. Nothing in a file is executed.
 """
 
-import os
-
 from absl import flags
 
 from pfpn_tf import config as config_lib
@@ -64,7 +62,7 @@ def main():
         base = base or config_lib.Config()
         if given.detectron2_config:
             source = detectron2_config.read(given.detectron2_config)
-            if source.of_coco and os.path.exists(zoo.COCO_INFO):
+            if source.of_coco:
                 base = base.replace(dataset_info=zoo.COCO_INFO)
             base = base.replace(**source.settings)
         config = flags_lib.config_from_flags(base)

@@ -74,7 +74,8 @@ export_model() {
 predict() {
   rm -rf "$predictions"
   "$python" tools/predict.py --saved_model=demo/saved_model/1 --images="$data/val" \
-    --output_dir="$predictions"
+    --output_dir="$predictions" --contact_sheet=demo/contact_sheet.png \
+    --panoptic_json="$data/annotations/panoptic_val.json"
 }
 
 heading "Installation"
@@ -85,13 +86,13 @@ step show "Pictures of what the model will see: demo/what_the_model_sees" show
 step train "Training from scratch: $run" train
 step evaluate "Evaluation on the validation images, none of them seen in training" evaluate
 step export_model "Export to a SavedModel: demo/saved_model/1" export_model
-step predict "Prediction with the exported model: $predictions" predict
+step pictures "Prediction with the exported model: $predictions" predict
 
 heading "Results"
 cat demo/evaluation.txt
 echo
 echo "The best and the worst images beside the truth:"
 find "$PWD/$run/eval" -name report.html
-echo "What the exported model makes of images that it has not seen; the first five, not chosen:"
-find "$PWD/$predictions/pictures" -type f | sort | sed -n 1,5p
+echo "What the exported model makes of each image that it has not seen: $PWD/$predictions/pictures"
 printf '\nThe demo took %d min %02d s.\n' $((SECONDS / 60)) $((SECONDS % 60))
+echo "Photo, truth and prediction of the first three, not chosen: $PWD/demo/contact_sheet.png"

@@ -6,16 +6,18 @@
     python tools/predict.py --saved_model=models/panoptic/1 --video=street.mp4 --output_dir=out
 
 Of images: OUTPUT_DIR/predictions.json (COCO panoptic format), its maps in predictions/, overlays in
-pictures/. Of a video: NAME_overlay.mp4 and, with --save_predictions, the same files per frame. With
---serving_reply also replies/NAME.json, what TensorFlow Serving's REST interface would answer. With
---run_dir any setting of the run can be given on top. Exit codes: 0 all done, 1 some images could
-not be read, drawn or written (the others are done), 2 unusable settings or files.
+pictures/; with --contact_sheet one picture of the first three: photo, truth and prediction. Of a
+video: NAME_overlay.mp4 and, with --save_predictions, the same files per frame. With --serving_reply
+also replies/NAME.json, what TensorFlow Serving's REST interface would answer. With --run_dir any
+setting of the run can be given on top. Exit codes: 0 all done, 1 some images could not be read,
+drawn or written (the others are done), 2 unusable settings or files.
 """
 
 import sys
 
 from absl import flags
 
+import pfpn_tf
 from pfpn_tf import flags as flags_lib
 from pfpn_tf.utils import cli, progress
 from pfpn_tf.utils.errors import UserError
@@ -36,6 +38,10 @@ flags.DEFINE_bool(
 flags.DEFINE_bool(
     "serving_reply", False, "Also write what TensorFlow Serving's REST interface replies."
 )
+flags.DEFINE_string(
+    "contact_sheet", "", "PNG or JPEG file to write: photos and maps of the first three images."
+)
+flags.DEFINE_string("panoptic_json", "", "COCO panoptic JSON with the truth for --contact_sheet.")
 flags_lib.define_config_flags()
 
 
@@ -52,6 +58,7 @@ def main():
             f"--{next(iter(settings))} cannot be changed in an exported model; give it to "
             "export_saved_model.py, or use --run_dir."
         )
+    check_contact_sheet()
     from pfpn_tf.serving import predictor, results
 
     if FLAGS.video:
@@ -62,19 +69,36 @@ def main():
     if FLAGS.saved_model:
         model = predictor.load_saved_model(FLAGS.saved_model)
     else:
-        model = predictor.load_run(FLAGS.run_dir, FLAGS.checkpoint, settings)
+        model = pfpn_tf.load(FLAGS.run_dir, FLAGS.checkpoint or None, **settings)
     if FLAGS.video:
         return predict_video(model, video)
     return predict_images(model, paths)
 
 
-def predict_images(model, paths):
-    from pfpn_tf.serving import predictor
+def check_contact_sheet():
+    if FLAGS.contact_sheet:
+        if not FLAGS.contact_sheet.lower().endswith((".png", ".jpg", ".jpeg")):
+            raise UserError(f"--contact_sheet={FLAGS.contact_sheet} must end in .png or .jpg.")
+        if FLAGS.video:
+            raise UserError("--contact_sheet is of --images; of a video give frames.")
+        flags_lib.make_parent("contact_sheet")
+    elif FLAGS.panoptic_json:
+        raise UserError("--panoptic_json is the truth for --contact_sheet=FILE; give that, too.")
 
-    with progress.Bar("Predicting", len(paths), "image") as bar:
-        failures = predictor.predict_files(
-            model, paths, FLAGS.output_dir, FLAGS.overlays, FLAGS.serving_reply, bar.update
-        )
+
+def predict_images(model, paths):
+    from pfpn_tf.serving import model as model_lib
+    from pfpn_tf.serving import results
+
+    options = FLAGS.overlays, FLAGS.serving_reply
+    with results.Writer(FLAGS.output_dir, model.info, *options) as writer:
+        with progress.Bar("Predicting", len(paths), "image") as bar:
+            failures = model.predict_files(paths, writer, progress=bar.update)
+    bad = {failure.path for failure in failures}
+    shown = [path for path in paths if path not in bad][:3]
+    if FLAGS.contact_sheet and shown:
+        sheet = model_lib.contact_sheet(model(shown), FLAGS.panoptic_json)
+        sheet.save(FLAGS.contact_sheet, quality=92)  # PNG has none.
     for failure in failures:
         print(f"Skipped {failure.path}: {failure.reason}", file=sys.stderr)
     print(f"Wrote {len(paths) - len(failures)} of {len(paths)} predictions to {FLAGS.output_dir}.")

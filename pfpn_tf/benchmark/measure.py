@@ -10,8 +10,11 @@ import multiprocessing
 import os
 import platform
 import statistics
+import threading
 import time
 from typing import Any, Callable, Dict, Optional, Sequence
+
+import numpy as np
 
 from pfpn_tf.utils import process
 from pfpn_tf.utils.errors import UserError
@@ -53,6 +56,38 @@ def summary(times: Sequence[float], warmup: int) -> Dict[str, Any]:
         "max_ms": round(1e3 * max(times), 3),
         "repeats": len(times),
         "warmup": warmup,
+    }
+
+
+def watched(function: Callable[[], Any], every_seconds: float = 0.2) -> Dict[str, Any]:
+    """Calls `function` once and samples this process's memory meanwhile.
+
+    Returns:
+      seconds; cpu_seconds, of all threads; memory_mib, resident without the pages of files, which
+      the system takes back as it likes: medians of up to ten equal parts of the time;
+      growth_percent, from the middle of the time to the end.
+    """
+    samples, done = [_memory("RssAnon")], threading.Event()
+
+    def sample():
+        while not done.wait(every_seconds):
+            samples.append(_memory("RssAnon"))
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    start, cpu_start = time.perf_counter(), time.process_time()
+    try:
+        function()
+    finally:
+        done.set()
+        thread.join()
+    samples.append(_memory("RssAnon"))
+    parts = [statistics.median(part) for part in np.array_split(samples, min(10, len(samples)))]
+    return {
+        "seconds": round(time.perf_counter() - start, 3),
+        "cpu_seconds": round(time.process_time() - cpu_start, 3),
+        "memory_mib": [round(part, 1) for part in parts],
+        "growth_percent": round(100 * (parts[-1] / parts[len(parts) // 2] - 1), 2),
     }
 
 

@@ -10,6 +10,7 @@ from pfpn_tf.benchmark import (
     inference,
     measure,
     panoptic_quality,
+    scale,
     serving_memory,
     training,
 )
@@ -26,6 +27,7 @@ class Options(NamedTuple):
       num_instances: of a drawn training image.
       saved_model: directory of an export; may be empty.
       serving_batch_size: images of a request.
+      num_records, resume_step: of the rehearsal.
     """
 
     repeats: int = 7
@@ -34,6 +36,8 @@ class Options(NamedTuple):
     num_instances: int = 10
     saved_model: str = ""
     serving_batch_size: int = 1
+    num_records: int = 120_000
+    resume_step: int = 89_000
 
 
 def run(name: str, settings: Mapping[str, Any], options: Options) -> Dict[str, Any]:
@@ -105,6 +109,11 @@ def _evaluator_memory(settings, options):
     return evaluator.benchmark_evaluator_memory(**(lengths if options.num_images else {}))
 
 
+def _scale(settings, options):
+    config = config_lib.from_mapping({**scale.SETTINGS, **settings})
+    return scale.benchmark_scale(config, options.num_records, options.resume_step)
+
+
 def _component(function):
     return lambda settings, options: measure.in_fresh_process(function, options.repeats)
 
@@ -116,6 +125,7 @@ BENCHMARKS: Dict[str, Callable[[Dict[str, Any], Options], Dict[str, Any]]] = {
     "step": _step,
     "input": _input,
     "pq": _panoptic_quality,
+    "scale": _scale,
     "eval_memory": _evaluator_memory,
     "roi_align": _component(components.benchmark_roi_align),
     "group_norm": _component(components.benchmark_group_norm),

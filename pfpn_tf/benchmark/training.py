@@ -10,6 +10,7 @@ import contextlib
 import os
 import sys
 import tempfile
+import time
 from typing import Any, Dict, Iterator, Tuple
 
 import numpy as np
@@ -49,7 +50,8 @@ def benchmark_input(config: config_lib.Config, repeats: int) -> Dict[str, Any]:
       repeats: a quarter of the timed batches.
 
     Returns:
-      "batch" as `measure.timed`, images_per_second over all timed batches, peak_memory_mib.
+      "batch" as `measure.timed`; over all timed batches images_per_second and
+      images_per_cpu_second, which is that of one core; peak_memory_mib.
     """
     with _records(config) as with_records:
         return measure.in_fresh_process(_batches, with_records, repeats)
@@ -142,10 +144,14 @@ def _batches(config, repeats):
     warmup, repeats = 2 * pipeline.PREFETCHED_BATCHES, 4 * repeats
     for _ in range(warmup):
         next(batches)
+    cpu_start = time.process_time()
     times = [measure.seconds(lambda: next(batches)) for _ in range(repeats)]
+    cpu_seconds = time.process_time() - cpu_start
+    images = config.train.global_batch_size * repeats
     return {
         "batch": measure.summary(times, warmup),
-        "images_per_second": round(config.train.global_batch_size * repeats / sum(times), 2),
+        "images_per_second": round(images / sum(times), 2),
+        "images_per_cpu_second": round(images / cpu_seconds, 2),
         "peak_memory_mib": measure.peak_memory_mib(),
     }
 
@@ -218,16 +224,22 @@ def _records(config: config_lib.Config) -> Iterator[config_lib.Config]:
 
 
 def _draw_records(folder):
-    from pfpn_tf.data import coco_panoptic, convert, synthetic
+    from pfpn_tf.data import convert
 
-    drawn = os.path.join(folder, "drawn")
-    synthetic.make_dataset(drawn, _DRAWN_IMAGES, 1, seed=0, sides=_DRAWN_SIDES)
-    annotations = os.path.join(drawn, "annotations")
-    dataset = coco_panoptic.CocoPanoptic(
-        os.path.join(annotations, "panoptic_train.json"),
-        os.path.join(annotations, "panoptic_train"),
-        os.path.join(drawn, "train"),
-        os.path.join(annotations, "instances_train.json"),
-    )
+    dataset = drawn_dataset(os.path.join(folder, "drawn"), _DRAWN_IMAGES, _DRAWN_SIDES)
     with contextlib.redirect_stdout(sys.stderr):  # the progress; stdout is for the figures
         convert.convert(dataset, folder, "train")
+
+
+def drawn_dataset(folder: str, num_images: int, sides: Tuple[int, int]):
+    """Draws scenes into a folder; returns them as a `CocoPanoptic` dataset."""
+    from pfpn_tf.data import coco_panoptic, synthetic
+
+    synthetic.make_dataset(folder, num_images, 1, seed=0, sides=sides)
+    annotations = os.path.join(folder, "annotations")
+    return coco_panoptic.CocoPanoptic(
+        os.path.join(annotations, "panoptic_train.json"),
+        os.path.join(annotations, "panoptic_train"),
+        os.path.join(folder, "train"),
+        os.path.join(annotations, "instances_train.json"),
+    )

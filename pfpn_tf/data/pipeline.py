@@ -241,7 +241,11 @@ def _training_loader(config, info):
             "seed": network_seed,
             "gt_boxes": tf.gather(boxes, visible),
             "gt_class_ids": tf.gather(class_ids, visible),
-            "gt_masks": tf.gather(masks, visible),
+            "gt_masks": tf.cond(  # Nearly always all; then the copy is saved.
+                tf.size(visible) == tf.shape(masks)[0],
+                lambda: masks,
+                lambda: tf.gather(masks, visible),
+            ),
             "gt_semantic": semantic,
         }
 

@@ -125,6 +125,8 @@ def class_rows(metrics: Dict[str, Any], categories: Sequence[Dict[str, Any]]) ->
       metrics: of `Evaluator.evaluate` or `score_files`.
       categories: COCO categories.
     """
+    # IoU of the panoptic maps, if there are any, else of the semantic branch.
+    iou = (metrics.get("semantic") or metrics.get("semantic_branch") or {}).get("iou")
     rows = []
     for category in sorted(categories, key=lambda c: c["isthing"] != 1):
         key = str(category["id"])
@@ -136,7 +138,6 @@ def class_rows(metrics: Dict[str, Any], categories: Sequence[Dict[str, Any]]) ->
                 values[name] = 100 * row[name.lower()] if occurs else None
             for name in _COUNTS:
                 values[name] = row[name.lower()] if occurs else None
-        iou = _class_iou(metrics)
         if iou:
             values["IoU"] = _known_points(iou.get(key))
         for kind, name in (("bbox", "Box AP"), ("segm", "Mask AP")):

@@ -16,11 +16,13 @@ from urllib import parse
 
 import numpy as np
 
+from pfpn_tf.serving.model import Model
 from pfpn_tf.serving.results import Refused, refusal
 from pfpn_tf.utils.errors import UserError
 
 AVAILABLE = "AVAILABLE"
 GRPC_PORT, REST_PORT = 8500, 8501
+THRESHOLDS = ("score_threshold", "overlap_threshold", "stuff_area_threshold_px")
 PAUSES_S = (0.2, 0.4, 0.8, 1.6, 3.2)
 """Pauses before a request is repeated that a server could not take; each is drawn from half of it
 on, so that many clients do not come back all at once."""
@@ -69,8 +71,6 @@ def connect(url: str, model_name: str, timeout_s: float = 60.0, ca_file: str = "
 class Connection(abc.ABC):
     """What both protocols have in common. Threads may share a connection."""
 
-    _signature: str  # of panoptic maps of encoded images
-
     def status(self) -> str:
         """AVAILABLE when a version of the model answers, else the state of the newest.
 
@@ -84,6 +84,19 @@ class Connection(abc.ABC):
     @abc.abstractmethod
     def metadata(self) -> Dict[str, Any]:
         """What the model says about itself; see `module.metadata_json`."""
+
+    def model(self, thresholds: Mapping[str, Any] = {}) -> Model:
+        """The network, to be called with images as one that `pfpn_tf.load` gives.
+
+        Args:
+          thresholds: see `predict`.
+
+        Raises:
+          ServerError: no answer.
+        """
+        metadata = self.metadata()
+        every = _all_thresholds(thresholds, metadata) if thresholds else {}
+        return Model(lambda image: self.predict([image], every)[0], metadata)
 
     def predict(
         self, images: Sequence[bytes], thresholds: Mapping[str, Any] = {}
@@ -101,12 +114,10 @@ class Connection(abc.ABC):
           ServerError: no answer.
         """
         if not thresholds:
-            return self._patiently(self._signature, images, {})
-        own = self.metadata()
-        inputs = {
-            name: np.broadcast_to(thresholds.get(name, own[f"fusion_{name}"]), [len(images)])
-            for name in ("score_threshold", "overlap_threshold", "stuff_area_threshold_px")
-        }
+            return self._patiently("serving_rest", images, {})
+        if len(thresholds) < len(THRESHOLDS):
+            thresholds = _all_thresholds(thresholds, self.metadata())
+        inputs = {name: np.broadcast_to(t, [len(images)]) for name, t in thresholds.items()}
         inputs = {
             k: v.astype(np.int32 if k.endswith("px") else np.float32) for k, v in inputs.items()
         }
@@ -137,10 +148,13 @@ class Connection(abc.ABC):
         """A reply for each image; `inputs` are further ones of the signature, each [B]."""
 
 
+def _all_thresholds(thresholds, metadata):
+    """The given ones, and the export's."""
+    return {name: metadata[f"fusion_{name}"] for name in THRESHOLDS} | dict(thresholds)
+
+
 class RestConnection(Connection):
     """Talks to the REST interface. Each thread has its own socket."""
-
-    _signature = "serving_rest"
 
     def __init__(self, parts: parse.SplitResult, model_name: str, timeout_s: float, authorities):
         self._parts = parts
@@ -245,8 +259,6 @@ def _from_json(value):
 
 class GrpcConnection(Connection):
     """Talks to the gRPC interface."""
-
-    _signature = "serving_default"
 
     def __init__(self, parts: parse.SplitResult, model_name: str, timeout_s: float, authorities):
         try:

@@ -3,21 +3,25 @@
 import pfpn_tf
 model = pfpn_tf.load("models/panoptic/1")
 result = model("photo.jpg")
+
+The same for a network behind TensorFlow Serving: `client.connect(...).model()`. TensorFlow is
+imported only where pictures are drawn.
 """
 
 import io
 import os
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union, overload
+from typing import Any, Callable, Dict, List, Mapping, Sequence, Tuple, Union, overload
 
 import numpy as np
 from PIL import Image
 
-from pfpn_tf.data import predictions
+from pfpn_tf.data import coco_json, panoptic_png, predictions
 from pfpn_tf.data.categories import DatasetInfo
-from pfpn_tf.runs import run_directory
-from pfpn_tf.serving import images as images_lib
-from pfpn_tf.serving import predictor, results
+from pfpn_tf.serving import results
+from pfpn_tf.utils import visualize
 from pfpn_tf.utils.errors import UserError
+
+_SHEET_SIDE = 640  # pixels of the longer side of each picture of a contact sheet
 
 Photo = Union[str, "os.PathLike[str]", bytes, np.ndarray, Image.Image]
 """A path, an encoded image, [h, w, 3] uint8 RGB or [h, w] uint8 grey, or a PIL image."""
@@ -28,7 +32,7 @@ class Segment:
 
     Attributes:
       id: its number in `Result.ids`.
-      category: name of its class.
+      category, name: name of its class.
       category_id: the dataset's number of its class.
       is_thing: whether its class is countable.
       score: 0 to 1; of stuff the mean probability of its class.
@@ -39,7 +43,7 @@ class Segment:
     def __init__(self, ids: np.ndarray, entry: Mapping[str, Any], category: str):
         x, y, width, height = entry["bbox"]
         self.id: int = entry["id"]
-        self.category = category
+        self.category = self.name = category
         self.category_id: int = entry["category_id"]
         self.is_thing = bool(entry["isthing"])
         self.score: float = entry["score"]
@@ -64,6 +68,7 @@ class Result:
     Attributes:
       ids: [h, w] int32 segment id of every pixel, 0 where there is none.
       segments: the segments, a `Segment` each.
+      file_name: of the image; "image" if it was no file.
     """
 
     def __init__(self, name: str, image: bytes, reply: Mapping[str, Any], info: DatasetInfo):
@@ -71,7 +76,7 @@ class Result:
         entries = predictions.segments_info(reply)
         names = {category.id: category.name for category in info.categories}
         self.segments = [Segment(self.ids, e, names[e["category_id"]]) for e in entries]
-        self._name = name
+        self.file_name = os.path.basename(name)
         self._image = image
         self._reply = reply
         self._entries = entries
@@ -82,8 +87,7 @@ class Result:
         return Image.fromarray(results.draw(self._pixels(), self.ids, self._entries, self._info))
 
     def _pixels(self):
-        """What the network saw, by its own decoder, so that the map always fits."""
-        return images_lib.upright_pixels(self._image).numpy()
+        return seen_pixels(self._image)
 
     def save(self, folder: Union[str, "os.PathLike[str]"]) -> None:
         """Writes the map in COCO panoptic format, and the picture of `draw`.
@@ -119,24 +123,89 @@ class Result:
 def save(found: Sequence[Result], folder: Union[str, "os.PathLike[str]"]) -> None:
     """Writes several results into one folder, as `Result.save` does one."""
     # Two results may be of the same file, or of arrays, which have no name.
-    keys = [os.path.join(str(i), os.path.basename(result._name)) for i, result in enumerate(found)]
+    keys = [os.path.join(str(i), result.file_name) for i, result in enumerate(found)]
     names = results.unique_names(keys)
     with results.Writer(os.fspath(folder), found[0]._info) as writer:
         for key, result in zip(keys, found):
-            file_name = os.path.basename(result._name)
-            writer.write(names[key], file_name, result._pixels, result._reply)
+            writer.write(names[key], result.file_name, result._pixels, result._reply)
+
+
+def contact_sheet(found: Sequence[Result], panoptic_json: str = "") -> Image.Image:
+    """Photo, truth and prediction of a few images in one picture.
+
+    Args:
+      found: a column each; the pictures of a single image stand side by side.
+      panoptic_json: COCO panoptic JSON with the truth, its PNGs in the folder of its name; empty:
+        photos and predictions alone.
+
+    Raises:
+      UserError: the truth of an image is missing or damaged.
+    """
+    truths = _truths(panoptic_json, [result.file_name for result in found])
+    columns = []
+    for result, truth in zip(found, truths):
+        photo = result._pixels()
+        scale = min(_SHEET_SIDE / max(photo.shape[:2]), results.MAX_SCALE)
+        maps = {"truth": truth, "prediction": (result.ids, result._entries, result._info)}
+        column = {"photo": visualize.resize(photo, scale)}
+        for kind, of_kind in maps.items():
+            if of_kind:
+                ids, segments, info = of_kind
+                column[kind] = visualize.overlay_panoptic(photo, ids, segments, info, scale)
+        columns.append(column)
+    if len(columns) == 1:
+        sheet = visualize.side_by_side(list(columns[0].values()), list(columns[0]))
+    else:
+        rows = [[column[kind] for column in columns] for kind in columns[0]]
+        titles = [[f"{kind}: {result.file_name}" for result in found] for kind in columns[0]]
+        sheet = visualize.stack([visualize.side_by_side(*row) for row in zip(rows, titles)])
+    return Image.fromarray(sheet)
+
+
+def _truths(panoptic_json, names):
+    """(ids, segments_info, `DatasetInfo`) of each image of a COCO panoptic JSON; None without."""
+    if not panoptic_json:
+        return [None] * len(names)
+    content = coco_json.load_panoptic_json(panoptic_json, "panoptic", True, with_images=True)
+    info = DatasetInfo.from_coco_categories(content["categories"], panoptic_json)
+    images = coco_json.checked_images(content["images"], panoptic_json)
+    id_of = {os.path.basename(image["file_name"]): image["id"] for image in images}
+    match = coco_json.matcher(id_of.values())
+    annotations = {match(a["image_id"]): a for a in content["annotations"]}
+    truths = []
+    for name in names:
+        if id_of.get(name) not in annotations:
+            raise UserError(f"{panoptic_json} has no annotation of an image with the name {name}.")
+        entry = coco_json.checked_annotation(annotations[id_of[name]], panoptic_json, "panoptic")
+        folder = coco_json.png_folder(panoptic_json)
+        ids = panoptic_png.read(folder, entry["file_name"], entry["image_id"], "panoptic")
+        truths.append((ids, entry["segments_info"], info))
+    return truths
+
+
+def seen_pixels(image: bytes) -> np.ndarray:
+    """[h, w, 3] uint8 RGB of an encoded image, by the decoder that the network has."""
+    from pfpn_tf.serving import images
+
+    return images.upright_pixels(image).numpy()
 
 
 class Model:
-    """A network that answers for images; from `pfpn_tf.load`.
+    """A network that answers for images; from `pfpn_tf.load`, or `model` of a client's connection.
 
     Attributes:
+      answer: function of one encoded image to its reply, see the head of `results`; raises
+        `results.Refused`.
+      metadata: the network's own description; see `module.metadata_json`.
+      info: the dataset.
       categories: names of its classes by the dataset's category id.
     """
 
-    def __init__(self, network: predictor.Predictor):
-        self._network = network
-        self.categories: Dict[int, str] = {c.id: c.name for c in network.info.categories}
+    def __init__(self, answer: Callable[[bytes], Mapping[str, Any]], metadata: Mapping[str, Any]):
+        self.answer = answer
+        self.metadata = metadata
+        self.info = DatasetInfo.from_coco_categories(metadata["categories"])
+        self.categories: Dict[int, str] = {c.id: c.name for c in self.info.categories}
 
     @overload
     def __call__(self, images: List[Photo]) -> List[Result]: ...
@@ -159,35 +228,22 @@ class Model:
             return [self(image) for image in images]
         name, encoded = _encode(images)
         try:
-            reply = self._network.answer(encoded)
+            reply = self.answer(encoded)
+            if reply["error"]:
+                raise results.Refused(reply["error"])
         except results.Refused as error:
             raise UserError(f"{name}: {error}") from None
-        return Result(name, encoded, reply, self._network.info)
+        return Result(name, encoded, reply, self.info)
 
-
-def load(
-    source: Union[str, "os.PathLike[str]"], checkpoint: Optional[str] = None, **settings: Any
-) -> Model:
-    """A network that answers for images.
-
-    Args:
-      source: folder of an export, or a run directory.
-      checkpoint: of a run directory: None for the newest, "best", a step, or a prefix.
-      **settings: of a run directory: settings that replace those of the run, such as
-        `score_threshold=0.3`.
-
-    Raises:
-      UserError: it is neither, or has no usable weights.
-    """
-    source = os.fspath(source)
-    if os.path.isfile(os.path.join(source, run_directory.CONFIG)):
-        return Model(predictor.load_run(source, checkpoint, settings))
-    if checkpoint or settings:
-        raise UserError(
-            f"{source} is no run directory, so checkpoint and settings cannot be chosen; they are"
-            " fixed when a network is exported."
-        )
-    return Model(predictor.load_saved_model(source))
+    def predict_files(
+        self,
+        paths: Sequence[str],
+        writer: results.Writer,
+        workers: int = 1,
+        progress: Callable[[], None] = lambda: None,
+    ) -> List[results.Failure]:
+        """Writes the answer for every file; see `results.answer_files`."""
+        return results.answer_files(paths, self.answer, seen_pixels, writer, workers, progress)
 
 
 def _encode(image) -> Tuple[str, bytes]:

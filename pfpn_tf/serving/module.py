@@ -3,7 +3,8 @@
 Preprocessing, network and fusion in one graph of stock TensorFlow operations. Signatures, all with
 a leading batch axis, dtypes in brackets:
 
-    serving_default     image_bytes [string] -> panoptic_png [string], table, error [string]
+    serving_default     image_bytes [string] -> panoptic_png [string], table, error [string];
+                                                of Mask R-CNN as serving_instances
     serving_rest        image_bytes          -> panoptic_png_bytes, table, error
     serving_thresholds  image_bytes, score_threshold, overlap_threshold [float32],
                         stuff_area_threshold_px [int32] -> as serving_rest
@@ -31,7 +32,7 @@ Shapes: B images · h, w original size · H, W padded size · D detections · N 
 
 import json
 import math
-from typing import Callable, Dict
+from typing import Any, Callable, Dict
 
 import tensorflow as tf
 
@@ -105,6 +106,11 @@ class PanopticModule(tf.Module):
 
     def signatures(self) -> Dict[str, tf.types.experimental.ConcreteFunction]:
         """Signature name to function, as `tf.saved_model.save` takes them."""
+        return {name: function.get_concrete_function() for name, function in self.functions.items()}
+
+    @property
+    def functions(self) -> Dict[str, Any]:
+        """Signature name to function, not yet traced."""
         functions = {
             "serving_default": self.serving_default,
             "serving_rest": self.serving_rest,
@@ -117,7 +123,9 @@ class PanopticModule(tf.Module):
             functions["serving_instances"] = self.serving_instances
         if self._has_semantics:
             functions["semantic"] = self.semantic
-        return {name: function.get_concrete_function() for name, function in functions.items()}
+        else:
+            functions["serving_default"] = self.serving_instances
+        return functions
 
     @tf.function(input_signature=[_IMAGE_BYTES], autograph=False)
     def serving_default(self, image_bytes):

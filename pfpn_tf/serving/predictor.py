@@ -5,45 +5,40 @@ import glob
 import json
 import os
 import uuid
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
+from typing import Any, Callable, Dict, Optional, Union
 
 import cv2
 import numpy as np
 import tensorflow as tf
 
 from pfpn_tf.data import panoptic_png, predictions
-from pfpn_tf.data.categories import DatasetInfo
-from pfpn_tf.serving import exporter, images, results
+from pfpn_tf.runs import run_directory
+from pfpn_tf.serving import exporter
+from pfpn_tf.serving import model as model_lib
+from pfpn_tf.serving import results
 from pfpn_tf.utils import overlap
 from pfpn_tf.utils.errors import UserError
 
 
-class Predictor(NamedTuple):
-    """A model that answers.
+class Predictor(model_lib.Model):
+    """A network in this process."""
 
-    Attributes:
-      serving_default: function of [B] encoded images to the reply of that signature, as tensors.
-      panoptic: function of [B, h, w, 3] uint8 images to the reply of that signature, as tensors.
-      metadata: the model's own description; see `module.metadata_json`.
-      info: the dataset's categories.
-    """
+    def __init__(self, serving_rest, panoptic, metadata_json: str):
+        """Takes what exports and modules have.
 
-    serving_default: Callable[[tf.Tensor], Dict[str, tf.Tensor]]
-    panoptic: Callable[[tf.Tensor], Dict[str, tf.Tensor]]
-    metadata: Dict[str, Any]
-    info: DatasetInfo
-
-    def answer(self, image_bytes: bytes) -> Dict[str, Any]:
-        """The reply for one encoded image, as arrays; see the head of `results`.
-
-        Raises:
-          results.Refused: it cannot be decoded, is too large, or there is no memory for it.
+        Args:
+          serving_rest: function of [B] encoded images to the reply of that signature, as tensors.
+          panoptic: function of [B, h, w, 3] uint8 images to the reply of that signature.
+          metadata_json: see `module.metadata_json`.
         """
-        reply = _as_arrays(lambda: self.serving_default(tf.constant([image_bytes])))
-        error = bytes(reply["error"]).decode()
-        if error:
-            raise results.Refused(error)
-        return {**reply, "panoptic_png": bytes(reply["panoptic_png"]), "error": error}
+        super().__init__(self._answer, json.loads(metadata_json))
+        self._serving_rest = serving_rest
+        self._panoptic = panoptic
+
+    def _answer(self, image_bytes):
+        reply = _as_arrays(lambda: self._serving_rest(tf.constant([image_bytes])))
+        png, error = bytes(reply.pop("panoptic_png_bytes")), bytes(reply["error"]).decode()
+        return {**reply, "panoptic_png": png, "error": error}
 
     def answer_pixels(self, image: np.ndarray) -> Dict[str, Any]:
         """The reply for one image [h, w, 3] uint8 RGB, as arrays; with `panoptic_png` of it.
@@ -51,7 +46,7 @@ class Predictor(NamedTuple):
         Raises:
           results.Refused: it is too large.
         """
-        reply = _as_arrays(lambda: self.panoptic(tf.constant(image[None])))
+        reply = _as_arrays(lambda: self._panoptic(tf.constant(image[None])))
         return {"panoptic_png": panoptic_png.encode_ids(reply.pop("panoptic_ids")), **reply}
 
 
@@ -61,6 +56,31 @@ def _as_arrays(ask):
         return {name: value[0].numpy() for name, value in ask().items()}
     except (tf.errors.InvalidArgumentError, tf.errors.ResourceExhaustedError) as error:
         raise results.Refused(results.refusal(str(error))) from None
+
+
+def load(
+    source: Union[str, "os.PathLike[str]"], checkpoint: Optional[str] = None, **settings: Any
+) -> Predictor:
+    """The network of an export or a run directory.
+
+    Args:
+      source: its folder.
+      checkpoint: of a run directory: None for the newest, "best", a step, or a prefix.
+      **settings: of a run directory: settings that replace those of the run, such as
+        `score_threshold=0.3`.
+
+    Raises:
+      UserError: it is neither, or has no usable weights.
+    """
+    source = os.fspath(source)
+    if os.path.isfile(os.path.join(source, run_directory.CONFIG)):
+        return load_run(source, checkpoint, settings)
+    if checkpoint or settings:
+        raise UserError(
+            f"{source} is no run directory, so checkpoint and settings cannot be chosen; they are"
+            " fixed when a network is exported."
+        )
+    return load_saved_model(source)
 
 
 def load_saved_model(directory: str) -> Predictor:
@@ -81,7 +101,7 @@ def load_saved_model(directory: str) -> Predictor:
         raise UserError(f"--saved_model={directory} holds no saved_model.pb. {hint}")
     with exporter.errors_only():
         loaded = tf.saved_model.load(directory)
-    missing = {"serving_default", "panoptic", "metadata"} - set(loaded.signatures)
+    missing = {"serving_rest", "panoptic", "metadata"} - set(loaded.signatures)
     if missing:
         raise UserError(
             f"{directory} was not exported by export_saved_model.py: it has no "
@@ -89,10 +109,8 @@ def load_saved_model(directory: str) -> Predictor:
         )
     text = loaded.signatures["metadata"](request=tf.constant([""]))["metadata_json"][0].numpy()
     # The defaults keep the owner of the variables alive.
-    return _predictor(
-        lambda image_bytes, owner=loaded: owner.signatures["serving_default"](
-            image_bytes=image_bytes
-        ),
+    return Predictor(
+        lambda image_bytes, owner=loaded: owner.signatures["serving_rest"](image_bytes=image_bytes),
         lambda images, owner=loaded: owner.signatures["panoptic"](images=images),
         text,
     )
@@ -104,44 +122,11 @@ def load_run(
     """A `Predictor` of a run directory; arguments as `exporter.load_module`."""
     module, _, _ = exporter.load_module(run_dir, checkpoint, settings)
     # Not the bound methods: they hold the module only weakly.
-    return _predictor(
-        lambda image_bytes: module.serving_default(image_bytes),
+    return Predictor(
+        lambda image_bytes: module.serving_rest(image_bytes),
         lambda images: module.panoptic(images),
         module.metadata_text,
     )
-
-
-def _predictor(serving_default, panoptic, text):
-    metadata = json.loads(text)
-    info = DatasetInfo.from_coco_categories(metadata["categories"])
-    return Predictor(serving_default, panoptic, metadata, info)
-
-
-def predict_files(
-    predictor: Predictor,
-    paths: Sequence[str],
-    output_dir: str,
-    overlays: bool = True,
-    replies: bool = False,
-    progress: Callable[[], None] = lambda: None,
-) -> List[results.Failure]:
-    """Predicts every file. Reading, network and writing overlap.
-
-    Args:
-      predictor: from `load_saved_model` or `load_run`.
-      paths: image files.
-      output_dir: made if need be; see the head of `results`.
-      overlays: whether to draw pictures.
-      replies: whether to write what TensorFlow Serving's REST interface would reply.
-      progress: called after each file.
-
-    Returns:
-      The files that could not be read, decoded, drawn or written; the others are done all the
-      same.
-    """
-    decode = lambda content: images.upright_pixels(content).numpy()  # noqa: E731
-    with results.Writer(output_dir, predictor.info, overlays, replies) as writer:
-        return results.answer_files(paths, predictor.answer, decode, writer, progress=progress)
 
 
 class Video:
@@ -189,7 +174,7 @@ def predict_video(
     """Predicts a video frame by frame. Reading, network and writing overlap.
 
     Args:
-      predictor: from `load_saved_model` or `load_run`.
+      predictor: from `load`.
       video: to predict.
       name: of the files to write.
       output_dir: made if need be. NAME_overlay.mp4 holds the frames with their maps; for the rest

@@ -5,7 +5,7 @@ OUTPUT/predictions/NAME.png        its panoptic maps
 OUTPUT/pictures/NAME_overlay.png   the same over the image, for people
 OUTPUT/replies/NAME.json           if asked for: what TensorFlow Serving's REST interface replies
 
-A reply is that of the signature `serving_default` for one image: name to array, `panoptic_png` to
+A reply is that of the signature `serving_rest` for one image: name to array, `panoptic_png` to
 bytes, `error` to str. No TensorFlow here: clients use this, too.
 """
 
@@ -46,7 +46,7 @@ SUFFIXES = (
 )
 _BY_PILLOW = ("WEBP", "TIFF", "PPM")
 _DIRECT = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM")  # what the model decodes
-_PICTURE_SIDE = 1000  # overlays of smaller images are enlarged towards this
+_PICTURE_SIDE, MAX_SCALE = 1000, 8  # smaller images are enlarged towards this, up to this factor
 _NAME_BYTES = 200  # of a name, so that NAME_overlay.png is within the 255 of file systems
 
 
@@ -257,7 +257,7 @@ class Writer:
 
 def draw(image: np.ndarray, ids: np.ndarray, segments, info: DatasetInfo) -> np.ndarray:
     """The panoptic map over its image, small images enlarged so that labels have room."""
-    scale = float(np.clip(_PICTURE_SIDE // max(ids.shape), 1, 3))
+    scale = float(np.clip(_PICTURE_SIDE // max(ids.shape), 1, MAX_SCALE))
     return visualize.overlay_panoptic(image, ids, segments, info, scale)
 
 

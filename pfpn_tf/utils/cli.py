@@ -27,6 +27,7 @@ for _category in (DeprecationWarning, FutureWarning):
 
 from absl import app, flags, logging  # noqa: E402  (the variable must be set first)
 
+from pfpn_tf.utils import recipes  # noqa: E402
 from pfpn_tf.utils.errors import UserError  # noqa: E402
 from pfpn_tf.utils.files import refuse_remote  # noqa: E402
 
@@ -86,14 +87,16 @@ def _parse_flags(module, argv):
             print(*shown, sep="\n", flush=True)
         os._exit(0)  # Python's own exit would flush a closed pipe once more.
     try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        message = str(error).removeprefix("ERROR:: ")  # absl's own, of a missing flagfile
-        _fail(f"{_explain(error, message, argv[1:])}\nSee {os.path.basename(argv[0])} --help.")
+        arguments = list(recipes.expand(argv[1:]))
+        return flags.FLAGS([argv[0], *(argument for argument, _ in arguments)])
+    except (flags.Error, UserError) as error:
+        message = str(error) if isinstance(error, UserError) else _explain(error, arguments)
+        _fail(f"{message}\nSee {os.path.basename(argv[0])} --help.")
 
 
-def _explain(error, message, arguments):
+def _explain(error, arguments):
     """Adds the nearest flag to an unknown one, and where in a flagfile the wrong one stands."""
+    message = str(error)
     name = getattr(error, "flagname", "") or message.partition("flag --")[2].partition("=")[0]
     if isinstance(error, flags.UnrecognizedFlagError):
         near = difflib.get_close_matches(name.removeprefix("no"), flags.FLAGS, n=1)
@@ -104,29 +107,9 @@ def _explain(error, message, arguments):
         kind = _KINDS.get(flag.parser.syntactic_help, flag.parser.syntactic_help)
         kind = f"one of {', '.join(choices)}" if choices else kind
         message = f"--{name}={value} must be {kind}. The default is {flag.default!r}."
-    place = _place_in_flagfiles(name, arguments) if name else ""
+    own = re.compile(rf"--?{re.escape(name)}(=|\s|$)")
+    place = next((place for argument, place in reversed(arguments) if own.match(argument)), None)
     return f"{place}: {message}" if place else message
-
-
-def _place_in_flagfiles(name, arguments):
-    """PATH:LINE of the last line that sets a flag, in the flagfiles of a command or their own."""
-    place = ""
-    for i, argument in enumerate(arguments):
-        path = ""
-        if re.match(r"--?flagfile=", argument):
-            path = argument.partition("=")[2]
-        elif argument in ("-flagfile", "--flagfile"):
-            path = "".join(arguments[i + 1 : i + 2])
-        if not path:
-            continue
-        with contextlib.suppress(OSError, UnicodeDecodeError), open(path, encoding="utf-8") as f:
-            for number, line in enumerate(f, 1):
-                line = line.strip()
-                if re.match(rf"--?{re.escape(name)}(=|\s|$)", line):
-                    place = f"{path}:{number}"
-                elif re.match(r"--?flagfile[=\s]", line):
-                    place = _place_in_flagfiles(name, re.split(r"\s+", line)) or place
-    return place
 
 
 def _guarded(main, argv):

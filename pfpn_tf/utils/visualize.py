@@ -1,23 +1,25 @@
-"""Pictures of what goes into the network and what comes out. numpy and OpenCV only.
+"""Pictures of what goes into the network and what comes out. No TensorFlow here.
 
 Images are [h, w, 3] uint8 RGB, boxes yxyx pixels, and sizes (h, w). Every function returns a new
-image. Line widths and text follow the size of the picture.
+image. Line widths and text follow the size of the picture. Text is white on a dark plate, and a
+line of a light colour lies on a wider dark one, so that both show on light and dark ground.
 """
 
 import colorsys
-import unicodedata
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
+
+from pfpn_tf.utils import lettering
 
 Color = Tuple[int, int, int]
 
 THING_OPACITY = 0.5
 STUFF_OPACITY = 0.38
 VOID_BRIGHTNESS = 0.45
-_FONT = cv2.FONT_HERSHEY_SIMPLEX
-_CAP_HEIGHT = 22.0  # of that font at scale 1, in pixels
+_DARK = (20, 20, 20)
+_SUBPIXEL_BITS = 4  # of the points of an outline
 
 
 def overlay_panoptic(
@@ -37,7 +39,7 @@ def overlay_panoptic(
       segments: dicts with `id` and `category_id`, and perhaps `score` (written beside the name)
         and `iscrowd`.
       info: `DatasetInfo`, for names and colours.
-      scale: enlarges the picture first, which makes room for labels on a small one.
+      scale: changes the picture's size first; larger ones have more room for labels.
 
     Returns:
       [h * scale, w * scale, 3] uint8.
@@ -47,12 +49,12 @@ def overlay_panoptic(
     """
     if image.shape[:2] != panoptic_ids.shape:
         raise ValueError(f"The image is {image.shape[:2]}, its map {panoptic_ids.shape}.")
-    image, ids = _enlarge(image, panoptic_ids, scale)
     colors = segment_colors(segments, info)
     known = {int(s["id"]): i for i, s in enumerate(segments)}
-    found, index = np.unique(ids, return_inverse=True)
+    found, index = np.unique(panoptic_ids, return_inverse=True)
     position = np.array([known.get(int(v), -1) for v in found])
-    order = position[index].reshape(ids.shape)  # [h, w] index of the segment, -1 for none
+    order = position[index].reshape(panoptic_ids.shape)  # [h, w] index of the segment, -1 for none
+    image, order = resize(image, scale), _resize_order(order, scale)
 
     things = [bool(info.by_id[int(s["category_id"])].is_thing) for s in segments]
     text_px = _text_height(image.shape)
@@ -67,8 +69,10 @@ def overlay_panoptic(
     parts = [_Part.of(order, i) for i in range(len(segments))]
     for i, part in sorted(enumerate(parts), key=lambda item: things[item[0]]):
         if part is not None:
-            line = max(1, round(text_px / 7)) if things[i] else 1
-            _draw_outline(canvas, part, _lighter(colors[i], 0.45 if things[i] else 0.2), line)
+            if things[i]:
+                _draw_outline(canvas, part, _line_color(colors[i]), _line_width(text_px))
+            else:  # Specks of stuff would fill the picture with outlines.
+                _draw_outline(canvas, part, _lighter(colors[i], 0.2), 1, shortest=3 * text_px)
     if draw_labels:
         _draw_labels(canvas, parts, [_caption(s, info) for s in segments], colors, things, text_px)
     return canvas
@@ -90,17 +94,13 @@ def overlay_instances(
       captions: N texts; empty ones are not drawn.
       colors: N RGB colours.
       masks: N arrays [h, w] of 0 and 1; may overlap, later ones lie on top.
-      scale: enlarges the picture first.
+      scale: changes the picture's size first.
     """
-    canvas, _ = _enlarge(image, np.zeros(image.shape[:2], np.int32), scale)
-    canvas = canvas.copy()
+    canvas = resize(image, scale).copy()
     text_px = _text_height(canvas.shape)
-    line = max(1, round(text_px / 7))
+    line = _line_width(text_px)
     for mask, color in zip(() if masks is None else masks, colors):
-        enlarged = cv2.resize(
-            np.asarray(mask, np.uint8), canvas.shape[1::-1], interpolation=cv2.INTER_NEAREST
-        )
-        part = _Part.of(enlarged.astype(np.int32) - 1, 0)
+        part = _Part.of(_resize_order(np.asarray(mask, np.int32) - 1, scale), 0)
         if part is None:
             continue
         height, width = part.mask.shape
@@ -109,18 +109,19 @@ def overlay_instances(
         window[inside] = (
             window[inside] * (1 - THING_OPACITY) + np.array(color, np.float32) * THING_OPACITY
         )
-        _draw_outline(canvas, part, _lighter(color, 0.45), line)
-    placed = _Placed(canvas.shape)
+        _draw_outline(canvas, part, _line_color(color), line)
     for box, color in zip(boxes, colors):
         y0, x0, y1, x1 = (int(round(float(c) * scale)) for c in box)
-        cv2.rectangle(canvas, (x0, y0), (max(x1 - 1, x0), max(y1 - 1, y0)), color, line)
+        corners = (x0, y0), (max(x1 - 1, x0), max(y1 - 1, y0))
+        for line_color, width in _cased(_line_color(color), line):
+            cv2.rectangle(canvas, *corners, line_color, width)
+    tags = lettering.Tags(canvas, text_px)
     for box, caption, color in zip(boxes, captions, colors):
         y0, x0 = (int(round(float(c) * scale)) for c in box[:2])
-        width, height = _tag_size(caption, text_px)
-        spots = [(y0 + lines * height, x0) for lines in (-1, 0, 1, -2, 2)]
-        spot = placed.first_free(spots, width, height)
-        if caption and spot is not None:
-            _draw_tag(canvas, caption, spot, color, text_px)
+        _, height = tags.size(caption)
+        if caption:
+            spots = [(y0 + lines * height, x0) for lines in (-1, 0, 1, -2, 2)]
+            tags.draw(caption, spots, _line_color(color))
     return canvas
 
 
@@ -159,24 +160,27 @@ def side_by_side(
         if titles:
             image = np.concatenate([_title_bar(titles[i], image.shape[1], height), image])
         columns.append(image)
-    tallest = max(column.shape[0] for column in columns)  # a narrow column has a smaller title
-    aligned = []
-    for i, column in enumerate(columns):
-        padded = np.full((tallest, column.shape[1] + (gap_px if i else 0), 3), 255, np.uint8)
-        padded[tallest - column.shape[0] :, padded.shape[1] - column.shape[1] :] = column
-        aligned.append(padded)
+    tallest = max(len(column) for column in columns)  # a narrow column has a smaller title
+    aligned = [
+        _on_white(column, top=tallest - len(column), left=gap_px if i else 0)
+        for i, column in enumerate(columns)
+    ]
     return np.concatenate(aligned, axis=1)
 
 
 def stack(images: Sequence[np.ndarray], gap_px: int = 8) -> np.ndarray:
     """Images of any width under each other, on white."""
     width = max(image.shape[1] for image in images)
-    rows = []
-    for i, image in enumerate(images):
-        padded = np.full((image.shape[0] + (gap_px if i else 0), width, 3), 255, np.uint8)
-        padded[padded.shape[0] - image.shape[0] :, : image.shape[1]] = image
-        rows.append(padded)
-    return np.concatenate(rows)
+    aligned = [
+        _on_white(image, top=gap_px if i else 0, right=width - image.shape[1])
+        for i, image in enumerate(images)
+    ]
+    return np.concatenate(aligned)
+
+
+def _on_white(image, top=0, left=0, right=0):
+    white = (255, 255, 255)
+    return cv2.copyMakeBorder(image, top, 0, left, right, cv2.BORDER_CONSTANT, value=white)
 
 
 def legend(
@@ -184,18 +188,19 @@ def legend(
 ) -> np.ndarray:
     """Colour swatches with names, in as many columns as the width has room for."""
     pad = text_px // 2
-    widest = max([_text_size(_plain(name), text_px)[0] for name, _ in entries] or [1])
-    cell = widest + 2 * text_px + 2 * pad
-    columns = max(1, width // cell)
+    swatch = round(1.5 * text_px)
+    widest = max([lettering.text_size(name, text_px)[0] for name, _ in entries] or [1])
+    columns = max(1, width // (swatch + widest + 3 * pad))
+    cell = width // columns
     line = text_px + 2 * pad
     rows = -(-len(entries) // columns)
     canvas = np.full((max(1, rows) * line, width, 3), 255, np.uint8)
     for i, (name, color) in enumerate(entries):
         y, x = (i // columns) * line + pad, (i % columns) * cell + pad
-        swatch = (x + round(1.5 * text_px), y + text_px)
-        cv2.rectangle(canvas, (x, y), swatch, tuple(int(c) for c in color), -1)
-        cv2.rectangle(canvas, (x, y), swatch, (90, 90, 90), 1)
-        _put_text(canvas, _plain(name), (y + text_px, swatch[0] + pad), (30, 30, 30), text_px * 0.8)
+        corner = (x + swatch, y + text_px)
+        cv2.rectangle(canvas, (x, y), corner, tuple(int(c) for c in color), -1)
+        cv2.rectangle(canvas, (x, y), corner, (90, 90, 90), 1)
+        lettering.write(canvas, name, (y - pad // 4, corner[0] + pad), _DARK, text_px)
     return canvas
 
 
@@ -249,16 +254,30 @@ def _caption(segment, info):
     return text
 
 
-def _enlarge(image, ids, scale):
-    image = np.ascontiguousarray(image)
-    ids = np.ascontiguousarray(ids, dtype=np.int32)
+def resize(image: np.ndarray, scale: float) -> np.ndarray:
+    """The image `scale` times as large."""
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    return cv2.resize(np.ascontiguousarray(image), _scaled(image, scale), interpolation=method)
+
+
+def _scaled(image, scale):
+    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+    return width, height
+
+
+def _resize_order(order, scale):
+    """[h, w] indices from -1 on, `scale` times as large, with smooth borders instead of steps."""
     if scale == 1:
-        return image, ids
-    size = tuple(max(1, round(side * scale)) for side in image.shape[1::-1])
-    return (
-        cv2.resize(image, size, interpolation=cv2.INTER_CUBIC),
-        cv2.resize(ids, size, interpolation=cv2.INTER_NEAREST),
-    )
+        return order
+    size = _scaled(order, scale)
+    resized, strongest = np.full(size[::-1], -1), np.zeros(size[::-1], np.uint8)
+    for i in np.unique(order):
+        mask = cv2.resize(np.where(order == i, np.uint8(255), np.uint8(0)), size)
+        if scale > 1:
+            mask = cv2.GaussianBlur(mask, (0, 0), scale / 2)  # Lines of one pixel stay.
+        resized[mask > strongest] = i
+        strongest = np.maximum(mask, strongest)
+    return resized
 
 
 class _Part:
@@ -291,104 +310,70 @@ class _Part:
         return points
 
 
-def _draw_outline(canvas, part, color, line):
+def _draw_outline(canvas, part, color, line, shortest=0):
+    """Draws along the border pixels; borders of fewer than `shortest` pixels are left out."""
     contours, _ = cv2.findContours(
         part.mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE, offset=(part.left, part.top)
     )
-    cv2.drawContours(canvas, contours, -1, color, line, cv2.LINE_AA)
+    smooth = [_smooth(contour) for contour in contours if len(contour) >= shortest]
+    for line_color, width in _cased(color, line):
+        cv2.polylines(canvas, smooth, True, line_color, width, cv2.LINE_AA, _SUBPIXEL_BITS)
+
+
+def _smooth(contour):
+    """Takes the steps of single pixels out of a closed line: each point is the mean of five."""
+    points = np.float32(contour)
+    if len(points) >= 10:
+        points = np.mean([np.roll(points, shift, axis=0) for shift in range(-2, 3)], axis=0)
+    return np.int32(np.round(points * 2**_SUBPIXEL_BITS))
+
+
+def _cased(color, width):
+    """(colour, width) of the lines to draw over one another; the finest have no room for two."""
+    return [(_DARK, width + 2), (color, width)] if width > 1 else [(color, width)]
+
+
+def _line_color(color):
+    return _lighter(color, 0.45)
+
+
+def _line_width(text_px):
+    return max(1, round(text_px / 9))
 
 
 def _draw_labels(canvas, parts, captions, colors, things, text_px):
     """A tag per segment, larger segments first, where there is room that no other tag has."""
-    placed = _Placed(canvas.shape)
+    tags = lettering.Tags(canvas, text_px)
     smallest = 0.5 * text_px**2
     order = sorted(
         (i for i, p in enumerate(parts) if p is not None),
         key=lambda i: (not things[i], -parts[i].area),
     )
     for i in order:
-        if parts[i].area < (smallest if things[i] else 4 * smallest):
+        part = parts[i]
+        if part.area < (smallest if things[i] else 4 * smallest):
             continue
-        width, height = _tag_size(captions[i], text_px)
+        width, height = tags.size(captions[i])
+        part_height, part_width = part.mask.shape
         spots = []
-        for _, y, x in parts[i].centres():
+        if width > part_width:  # A tag above a narrow segment hides less than one on it.
+            left = part.left + (part_width - width) // 2
+            spots = [(part.top - height - 2, left), (part.top + part_height + 2, left)]
+        for _, y, x in part.centres():
             top, left = y - height // 2, x - width // 2
             spots += [(top, left), (top - height, left), (top + height, left)]
-        spot = placed.first_free(spots, width, height)
-        if spot is not None:
-            _draw_tag(canvas, captions[i], spot, colors[i], text_px)
-
-
-class _Placed:
-    """Where tags lie already."""
-
-    def __init__(self, shape):
-        self._hw = shape[:2]
-        self._boxes = []
-
-    def first_free(self, spots, width, height):
-        """The first of the (top, left) spots, moved into the picture, that is free; it is taken."""
-        for top, left in spots:
-            top = min(max(top, 0), self._hw[0] - height)
-            left = min(max(left, 0), self._hw[1] - width)
-            box = (top, left, top + height, left + width)
-            if top >= 0 and left >= 0 and not any(_touch(box, other) for other in self._boxes):
-                self._boxes.append(box)
-                return top, left
-        return None
-
-
-def _touch(a, b):
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+        tags.draw(captions[i], spots, _line_color(colors[i]))
 
 
 def _text_height(shape):
-    """Capital letters' height for a picture of this shape, in pixels."""
-    return int(np.clip(0.0145 * (shape[0] * shape[1]) ** 0.5, 7, 40))
-
-
-def _plain(text):
-    """The OpenCV font has ASCII only: accents are dropped, other letters become '?'."""
-    letters = (c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
-    return "".join(c if " " <= c <= "~" else "?" for c in letters)
-
-
-def _thickness(text_px):
-    return max(1, round(text_px / 12))
-
-
-def _text_size(text, text_px):
-    (width, _), _ = cv2.getTextSize(text, _FONT, text_px / _CAP_HEIGHT, _thickness(text_px))
-    return width, int(round(text_px * 1.35))  # with descenders
-
-
-def _put_text(canvas, text, base, color, text_px):
-    scale, thickness = text_px / _CAP_HEIGHT, _thickness(text_px)
-    cv2.putText(canvas, text, base[::-1], _FONT, scale, color, thickness, cv2.LINE_AA)
-
-
-def _tag_size(caption, text_px):
-    width, height = _text_size(_plain(caption), text_px)
-    pad = max(2, text_px // 3)
-    return width + 2 * pad, height + 2 * pad
-
-
-def _draw_tag(canvas, caption, spot, color, text_px):
-    """A dark plate with a stripe in the segment's colour and white text."""
-    width, height = _tag_size(caption, text_px)
-    top, left = spot
-    plate = canvas[top : top + height, left : left + width]
-    plate[:] = plate * 0.25 + np.float32([14, 14, 18]) * 0.75
-    plate[:, : max(2, text_px // 4)] = color
-    pad = max(2, text_px // 3)
-    base = (top + pad + text_px, left + pad + max(1, text_px // 6))
-    _put_text(canvas, _plain(caption), base, (255, 255, 255), text_px)
+    """Font size for a picture of this shape, in pixels."""
+    return int(np.clip(0.02 * (shape[0] * shape[1]) ** 0.5, 10, 56))
 
 
 def _title_bar(title, width, picture_height):
-    text_px = int(np.clip(picture_height * 0.025, 9, 28))
-    while text_px > 5 and _text_size(_plain(title), text_px)[0] > width - 8:
+    text_px = int(np.clip(picture_height * 0.035, 12, 40))
+    while text_px > 6 and lettering.text_size(title, text_px)[0] > width - 8:
         text_px -= 1
-    bar = np.full((int(text_px * 2.2), width, 3), 255, np.uint8)
-    _put_text(bar, _plain(title), (int(text_px * 1.6), 4), (20, 20, 20), text_px)
+    bar = np.full((int(text_px * 1.6), width, 3), 255, np.uint8)
+    lettering.write(bar, title, (text_px // 5, 4), _DARK, text_px)
     return bar

@@ -2,6 +2,7 @@
 
 import os
 import re
+import tempfile
 from typing import List, Optional, Tuple
 
 import numpy as np
@@ -12,8 +13,17 @@ from pfpn_tf import config as config_lib
 from pfpn_tf.data import categories
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.runs import checkpoints, restore, run_directory
+from pfpn_tf.utils import recipes
 from pfpn_tf.utils.errors import UserError
-from pfpn_tf.weights import detectron2, detectron2_config, imagenet, mmdetection, safe_pickle, zoo
+from pfpn_tf.weights import (
+    detectron2,
+    detectron2_config,
+    download,
+    imagenet,
+    mmdetection,
+    safe_pickle,
+    zoo,
+)
 
 IMAGENET = "imagenet"
 PROJECTS = ("detectron2", "mmdetection")
@@ -82,6 +92,26 @@ def to_run_dir(
     return prefix
 
 
+def published_run(name: str) -> str:
+    """The run directory of published weights, in the folder of downloads; made if need be.
+
+    Raises:
+      UserError: there are no weights of this name, they are a backbone alone, or cannot be had.
+    """
+    model = zoo.find(name)
+    if model.pq is None and model.box_ap is None:
+        raise UserError(f"{name} is a backbone alone, which says nothing of an image; train it.")
+    run_dir = os.path.join(download.cache_dir(), "runs", model.path)
+    if not os.path.isdir(run_dir):
+        os.makedirs(os.path.dirname(run_dir), exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=os.path.dirname(run_dir)) as folder:
+            complete = os.path.join(folder, "run")
+            to_run_dir(name, zoo.config(name), complete)
+            if not os.path.isdir(run_dir):  # Another process may have been faster.
+                os.rename(complete, run_dir)
+    return run_dir
+
+
 def known_config(weights: str, stride_in_1x1: Optional[bool] = None) -> Optional[config_lib.Config]:
     """The settings of the published network that a file holds, as its tensors tell.
 
@@ -111,11 +141,11 @@ def known_config(weights: str, stride_in_1x1: Optional[bool] = None) -> Optional
         return None
     if not of_mmdetection:
         task = "panoptic" if panoptic else "instance"
-        arguments = ["--flagfile=configs/base/detectron2.flags", f"--task={task}"]
+        arguments = [recipes.flagfile("base/detectron2"), f"--task={task}"]
         arguments += [f"--backbone=resnet{depth}"]
     else:
         kind = "panoptic_fpn" if panoptic else "mask_rcnn"
-        arguments = [f"--flagfile=configs/mmdetection/{kind}_r{depth}.flags"]
+        arguments = [recipes.flagfile(f"mmdetection/{kind}_r{depth}")]
         style = mmdetection.style_of(checkpoint)
         if stride_in_1x1 is None and style is None:
             raise UserError(

@@ -165,16 +165,13 @@ def _of_others(model, config):
     matches = detectron2.matches(model, tensors)
     paths = {v.ref(): path for path, v in restore.model_variables(model).items()}
     values = {paths[p.variable.ref()]: _ours(p, tensors[name]) for p, name in matches if name}
-    names: Names = {THINGS: None, SEMANTIC: None}
-    coco = zoo.coco_info()
-    if coco:
-        classes = _names(coco, "other")
-        things = values.get("mask_head/predictor_bias", ())
-        stuff = values.get("semantic_head/predictor/bias", ())
-        names = {
-            THINGS: classes[THINGS] if len(things) == len(classes[THINGS]) else None,
-            SEMANTIC: classes[SEMANTIC] if len(stuff) == len(classes[SEMANTIC]) else None,
-        }
+    classes = _names(zoo.coco_info(), "other")
+    things = values.get("mask_head/predictor_bias", ())
+    stuff = values.get("semantic_head/predictor/bias", ())
+    names: Names = {
+        THINGS: classes[THINGS] if len(things) == len(classes[THINGS]) else None,
+        SEMANTIC: classes[SEMANTIC] if len(stuff) == len(classes[SEMANTIC]) else None,
+    }
     place = f"{weights}, whose classes are taken for COCO's" if any(names.values()) else weights
     used = {name for _, name in matches}
     return Source(place, values, names, [name for name in tensors if name not in used], told)

@@ -8,18 +8,14 @@ import os
 import re
 from typing import Iterable, NamedTuple, Optional, Tuple
 
-import pfpn_tf
 from pfpn_tf import config as config_lib
 from pfpn_tf import flags
 from pfpn_tf.data import categories
-from pfpn_tf.utils import tables
+from pfpn_tf.utils import recipes, tables
 from pfpn_tf.utils.errors import UserError
 from pfpn_tf.weights import download
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(pfpn_tf.__file__)))
-"""Folder of the clone, from which flagfiles and the paths in them start."""
-
-COCO_INFO = os.path.join(ROOT, "configs", "coco", categories.FILE_NAME)
+COCO_INFO = os.path.join(recipes.ROOT, "configs", "coco", categories.FILE_NAME)
 
 
 class Project(NamedTuple):
@@ -41,7 +37,7 @@ class Model(NamedTuple):
       project: who publishes them.
       name: how they call it.
       path: of the file below the project's address.
-      flags: of its network; flagfiles are below `ROOT`.
+      flags: of its network.
       megabytes: of the file, about.
       pq, box_ap, mask_ap: on COCO val2017, as published. A backbone has none.
     """
@@ -65,7 +61,7 @@ class Model(NamedTuple):
 
 
 def _recipe(*flagfiles, backbone=""):
-    found = tuple(f"--flagfile=configs/{name}.flags" for name in flagfiles)
+    found = tuple(map(recipes.flagfile, flagfiles))
     return found + ((f"--backbone={backbone}",) if backbone else ())
 
 
@@ -213,31 +209,21 @@ def config(weights: str) -> config_lib.Config:
     """The settings of a model's network, classes included.
 
     Raises:
-      UserError: the name is unknown, or the flagfiles are not there.
+      UserError: the name is unknown.
     """
     return config_of(find(weights).flags)
 
 
 def config_of(arguments: Iterable[str]) -> config_lib.Config:
-    """The settings that flags give, with flagfiles of the clone.
-
-    Raises:
-      UserError: the flagfiles are not there.
-    """
-    try:
-        settings = flags.settings_of(arguments, ROOT)
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{error.filename}: no such file. The settings of published models are in the clone of"
-            " the repository; run its tools."
-        ) from None
-    settings["dataset_info"] = os.path.join(ROOT, settings["dataset_info"])
+    """The settings that flags give, with the flagfiles of this package."""
+    settings = flags.settings_of(arguments)
+    settings["dataset_info"] = os.path.join(recipes.ROOT, settings["dataset_info"])
     return config_lib.Config().replace(**settings)
 
 
-def coco_info() -> Optional[categories.DatasetInfo]:
-    """COCO's classes; None where the clone's configs are not there."""
-    return categories.DatasetInfo.load(COCO_INFO) if os.path.exists(COCO_INFO) else None
+def coco_info() -> categories.DatasetInfo:
+    """COCO's classes."""
+    return categories.DatasetInfo.load(COCO_INFO)
 
 
 def table() -> str:

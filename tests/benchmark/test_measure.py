@@ -1,4 +1,5 @@
 import os
+import time
 
 import pytest
 
@@ -43,3 +44,18 @@ def _fail():
 def test_errors_come_back():
     with pytest.raises(ValueError, match="said the other process"):
         measure.in_fresh_process(_fail)
+
+
+def test_memory_that_grows_is_seen():
+    kept = []
+
+    def grow():
+        for _ in range(20):
+            kept.append(bytearray(5 * 2**20))
+            time.sleep(0.005)
+
+    found = measure.watched(grow, every_seconds=0.005)
+    assert found["seconds"] >= 0.1
+    memory = found["memory_mib"]
+    assert len(memory) == 10 and memory[-1] - memory[5] > 30
+    assert found["growth_percent"] == pytest.approx(100 * (memory[-1] / memory[5] - 1), abs=0.1)

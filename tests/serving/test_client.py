@@ -156,6 +156,8 @@ def test_thresholds_and_instances(protocol, server, photos, loaded):
     plain, strict = connection.predict([image] * 2, {"stuff_area_threshold_px": [16, 10**6]})
     assert plain["panoptic_png"] == default["panoptic_png"]
     assert not np.all(plain["is_thing"][: int(plain["num_segments"])])
+    result = connection.model({"stuff_area_threshold_px": 10**6})(image)
+    np.testing.assert_array_equal(result.ids, results.decode_ids(strict["panoptic_png"]))
     assert np.all(strict["is_thing"][: int(strict["num_segments"])])
     found, refused = connection.predict_instances([image, b"no image"])
     own = loaded.signatures["serving_instances"](image_bytes=[image])

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import pfpn_tf
-from pfpn_tf.data import panoptic_png
+from pfpn_tf.data import panoptic_png, synthetic
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.serving import model as model_lib
 from pfpn_tf.utils.errors import UserError
@@ -113,6 +113,25 @@ def test_files(model, result, pixels, tmp_path):
 
     model_lib.save(model([pixels, pixels[:, ::-1].copy()]), tmp_path / "two")
     assert len(list((tmp_path / "two" / "predictions").iterdir())) == 2
+
+
+def test_contact_sheet(model, pixels, tmp_path):
+    """Columns of images, rows of photo, truth and prediction."""
+    synthetic.make_dataset(tmp_path, 1, 3, sides=(40, 60))
+    truth = str(tmp_path / "annotations" / "panoptic_val.json")
+    paths = sorted((tmp_path / "val").iterdir())
+    found = model(paths)
+    sheet = np.asarray(model_lib.contact_sheet(found, truth))
+    without = np.asarray(model_lib.contact_sheet(found))
+    assert sheet.shape[1] == without.shape[1] >= 3 * 320
+    row = len(sheet) - len(without)
+    assert len(sheet) == 3 * row - 8, "8 pixels between the rows"
+    np.testing.assert_array_equal(sheet[: row - 8, :300], without[: row - 8, :300], "photos")
+    np.testing.assert_array_equal(sheet[8 - row :], without[8 - row :], "predictions")
+    alone = np.asarray(model_lib.contact_sheet(found[:1], truth))
+    assert alone.shape[1] > 2 * alone.shape[0]
+    with pytest.raises(UserError, match="has no annotation of an image with the name image"):
+        model_lib.contact_sheet([model(pixels)], truth)
 
 
 def test_to_supervision(known, monkeypatch):

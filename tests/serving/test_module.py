@@ -11,7 +11,9 @@ from PIL import Image
 
 from pfpn_tf.data import panoptic_png
 from pfpn_tf.postprocess import semantic_labels
+from pfpn_tf.runs import run_directory
 from pfpn_tf.serving import batches, exporter
+from pfpn_tf.serving import module as module_lib
 
 
 def photo(height, width):
@@ -218,6 +220,15 @@ def test_no_half_written_export(in_process, tmp_path, monkeypatch):
 def test_existing_export_is_not_overwritten(in_process, saved_model):
     with pytest.raises(ValueError, match="exists already"):
         exporter.export(in_process, saved_model)
+
+
+def test_the_default_signature_of_mask_rcnn_gives_instances(run_dir):
+    config, info = run_directory.load_run(run_dir)
+    for task, instances in (("panoptic", False), ("semantic", False), ("instance", True)):
+        module = module_lib.PanopticModule(lambda *_: None, [], config.replace(task=task), info)
+        default = module.functions["serving_default"]
+        assert (default is module.serving_instances) is instances
+        assert (default is module.serving_default) is not instances
 
 
 def test_table_too_narrow_is_refused(run_dir):

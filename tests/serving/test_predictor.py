@@ -88,13 +88,14 @@ def test_overlays_are_pictures_of_the_upright_image(tool_run):
     assert len(list((output / "pictures").iterdir())) == 4
     content = np.fromfile(output / "pictures" / "turned_overlay.png", np.uint8)
     picture = cv2.imdecode(content, cv2.IMREAD_COLOR)
-    assert picture.shape == (3 * 70, 3 * 40, 3)
+    assert picture.shape == (8 * 70, 8 * 40, 3)
 
 
 def test_the_reply_is_that_of_the_rest_signature(photos, loaded, saved_model, tmp_path):
     path = str(photos / "000000000042.jpg")
     model = predictor.load_saved_model(saved_model)
-    predictor.predict_files(model, [path], str(tmp_path), overlays=False, replies=True)
+    with results.Writer(str(tmp_path), model.info, overlays=False, replies=True) as writer:
+        model.predict_files([path], writer)
     assert not (tmp_path / "pictures").exists()
     written = json.loads((tmp_path / "replies" / "000000000042.json").read_text())
     (row,) = written["predictions"]
@@ -144,7 +145,7 @@ def test_tool_predicts_a_video_frame_by_frame(video, saved_model, loaded, tmp_pa
         maps.append(ids.tobytes())
     assert len(set(maps)) == 5, "frames that differ"
     drawn = next(overlay.frames())
-    assert drawn.shape == (3 * frames[0].shape[0], 3 * frames[0].shape[1], 3)
+    assert drawn.shape == (8 * frames[0].shape[0], 8 * frames[0].shape[1], 3)
 
 
 def test_a_video_that_fails_leaves_nothing(video, loaded, tmp_path):

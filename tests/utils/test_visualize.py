@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pfpn_tf.data.categories import DatasetInfo
-from pfpn_tf.utils import visualize
+from pfpn_tf.utils import lettering, visualize
 
 INFO = DatasetInfo.from_coco_categories(
     [
@@ -58,12 +58,56 @@ def test_labels_are_drawn_and_do_not_overlap():
         for column in (75, 450):
             area = np.s_[row - 60 : row + 120, column - 75 : column + 150]
             assert np.any(plain[area] != drawn[area])
-    placed = visualize._Placed((100, 100))
-    assert placed.first_free([(10, 10)], 30, 10) == (10, 10)
-    assert placed.first_free([(15, 20), (20, 20)], 30, 10) == (20, 20)
-    assert placed.first_free([(15, 20)], 30, 10) is None
-    assert placed.first_free([(95, 95)], 30, 10) == (90, 70), "moved into the picture"
-    assert placed.first_free([(0, 0)], 300, 10) is None, "wider than the picture"
+    tags = lettering.Tags(np.zeros((100, 100, 3), np.uint8), 10)
+    assert tags._first_free([(10, 10)], 30, 10) == (10, 10)
+    assert tags._first_free([(15, 20), (20, 20)], 30, 10) == (20, 20)
+    assert tags._first_free([(15, 20)], 30, 10) is None
+    assert tags._first_free([(95, 95)], 30, 10) == (90, 70), "moved into the picture"
+    assert tags._first_free([(0, 0)], 120, 10) is None, "wider than the picture"
+    assert tags._first_free([(40, 0)], 50, 20) == (40, 0)
+    assert tags._first_free([(70, 0)], 40, 20) is None, "more than a quarter would be covered"
+
+
+def contrast(a, b):
+    """Of two colours, as WCAG defines it: 1 to 21; text needs 4.5, lines need 3."""
+
+    def luminance(color):
+        c = np.asarray(color, float) / 255
+        return np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) @ [
+            0.2126,
+            0.7152,
+            0.0722,
+        ]
+
+    brighter, darker = sorted([luminance(a), luminance(b)])[::-1]
+    return (brighter + 0.05) / (darker + 0.05)
+
+
+@pytest.mark.parametrize("ground", [0, 90, 170, 255])
+@pytest.mark.parametrize("color", [(64, 0, 128), (0, 60, 0), (250, 250, 120), (200, 200, 200)])
+def test_labels_and_outlines_show_on_every_ground(ground, color):
+    picture = np.full((900, 1000, 3), ground, np.uint8)
+    box = np.float32([[300, 300, 600, 700]])
+    drawn = visualize.overlay_instances(picture, box, ["object"], [color])
+    plate = drawn[:300, 300:700].reshape(-1, 3)
+    plate = plate[(plate != ground).any(1)]
+    brightness = plate.astype(int).sum(1)
+    assert contrast(plate[brightness.argmax()], np.median(plate, axis=0)) > 4.5
+    across = drawn[450, 290:310]  # from the ground over the left side of the box
+    best = max(contrast(a, b) for a, b in zip(across[:-1], across[1:]))
+    assert best > 3
+
+
+def test_an_enlarged_outline_has_no_steps():
+    """Of a disc: all points of the outline are equally far from its middle."""
+    rows, columns = np.mgrid[:60, :60]
+    disc = np.int32((rows - 29.5) ** 2 + (columns - 29.5) ** 2 < 20**2)
+    segments = [{"id": 1, "category_id": 4}]
+    image = np.zeros((60, 60, 3), np.uint8)
+    drawn = visualize.overlay_panoptic(image, disc, segments, INFO, scale=8, draw_labels=False)
+    line = np.argwhere(drawn.sum(-1) > 0.95 * drawn.sum(-1).max())
+    radii = np.hypot(*(line - 239.5).T)
+    assert abs(radii.mean() - 160) < 4 and radii.std() < 1.5, "steps of 8 pixels give 1.9"
 
 
 @pytest.mark.parametrize("hw", [(1, 1), (1, 300), (400, 2), (7, 5)])
@@ -98,7 +142,7 @@ def test_instances_with_boxes_and_masks():
         IMAGE, np.float32([[20, 20, 90, 150]]), ["bike 90%"], [(255, 0, 0)], [mask]
     )
     np.testing.assert_array_equal(IMAGE, before)
-    np.testing.assert_array_equal(drawn[20, 140], (255, 0, 0))
+    np.testing.assert_array_equal(drawn[20, 140], (255, 115, 115), "lighter than the mask")
     assert drawn[45, 45, 0] > 150 and np.array_equal(drawn[80, 100], IMAGE[80, 100])
 
 
@@ -117,8 +161,14 @@ def test_side_by_side_scales_to_the_tallest():
     assert stacked.shape[1] == 404
 
 
-def test_letters_outside_ascii():
-    assert visualize._plain("vélo 木") == "velo ?"
+def test_letters():
+    sizes = {lettering.text_size(text, 20) for text in ("velo", "vélo", "вело")}
+    assert len(sizes) == 2, "Latin with accents, Cyrillic"
+    canvas = np.zeros((30, 90, 3), np.uint8)
+    lettering.write(canvas, "", (2, 2), (255, 255, 255), 20)
+    assert not canvas.any()
+    lettering.write(canvas, "vélo 木\n\ud800, wider than the picture", (2, 2), (255, 255, 255), 20)
+    assert canvas[:, -20:].any(), "cut off at the border"
 
 
 def test_shades_are_stable_and_distinct():

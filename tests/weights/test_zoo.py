@@ -4,8 +4,11 @@ import hashlib
 
 import pytest
 
+import pfpn_tf
 from pfpn_tf.data import categories
 from pfpn_tf.runs import run_directory
+from pfpn_tf.serving import predictor
+from pfpn_tf.utils.errors import UserError
 from pfpn_tf.weights import convert, detectron2, download, initialise, zoo
 from tests import tiny
 from tests.weights.test_finetune import HERE, model_of, settings
@@ -111,7 +114,18 @@ def test_a_training_starts_from_a_name_with_its_pixels_and_strides(tiny_zoo):
         start()
 
 
-def test_settings_need_the_flagfiles_of_the_clone(monkeypatch, tmp_path):
-    monkeypatch.setattr(zoo, "ROOT", str(tmp_path))
-    with pytest.raises(ValueError, match="no such file. The settings .* clone"):
-        zoo.config(R50)
+def test_a_name_is_loaded_from_a_run_directory_made_once(tiny_zoo, monkeypatch):
+    with pytest.raises(UserError, match="is a backbone alone"):
+        pfpn_tf.load(tiny_zoo)
+    monkeypatch.setattr(zoo, "MODELS", (zoo.MODELS[0]._replace(pq=40.0),))
+    loaded = []
+    monkeypatch.setattr(predictor, "load_run", lambda *arguments: loaded.append(arguments))
+    pfpn_tf.load(tiny_zoo)
+    ((run_dir, checkpoint, settings),) = loaded
+    assert run_directory.load_run(run_dir)[1].same_classes(HERE) and (checkpoint, settings) == (
+        None,
+        {},
+    )
+    monkeypatch.setattr(convert, "to_run_dir", None)
+    pfpn_tf.load(tiny_zoo, score_threshold=0.3)
+    assert loaded[1] == (run_dir, None, {"score_threshold": 0.3})
