@@ -71,7 +71,7 @@ def test_a_sample_does_not_depend_on_who_took_it(monkeypatch):
 
 def test_the_recipe_works_from_any_folder(converted, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    settings = flags.settings_of(["--flagfile=recipe.flags"], str(converted))
+    settings = flags.settings_of([f"--flagfile={converted}/recipe.flags"])
     config = flags.config_lib.Config().replace(**settings)
     assert settings["task"] == "panoptic" and config.data.eval_records.startswith(f"{converted}/v")
     info = pipeline.load_info(config)
