@@ -18,10 +18,12 @@ from pfpn_tf import config as config_lib
 from pfpn_tf.ops.precision import as_float32_or_more
 from pfpn_tf.ops.upsampled_cross_entropy import upsampled_cross_entropy
 from pfpn_tf.structures import GroundTruth, RoiTargets, RpnTargets, TrainOutputs
+from pfpn_tf.utils.scopes import in_scope
 
 VOID = 255
 
 
+@in_scope("losses")
 def panoptic_fpn_losses(
     outputs: TrainOutputs,
     ground_truth: GroundTruth,

@@ -27,6 +27,7 @@ SHRUNKEN = {
     "fpn_channels": 64,
     "score_threshold": 0.05,
     "max_images": 1,
+    "keep_checkpoints": 3,
     "base_batch_size": 0,
     "warmup_steps": 0,
     "lr_decay_steps": (),

@@ -14,7 +14,7 @@ Shapes: h, w size of the image.
 import os
 import tempfile
 import time
-from typing import Any, Dict, Sequence, Tuple
+from typing import Any, Dict, Mapping, Sequence, Tuple
 
 import numpy as np
 
@@ -36,6 +36,7 @@ def benchmark_inference(
     precision: str = "float32",
     batch_size: int = 1,
     image_hw: Tuple[int, int] = (800, 1333),
+    with_breakdown: bool = False,
 ) -> Dict[str, Any]:
     """Times the signatures of an export.
 
@@ -46,16 +47,20 @@ def benchmark_inference(
       precision: of that network, "float32" or "bfloat16".
       batch_size: equal images in a request.
       image_hw: their size.
+      with_breakdown: also tell where the time of "serving_default" goes. The floor is that of the
+        network of `config`; an export does not tell its own.
 
     Returns:
       load_ms, first_answer_ms; "panoptic" (decoded image to panoptic map) and "serving_default"
       (JPEG to PNG) as `measure.timed`; num_segments; peak_memory_mib, of which import_memory_mib
-      is TensorFlow's Python, which a server does without; nodes; image_hw, batch_size.
+      is TensorFlow's Python, which a server does without; nodes; image_hw, batch_size; "breakdown"
+      from `breakdown.figures`, if asked for.
     """
     with tempfile.TemporaryDirectory() as folder:
+        counts: Dict[str, int] = {}
         if not saved_model:
             saved_model = os.path.join(folder, "random", "1")
-            measure.in_fresh_process(
+            counts = measure.in_fresh_process(
                 export_random_network, config, saved_model, precision, image_hw
             )
         image = photo(image_hw)
@@ -65,6 +70,8 @@ def benchmark_inference(
             repeats,
             np.stack([image] * batch_size),
             [_jpeg(image)] * batch_size,
+            precision if with_breakdown else "",
+            {name: batch_size * count for name, count in counts.items()},
         )
         result["nodes"] = count_nodes(saved_model)
     return {**result, "image_hw": list(image_hw), "batch_size": batch_size}
@@ -72,7 +79,7 @@ def benchmark_inference(
 
 def export_random_network(
     config: config_lib.Config, export_dir: str, precision: str, image_hw: Tuple[int, int]
-) -> None:
+) -> Dict[str, int]:
     """Exports a network of `config` with random weights and COCO's numbers of classes.
 
     Args:
@@ -80,9 +87,13 @@ def export_random_network(
       export_dir: as `exporter.export` takes it.
       precision: "float32" or "bfloat16".
       image_hw: size of the photo that it will be asked about.
+
+    Returns:
+      component to its multiply-adds for that photo.
     """
     import tensorflow as tf
 
+    from pfpn_tf.benchmark import breakdown
     from pfpn_tf.serving import exporter
 
     tf.keras.utils.set_random_seed(0)
@@ -91,6 +102,11 @@ def export_random_network(
     if network.has_instances:
         spread_predictions(network, config, image_hw)
     exporter.export(exporter.module_of(network, config, info), export_dir)
+    image, hw = _network_input(config.data, image_hw)
+    threshold = tf.constant(config.model.fusion_score_threshold, tf.float64)
+    return breakdown.multiply_adds(
+        lambda: network(image[None], hw[None], mask_score_threshold=threshold)
+    )
 
 
 def spread_predictions(network, config, image_hw):
@@ -103,7 +119,6 @@ def spread_predictions(network, config, image_hw):
     """
     import tensorflow as tf
 
-    from pfpn_tf.data import preprocess
     from pfpn_tf.model import box_head, fpn, rpn
     from pfpn_tf.ops import roi_align
 
@@ -116,13 +131,7 @@ def spread_predictions(network, config, image_hw):
         predictor.kernel.assign(predictor.kernel * scale)
         predictor.bias.assign(-tf.reduce_mean(predictions, 0) * scale)
 
-    data = config.data
-    hw = preprocess.resized_hw(
-        tf.constant(image_hw), data.eval_min_side, data.eval_max_side, data.resize
-    )
-    image = preprocess.resize_image(tf.constant(photo(image_hw)), hw, data.resize)
-    image = preprocess.normalize(image, data.pixel_mean, data.pixel_std)
-    image = preprocess.pad_to(image, preprocess.padded_hw(hw, data.size_divisor))
+    image, hw = _network_input(config.data, image_hw)
     pyramid = network.fpn(network.backbone(image[None]))
     pyramid, _ = fpn.branch_pyramids(pyramid, config.model.fpn_groups)
     hidden = [network.rpn_head.conv(features) for features in pyramid.values()]
@@ -140,6 +149,20 @@ def spread_predictions(network, config, image_hw):
     spread(head.classes, [features], _CLASS_LOGIT_SPREAD)
 
 
+def _network_input(data, image_hw):
+    """`photo(image_hw)` as the network takes it: [H, W, 3] float32 and content size [2]."""
+    import tensorflow as tf
+
+    from pfpn_tf.data import preprocess
+
+    hw = preprocess.resized_hw(
+        tf.constant(image_hw), data.eval_min_side, data.eval_max_side, data.resize
+    )
+    image = preprocess.resize_image(tf.constant(photo(image_hw)), hw, data.resize)
+    image = preprocess.normalize(image, data.pixel_mean, data.pixel_std)
+    return preprocess.pad_to(image, preprocess.padded_hw(hw, data.size_divisor)), hw
+
+
 def coco_like_info() -> DatasetInfo:
     """80 thing and 53 stuff categories."""
     return DatasetInfo.from_coco_categories(
@@ -148,7 +171,12 @@ def coco_like_info() -> DatasetInfo:
 
 
 def answer(
-    saved_model: str, repeats: int, images: np.ndarray, encoded: Sequence[bytes]
+    saved_model: str,
+    repeats: int,
+    images: np.ndarray,
+    encoded: Sequence[bytes],
+    breakdown_precision: str = "",
+    counts: Mapping[str, int] = {},
 ) -> Dict[str, Any]:
     """Loads an export in this process and times its answers; see `benchmark_inference`.
 
@@ -157,6 +185,9 @@ def answer(
       repeats: timed answers.
       images: [B, h, w, 3] uint8, for "panoptic".
       encoded: B images, for "serving_default".
+      breakdown_precision: type of the convolutions, whose rate is measured for the breakdown;
+        empty: no breakdown.
+      counts: component to its multiply-adds.
     """
     import tensorflow as tf  # and nothing else that a server of the export would not import
 
@@ -176,7 +207,7 @@ def answer(
     first_ms = 1e3 * measure.seconds(run)
     timed = measure.timed(run, repeats)
     peak = measure.peak_memory_mib()  # of one signature, as a server that is asked for one
-    return {
+    result: Dict[str, Any] = {
         "load_ms": round(load_ms, 1),
         "first_answer_ms": round(first_ms, 1),
         "panoptic": timed,
@@ -185,6 +216,13 @@ def answer(
         "serving_default": measure.timed(run_bytes, repeats),
         "num_segments": int(run()[0]),
     }
+    if breakdown_precision:
+        from pfpn_tf.benchmark import breakdown
+
+        result["breakdown"] = breakdown.measured(
+            run_bytes, repeats, result["serving_default"], counts, breakdown_precision
+        )
+    return result
 
 
 def count_nodes(saved_model: str) -> Dict[str, int]:

@@ -28,6 +28,7 @@ class Options(NamedTuple):
       saved_model: directory of an export; may be empty.
       serving_batch_size: images of a request.
       num_records, resume_step: of the rehearsal.
+      breakdown: whether inference and training steps also tell where their time goes.
     """
 
     repeats: int = 7
@@ -38,6 +39,7 @@ class Options(NamedTuple):
     serving_batch_size: int = 1
     num_records: int = 120_000
     resume_step: int = 89_000
+    breakdown: bool = False
 
 
 def run(name: str, settings: Mapping[str, Any], options: Options) -> Dict[str, Any]:
@@ -57,6 +59,8 @@ def run(name: str, settings: Mapping[str, Any], options: Options) -> Dict[str, A
     """
     if name not in BENCHMARKS:
         raise UserError(f"--what={name} must be one of {', '.join(BENCHMARKS)}.")
+    if options.breakdown and name not in ("inference", "train", "step"):
+        raise UserError(f"--breakdown is for --what=inference, train or step, not {name}.")
     if options.repeats < 1:
         raise UserError(f"--repeats={options.repeats} must be at least 1; 7 is usual.")
     saved_model = options.saved_model
@@ -67,11 +71,23 @@ def run(name: str, settings: Mapping[str, Any], options: Options) -> Dict[str, A
     return {"benchmark": name, "machine": machine, **figures}
 
 
+def breakdown_table(figures: Mapping[str, Any]) -> str:
+    """The breakdown in what `run` returned, as text."""
+    from pfpn_tf.benchmark import breakdown
+
+    return breakdown.table(figures.get("step", {}).get("breakdown") or figures["breakdown"])
+
+
 def _inference(settings, options):
     precision = settings.pop("precision", "float32")
     config = config_lib.from_mapping(settings)
     figures = inference.benchmark_inference(
-        config, options.repeats, options.saved_model, precision, options.serving_batch_size
+        config,
+        options.repeats,
+        options.saved_model,
+        precision,
+        options.serving_batch_size,
+        with_breakdown=options.breakdown,
     )
     return {"precision": precision, **figures}
 
@@ -85,7 +101,9 @@ def _serving_memory(settings, options):
 
 def _step(settings, options):
     config = config_lib.from_mapping(settings)
-    return training.benchmark_step(config, options.repeats, options.num_instances)
+    return training.benchmark_step(
+        config, options.repeats, options.num_instances, options.breakdown
+    )
 
 
 def _input(settings, options):
@@ -94,7 +112,9 @@ def _input(settings, options):
 
 def _train(settings, options):
     config = config_lib.from_mapping(settings)
-    return training.benchmark_training(config, options.repeats, options.num_instances)
+    return training.benchmark_training(
+        config, options.repeats, options.num_instances, options.breakdown
+    )
 
 
 def _panoptic_quality(settings, options):

@@ -25,21 +25,24 @@ _DRAWN_IMAGES = 64
 _DRAWN_SIDES = (480, 640)  # About the size of COCO's photos.
 
 
-def benchmark_step(config: config_lib.Config, repeats: int, num_instances: int) -> Dict[str, Any]:
+def benchmark_step(
+    config: config_lib.Config, repeats: int, num_instances: int, with_breakdown: bool = False
+) -> Dict[str, Any]:
     """Times the training step on one batch that is in memory.
 
     Args:
       config: all settings; the images have --crop_size, else the largest training size.
       repeats: timed steps.
       num_instances: M.
+      with_breakdown: also tell where the time goes.
 
     Returns:
       "step" as `measure.timed`; first_step_ms; compile_ms, what the first step takes longer than a
       later one, for tracing and the graph optimiser; images_per_second;
       peak_memory_mib, of the host, and peak_gpu_memory_mib, None without one; losses of the last
-      step; image_hw; replicas; precision.
+      step; image_hw; replicas; precision; "breakdown" as `breakdown.measured`, if asked for.
     """
-    return measure.in_fresh_process(_steps, config, repeats, num_instances)
+    return measure.in_fresh_process(_steps, config, repeats, num_instances, with_breakdown)
 
 
 def benchmark_input(config: config_lib.Config, repeats: int) -> Dict[str, Any]:
@@ -58,7 +61,7 @@ def benchmark_input(config: config_lib.Config, repeats: int) -> Dict[str, Any]:
 
 
 def benchmark_training(
-    config: config_lib.Config, repeats: int, num_instances: int
+    config: config_lib.Config, repeats: int, num_instances: int, with_breakdown: bool = False
 ) -> Dict[str, Any]:
     """The step alone, the input alone, and both together.
 
@@ -67,7 +70,9 @@ def benchmark_training(
       input_wait, the share of the time that steps waited for their batch; "waits_for", "input" or
       "step".
     """
-    result: Dict[str, Any] = {"step": benchmark_step(config, repeats, num_instances)}
+    result: Dict[str, Any] = {
+        "step": benchmark_step(config, repeats, num_instances, with_breakdown)
+    }
     with _records(config) as with_records:
         result["input"] = measure.in_fresh_process(_batches, with_records, repeats)
         result["together"] = measure.in_fresh_process(_steps_on_records, with_records, repeats)
@@ -76,7 +81,7 @@ def benchmark_training(
     return result
 
 
-def _steps(config, repeats, num_instances):
+def _steps(config, repeats, num_instances, with_breakdown):
     import tensorflow as tf
 
     strategy, trainer = _trainer(config, coco_like_info())
@@ -95,7 +100,7 @@ def _steps(config, repeats, num_instances):
     losses = step()
     if not np.all(np.isfinite(list(losses.values()))):
         raise UserError(f"The drawn training diverged: {losses}; lower --learning_rate.")
-    return {
+    result = {
         "step": timed,
         "first_step_ms": round(1e3 * first, 1),
         "compile_ms": round(1e3 * first - timed["median_ms"], 1),
@@ -107,6 +112,20 @@ def _steps(config, repeats, num_instances):
         "replicas": strategy.num_replicas_in_sync,
         "precision": config.train.precision,
     }
+    if with_breakdown:
+        from pfpn_tf.benchmark import breakdown
+
+        tensors = tf.nest.map_structure(tf.constant, batch)
+
+        def gradients():
+            with tf.GradientTape() as tape:
+                _, losses = trainer.forward(tensors)
+            return tape.gradient(losses["total"], trainer.model.trainable_variables)
+
+        dtype = tf.keras.mixed_precision.Policy(config.train.precision).compute_dtype
+        counts = breakdown.multiply_adds(gradients)
+        result["breakdown"] = breakdown.measured(step, repeats, timed, counts, dtype)
+    return result
 
 
 def _steps_on_records(config, repeats):

@@ -12,8 +12,8 @@ from typing import Dict, NamedTuple, Sequence, Tuple
 import tensorflow as tf
 
 from pfpn_tf import config as config_lib
+from pfpn_tf.benchmark import breakdown
 from pfpn_tf.model import panoptic_fpn
-from pfpn_tf.ops import convolution
 from pfpn_tf.utils import tables
 from pfpn_tf.utils.errors import UserError
 
@@ -81,24 +81,12 @@ def trace(model: panoptic_fpn.PanopticFPN, image_hw: Tuple[int, int]) -> tf.Grap
 
 def operation_cost(op: tf.Operation) -> Cost:
     """The cost of one node of a graph; zero for all but convolutions and matrix products."""
+    count = breakdown.of_operation(op)
+    if isinstance(count, tf.Tensor):
+        raise AssertionError(f"{op.name}: its shapes are not known when traced")
     if op.type == "Conv2D":
-        # [k, k, in / groups, out]: each output number is the sum of k * k * in / groups products.
-        kernel, outputs = _shape(op.inputs[1]), _size(op.outputs[0])
-        inputs = kernel[2] // _groups_in_one_kernel(op)
-        return Cost(outputs * kernel[0] * kernel[1] * inputs, outputs)
-    if op.type in ("MatMul", "BatchMatMulV2"):
-        transposed = op.get_attr("transpose_a" if op.type == "MatMul" else "adj_x")
-        inner = _shape(op.inputs[0])[-2 if transposed else -1]
-        return Cost(dense_multiply_adds=_size(op.outputs[0]) * inner)
-    return Cost()
-
-
-def _groups_in_one_kernel(op):
-    """How many channel groups `convolution.conv2d` has put into the kernel of a Conv2D, with zeros
-    between them that the definition does not multiply.
-    """
-    scope = op.name.rpartition(convolution.GROUPS_SCOPE)[2]
-    return int(scope.split("/")[0].split("_")[0]) if scope != op.name else 1
+        return Cost(count, op.outputs[0].shape.num_elements())
+    return Cost(dense_multiply_adds=count)
 
 
 def total(costs: Dict[str, Cost], components: Sequence[str] = ()) -> Cost:
@@ -137,14 +125,3 @@ def parse_size(text: str) -> Tuple[int, int]:
 def _in_units(cost):
     units = (1e9, 1e6, 1e9, 1e6)
     return [f"{value / unit:,.2f}" for value, unit in zip(dataclasses.astuple(cost), units)]
-
-
-def _shape(tensor):
-    if not tensor.shape.is_fully_defined():
-        raise AssertionError(f"{tensor.name}: the shape {tensor.shape} is not known when traced")
-    return tensor.shape.as_list()
-
-
-def _size(tensor):
-    _shape(tensor)
-    return tensor.shape.num_elements()

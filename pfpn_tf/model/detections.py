@@ -10,8 +10,10 @@ from pfpn_tf.model import box_head
 from pfpn_tf.ops import boxes as box_ops
 from pfpn_tf.ops import nms
 from pfpn_tf.structures import Detections, Proposals
+from pfpn_tf.utils.scopes import in_scope
 
 
+@in_scope("detections")
 def detect(
     proposals: Proposals,
     class_logits: tf.Tensor,

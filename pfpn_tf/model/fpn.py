@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from pfpn_tf.model import layers, resnet
 from pfpn_tf.structures import Pyramid
+from pfpn_tf.utils.scopes import custom_gradient
 
 
 class FPN(tf.keras.layers.Layer):
@@ -46,7 +47,7 @@ class FPN(tf.keras.layers.Layer):
         return {level: pyramid[level] for level in sorted(pyramid)}
 
 
-@tf.custom_gradient
+@custom_gradient
 def _double(x):
     """Nearest-neighbour upsampling by 2. [B, H, W, C] -> [B, 2 H, 2 W, C]"""
 

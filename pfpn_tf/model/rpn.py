@@ -15,6 +15,7 @@ from pfpn_tf.ops import boxes as box_ops
 from pfpn_tf.ops import nms
 from pfpn_tf.ops.precision import as_float32_or_more
 from pfpn_tf.structures import Proposals, Pyramid
+from pfpn_tf.utils.scopes import in_scope
 
 PerLevel = Dict[str, tf.Tensor]
 
@@ -54,6 +55,7 @@ class RPNHead(tf.keras.layers.Layer):
         return objectness_logits, anchor_deltas
 
 
+@in_scope("rpn")
 def pyramid_anchors(pyramid: Pyramid, config: config_lib.Model, dtype: tf.DType) -> PerLevel:
     """{level: [Al, 4]} anchors of every cell of the padded feature maps."""
     return {
@@ -73,6 +75,7 @@ def all_levels(per_level: PerLevel, axis: int) -> tf.Tensor:
     return tf.concat([per_level[level] for level in config_lib.LEVELS], axis)
 
 
+@in_scope("rpn")
 def propose(
     objectness_logits: PerLevel,
     anchor_deltas: PerLevel,
@@ -105,14 +108,14 @@ def propose(
             tf.stop_gradient(objectness_logits[level]),
             tf.stop_gradient(anchor_deltas[level]),
             anchors[level],
-            image_hw,
             top_k,
-            config.clamp_small_deltas,
         )
         for level in config_lib.LEVELS
     ]
-    # [B, L, k, 4], [B, L, k]
-    boxes, logits = (tf.stack(parts, axis=1) for parts in zip(*candidates))
+    # [B, L, k], [B, L, k, 4], [B, L, k, 4]
+    logits, deltas, boxes = (tf.stack(parts, axis=1) for parts in zip(*candidates))
+    boxes = box_ops.decode(deltas, boxes, clamp_small=config.clamp_small_deltas)
+    boxes = box_ops.clip(boxes, image_hw[:, None])
     return Proposals(
         *nms.rpn_nms(
             boxes,
@@ -125,17 +128,16 @@ def propose(
     )
 
 
-def _candidates(logits, deltas, anchors, image_hw, top_k, clamp_small):
-    """The `top_k` best anchors of one level, decoded and clipped: boxes [B, k, 4], logits [B, k].
+def _candidates(logits, deltas, anchors, top_k):
+    """The `top_k` best anchors of one level: logits [B, k], deltas and anchors [B, k, 4].
 
-    Rows beyond the anchors of the level have a logit of -inf.
+    Rows beyond the anchors of the level have a logit of -inf, and zeros.
     """
     count = tf.minimum(top_k, tf.shape(logits)[1])
     logits, index = tf.math.top_k(logits, count)  # [B, k]
-    deltas = tf.gather(deltas, index, batch_dims=1)
-    boxes = box_ops.decode(deltas, tf.gather(anchors, index), clamp_small=clamp_small)
-    boxes = box_ops.clip(boxes, image_hw)
     missing = top_k - count
-    boxes = tf.pad(boxes, [[0, 0], [0, missing], [0, 0]])
     logits = tf.pad(logits, [[0, 0], [0, missing]], constant_values=-float("inf"))
-    return tf.ensure_shape(boxes, [None, top_k, 4]), tf.ensure_shape(logits, [None, top_k])
+    boxes = [tf.gather(deltas, index, batch_dims=1), tf.gather(anchors, index)]
+    boxes = [tf.pad(x, [[0, 0], [0, missing], [0, 0]]) for x in boxes]
+    boxes = [tf.ensure_shape(x, [None, top_k, 4]) for x in boxes]
+    return tf.ensure_shape(logits, [None, top_k]), *boxes

@@ -14,6 +14,7 @@ from pfpn_tf.ops import boxes as box_ops
 from pfpn_tf.ops import masks as mask_ops
 from pfpn_tf.ops import matching
 from pfpn_tf.structures import GroundTruth, Proposals, RoiTargets, RpnTargets
+from pfpn_tf.utils.scopes import in_scope
 
 # The mask head runs on as many slots as the batch has foreground, rounded up to a multiple of this:
 # a GPU searches for the fastest convolution once for each shape.
@@ -23,6 +24,7 @@ _MASK_SLOT_STEP = 16
 _ROI_STREAM = (0, 0x5BD1E995)
 
 
+@in_scope("targets")
 def rpn_targets(
     anchors: tf.Tensor, ground_truth: GroundTruth, seed: tf.Tensor, config: config_lib.Model
 ) -> RpnTargets:
@@ -58,6 +60,7 @@ def rpn_targets(
     return RpnTargets(labels, box_ops.encode(matched, anchors), gt_index)
 
 
+@in_scope("targets")
 def roi_targets(
     proposals: Proposals,
     ground_truth: GroundTruth,

@@ -11,8 +11,10 @@ the kernel.
 
 import tensorflow as tf
 
+from pfpn_tf.utils.scopes import custom_gradient
+
 DENSE_CHANNELS = 64
-GROUPS_SCOPE = "channel_groups_"
+_GROUPS_SCOPE = "channel_groups_"
 
 
 def conv2d(
@@ -53,12 +55,20 @@ def conv2d(
     kernel *= tf.eye(together, dtype=kernel.dtype)[:, None, :, None]
     shape = [parts, size, size, together * group_in, together * filters // groups]
     kernels = tf.unstack(tf.reshape(kernel, shape))
-    with tf.name_scope(f"{GROUPS_SCOPE}{together}"):  # experiments/model_cost.py reads it
+    with tf.name_scope(f"{_GROUPS_SCOPE}{together}"):
         outputs = [
             _dense(part, part_kernel, strides, padding, dilation)
             for part, part_kernel in zip(tf.split(x, parts, axis=-1), kernels)
         ]
     return tf.concat(outputs, axis=-1)
+
+
+def groups_in_one_kernel(name: str) -> int:
+    """How many channel groups `conv2d` has put into the kernel of the operation of this name, with
+    zeros between them that the definition does not multiply.
+    """
+    _, found, rest = name.rpartition(_GROUPS_SCOPE)
+    return int(rest.split("/")[0].split("_")[0]) if found else 1
 
 
 def _dense(x, kernel, strides, padding, dilation):
@@ -72,7 +82,7 @@ def _dense(x, kernel, strides, padding, dilation):
 def _dilated(x, kernel, dilation):
     """A dilated convolution with a gradient made of operations that every device has."""
 
-    @tf.custom_gradient
+    @custom_gradient
     def forward(x, kernel):
         def gradient(dy):
             # The input's gradient is a convolution of dy with the mirrored kernel.

@@ -9,6 +9,7 @@ out, so that each direction reads the map few times.
 import tensorflow as tf
 
 from pfpn_tf.ops.precision import as_float32_or_more
+from pfpn_tf.utils.scopes import custom_gradient
 
 EPSILON = 1e-5
 
@@ -33,7 +34,7 @@ def group_norm(
       [B, H, W, C] of the type of `x`.
     """
 
-    @tf.custom_gradient
+    @custom_gradient
     def normalize(x, gamma, beta):
         wide_gamma, wide_beta = as_float32_or_more(gamma), as_float32_or_more(beta)
         wide_x = as_float32_or_more(x)
@@ -56,7 +57,7 @@ def group_norm(
             offset = rstd * _group_mean(wide_gamma * mean_dy, groups)
             slope = rstd * rstd * _group_mean(wide_gamma * mean_dy_n, groups)
             dx = dy * scale - (centred * slope + (offset - rest * slope))
-            pixels = tf.cast(tf.shape(x)[1] * tf.shape(x)[2], rstd.dtype)
+            pixels = tf.cast(tf.reduce_prod(tf.shape(x)[1:3]), rstd.dtype)
             dgamma = tf.reduce_sum(mean_dy_n, axis=(0, 1, 2)) * pixels
             dbeta = tf.reduce_sum(mean_dy, axis=(0, 1, 2)) * pixels
             return tf.cast(dx, x.dtype), tf.cast(dgamma, gamma.dtype), tf.cast(dbeta, beta.dtype)

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from pfpn_tf.ops import boxes as box_ops
 from pfpn_tf.ops.axis_taps import AxisTaps, axis_taps
+from pfpn_tf.utils.scopes import custom_gradient, in_scope
 
 # A square RoI of this side goes to the level of stride 2**4 (FPN paper, equation 1).
 CANONICAL_SIZE_PX = 224.0
@@ -46,6 +47,7 @@ def roi_levels(boxes: tf.Tensor, rule: str = "detectron2") -> tf.Tensor:
     return tf.cast(tf.clip_by_value(level, _LEVELS[0], _LEVELS[-1]), tf.int32)
 
 
+@in_scope("roi_align")
 def multilevel_roi_align(
     pyramid: Dict[str, tf.Tensor],
     boxes: tf.Tensor,
@@ -112,52 +114,82 @@ def _pool_by_sparse_product(tables, level_index, rows, columns):
     Returns:
       [n, P, P, C].
     """
-    members, pooled = [], []
-    for index, table in enumerate(tables):
-        of_level = tf.cast(tf.where(level_index == index)[:, 0], tf.int32)
-        taps = tf.nest.map_structure(lambda x, of=of_level: tf.gather(x, of), (rows, columns))
-        members.append(of_level)
-        pooled.append(_sparse_product(table, *taps))
-    return tf.dynamic_stitch(members, pooled)
+    # The RoIs of a level stand together, so that its matrix is a part of the list of all.
+    order = tf.argsort(level_index, stable=True)  # [n]
+    level_index, rows, columns = tf.nest.map_structure(
+        lambda x: tf.gather(x, order), (level_index, rows, columns)
+    )
+    levels = tf.range(len(tables))
+    num_rois = tf.math.count_nonzero(level_index[:, None] == levels, 0, dtype=tf.int32)
+    first_roi = tf.gather(tf.cumsum(num_rois, exclusive=True), level_index)
+    output_row = tf.range(tf.size(order)) - first_roi  # [n] place of a RoI in its level
+    num_pairs = tf.math.unsorted_segment_sum(
+        rows.num_taps * columns.num_taps, level_index, len(tables)
+    )
+    indices, weights = _matrix(output_row, rows, columns, tables[0].dtype)
+    size = rows.pixel.shape[1]
+    parts = zip(
+        tables,
+        tf.split(indices, num_pairs * size * size, num=len(tables)),
+        tf.split(weights, num_pairs * size * size, num=len(tables)),
+        tf.unstack(num_rois),
+    )
+    pooled = [
+        tf.reshape(
+            _product(*matrix, count * size * size, table), [count, size, size, table.shape[-1]]
+        )
+        for table, *matrix, count in parts
+    ]
+    return tf.dynamic_stitch(tf.split(order, num_rois, num=len(tables)), pooled)
 
 
-def _sparse_product(table, rows, columns):
-    """Pools RoIs by a matrix with a non-zero for each pair of a row tap and a column tap."""
-    num_rois, size, _ = tf.unstack(tf.shape(rows.pixel))
+def _matrix(output_row, rows, columns, dtype):
+    """The matrix that pools RoIs: a non-zero for each pair of a row tap and a column tap.
+
+    Args:
+      output_row: [n] place of each RoI among the outputs.
+      rows, columns: `AxisTaps`.
+      dtype: of the weights.
+
+    Returns:
+      indices [m P P, 2] int64 and weights [m P P], for m pairs, RoI by RoI.
+    """
+    size = rows.pixel.shape[1]
 
     def in_use(taps):
         return tf.range(tf.shape(taps.pixel)[2]) < taps.num_taps[:, None]  # [n, T]
 
     pairs = tf.where(in_use(rows)[:, :, None] & in_use(columns)[:, None])
-    roi, row_tap, column_tap = tf.unstack(pairs, axis=1)  # 3 x [m], for m pairs
+    roi, row_tap, column_tap = tf.unstack(pairs, axis=1)  # 3 x [m]
+    of_row, of_column = tf.stack([roi, row_tap], 1), tf.stack([roi, column_tap], 1)
 
     def outer(name, combine):
         """Combines row and column for all P x P cells of the pairs. [m, P, P]"""
-        of_row = tf.gather_nd(
-            tf.transpose(getattr(rows, name), [0, 2, 1]), tf.stack([roi, row_tap], 1)
-        )
-        of_column = tf.gather_nd(
-            tf.transpose(getattr(columns, name), [0, 2, 1]), tf.stack([roi, column_tap], 1)
-        )
-        return combine(of_row[:, :, None], of_column[:, None, :])
+        row = tf.gather_nd(tf.transpose(getattr(rows, name), [0, 2, 1]), of_row)
+        column = tf.gather_nd(tf.transpose(getattr(columns, name), [0, 2, 1]), of_column)
+        return combine(row[:, :, None], column[:, None, :])
 
-    cells = tf.cast(size * size, tf.int64)
-    output = (roi * cells)[:, None, None] + tf.reshape(tf.range(cells), [size, size])  # [m, P, P]
-    place = tf.cast(outer("pixel", tf.add), tf.int64)
-    indices = tf.reshape(tf.stack([output, place], -1), [-1, 2])
-    weights = tf.cast(tf.reshape(outer("weight", tf.multiply), [-1]), table.dtype)
-    shape = tf.cast([num_rois * size * size, tf.shape(table)[0]], tf.int64)
+    cell = tf.reshape(tf.range(size * size), [size, size])
+    output = tf.gather(output_row * (size * size), roi)[:, None, None] + cell  # [m, P, P]
+    indices = tf.reshape(tf.stack([output, outer("pixel", tf.add)], -1), [-1, 2])
+    weights = tf.reshape(outer("weight", tf.multiply), [-1])
+    return tf.cast(indices, tf.int64), tf.cast(weights, dtype)
+
+
+def _product(indices, weights, num_outputs, table):
+    """Multiplies a sparse matrix of `num_outputs` rows with a table [S, C]."""
+    shape = tf.cast([num_outputs, tf.shape(table)[0]], tf.int64)
     matrix = tf.SparseTensor(indices, weights, shape)
 
     # The product's own gradient would also build that of the weights, which takes gigabytes.
-    @tf.custom_gradient
+    @custom_gradient
     def product(dense):
         def gradient(upstream):
             return tf.sparse.sparse_dense_matmul(matrix, upstream, adjoint_a=True)
 
         return tf.sparse.sparse_dense_matmul(matrix, dense), gradient
 
-    return tf.reshape(product(table), [num_rois, size, size, table.shape[-1]])
+    return product(table)
 
 
 def _pool_by_loop(tables, level_index, rows, columns):
@@ -180,7 +212,7 @@ def _pool_by_loop(tables, level_index, rows, columns):
             lambda t, _: t < row_taps * column_taps, step, (0, total), parallel_iterations=1
         )[1]
 
-    @tf.custom_gradient
+    @custom_gradient
     def pool(dense):
         def gradient(upstream):
             return for_all_taps(

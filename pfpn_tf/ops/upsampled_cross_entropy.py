@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from pfpn_tf.ops.precision import as_float32_or_more
+from pfpn_tf.utils.scopes import custom_gradient
 
 _UPSAMPLING = 4
 _TILE = 8  # pixels of the logits; a row of tiles at full resolution stays near the cache
@@ -38,7 +39,7 @@ def upsampled_cross_entropy(logits: tf.Tensor, labels: tf.Tensor, void: int) -> 
     padding = [[0, 0], [0, _UPSAMPLING * bottom], [0, _UPSAMPLING * right]]
     labels = tf.pad(labels, padding, constant_values=void)
 
-    @tf.custom_gradient
+    @custom_gradient
     def loss_of(logits):
         loss, gradient = _loss_and_gradient(logits, labels, void)
         return loss, lambda upstream: upstream * gradient

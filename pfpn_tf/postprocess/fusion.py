@@ -20,6 +20,7 @@ from pfpn_tf import structures
 from pfpn_tf.postprocess import instances
 from pfpn_tf.postprocess.segment_table import segment_table
 from pfpn_tf.postprocess.semantic_labels import class_scores, semantic_labels
+from pfpn_tf.utils.scopes import in_scope
 
 
 class FusionSettings(NamedTuple):
@@ -84,6 +85,7 @@ def map_images(function, outputs, image_hw, original_hw, signature, *others):
     return tf.map_fn(apply, elements, fn_output_signature=signature)
 
 
+@in_scope("fusion")
 def fuse_image(
     outputs: structures.InferenceOutputs,
     image_hw: tf.Tensor,

@@ -16,6 +16,8 @@ from typing import Tuple
 
 import tensorflow as tf
 
+from pfpn_tf.utils.scopes import in_scope
+
 SEMANTIC_STRIDE = 4
 STRIP_PIXELS = 2**15  # 7 MB for 54 classes
 
@@ -23,6 +25,7 @@ STRIP_PIXELS = 2**15  # 7 MB for 54 classes
 _NOT_A_NUMBER, _NO_CLASS = -1e38, -1e20
 
 
+@in_scope("labels")
 def semantic_labels(logits: tf.Tensor, image_hw: tf.Tensor, original_hw: tf.Tensor) -> tf.Tensor:
     """Labels the pixels of one image.
 
@@ -54,7 +57,8 @@ def semantic_labels(logits: tf.Tensor, image_hw: tf.Tensor, original_hw: tf.Tens
         place = tf.one_hot(rows - rows[0, 0], tf.shape(window)[0], dtype=tf.float64)  # [n, 3, k]
         matrix = tf.cast(tf.reduce_sum(place * row_weights[..., None], 1), logits.dtype)  # [n, k]
         values = tf.tensordot(matrix, window, 1)  # [n, w, S + 1]
-        return tf.cast(tf.argmax(values, axis=-1, output_type=tf.int32), dtype)
+        # Of equals top_k takes the lowest, like argmax, which takes half as long again on a CPU.
+        return tf.cast(tf.math.top_k(values, 1).indices[..., 0], dtype)
 
     labels = tf.map_fn(
         label,
@@ -65,6 +69,7 @@ def semantic_labels(logits: tf.Tensor, image_hw: tf.Tensor, original_hw: tf.Tens
     return tf.reshape(labels, [-1, width])[:height]
 
 
+@in_scope("labels")
 def class_scores(logits: tf.Tensor, image_hw: tf.Tensor) -> tf.Tensor:
     """How sure the network is of each class: its mean probability where it is the likeliest.
 

@@ -12,6 +12,7 @@ from pfpn_tf import config as config_lib
 from pfpn_tf.data import preprocess
 from pfpn_tf.serving import batches
 from pfpn_tf.serving import images as images_lib
+from pfpn_tf.utils.scopes import in_scope
 
 _PIXELS = tf.TensorSpec([None, None, 3], tf.uint8)
 _INPUT = tf.TensorSpec([None, None, 3], tf.float32)
@@ -94,6 +95,7 @@ class Inputs:
 
     # This and those below are functions of their own, so that they are in the file once.
     @tf.function(input_signature=[_PIXELS, _SIZE, _SIZE], autograph=False)
+    @in_scope("decode_and_resize")
     def network_input(self, image, image_hw, padded_hw):
         """[h, w, 3] uint8 -> [H, W, 3] float32."""
         image = preprocess.resize_image(image, image_hw, self._data.resize)
@@ -101,6 +103,7 @@ class Inputs:
         return preprocess.pad_to(image, padded_hw)
 
     @tf.function(input_signature=[_SIZES], autograph=False)
+    @in_scope("decode_and_resize")
     def _network_sizes(self, original_hw):
         """[B, 2] original sizes -> [B, 2] content sizes, [B, 2] padded sizes."""
         data = self._data
@@ -129,6 +132,7 @@ class Inputs:
         )
 
     @tf.function(input_signature=[_TEXTS], autograph=False)
+    @in_scope("decode_and_resize")
     def _read_headers(self, image_bytes):
         limit = self._export.max_image_pixels
         return tf.map_fn(
@@ -138,6 +142,7 @@ class Inputs:
         )
 
     @tf.function(input_signature=[_TEXTS, _HEADERS, _SIZES, _SIZE], autograph=False)
+    @in_scope("decode_and_resize")
     def _decode_each(self, contents, headers, image_hw, padded_hw):
         """Network inputs [n, H, W, 3] and errors [n] of n files; sizes as in `_prepare_each`."""
 
@@ -148,6 +153,7 @@ class Inputs:
 
         return _one_by_one(decode, (contents, headers, image_hw), (_INPUT, _TEXT))
 
+    @in_scope("decode_and_resize")
     def _prepare_each(self, images, image_hw, padded_hw):
         """[n, h, w, 3] uint8, content sizes [n, 2], padded size [2] -> inputs [n, H, W, 3]."""
         return _one_by_one(

@@ -43,6 +43,7 @@ from pfpn_tf.data import categories
 from pfpn_tf.postprocess import fusion, instances, segment_table, semantic_labels
 from pfpn_tf.serving.inputs import Inputs
 from pfpn_tf.utils.errors import UserError
+from pfpn_tf.utils.scopes import in_scope
 
 _IMAGES = tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")
 _IMAGE_BYTES = tf.TensorSpec([None], tf.string, name="image_bytes")
@@ -334,6 +335,7 @@ def _mask_pngs(found, windows):
     return tf.map_fn(encode, items, fn_output_signature=tf.TensorSpec([], tf.string))
 
 
+@in_scope("png")
 def encode_panoptic_png(panoptic_ids: tf.Tensor) -> tf.Tensor:
     """[h, w] int32 ids -> [] string, COCO's panoptic PNG: id = R + 256 G + 65536 B."""
     channels = [tf.bitwise.right_shift(panoptic_ids, shift) & 255 for shift in (0, 8, 16)]

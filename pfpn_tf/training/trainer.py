@@ -21,6 +21,7 @@ from pfpn_tf.training import schedule
 from pfpn_tf.training.averages import MovingAverages
 from pfpn_tf.training.loss_scale import LossScale
 from pfpn_tf.utils import keras_policy
+from pfpn_tf.utils.scopes import in_scope
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -235,6 +236,7 @@ class Trainer(orbit.StandardTrainer):
             "foreground_rois": foreground / batch_size,
         }
 
+    @in_scope("optimizer")
     def _replica_update(self, gradients, norm):
         """Clips and applies. All replicas hold the same summed gradients, so they clip alike."""
         if self.config.train.gradient_clip_norm > 0:
