@@ -19,8 +19,9 @@ Class maps alone, a PNG for each photo, for Semantic FPN; with the two joined Pa
     python tools/create_tfrecords.py --val_fraction=0.1 --output_dir=data/mine \\
         --class_map_dir=labels --class_names=classes.txt --image_dir=photos
 
-Writes train-*.tfrecord, ... and dataset_info.json, which the splits of a dataset share. Images
-without annotations join a dataset that is already there:
+Writes train-*.tfrecord, ... and beside them, for all splits of the dataset, dataset_info.json,
+dataset.html (a page to look at: classes, sizes, samples, warnings) and recipe.flags (settings to
+train with). Images without annotations join a dataset that is already there:
 
     python tools/create_tfrecords.py --split=test-dev --output_dir=data/coco \\
         --image_info_json=annotations/image_info_test-dev2017.json --image_dir=test2017
@@ -81,6 +82,12 @@ flags.DEFINE_bool(
     False,
     "Leave broken images and instances out and count them; otherwise the first one stops.",
 )
+flags.DEFINE_float(
+    "epochs",
+    0,
+    "Epochs of the training that recipe.flags suggests; 0: those that show 400,000 images, but 36 "
+    "to 300, and more where these are below 1500 steps.",
+)
 flags.DEFINE_bool("crowds", True, "Believe iscrowd; otherwise each instance is a single object.")
 flags.DEFINE_bool(
     "allow_mismatch",
@@ -92,7 +99,7 @@ flags.DEFINE_bool(
 
 @cli.command
 def main():
-    from pfpn_tf.data import coco_json, convert, sources
+    from pfpn_tf.data import coco_json, convert, overview, sources
 
     args = flags.FLAGS
     given = sources.Given(**{name: getattr(args, name) for name in sources.Given._fields})
@@ -102,7 +109,7 @@ def main():
     if not 0 <= args.val_fraction < 1:
         raise UserError(f"--val_fraction={args.val_fraction:g} must be between 0 and 1.")
     flags_lib.check_files([name for name in sources.PATHS if getattr(args, name)])
-    for name in ("num_shards", "num_workers"):
+    for name in ("num_shards", "num_workers", "epochs"):
         if getattr(args, name) < 0:
             raise UserError(f"--{name}={getattr(args, name)} must be 0 or more.")
     dataset = sources.open_dataset(given)
@@ -128,6 +135,7 @@ def main():
             f"{counts['crowds']} crowds, {counts['segments']} segments "
             f"in {counts['shards']} shards."
         )
+    overview.write(args.output_dir, args.epochs)
 
 
 if __name__ == "__main__":

@@ -4,14 +4,13 @@ Image i goes to a shard that depends on the number of shards alone, so any numbe
 the same bytes. Shards get their final names together, when all of them are complete.
 """
 
-import collections
 import concurrent.futures
 import contextlib
 import glob
 import multiprocessing
 import os
 import re
-from typing import Any, Dict, NamedTuple
+from typing import Any, Dict
 
 import cv2
 import numpy as np
@@ -19,9 +18,9 @@ import tensorflow as tf
 from absl import logging
 
 from pfpn_tf.data import categories as categories_lib
-from pfpn_tf.data import coco_instances, coco_panoptic, tfrecord
+from pfpn_tf.data import coco_instances, coco_panoptic, statistics, tfrecord
 from pfpn_tf.data.coco_json import DataError
-from pfpn_tf.data.record import ALLOW, Notes
+from pfpn_tf.data.record import ALLOW
 from pfpn_tf.utils import process, progress
 from pfpn_tf.utils.errors import UserError
 
@@ -37,14 +36,6 @@ NO_THINGS = "images hold not one instance of a thing class"
 EXCEPTIONS = (coco_instances.BESIDE, coco_instances.OUTSIDE)
 
 
-class ShardResult(NamedTuple):
-    """What one worker did: counters to be summed, and what to know about the images."""
-
-    counts: collections.Counter
-    max_instances: int
-    notes: Notes
-
-
 def convert(
     dataset: coco_panoptic.CocoImages,
     output_dir: str,
@@ -53,7 +44,8 @@ def convert(
     num_workers: int = 0,
     skip_bad: bool = False,
 ) -> Dict[str, Any]:
-    """Writes `output_dir`/`split`-00000-of-0000n.tfrecord and adds the split to dataset_info.json.
+    """Writes `output_dir`/`split`-00000-of-0000n.tfrecord and adds the split to dataset_info.json
+    and the statistics.
 
     Args:
       dataset: what to convert.
@@ -88,13 +80,18 @@ def convert(
     tasks = list(zip(temporary, bounds[:-1], bounds[1:]))
     try:
         results = _run(tasks, dataset, num_workers, skip_bad, description=split)
-        counts, notes = _summary(results, dataset, num_shards)
+        found = statistics.Statistics()
+        found.notes.merge(dataset.notes)
+        for result in results:
+            found.merge(result)
+        counts = _summary(found, dataset, num_shards)
         if not counts["images"]:
             raise UserError(
-                f"{dataset.source}: none of its {len(dataset)} images is usable. {notes.lines()[0]}"
+                f"{dataset.source}: none of its {len(dataset)} images is usable."
+                f" {found.notes.lines()[0]}"
             )
-        _check_instances(dataset, counts, notes)
-        for line in notes.lines():
+        _check_instances(dataset, counts, found.notes)
+        for line in found.notes.lines():
             logging.warning("%s", line)
         _remove_former_shards(prefix, keep=paths)
         for source, target in zip(temporary, paths):
@@ -103,7 +100,9 @@ def convert(
         for path in temporary:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
-    _merged_info(info_path, dataset.info).with_split(split, counts).save(info_path)
+    info = _merged_info(info_path, dataset.info).with_split(split, counts)
+    info.save(info_path)
+    statistics.save(output_dir, split, found, info)
     return counts
 
 
@@ -171,7 +170,7 @@ def _write_shard_in_worker(path, start, stop):
 
 def _write_shard(dataset, skip_bad, path, start, stop):
     """Writes images start..stop-1 to `path`; yields the result so far after each of them."""
-    counts, max_instances, notes = collections.Counter(), 0, Notes()
+    found = statistics.Statistics()
     with tf.io.TFRecordWriter(path) as writer:
         for position in range(start, stop):
             try:
@@ -179,45 +178,30 @@ def _write_shard(dataset, skip_bad, path, start, stop):
             except DataError as error:
                 if not skip_bad:
                     raise
-                notes.add(IMAGES_LEFT_OUT, str(error))
+                found.notes.add(IMAGES_LEFT_OUT, str(error))
             else:
-                notes.merge(record.notes)
                 writer.write(tfrecord.encode_example(record, dataset.info))
-                usable = [i for i in record.instances if not i.iscrowd]
-                max_instances = max(max_instances, len(usable))
-                counts.update(
-                    images=1,
-                    instances=len(usable),
-                    crowds=len(record.instances) - len(usable),
-                    segments=len(record.segments),
-                    images_without_instances=int(not usable),
-                )
-                counts.update(("category", s.category_id) for s in record.segments)
-            yield ShardResult(counts, max_instances, notes)
+                found.add(record, dataset.info)
+            yield found
 
 
 # -- reporting --------------------------------------------------------------------------------
 
 
-def _summary(results, dataset, num_shards):
-    """(the counts that dataset_info.json holds, notes of all images)."""
-    total = sum((r.counts for r in results), collections.Counter())
-    notes = Notes()
-    for found in (dataset.notes, *(r.notes for r in results)):
-        notes.merge(found)
+def _summary(found, dataset, num_shards):
+    """The counts that dataset_info.json holds."""
     names = ("images", "instances", "crowds", "segments", "images_without_instances")
-    counts = {
-        **{name: total[name] for name in names},
-        "max_instances": max(r.max_instances for r in results),
-        "skipped": notes.count(IMAGES_LEFT_OUT),
-        "skipped_instances": notes.count(coco_instances.LEFT_OUT),
+    return {
+        **{name: found.counts[name] for name in names},
+        "max_instances": found.max_instances,
+        "skipped": found.notes.count(IMAGES_LEFT_OUT),
+        "skipped_instances": found.notes.count(coco_instances.LEFT_OUT),
         "shards": num_shards,
         "string_ids": dataset.has_string_ids,
         "segments_by_category": {
-            str(c.id): total["category", c.id] for c in dataset.info.categories
+            str(c.id): found.counts["segments", c.id] for c in dataset.info.categories
         },
     }
-    return counts, notes
 
 
 def _check_instances(dataset, counts, notes):

@@ -68,6 +68,10 @@ class Notes:
         """One for each kind."""
         return [self.line(what) for what in self._found]
 
+    def to_json(self) -> List[Tuple[str, int, str]]:
+        """(finding, how often, where the first was)."""
+        return [(what, *found) for what, found in self._found.items()]
+
 
 class Record(NamedTuple):
     """All that a TFRecord holds about one image, and what to know about it.

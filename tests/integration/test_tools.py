@@ -43,11 +43,10 @@ def test_from_photos_to_predictions(tmp_path):
     # TensorFlow's, the addons' and gRPC's start-up noise stays off the terminal.
     assert [line for line in done.stderr.splitlines() if not line.startswith("val")] == []
     recipe = [
+        f"--flagfile={records}/recipe.flags",  # the two photos serve for both
         "--flagfile=configs/base/tiny.flags",
         "--backbone_norm=frozen_bn",  # group norm takes twice as long to trace
         "--head_norm=none",
-        f"--train_records={records}/val-*.tfrecord",  # the two photos serve for both
-        f"--eval_records={records}/val-*.tfrecord",
         "--train_min_sides=64",
         "--train_max_side=96",
         "--eval_min_side=64",
