@@ -110,8 +110,8 @@ def main():
         raise UserError(f"--val_fraction={args.val_fraction:g} must be between 0 and 1.")
     flags_lib.check_files([name for name in sources.PATHS if getattr(args, name)])
     for name in ("num_shards", "num_workers", "epochs"):
-        if getattr(args, name) < 0:
-            raise UserError(f"--{name}={getattr(args, name)} must be 0 or more.")
+        if not 0 <= getattr(args, name) <= 1_000_000:
+            raise UserError(f"--{name}={getattr(args, name)} must be 0 to 1000000.")
     dataset = sources.open_dataset(given)
     print(sources.saw(given, dataset))
     splits = {args.split: dataset}
@@ -120,15 +120,13 @@ def main():
         sizes = " and ".join(f"{len(part)} to {name}" for name, part in splits.items())
         print(f"Split by the names of the images: {sizes}.")
     flags_lib.make_output_dir("output_dir")
-    for split, part in splits.items():
-        try:
-            counts = convert.convert(
-                part, args.output_dir, split, args.num_shards, args.num_workers, args.skip_bad
-            )
-        except coco_json.DataError as error:
-            raise UserError(
-                f"{error} Correct it, or leave out what is broken: --skip_bad."
-            ) from None
+    try:
+        converted = convert.convert_splits(
+            splits, args.output_dir, args.num_shards, args.num_workers, args.skip_bad
+        )
+    except coco_json.DataError as error:
+        raise UserError(f"{error} Correct it, or leave out what is broken: --skip_bad.") from None
+    for split, counts in converted.items():
         print(
             f"{args.output_dir}: {split}: {counts['images']} images "
             f"({counts['skipped']} skipped), {counts['instances']} instances, "

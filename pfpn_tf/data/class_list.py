@@ -4,7 +4,8 @@ The list is names after one another or a file:
 
 - text: a name a line; the first line is value 0.
 - CVAT's labelmap.txt: `name:r,g,b:parts:actions` a line.
-- CSV with the columns name, r, g, b, such as CamVid's class_dict.csv.
+- CSV with the columns name, r, g, b, such as CamVid's class_dict.csv; a column value, id, index or
+  idx tells the values, otherwise the first class is value 0.
 - JSON: a list of names, an object from values to names or back, or COCO's categories.
 """
 
@@ -17,6 +18,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 from pfpn_tf.data import coco_json
 from pfpn_tf.utils.errors import UserError
 
+_VALUE_COLUMNS = "value", "id", "index", "idx"
 _LABELMAP = re.compile(r"([^:]+):(\d+),(\d+),(\d+):[^:]*:[^:]*")
 
 
@@ -65,8 +67,10 @@ def read_classes(names: Sequence[str]) -> List[LabelClass]:
                     f"{where}: classes {first.value} ({first.name}) and {entry.value}"
                     f" ({entry.name}) have the same {what}."
                 )
-    if not classes or not all(c.name for c in classes):
-        raise UserError(f"{where}: expected the names of the classes; one is empty.")
+    for entry in classes:
+        coco_json.field(entry._asdict(), "name", coco_json.NAME, f"{where}: class {entry.value}")
+    if not classes:
+        raise UserError(f"{where}: has no name of a class.")
     return sorted(classes)
 
 
@@ -99,15 +103,23 @@ def _from_labelmap(value, line, path):
 
 
 def _from_table(lines, path):
-    rows = list(csv.reader(lines, skipinitialspace=True))
+    try:
+        rows = list(csv.reader(lines, skipinitialspace=True, strict=True))
+    except csv.Error as error:
+        raise UserError(f"{path}: is no CSV ({error}).") from None
     head = [column.strip().lower() for column in rows[0]] if rows else []
     columns = {name: head.index(name) for name in ("name", "r", "g", "b") if name in head}
     if "name" not in columns:
         raise UserError(f"{path}: the first line must name the columns: name,r,g,b or name.")
+    values = next((head.index(name) for name in _VALUE_COLUMNS if name in head), None)
     classes = []
     for value, row in enumerate(rows[1:]):
+        place = f"{path}: line {value + 2}"
         if len(row) < len(head):
-            raise UserError(f"{path}: line {value + 2} has {len(row)} of {len(head)} columns.")
+            raise UserError(f"{place} has {len(row)} of {len(head)} columns.")
+        if values is not None:
+            given = {head[values]: row[values]}
+            value = coco_json.field(given, head[values], coco_json.CATEGORY_ID, place)
         color = None
         if len(columns) == 4:
             color = _color([row[columns[c]] for c in "rgb"], path, ",".join(row))

@@ -73,7 +73,12 @@ class ClassMaps:
         if unknown:
             raise UserError(f"--ignore={unknown[0]} is neither a value nor the name of a class.")
         self._ignored, self._names = sorted(numbers), names
-        self._colors = {c.color: c.value for c in classes if c.color is not None}
+        self._colors: Dict[Tuple[int, int, int], int] = {}
+        self._shared_colors = set()  # of two classes that are not both ignored
+        for c in classes:
+            if c.color is not None and self._colors.setdefault(c.color, c.value) != c.value:
+                if not {c.value, self._colors[c.color]} <= numbers:
+                    self._shared_colors.add(c.color)
         self.notes = Notes()
         are_photos = {os.path.abspath(os.path.join(image_dir, photo)) for photo in photos}
         files = image_files(self._folder)
@@ -208,6 +213,11 @@ class ClassMaps:
                 raise DataError(
                     f"{path}: {counts[n]} pixels have the colour {color}, which no class has. Were"
                     " the map's colours mixed by resizing or saving?"
+                )
+            if color in self._shared_colors:
+                raise DataError(
+                    f"{path}: {counts[n]} pixels have the colour {color}, which two classes of"
+                    " --class_names have; leave one, or give maps with values."
                 )
             values[n] = self._colors[color]
         return values[inverse].reshape(codes.shape)

@@ -242,9 +242,10 @@ class CocoInstances:
 
 def boxes_agree(box, pixels_box) -> bool:
     """Whether the sides of two boxes x, y, w, h differ by 2 pixels and a twentieth of the longer
-    side at most: COCO's polygons have thin tips without a pixel.
+    side at most: COCO's polygons have thin tips without a pixel. A box that has no area agrees with
+    none.
     """
-    if pixels_box is None:
+    if pixels_box is None or min(box[2:]) <= 0:
         return False
     starts = np.subtract(box[:2], pixels_box[:2])
     ends = starts + np.subtract(box[2:], pixels_box[2:])

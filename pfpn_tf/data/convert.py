@@ -10,7 +10,7 @@ import glob
 import multiprocessing
 import os
 import re
-from typing import Any, Dict
+from typing import Any, Dict, Mapping
 
 import cv2
 import numpy as np
@@ -31,6 +31,10 @@ ONLY_CROWDS = (
     "objects are all crowds, which training leaves out (--nocrowds takes them as single objects)"
 )
 NO_INSTANCES = "segments of the panoptic map are things, but there is no instance"
+ABSENT = (
+    "classes have no pixel in the split; if they should, compare --class_names and --ignore with"
+    " the values of the maps"
+)
 NO_THINGS = "images hold not one instance of a thing class"
 # If it is so of more than half of all instances, the two JSON files do not go together.
 EXCEPTIONS = (coco_instances.BESIDE, coco_instances.OUTSIDE)
@@ -63,47 +67,76 @@ def convert(
       UserError: the first broken image (`DataError`) unless skip_bad, no usable image, a
         contradiction that would train on wrong labels, or dataset_info.json has other categories.
     """
-    if not re.fullmatch(r"\w[\w.-]*", split):
-        raise UserError(f"--split={split!r} must be a plain name such as train or val.")
-    if not len(dataset):
-        raise UserError(f"{dataset.source}: lists no image.")
-    info_path = os.path.join(output_dir, categories_lib.FILE_NAME)
-    _merged_info(info_path, dataset.info)  # a contradiction shows before the work, not after it
-    os.makedirs(output_dir, exist_ok=True)
+    splits = {split: dataset}
+    return convert_splits(splits, output_dir, num_shards, num_workers, skip_bad)[split]
 
-    num_shards = min(num_shards or -(-len(dataset) // IMAGES_PER_SHARD), len(dataset))
-    num_workers = min(num_workers or process.num_cores(), num_shards)
-    bounds = np.linspace(0, len(dataset), num_shards + 1).round().astype(int)
-    prefix = os.path.join(output_dir, split)
-    paths = [tfrecord.shard_path(prefix, i, num_shards) for i in range(num_shards)]
-    temporary = [os.path.join(output_dir, f".{os.path.basename(p)}.tmp") for p in paths]
-    tasks = list(zip(temporary, bounds[:-1], bounds[1:]))
-    try:
-        results = _run(tasks, dataset, num_workers, skip_bad, description=split)
-        found = statistics.Statistics()
-        found.notes.merge(dataset.notes)
-        for result in results:
-            found.merge(result)
-        counts = _summary(found, dataset, num_shards)
-        if not counts["images"]:
-            raise UserError(
-                f"{dataset.source}: none of its {len(dataset)} images is usable."
-                f" {found.notes.lines()[0]}"
-            )
-        _check_instances(dataset, counts, found.notes)
-        for line in found.notes.lines():
-            logging.warning("%s", line)
-        _remove_former_shards(prefix, keep=paths)
-        for source, target in zip(temporary, paths):
-            os.replace(source, target)
-    finally:
-        for path in temporary:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-    info = _merged_info(info_path, dataset.info).with_split(split, counts)
-    info.save(info_path)
-    statistics.save(output_dir, split, found, info)
+
+def convert_splits(
+    splits: Mapping[str, coco_panoptic.CocoImages],
+    output_dir: str,
+    num_shards: int = 0,
+    num_workers: int = 0,
+    skip_bad: bool = False,
+) -> Dict[str, Dict[str, Any]]:
+    """`convert` for the splits of one dataset, by name: all of them or, after an error, none."""
+    info_path = os.path.join(output_dir, categories_lib.FILE_NAME)
+    for split, dataset in splits.items():
+        if not re.fullmatch(r"\w[\w.-]*", split):
+            raise UserError(f"--split={split!r} must be a plain name such as train or val.")
+        if not len(dataset):
+            raise UserError(f"{dataset.source}: lists no image.")
+        _merged_info(info_path, dataset.info)  # a contradiction shows before the work
+    os.makedirs(output_dir, exist_ok=True)
+    written = {}
+    with contextlib.ExitStack() as temporary_files:
+        for split, dataset in splits.items():
+            count = min(num_shards or -(-len(dataset) // IMAGES_PER_SHARD), len(dataset))
+            prefix = os.path.join(output_dir, split)
+            paths = [tfrecord.shard_path(prefix, i, count) for i in range(count)]
+            temporary = [os.path.join(output_dir, f".{os.path.basename(p)}.tmp") for p in paths]
+            for path in temporary:
+                temporary_files.callback(_remove_if_there, path)
+            found = _write(dataset, split, temporary, num_workers, skip_bad)
+            written[split] = prefix, dict(zip(temporary, paths)), found
+        for prefix, moves, _ in written.values():
+            _remove_former_shards(prefix, keep=moves.values())
+            for source, target in moves.items():
+                os.replace(source, target)
+    counts = {}
+    for split, dataset in splits.items():
+        _, moves, found = written[split]
+        counts[split] = _summary(found, dataset, len(moves))
+        info = _merged_info(info_path, dataset.info).with_split(split, counts[split])
+        info.save(info_path)
+        statistics.save(output_dir, split, found, info)
     return counts
+
+
+def _write(dataset, split, paths, num_workers, skip_bad) -> statistics.Statistics:
+    """Writes a split's shards and checks the whole of it."""
+    bounds = np.linspace(0, len(dataset), len(paths) + 1).round().astype(int)
+    tasks = list(zip(paths, bounds[:-1], bounds[1:]))
+    num_workers = min(num_workers or process.num_cores(), len(paths))
+    results = _run(tasks, dataset, num_workers, skip_bad, description=split)
+    found = statistics.Statistics()
+    found.notes.merge(dataset.notes)
+    for result in results:
+        found.merge(result)
+    counts = _summary(found, dataset, len(paths))
+    if not counts["images"]:
+        raise UserError(
+            f"{dataset.source}: none of its {len(dataset)} images is usable."
+            f" {found.notes.lines()[0]}"
+        )
+    _check_instances(dataset, counts, found.notes)
+    for line in found.notes.lines():
+        logging.warning("%s", line)
+    return found
+
+
+def _remove_if_there(path):
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
 
 
 def _merged_info(path, info):
@@ -207,6 +240,7 @@ def _summary(found, dataset, num_shards):
 def _check_instances(dataset, counts, notes):
     """Says where the whole split would teach that nothing is a thing, or other things."""
     if dataset.info.task == "semantic":
+        _check_classes(dataset, counts, notes)
         return
     allowed, where = dataset.allow_mismatch, dataset.source
     things = sum(counts["segments_by_category"][str(c.id)] for c in dataset.info.things)
@@ -219,6 +253,18 @@ def _check_instances(dataset, counts, notes):
         notes.contradiction(NO_INSTANCES, where, allowed, things)
     elif counts["instances"] == 0 and counts["segments"] and dataset.info.things:
         notes.add(NO_THINGS, where, counts["images"])
+
+
+def _check_classes(dataset, counts, notes):
+    """Says which classes of class maps no pixel has."""
+    if type(dataset) is coco_panoptic.CocoImages:  # Without annotations.
+        return
+    present = counts["segments_by_category"]
+    absent = [c.name for c in dataset.info.categories if not present[str(c.id)]]
+    if not counts["segments"]:
+        raise UserError(f"{dataset.source}: no pixel of {counts['images']} images has a class.")
+    if absent:
+        notes.add(ABSENT, ", ".join(absent[:5]), len(absent))
 
 
 def _remove_former_shards(prefix, keep):

@@ -289,11 +289,11 @@ def _categories(
 def _roots(content) -> Set[Any]:
     """Ids of the categories that only name the group of others, as Roboflow writes them first."""
     used = {coco_json.whole_number(a.get("category_id")) for a in content["annotations"]}
-    groups = {c.get("supercategory") for c in content["categories"]}
+    groups = {coco_json.name(c.get("supercategory")) for c in content["categories"]}
     return {
         coco_json.whole_number(c.get("id"))
         for c in content["categories"]
         if c.get("supercategory") in (None, "", "none")
-        and c.get("name") in groups - {None, "", "none"}
+        and coco_json.name(c.get("name")) in groups - {None, "none"}
         and coco_json.whole_number(c.get("id")) not in used
     }

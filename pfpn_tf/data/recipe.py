@@ -251,7 +251,7 @@ def anchors(statistics: Statistics, sizes: Sizes) -> Section:
         reason = (
             f"The paper's anchors match {paper[1]} {at}; k-means of their sides finds no better."
         )
-    anchor_sizes, ratios = max(told)[2]
+    anchor_sizes, ratios = max(told, key=lambda found: found[0])[2]
     reason += " Of a box that none matches at 0.7, the best anchor learns."
     return Section(reason, {"anchor_sizes": anchor_sizes, "anchor_aspect_ratios": ratios})
 

@@ -128,6 +128,7 @@ class Statistics:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Statistics":
+        """What `to_json` gave; raises some exception if it is damaged."""
         found = cls()
         for name, value in content["counts"].items():
             kind, by_category, _ = name.partition("_by_category")
@@ -136,9 +137,15 @@ class Statistics:
             else:
                 found.counts[name] = value
         found.max_instances = content["max_instances"]
-        found.images = Sample(content["images"])
-        found.boxes = Sample(content["boxes"])
-        found.stuff = Sample(content["stuff"])
+        if not all(
+            type(n) is int and n >= 0 for n in (*found.counts.values(), found.max_instances)
+        ):
+            raise ValueError("a count is no whole number")
+        for name, columns in (("images", 3), ("boxes", 4), ("stuff", 4)):
+            rows = np.array(content[name], float)
+            if rows.size and rows.shape[1:] != (columns,) or not (rows >= 0).all():
+                raise ValueError(f"{name} are no rows of {columns} numbers")
+            setattr(found, name, Sample(content[name]))
         for what, count, first in content["notes"]:
             found.notes.add(what, first, count)
         return found

@@ -121,7 +121,12 @@ class Result:
 
 
 def save(found: Sequence[Result], folder: Union[str, "os.PathLike[str]"]) -> None:
-    """Writes several results into one folder, as `Result.save` does one."""
+    """Writes several results into one folder, as `Result.save` does one.
+
+    Raises:
+      UserError: there is none.
+    """
+    _check_any(found)
     # Two results may be of the same file, or of arrays, which have no name.
     keys = [os.path.join(str(i), result.file_name) for i, result in enumerate(found)]
     names = results.unique_names(keys)
@@ -139,8 +144,9 @@ def contact_sheet(found: Sequence[Result], panoptic_json: str = "") -> Image.Ima
         photos and predictions alone.
 
     Raises:
-      UserError: the truth of an image is missing or damaged.
+      UserError: there is no result, or the truth of an image is missing or damaged.
     """
+    _check_any(found)
     truths = _truths(panoptic_json, [result.file_name for result in found])
     columns = []
     for result, truth in zip(found, truths):
@@ -160,6 +166,11 @@ def contact_sheet(found: Sequence[Result], panoptic_json: str = "") -> Image.Ima
         titles = [[f"{kind}: {result.file_name}" for result in found] for kind in columns[0]]
         sheet = visualize.stack([visualize.side_by_side(*row) for row in zip(rows, titles)])
     return Image.fromarray(sheet)
+
+
+def _check_any(found):
+    if not found:
+        raise UserError("There is no result; give those of at least one image.")
 
 
 def _truths(panoptic_json, names):
@@ -270,6 +281,14 @@ def _encode(image) -> Tuple[str, bytes]:
             "An image must be a path, bytes, a numpy array or a PIL image, not a"
             f" {type(image).__name__}."
         )
+    if image.mode.startswith(("I", "F")):  # Pillow would cut values off at 255.
+        raise UserError(
+            f"A PIL image must have 8 bits a channel, not mode {image.mode}; scale it to 0..255, or"
+            " give the path of its file."
+        )
     stream = io.BytesIO()
-    image.convert("RGB").save(stream, "PNG", compress_level=1)
+    try:
+        image.convert("RGB").save(stream, "PNG", compress_level=1)
+    except (ValueError, OSError) as error:  # Closed, cut off or without a pixel.
+        raise UserError(f"The image cannot be used ({error}).") from None
     return "image", stream.getvalue()

@@ -60,7 +60,7 @@ def _lines(name, within):
     if path in within:
         raise UserError(f"--flagfile={path} includes itself, by way of {within[-1]}.")
     try:
-        with open(path, encoding="utf-8") as f:
+        with open(path, encoding="utf-8-sig") as f:
             lines = [line.strip() for line in f]
     except FileNotFoundError:
         near = difflib.get_close_matches(name, _names(), n=3)

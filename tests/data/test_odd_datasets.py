@@ -172,6 +172,7 @@ MENDED = {
         3,
     ),
     "box is negative": (first(bbox=[24, 18, -18, -14]), coco_instances.OTHER_BOX, 1),
+    "box has no height": (first(bbox=[6, 4, 18, 0]), coco_instances.OTHER_BOX, 1),
     "box is outside": (first(bbox=[100, 100, 9, 9]), coco_instances.OTHER_BOX, 1),
     "area of other pixels": (first(area=25), coco_instances.OTHER_AREA, 1),
     "area of a segment": (

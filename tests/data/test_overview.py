@@ -139,5 +139,16 @@ def test_statistics_of_another_dataset_are_not_kept(tmp_path):
     assert load(out).keys() == {"train"}
     (out / statistics.FILE_NAME).write_text('{"train": {"counts": 3}}')
     assert load(out) == {}
+    good = statistics.Statistics().to_json()
+    for damage in (
+        {"counts": {"images": "3"}},
+        {"counts": {"images": -1}},
+        {"max_instances": None},
+        {"images": [[40, 60]]},
+        {"boxes": [["a", 2, 3, 4]]},
+        {"stuff": [[1, float("nan"), 3, 4]]},
+    ):
+        (out / statistics.FILE_NAME).write_text(json.dumps({"train": {**good, **damage}}))
+        assert load(out) == {}, damage
     convert_split(tmp_path, out, "val", VAL)
     assert load(out).keys() == {"val"}

@@ -148,3 +148,8 @@ def test_anchors_on_the_grid():
     assert iou.max() == pytest.approx(1, abs=0.03) and iou.min() == pytest.approx(36 / 92, abs=0.03)
     half_a_cell = anchor_fit.best_iou([[16.0, 64.0]], [1, 1, 32, 1, 1], [0.25])
     assert half_a_cell == pytest.approx([(16 - 8) * (64 - 8) / (2 * 1024 - 8 * 56)])
+
+
+def test_anchors_that_match_as_much_as_the_papers():
+    for size in (0.1, 1e4):  # None matches; all do.
+        assert suggest(images=9, hw=(480, 640), objects=5, median_px=size, spread=0)["anchor_sizes"]

@@ -217,6 +217,10 @@ REFUSED = {
         "is a panoptic one; give it as --panoptic_json",
     ),
     "nothing": (lambda c: c["annotations"].clear(), "labels.json: has no annotation"),
+    "list for a supercategory": (
+        lambda c: [k.update(supercategory=["pet"], id=[7]) for k in c["categories"]],
+        '"id" must be a whole number',
+    ),
     "category id twice": (lambda c: c["categories"][1].update(id=0), "category id 0 occurs twice"),
     "image id twice": (lambda c: c["images"][1].update(id=1), "image id 1 occurs twice"),
     "unlisted category": (
@@ -371,6 +375,27 @@ def test_colours_must_be_those_of_the_list(tmp_path):
     dataset = maps(tmp_path, lambda p: Image.fromarray(mixed).save(p), [str(tmp_path / "c.csv")])
     with pytest.raises(UserError, match=r"1 pixels have the colour \(64, 64, 64\)"):
         dataset.read(0)
+    (tmp_path / "c.csv").write_text(TABLE + "dog,200,0,0\n")
+    dataset = maps(tmp_path, ENCODINGS["colours"], [str(tmp_path / "c.csv")])
+    with pytest.raises(UserError, match="the colour .200, 0, 0., which two classes"):
+        dataset.read(0)
+
+
+def test_classes_that_no_map_has_are_told(tmp_path, caplog):
+    dataset = maps(tmp_path, names=[*NAMES, "dog", "cow"])
+    convert.convert(dataset, str(tmp_path / "o"), "train", num_workers=1)
+    assert "2 classes have no pixel in the split" in caplog.text and "dog, cow" in caplog.text
+    dataset = maps(tmp_path, lambda p: Image.fromarray(VALUES * 0 + 255).save(p))
+    with pytest.raises(UserError, match="no pixel of 1 images has a class"):
+        convert.convert(dataset, str(tmp_path / "p"), "train", num_workers=1)
+
+
+def test_splits_are_written_together_or_not_at_all(tmp_path):
+    good = maps(tmp_path / "good")
+    bad = maps(tmp_path / "bad", lambda p: p.write_bytes(b""))
+    with pytest.raises(UserError, match="not a readable class map"):
+        convert.convert_splits({"train": good, "val": bad}, str(tmp_path / "o"), num_workers=1)
+    assert os.listdir(tmp_path / "o") == []
 
 
 def test_ignored_values_and_classes_are_void(tmp_path):
@@ -450,6 +475,7 @@ LISTS = {
     "names.json": '["sky", "grass", "cat"]',
     "id2label.json": '{"0": "sky", "1": "grass", "2": "cat"}',
     "label2id.json": '{"cat": 2, "sky": 0, "grass": 1}',
+    "ids.csv": "id,name\n2,cat\n0,sky\n1,grass\n",
     "coco.json": '{"categories": [{"id": 2, "name": "cat"}, {"id": 0, "name": "sky"},'
     ' {"id": 1, "name": "grass", "color": [0, 200, 0]}]}',
     "class_dict.csv": TABLE,
@@ -477,6 +503,9 @@ def test_lists_of_classes(tmp_path, name):
         ("a.csv", "r,g,b\n1,2,3", "must name the columns"),
         ("a.csv", "name,r,g,b\nsky,1,2,300", "three whole numbers 0 to 255"),
         ("a.csv", "name,r,g,b\nsky,1,2", "line 2 has 3 of 4 columns"),
+        ("a.csv", 'name\n"sky\ncat\n', "is no CSV"),
+        ("a.csv", "value,name\nx,sky\n", 'line 2: "value" must be a whole number'),
+        ("a.txt", "sk\ty\ncat", 'a.txt: class 0: "name" must be a text'),
         ("labelmap.txt", "sky:1,2,3::\ncat:1,2", "expected name:r,g,b::"),
     ],
 )

@@ -154,11 +154,17 @@ def test_to_supervision(known, monkeypatch):
         (np.zeros([4, 4, 3], np.float32), r"must be uint8 .* not float32 \[4, 4, 3\]"),
         (np.zeros([4, 4, 4], np.uint8), r"not uint8 \[4, 4, 4\]"),
         (7, "not a int"),
+        (np.zeros([0, 4, 3], np.uint8), "The image cannot be used .*empty"),
+        (Image.fromarray(np.zeros([4, 4], np.uint16)), "must have 8 bits a channel, not mode I"),
+        (Image.fromarray(np.zeros([4, 4], np.float32)), "must have 8 bits a channel, not mode F"),
     ],
 )
 def test_an_image_that_is_none(model, image, message):
     with pytest.raises(UserError, match=message):
         model(image)
+    for function in (model_lib.contact_sheet, lambda found: model_lib.save(found, "nowhere")):
+        with pytest.raises(UserError, match="There is no result"):
+            function([])
 
 
 def test_what_cannot_be_loaded(saved_model, tmp_path):
