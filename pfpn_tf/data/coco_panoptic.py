@@ -65,6 +65,10 @@ class CocoImages:
     def _open(self, source, image_dir, images, sizes=True):
         self.source = os.fspath(source)
         self.images = coco_json.checked_images(images, self.source, sizes)
+        for n, image in enumerate(self.images):
+            if not photo_folder.ends(image["file_name"]):
+                name = coco_json.shown(image["file_name"])
+                raise UserError(f'{self.source}: images[{n}]: "file_name" names no file: {name}.')
         self._photos = photo_folder.PhotoFolder(image_dir, [i["file_name"] for i in self.images])
         self.has_string_ids = all(isinstance(image["id"], str) for image in self.images)
         self.notes = Notes()

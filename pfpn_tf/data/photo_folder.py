@@ -117,7 +117,8 @@ def ends(name: str) -> List[str]:
     if "?d=" in name:
         name = urllib.parse.unquote(name.partition("?d=")[2])
     elif "://" in name:
-        name = urllib.parse.unquote(urllib.parse.urlsplit(name).path)
+        path = re.split("[?#]", name.partition("://")[2])[0].partition("/")[2]
+        name = urllib.parse.unquote(path)
     parts = [p for p in name.replace("\\", "/").split("/") if p not in ("", ".", "..")]
     return ["/".join(parts[start:]) for start in range(len(parts))]
 

@@ -227,6 +227,14 @@ REFUSED = {
         lambda c: c["annotations"][0].update(category_id=8),
         "annotation 0 has category 8, which is not listed",
     ),
+    "name of no file": (
+        lambda c: c["images"][0].update(file_name="../"),
+        r'images.0.: "file_name" names no file: "../"',
+    ),
+    "address": (
+        lambda c: c["images"][0].update(file_name="http://[a/z.png?b=1"),
+        "z.png.b=1: no such image",
+    ),
     "photo missing": (lambda c: c["images"][0].update(file_name="z.png"), "z.png: no such image"),
     "name in two folders": (
         lambda c: c["images"][0].update(file_name="twin.png"),
