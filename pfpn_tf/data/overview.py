@@ -44,6 +44,9 @@ def write(folder: str, epochs: float = 0) -> None:
         step = PAGE
         with atomic_write(os.path.join(folder, PAGE)) as f:
             f.write(_page(folder, splits, info, config))
+        recipe_path = os.path.join(folder, recipe.FILE_NAME)
+        train = f"; then train with --flagfile={recipe_path}" if config else ""
+        logging.info("Look at %s%s.", os.path.join(folder, PAGE), train)
     except Exception as error:
         logging.exception("%s: the records are complete, but not %s: %s", folder, step, error)
 
@@ -81,7 +84,7 @@ def _split_table(splits):
 
 
 def _class_table(splits, info):
-    columns = [("images", "images"), ("instances", "instances"), ("pixels", "% of pixels")]
+    columns = [("images", "images"), ("instances", "instances"), ("pixels", "% of labelled pixels")]
     header = ["Class", "Kind"]
     header += [f"{html.escape(split)}: {title}" for split in splits for _, title in columns]
     labelled = {

@@ -95,10 +95,10 @@ def load_saved_model(directory: str) -> Predictor:
             for d in sorted(glob.glob(os.path.join(directory, "*")))
             if d.rpartition(os.sep)[2].isdigit()
         ]
-        hint = "Give the folder that export_saved_model.py wrote."
+        hint = "Give a run directory, or the folder that export_saved_model.py wrote."
         if versions:
             hint = f"Is it {versions[-1]}?"
-        raise UserError(f"--saved_model={directory} holds no saved_model.pb. {hint}")
+        raise UserError(f"{directory} holds no saved_model.pb. {hint}")
     with exporter.errors_only():
         loaded = tf.saved_model.load(directory)
     missing = {"serving_rest", "panoptic", "metadata"} - set(loaded.signatures)

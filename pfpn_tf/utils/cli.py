@@ -14,6 +14,7 @@ import contextlib
 import difflib
 import errno
 import functools
+import logging as stdlib_logging
 import os
 import re
 import sys
@@ -51,6 +52,15 @@ USER_ERROR = 2
 INTERRUPTED = 130
 
 
+class _Formatter(logging.PythonFormatter):
+    """Shows a warning as an error of the user is shown, without time and line of code."""
+
+    def format(self, record):
+        if record.levelno == stdlib_logging.WARNING:
+            return f"Warning: {record.getMessage()}"
+        return super().format(record)
+
+
 def command(main: Callable[[], Any]) -> Callable[[], NoReturn]:
     """Makes `main` a command line: it parses the flags, runs `main()` and exits.
 
@@ -65,6 +75,7 @@ def command(main: Callable[[], Any]) -> Callable[[], NoReturn]:
         logging.use_absl_handler()
         logging.set_verbosity(logging.INFO)
         flags.FLAGS.showprefixforinfo = False
+        logging.get_absl_handler().setFormatter(_Formatter())
         parse = functools.partial(_parse_flags, sys.modules[main.__module__])
         app.run(lambda argv: _guarded(main, argv), flags_parser=parse)
 

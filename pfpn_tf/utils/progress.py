@@ -10,11 +10,18 @@ _LOG_SECONDS = 30.0
 
 
 class _LogLines(io.TextIOBase):
-    """Takes what tqdm writes over its last line, and logs it as a line of its own."""
+    """Takes what tqdm writes over its last line, and logs it as a line of its own.
+
+    tqdm writes a finished bar once more when it is closed, with another rate; that is left out.
+    """
+
+    _last = ""
 
     def write(self, text: str) -> int:
-        if text.strip():
+        done = text.strip().rsplit(", ", 2)[0]
+        if done not in ("", self._last):
             logging.info("%s", text.strip())
+            self._last = done
         return len(text)
 
 
@@ -39,3 +46,8 @@ class Bar(tqdm.tqdm):
             line = "{desc}: {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left"
             settings |= {"bar_format": line if total else None, "maxinterval": _LOG_SECONDS}
         super().__init__(items, total=total, **settings)
+
+    @staticmethod
+    def format_meter(*args, **kwargs):
+        """tqdm's text; its rate of a slow job reads "2.00s/image", not "2.00s/ image"."""
+        return tqdm.tqdm.format_meter(*args, **kwargs).replace("s/ ", "s/")

@@ -100,3 +100,9 @@ def main():
 main()
 """
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def test_a_warning_is_shown_like_an_error():
+    code = "from pfpn_tf.utils import cli\ncli.command(lambda: cli.logging.warning('%d odd', 2))()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr == "Warning: 2 odd\n"
