@@ -41,9 +41,11 @@ def test_from_photos_to_predictions(tmp_path):
     )
     assert "val: 2 images" in done.stdout
     # TensorFlow's, the addons' and gRPC's start-up noise stays off the terminal.
-    assert [line for line in done.stderr.splitlines() if not line.startswith("val")] == []
-    recipe = [
-        f"--flagfile={records}/recipe.flags",  # the two photos serve for both
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("val")]
+    page, recipe = records / "dataset.html", records / "recipe.flags"
+    assert lines == [f"Look at {page}; then train with --flagfile={recipe}."]
+    settings = [
+        f"--flagfile={recipe}",  # the two photos serve for both
         "--flagfile=configs/base/tiny.flags",
         "--backbone_norm=frozen_bn",  # group norm takes twice as long to trace
         "--head_norm=none",
@@ -58,10 +60,10 @@ def test_from_photos_to_predictions(tmp_path):
         "--image_interval_steps=0",
         "--distribution=cpu",
     ]
-    call("tools/show_data.py", *recipe, f"--output_dir={tmp_path}/shown", "--num_images=2")
+    call("tools/show_data.py", *settings, f"--output_dir={tmp_path}/shown", "--num_images=2")
     assert len(list((tmp_path / "shown").glob("*.png"))) == 2
 
-    call("tools/train.py", *recipe, f"--run_dir={run}")
+    call("tools/train.py", *settings, f"--run_dir={run}")
     done = call("tools/eval.py", f"--run_dir={run}", f"--metrics_json={tmp_path}/metrics.json")
     assert "PQ" in done.stdout and "mIoU" in done.stdout
     assert "panoptic" in json.loads((tmp_path / "metrics.json").read_text())
