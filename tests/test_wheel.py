@@ -27,9 +27,14 @@ print(pfpn_tf.__file__, recipes.ROOT, sep="\\n")
 """
 
 
+# Without PYTHONPATH, by which pip and Python would find this checkout.
+FOREIGN = ("PYTHON", "PYTEST", "TF_CPP", "COVERAGE")
+ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(FOREIGN)}
+
+
 def call(*command, **options):
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, **options)
-    return done
+    command = list(map(str, command))
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, **options)
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +68,9 @@ def installed(tmp_path_factory):
 def run(installed, tmp_path_factory):
     """Runs a command of the environment in a folder that was empty at first."""
     folder = tmp_path_factory.mktemp("empty")
-    names = ("PYTHON", "PYTEST", "TF_CPP", "COVERAGE")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(names)}
 
     def run(command, *arguments):
-        return call(installed / "bin" / command, *arguments, cwd=folder, env=environment)
+        return call(installed / "bin" / command, *arguments, cwd=folder)
 
     run.folder = folder
     return run
