@@ -156,20 +156,33 @@ def multiply_adds(function: Callable[..., Any], *args) -> Dict[str, int]:
 
     @tf.function(autograph=False)
     def run():
-        results = function(*args)
+        results = [x for x in tf.nest.flatten(function(*args)) if x is not None]
         counts = []
-        for op in tf.compat.v1.get_default_graph().get_operations():
+        for op in _needed_for(results):
             count = of_operation(op)
             if isinstance(count, tf.Tensor) or count:
                 names.append(component_of(op.name))
                 counts.append(tf.cast(count, tf.int64))
-        # The results are returned, so that nothing is pruned.
-        return counts, [x for x in tf.nest.flatten(results) if x is not None]
+        return counts, results
 
     counts: Dict[str, int] = {}
     for name, count in zip(names, run()[0]):
         counts[name] = counts.get(name, 0) + int(count)
     return counts
+
+
+def _needed_for(results):
+    """The operations that compute the results: TensorFlow leaves out others, as the gradient with
+    respect to the images.
+    """
+    found, new = set(), [tf.convert_to_tensor(x).op for x in results]
+    while new:
+        op = new.pop()
+        if op not in found:
+            found.add(op)
+            new += [x.op for x in op.inputs] + op.control_inputs
+    # As they stand in the graph, inputs first.
+    return [op for op in tf.compat.v1.get_default_graph().get_operations() if op in found]
 
 
 def of_operation(op: tf.Operation) -> Union[int, tf.Tensor]:

@@ -19,9 +19,10 @@ def test_step_alone():
     for name in ("backbone", "FPN", "semantic branch", "losses"):
         assert found[name]["ms"] > 0 and found[f"{name}, backward"]["ms"] > 0
     assert found["optimizer"]["ms"] > 0
-    # The images need no gradient, which saves the first convolution one product of three.
+    # The images need no gradient, which saves the first convolution, here most of the backbone,
+    # one product of three.
     backward = found["backbone, backward"]["floor_ms"] / found["backbone"]["floor_ms"]
-    assert 1 < backward < 2
+    assert 1 < backward < 1.7
 
 
 def check_breakdown(report):
