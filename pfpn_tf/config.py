@@ -18,6 +18,7 @@ from absl import logging
 from pfpn_tf import config_checks
 from pfpn_tf.utils.errors import UserError
 
+TASKS = ("panoptic", "instance", "semantic")
 BACKBONES = (
     "resnet50",
     "resnet101",
@@ -163,7 +164,7 @@ class Model:
         "panoptic",
         "panoptic: Panoptic FPN; instance: Mask R-CNN with FPN; semantic: Semantic FPN. Training"
         " takes what the records hold unless this is given.",
-        choices=("panoptic", "instance", "semantic"),
+        choices=TASKS,
     )
     backbone: str = _field("resnet50", "Backbone network.", choices=BACKBONES)
     backbone_norm: str = _field(

@@ -54,7 +54,7 @@ def benchmark_inference(
       load_ms, first_answer_ms; "panoptic" (decoded image to panoptic map) and "serving_default"
       (JPEG to PNG) as `measure.timed`; num_segments; peak_memory_mib, of which import_memory_mib
       is TensorFlow's Python, which a server does without; nodes; image_hw, batch_size; "breakdown"
-      from `breakdown.figures`, if asked for.
+      from `breakdown.measured`, if asked for.
     """
     with tempfile.TemporaryDirectory() as folder:
         counts: Dict[str, int] = {}

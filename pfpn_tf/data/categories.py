@@ -21,13 +21,13 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Sequence, Tuple
 
 import numpy as np
 
+from pfpn_tf.config import TASKS
 from pfpn_tf.data import coco_json
 from pfpn_tf.utils.errors import UserError
 from pfpn_tf.utils.files import atomic_write
 
 FILE_NAME = "dataset_info.json"
 VOID = 255
-TASKS = ("panoptic", "instance", "semantic")
 MAX_CATEGORIES = 254  # with the class for all things, indices must stay below VOID in a uint8
 OTHER_NAME = "things"
 OTHER_COLOR = (90, 90, 90)

@@ -96,24 +96,23 @@ def convert_splits(
             temporary = [os.path.join(output_dir, f".{os.path.basename(p)}.tmp") for p in paths]
             for path in temporary:
                 temporary_files.callback(_remove_if_there, path)
-            found = _write(dataset, split, temporary, num_workers, skip_bad)
-            written[split] = prefix, dict(zip(temporary, paths)), found
-        for prefix, moves, _ in written.values():
+            found, summary = _write(dataset, split, temporary, num_workers, skip_bad)
+            written[split] = prefix, dict(zip(temporary, paths)), found, summary
+        for prefix, moves, _, _ in written.values():
             _remove_former_shards(prefix, keep=moves.values())
             for source, target in moves.items():
                 os.replace(source, target)
     counts = {}
     for split, dataset in splits.items():
-        _, moves, found = written[split]
-        counts[split] = _summary(found, dataset, len(moves))
+        _, _, found, counts[split] = written[split]
         info = _merged_info(info_path, dataset.info).with_split(split, counts[split])
         info.save(info_path)
         statistics.save(output_dir, split, found, info)
     return counts
 
 
-def _write(dataset, split, paths, num_workers, skip_bad) -> statistics.Statistics:
-    """Writes a split's shards and checks the whole of it."""
+def _write(dataset, split, paths, num_workers, skip_bad):
+    """Writes a split's shards, checks the whole of it and returns its statistics and summary."""
     bounds = np.linspace(0, len(dataset), len(paths) + 1).round().astype(int)
     tasks = list(zip(paths, bounds[:-1], bounds[1:]))
     num_workers = min(num_workers or process.num_cores(), len(paths))
@@ -131,7 +130,7 @@ def _write(dataset, split, paths, num_workers, skip_bad) -> statistics.Statistic
     _check_instances(dataset, counts, found.notes)
     for line in found.notes.lines():
         logging.warning("%s", line)
-    return found
+    return found, counts
 
 
 def _remove_if_there(path):

@@ -62,7 +62,7 @@ class Sizes(NamedTuple):
 
 
 def task_of(statistics: Statistics, info: DatasetInfo) -> str:
-    """The task that the annotations allow."""
+    """The task that fits what the annotations hold; `info.task` is the most that they may have."""
     counts = statistics.counts
     stuff = sum(counts["pixels", category.id] for category in info.stuff)
     if counts["instances"]:
