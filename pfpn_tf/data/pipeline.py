@@ -158,7 +158,12 @@ def config_for_records(settings: Mapping[str, Any]) -> Config:
     if "task" in settings or task == config.model.task:
         return config
     logging.info("The records are for --task=%s, which is taken.", task)
-    return config_lib.from_mapping({"task": task, **_LOSS_WEIGHTS[task], **settings})
+    return config_lib.from_mapping({**settings_of_task(task), **settings})
+
+
+def settings_of_task(task: str) -> Dict[str, Any]:
+    """--task, and the weights of the losses that it has."""
+    return {"task": task, **_LOSS_WEIGHTS.get(task, {})}
 
 
 def info_path(config: Config) -> str:

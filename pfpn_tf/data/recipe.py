@@ -13,7 +13,7 @@ import numpy as np
 
 from pfpn_tf import config_checks
 from pfpn_tf.config import Config
-from pfpn_tf.data import anchor_fit
+from pfpn_tf.data import anchor_fit, pipeline
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.data.statistics import Statistics
 from pfpn_tf.utils.files import atomic_write
@@ -154,7 +154,7 @@ def _task(statistics, info, task):
         "instance": "Instances alone: Mask R-CNN with FPN.",
         "semantic": "Class maps without instances: Semantic FPN.",
     }[task]
-    settings = {"task": task}
+    settings = pipeline.settings_of_task(task)
     if task == "semantic" and any(counts["pixels", c.id] for c in info.things):
         what += " All classes are learnt, also those that are called things."
         settings["semantic_targets"] = "all"

@@ -76,6 +76,7 @@ def test_large_photos_of_streets_get_crops_as_in_the_paper():
     assert (settings["eval_min_side"], settings["eval_max_side"]) == (1024, 2048)
     maps = suggest(**{**CITYSCAPES, "objects": 0})
     assert maps["task"] == "semantic" and maps["crop_size"] == (512, 1024)
+    assert maps["semantic_loss_weight"] == 1.0  # as configs/base/semantic_fpn.flags
 
 
 def test_tiny_objects_in_large_images_are_not_shrunk_away():
