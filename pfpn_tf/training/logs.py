@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from typing import Any, Dict, List, Mapping
+from typing import Any, Dict, List, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -74,11 +74,15 @@ class RunLog:
         self._writer.flush()
 
     def write_report(
-        self, metrics: Dict[str, Any], class_table: str, pictures: Dict[str, np.ndarray], step: int
+        self,
+        metrics: Dict[str, Any],
+        categories: Sequence[Dict[str, Any]],
+        pictures: Dict[str, np.ndarray],
+        step: int,
     ) -> None:
         """Writes tables and pictures of an evaluation to TensorBoard; `write` takes its scalars."""
         with self._writer.as_default():
-            tensorboard.write_report(metrics, class_table, pictures, step)
+            tensorboard.write_report(metrics, categories, pictures, step)
         self._writer.flush()
 
 
