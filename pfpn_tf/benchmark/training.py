@@ -256,9 +256,9 @@ def drawn_dataset(folder: str, num_images: int, sides: Tuple[int, int]):
 
     synthetic.make_dataset(folder, num_images, 1, seed=0, sides=sides)
     annotations = os.path.join(folder, "annotations")
-    return coco_panoptic.CocoPanoptic(
-        os.path.join(annotations, "panoptic_train.json"),
-        os.path.join(annotations, "panoptic_train"),
-        os.path.join(folder, "train"),
-        os.path.join(annotations, "instances_train.json"),
+    given = coco_panoptic.Given(
+        panoptic_json=os.path.join(annotations, "panoptic_train.json"),
+        image_dir=os.path.join(folder, "train"),
+        instances_json=os.path.join(annotations, "instances_train.json"),
     )
+    return coco_panoptic.CocoPanoptic(given)
