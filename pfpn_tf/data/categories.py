@@ -228,29 +228,17 @@ class DatasetInfo:
     def semantic_lookup(self, semantic_targets: str) -> np.ndarray:
         """[256] uint8, category index -> semantic class; 255 (void) for every other value."""
         table = np.full(256, VOID, np.uint8)
-        if semantic_targets == "all":
-            table[: len(self.categories)] = np.arange(len(self.categories))
-            return table
-        self._check_targets(semantic_targets)
-        stuff_class = 1
-        for index, category in enumerate(self.categories):
-            if category.is_thing:
-                table[index] = 0
-            else:
-                table[index] = stuff_class
-                stuff_class += 1
+        class_of = {c.id: i for i, c in enumerate(self._semantic_classes(semantic_targets))}
+        # What has no class of its own is a thing among all things, class 0.
+        table[: len(self.categories)] = [class_of.get(c.id, 0) for c in self.categories]
         return table
 
     def _semantic_classes(self, semantic_targets):
-        self._check_targets(semantic_targets)
+        if semantic_targets not in ("other", "all"):
+            raise UserError(f"semantic_targets={semantic_targets!r} must be 'other' or 'all'.")
         if semantic_targets == "all":
             return self.categories
         return (Category(0, OTHER_NAME, True, OTHER_COLOR),) + self.stuff
-
-    @staticmethod
-    def _check_targets(semantic_targets):
-        if semantic_targets not in ("other", "all"):
-            raise UserError(f"semantic_targets={semantic_targets!r} must be 'other' or 'all'.")
 
 
 def distinct_colors(count: int) -> List[Tuple[int, int, int]]:

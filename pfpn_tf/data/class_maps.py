@@ -69,7 +69,8 @@ class ClassMaps:
         numbers = {c.value for c in classes if c not in self.classes}
         numbers.update(int(name) for name in ignored if name.isdecimal())
         names = {c.value: c.name for c in self.classes}
-        unknown = [n for n in ignored if not n.isdecimal() and n not in map(_key_of, classes)]
+        listed = {class_list.key(c.name) for c in classes}
+        unknown = [n for n in ignored if not n.isdecimal() and n not in listed]
         if unknown:
             raise UserError(f"--ignore={unknown[0]} is neither a value nor the name of a class.")
         self._ignored, self._names = sorted(numbers), names
@@ -221,10 +222,6 @@ class ClassMaps:
                 )
             values[n] = self._colors[color]
         return values[inverse].reshape(codes.shape)
-
-
-def _key_of(entry):
-    return class_list.key(entry.name)
 
 
 def _stem(path):
