@@ -222,9 +222,8 @@ def _write_shard(dataset, skip_bad, path, start, stop):
 
 def _summary(found, dataset, num_shards):
     """The counts that dataset_info.json holds."""
-    names = ("images", "instances", "crowds", "segments", "images_without_instances")
     return {
-        **{name: found.counts[name] for name in names},
+        **{name: found.counts[name] for name in statistics.COUNTS},
         "max_instances": found.max_instances,
         "skipped": found.notes.count(IMAGES_LEFT_OUT),
         "skipped_instances": found.notes.count(coco_instances.LEFT_OUT),
