@@ -145,10 +145,6 @@ class DatasetInfo:
             for c in self.categories
         ]
 
-    def same_classes(self, other: "DatasetInfo") -> bool:
-        """Whether ids, names and thing/stuff agree; colours and counts may differ."""
-        return [c[:3] for c in self.categories] == [c[:3] for c in other.categories]
-
     def check_task(self, task: str, path: str) -> None:
         """Raises UserError if records of `task` need what these, described in `path`, lack."""
         if self.task not in ("panoptic", task):
@@ -255,7 +251,7 @@ def distinct_colors(count: int) -> List[Tuple[int, int, int]]:
 
 
 def class_differences(here: DatasetInfo, there: DatasetInfo) -> List[str]:
-    """How the categories of two datasets differ, a line each; at most five."""
+    """How ids, names and thing/stuff of two datasets differ, a line each; at most five."""
     ours, theirs = ({c.id: (c.name, c.is_thing) for c in info.categories} for info in (here, there))
 
     def say(categories_by_id, category_id):

@@ -143,10 +143,11 @@ def _merged_info(path, info):
     if not os.path.exists(path):
         return info
     present = categories_lib.DatasetInfo.load(path)
-    if not present.same_classes(info):
+    differences = categories_lib.class_differences(info, present)
+    if differences:
         raise UserError(
-            f"{path} belongs to a dataset with other categories; choose another --output_dir or"
-            " remove the file."
+            f"{path} belongs to a dataset with other categories ({'; '.join(differences)}); choose"
+            " another --output_dir or remove the file."
         )
     if present.task != info.task:
         raise UserError(
