@@ -103,7 +103,7 @@ def test_gallery_is_that_of_all_images(evaluated, single):
         whole = Gallery(info, 2)
         for positions in parts:
             part = Gallery(info, 2)
-            part._take([pictures[i] for i in positions])
+            part._add(*(pictures[i] for i in positions))
             whole.merge(part)
         return [p.position for p in whole.worst], [p.position for p in whole.best]
 
