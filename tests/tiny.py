@@ -3,7 +3,8 @@
 from pfpn_tf.benchmark import scale
 from pfpn_tf.config import Config
 from pfpn_tf.data import convert, synthetic
-from pfpn_tf.data.coco_panoptic import CocoPanoptic, Given
+from pfpn_tf.data.coco_panoptic import CocoPanoptic
+from pfpn_tf.data.given import Given
 
 SETTINGS = {
     **scale.TINY,

@@ -15,39 +15,20 @@ No TensorFlow in here: the converter's worker processes use it.
 
 import copy
 import os
-from typing import Any, Dict, List, NamedTuple, Sequence
+from typing import Any, Dict, List, Sequence
 
 import numpy as np
 
 from pfpn_tf.data import categories as categories_lib
 from pfpn_tf.data import coco_instances, coco_json, coco_masks, panoptic_png, photo_folder, photos
 from pfpn_tf.data.coco_json import DataError
+from pfpn_tf.data.given import Given
 from pfpn_tf.data.record import Instance, Notes, Record, Segment
 from pfpn_tf.utils.errors import UserError
 
 UNLISTED = "panoptic annotations belong to no listed image"
 SAME_PHOTO = "images have the photo of an image before them"
 SAME_MAP = "images have the panoptic PNG of an image before them"
-
-
-class Given(NamedTuple):
-    """What a dataset is read from; the flags of tools/create_tfrecords.py have these names and tell
-    what they are. `ignore` holds values, or names of classes, of pixels without a label.
-    """
-
-    image_dir: str = ""
-    panoptic_json: str = ""
-    panoptic_dir: str = ""
-    instances_json: str = ""
-    class_map_dir: str = ""
-    class_names: Sequence[str] = ()
-    things: Sequence[str] = ()
-    ignore: Sequence[str] = ("255",)
-    image_info_json: str = ""
-    image_ids: Sequence[str] = ()
-    output_dir: str = ""
-    allow_mismatch: bool = False
-    crowds: bool = True
 
 
 class CocoImages:
@@ -183,12 +164,8 @@ class CocoPanoptic(CocoImages):
         self._note_repeated(self._annotations.values(), SAME_MAP)
         self._instances = None
         if given.instances_json:
-            ids = [image["id"] for image in self.images]
-            path = given.instances_json
-            content = coco_instances.load(path)
-            self._instances = coco_instances.CocoInstances(
-                path, content, ids, self.info, given.allow_mismatch, crowds=given.crowds
-            )
+            content = coco_instances.load(given.instances_json)
+            self._instances = coco_instances.CocoInstances(given, content, self.images, self.info)
             self.notes.merge(self._instances.notes)
         self._select(given.image_ids)
 

@@ -22,7 +22,8 @@ from pfpn_tf.data import (
     photos,
 )
 from pfpn_tf.data.coco_json import DataError
-from pfpn_tf.data.coco_panoptic import CocoImages, Given
+from pfpn_tf.data.coco_panoptic import CocoImages
+from pfpn_tf.data.given import Given
 from pfpn_tf.data.record import Instance, Notes, Record, Segment
 from pfpn_tf.utils.errors import UserError
 
@@ -51,7 +52,6 @@ class JoinedDataset(CocoImages):
         Raises:
           UserError: a file is missing or malformed, or they do not go together; says why.
         """
-        classes = class_list.read_classes(given.class_names) if given.class_names else ()
         content = None
         if given.instances_json:
             content = coco_instances.load(given.instances_json)
@@ -65,9 +65,7 @@ class JoinedDataset(CocoImages):
         self._maps: Optional[class_maps.ClassMaps] = None
         if given.class_map_dir:
             names = [_path(image) for image in self.images]
-            self._maps = class_maps.ClassMaps(
-                given.class_map_dir, given.image_dir, names, classes, given.ignore
-            )
+            self._maps = class_maps.ClassMaps(given, names)
             self.notes.merge(self._maps.notes)
         categories, ids = _categories(
             self._maps.classes if self._maps else (), content, given.things, self.source, self.notes
@@ -80,13 +78,7 @@ class JoinedDataset(CocoImages):
         self._instances = None
         if content:
             self._instances = coco_instances.CocoInstances(
-                self.source,
-                content,
-                [image["id"] for image in self.images],
-                self.info,
-                given.allow_mismatch,
-                ids,
-                given.crowds,
+                given, content, self.images, self.info, ids
             )
             self.notes.merge(self._instances.notes)
         self._select(given.image_ids)

@@ -7,7 +7,7 @@ from typing import Dict
 
 from pfpn_tf.data import categories as categories_lib
 from pfpn_tf.data import coco_panoptic, joined, photo_folder
-from pfpn_tf.data.coco_panoptic import Given
+from pfpn_tf.data.given import Given
 from pfpn_tf.utils.errors import UserError
 
 _ROBOFLOW = re.compile(r"\.rf\.[0-9a-zA-Z]+(?=\.\w+$)")

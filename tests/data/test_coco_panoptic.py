@@ -7,7 +7,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from pfpn_tf.data import photos
-from pfpn_tf.data.coco_panoptic import CocoImages, DataError, Given
+from pfpn_tf.data.coco_panoptic import CocoImages, DataError
+from pfpn_tf.data.given import Given
 from tests.data import tiny
 
 IMAGES = [

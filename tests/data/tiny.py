@@ -7,7 +7,8 @@ import pathlib
 import cv2
 import numpy as np
 
-from pfpn_tf.data.coco_panoptic import CocoPanoptic, Given
+from pfpn_tf.data.coco_panoptic import CocoPanoptic
+from pfpn_tf.data.given import Given
 
 # sky 3 (stuff), cat 5 (thing), grass 7 (stuff), car 20 (thing): ids with gaps, kinds mixed
 CATEGORIES = [

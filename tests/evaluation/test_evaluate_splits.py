@@ -7,7 +7,8 @@ import pytest
 
 from pfpn_tf.data import convert
 from pfpn_tf.data.categories import DatasetInfo
-from pfpn_tf.data.coco_panoptic import CocoImages, Given
+from pfpn_tf.data.coco_panoptic import CocoImages
+from pfpn_tf.data.given import Given
 from pfpn_tf.evaluation.evaluate_run import EvaluationOptions, evaluate_run
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.runs import checkpoints

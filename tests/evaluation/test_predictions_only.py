@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from pfpn_tf.data import convert
-from pfpn_tf.data.coco_panoptic import CocoImages, Given
+from pfpn_tf.data.coco_panoptic import CocoImages
+from pfpn_tf.data.given import Given
 from pfpn_tf.evaluation import coco_submission, report
 from pfpn_tf.evaluation.evaluator import Evaluator
 from pfpn_tf.evaluation.segment_pairs import segment_pairs
