@@ -5,7 +5,6 @@ them, and what is wrong with the data.
 """
 
 import html
-import itertools
 import os
 from typing import Collection, Dict, List, Optional
 
@@ -70,10 +69,11 @@ def _page(folder, splits: Dict[str, Statistics], info, config: Optional[Config],
     ]
     if config is not None:
         split = recipe.roles(splits)[0]
+        heading = f"<h2 id='samples'>Samples of {html.escape(split)}</h2>"
         unchanged = converted is not None and split not in converted
-        drawn = _samples_there(folder, split) if unchanged else []
+        drawn = _samples_there(folder, heading) if unchanged else []
         count = min(SAMPLES, splits[split].counts["images"])
-        parts += [_samples_heading(split), *(drawn or _samples(config, info, count))]
+        parts += [heading, *(drawn or _samples(config, info, count))]
         with open(os.path.join(folder, recipe.FILE_NAME), encoding="utf-8") as f:
             text = html.escape(f.read())
         parts += ["<h2 id='recipe'>Recipe</h2>", f"<pre>{text}</pre>"]
@@ -137,21 +137,14 @@ def _warnings(splits):
     return html_page.table(["Split", "How often", "What", "The first"], rows, "text")
 
 
-def _samples_heading(split):
-    return f"<h2 id='samples'>Samples of {html.escape(split)}</h2>"
-
-
-def _samples_there(folder, split):
-    """The samples of a split on the page that is there; none if it has others."""
-    try:
-        with open(os.path.join(folder, PAGE), encoding="utf-8") as f:
-            lines = f.read().split("\n")
-    except OSError:
+def _samples_there(folder, heading):
+    """The samples on the page that is there, if they have this heading."""
+    path = os.path.join(folder, PAGE)
+    if not os.path.exists(path):
         return []
-    if _samples_heading(split) not in lines:
-        return []
-    rest = lines[lines.index(_samples_heading(split)) + 1 :]
-    return list(itertools.takewhile(lambda line: line.startswith("<figure>"), rest))
+    with open(path, encoding="utf-8") as f:
+        lines = f.read().split("\n")
+    return [line for line in lines if line.startswith("<figure>")] if heading in lines else []
 
 
 def _samples(config, info, count):

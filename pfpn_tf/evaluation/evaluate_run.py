@@ -157,11 +157,7 @@ def _evaluate(runs: List[_Run], config: Config, options: EvaluationOptions) -> D
             if gather.workers.is_chief:
                 _add_benchmarks(metrics, directory, runs, config, options, runner.found.image_ids)
                 tensorboard.write_evaluation(
-                    os.path.join(events_dir, beside),
-                    metrics,
-                    runner.categories,
-                    runner.pictures(),
-                    step,
+                    os.path.join(events_dir, beside), runner, metrics, step
                 )
             found.append(metrics)
     metrics = {**found[0], "ema": found[1]} if len(found) > 1 else found[0]
