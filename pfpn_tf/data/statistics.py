@@ -21,14 +21,7 @@ from pfpn_tf.utils.files import atomic_write
 
 FILE_NAME = "dataset_statistics.json"
 SAMPLED = 2000
-COUNTS = (
-    "images",
-    "images_without_instances",
-    "instances",
-    "crowds",
-    "segments",
-    "crowd_segments",
-)
+COUNTS = ("images", "images_without_instances", "instances", "crowds", "segments", "crowd_segments")
 
 
 class Sample:
