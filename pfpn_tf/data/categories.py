@@ -195,11 +195,6 @@ class DatasetInfo:
         """[K] by class_id."""
         return [c.name for c in self.things]
 
-    @functools.cached_property
-    def thing_colors(self) -> np.ndarray:
-        """[K, 3] uint8 RGB by class_id."""
-        return np.array([c.color for c in self.things], np.uint8).reshape(-1, 3)
-
     # -- semantic classes ---------------------------------------------------------------------
 
     def num_semantic_classes(self, semantic_targets: str) -> int:
