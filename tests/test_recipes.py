@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pfpn_tf.data import coco_panoptic, convert, pipeline, synthetic
+from pfpn_tf.data import convert, pipeline, synthetic
 from pfpn_tf.distribution import strategies
 from pfpn_tf.evaluation.evaluator import Evaluator
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.training import trainer
 from tests import tiny
+from tests.data.tiny import open_panoptic
 from tests.test_configs import RECIPES, ROOT, parse_flagfile, relative
 
 SHRUNKEN = {
@@ -136,7 +137,7 @@ def test_the_stuff_recipe_on_a_dataset_without_things(tmp_path):
                 segment["iscrowd"] = 0
         path.write_text(json.dumps(content))
         png_dir, images = str(annotations / f"panoptic_{split}"), str(tmp_path / "drawn" / split)
-        dataset = coco_panoptic.CocoPanoptic(str(path), png_dir, images)
+        dataset = open_panoptic(path, png_dir, images)
         convert.convert(dataset, str(tmp_path / "records"), split, num_shards=1, num_workers=1)
     recipe = ROOT / "configs/coco/semantic_fpn_x152_32x8d_stuff2017.flags"
     config = shrink(parse_flagfile(recipe)[1])

@@ -4,6 +4,7 @@ from pfpn_tf.benchmark import scale
 from pfpn_tf.config import Config
 from pfpn_tf.data import convert, synthetic
 from pfpn_tf.data.coco_panoptic import CocoPanoptic
+from pfpn_tf.data.given import Given
 
 SETTINGS = {
     **scale.TINY,
@@ -41,11 +42,11 @@ def make_records(folder):
     synthetic.make_dataset(str(drawn), num_train=8, num_val=2, seed=3, sides=(64, 96))
     for split in ("train", "val"):
         annotations = drawn / "annotations"
-        dataset = CocoPanoptic(
-            str(annotations / f"panoptic_{split}.json"),
-            str(annotations / f"panoptic_{split}"),
-            str(drawn / split),
+        given = Given(
+            panoptic_json=str(annotations / f"panoptic_{split}.json"),
+            image_dir=str(drawn / split),
         )
+        dataset = CocoPanoptic(given)
         convert.convert(dataset, str(records), split, num_shards=1, num_workers=1)
     return records
 

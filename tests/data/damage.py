@@ -18,7 +18,7 @@ import tempfile
 import numpy as np
 from PIL import Image
 
-from pfpn_tf.data import coco_masks, coco_panoptic, convert
+from pfpn_tf.data import coco_masks, convert
 from pfpn_tf.evaluation import score_files
 from pfpn_tf.utils import process
 from pfpn_tf.utils.errors import UserError
@@ -51,9 +51,7 @@ VALUES = [
 def make(folder):
     """The dataset, with polygons and both kinds of RLE in instances.json."""
     content = tiny.make(folder, IMAGES)
-    dataset = coco_panoptic.CocoPanoptic(
-        folder / "panoptic.json", folder / "panoptic", folder / "images"
-    )
+    dataset = tiny.open_panoptic(folder / "panoptic.json", folder / "panoptic", folder / "images")
     annotations = []
     for position in range(len(dataset)):
         record = dataset.read(position)
@@ -191,7 +189,7 @@ def outcome(folder, number):
             errors.append(str(error))
 
     dataset = attempt(
-        lambda: coco_panoptic.CocoPanoptic(
+        lambda: tiny.open_panoptic(
             *(folder / "panoptic.json", folder / "panoptic", folder / "images"),
             rng.choice([folder / "instances.json", None]),
             **settings,
@@ -209,11 +207,10 @@ def outcome(folder, number):
             if record is not None:
                 check(record, dataset.info)
     attempt(
-        lambda: score_files.score_panoptic(
+        lambda: score_files.PanopticFiles(
             *(str(folder / "panoptic.json"), str(folder / "panoptic")),
             *(str(folder / "good.json"), str(folder / "good")),
-            num_processes=1,
-        )
+        ).score(1)
     )
     return errors or ["converted"]
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from pfpn_tf.data import coco_panoptic, photos
-from pfpn_tf.data.coco_panoptic import CocoPanoptic, DataError
+from pfpn_tf.data import photos
+from pfpn_tf.data.coco_panoptic import CocoImages, DataError
+from pfpn_tf.data.given import Given
 from tests.data import tiny
 
 IMAGES = [
@@ -23,7 +24,9 @@ def folder(tmp_path):
 
 
 def open_dataset(folder, **kwargs):
-    return CocoPanoptic(folder / "panoptic.json", folder / "panoptic", folder / "images", **kwargs)
+    return tiny.open_panoptic(
+        folder / "panoptic.json", folder / "panoptic", folder / "images", **kwargs
+    )
 
 
 def edit(folder, change, name="panoptic.json"):
@@ -186,7 +189,7 @@ def test_broken_json_is_named(folder, change, words):
 
 def test_missing_and_malformed_files(folder):
     with pytest.raises(ValueError, match="no such folder"):
-        CocoPanoptic(folder / "panoptic.json", folder / "nowhere", folder / "images")
+        tiny.open_panoptic(folder / "panoptic.json", folder / "nowhere", folder / "images")
     (folder / "panoptic.json").write_text("{")
     with pytest.raises(ValueError, match="not valid JSON"):
         open_dataset(folder)
@@ -251,20 +254,21 @@ def test_images_without_annotations(folder):
         json.dumps({"images": content["images"], "categories": [{"id": 1, "name": "x"}]})
     )
     info = open_dataset(folder).info
-    dataset = coco_panoptic.CocoImages(folder / "info.json", folder / "images", info)
+    given = Given(image_info_json=str(folder / "info.json"), image_dir=str(folder / "images"))
+    dataset = CocoImages(given, info)
     assert len(dataset) == 2 and dataset.info is info
     record, annotated = dataset.read(1), open_dataset(folder).read(1)
     assert (record.panoptic_png, record.segments, record.instances) == (b"", [], [])
     assert record[:5] == annotated[:5]
     np.testing.assert_array_equal(record.category_map, np.full((16, 12), 255))
-    one = coco_panoptic.CocoImages(folder / "info.json", folder / "images", info, image_ids=["11"])
+    one = CocoImages(given._replace(image_ids=["11"]), info)
     assert [image["id"] for image in one.images] == [11]
     (folder / "images/1.png").unlink()
     with pytest.raises(DataError, match="images/1.png.*info.json lists it as image 11"):
         dataset.read(1)
     (folder / "info.json").write_text("[]")
     with pytest.raises(ValueError, match="info.json must be an object with a list .images"):
-        coco_panoptic.CocoImages(folder / "info.json", folder / "images", info)
+        CocoImages(given, info)
 
 
 def test_cityscapes_photos_are_found_from_every_folder(test_data):
@@ -272,7 +276,7 @@ def test_cityscapes_photos_are_found_from_every_folder(test_data):
     base = root / "gtFine/cityscapes_panoptic_train"
     for folder in (root / "leftImg8bit/train", root / "leftImg8bit"):
         assert (
-            CocoPanoptic(base.with_suffix(".json"), base, folder)
+            tiny.open_panoptic(base.with_suffix(".json"), base, folder)
             .read(0)
             .file_name.endswith("_leftImg8bit.png")
         )
@@ -280,14 +284,14 @@ def test_cityscapes_photos_are_found_from_every_folder(test_data):
         DataError,
         match="gtFine_leftImg8bit.png: no such image .nor cambridgero_000006.*_leftImg8bit.png in",
     ):
-        CocoPanoptic(base.with_suffix(".json"), base, root / "gtFine").read(0)
+        tiny.open_panoptic(base.with_suffix(".json"), base, root / "gtFine").read(0)
 
 
 def test_cityscapes_layout(test_data):
     root = test_data("data/cityscapes_like")
     for suffix, road in (("", 7), ("_trainId", 0)):
         base = root / f"gtFine/cityscapes_panoptic_val{suffix}"
-        dataset = CocoPanoptic(base.with_suffix(".json"), base, root / "leftImg8bit/val")
+        dataset = tiny.open_panoptic(base.with_suffix(".json"), base, root / "leftImg8bit/val")
         assert dataset.has_string_ids and len(dataset) == 5
         records = [dataset.read(i) for i in range(5)]
         assert all(r.file_name == f"{r.image_id}_leftImg8bit.png" for r in records)
@@ -297,7 +301,7 @@ def test_cityscapes_layout(test_data):
 
 def test_coco_photos_with_instances(test_data):
     root = test_data("data/coco_samples/panoptic")
-    dataset = CocoPanoptic(
+    dataset = tiny.open_panoptic(
         root / "annotations/panoptic_val2017.json",
         root / "annotations/panoptic_val2017",
         root / "val2017",

@@ -313,7 +313,7 @@ MISMATCHES = {
 
 
 def opened(folder, allow_mismatch=False):
-    return coco_panoptic.CocoPanoptic(
+    return tiny.open_panoptic(
         *(folder / name for name in ("panoptic.json", "panoptic", "images", "instances.json")),
         allow_mismatch=allow_mismatch,
     )

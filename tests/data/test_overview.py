@@ -1,15 +1,16 @@
 """What a conversion leaves beside the records."""
 
+import base64
 import json
 import re
 
+import cv2
 import numpy as np
 import pytest
 
 from pfpn_tf import flags
 from pfpn_tf.data import convert, overview, pipeline, statistics, tfrecord
 from pfpn_tf.data.categories import DatasetInfo
-from pfpn_tf.data.coco_panoptic import CocoPanoptic
 from tests.data import tiny
 
 CAT, CAR = 5, 20
@@ -23,7 +24,9 @@ VAL = [(40, 60, [(CAR, 0, 20, 20, 36, 36)])]
 
 def convert_split(folder, output, split, images, shards=1):
     tiny.make(folder / split, images)
-    dataset = CocoPanoptic(*(folder / split / n for n in ("panoptic.json", "panoptic", "images")))
+    dataset = tiny.open_panoptic(
+        *(folder / split / n for n in ("panoptic.json", "panoptic", "images"))
+    )
     convert.convert(dataset, str(output), split, num_shards=shards, num_workers=1)
 
 
@@ -94,6 +97,36 @@ def test_the_page_stands_alone(converted):
     assert "--anchor_sizes=" in page
 
 
+def test_samples_are_titled_by_their_files(converted):
+    page = (converted / "dataset.html").read_text()
+    samples = re.findall(r"<figcaption>(\d\.png)</figcaption><img .*?base64,(.*?)'", page)
+    widths = {
+        name: cv2.imdecode(np.frombuffer(base64.b64decode(jpeg), np.uint8), -1).shape[1]
+        for name, jpeg in samples
+    }
+    assert widths.keys() == {"0.png", "1.png", "2.png"}
+    assert max(widths, key=lambda name: widths[name]) == "2.png"  # the widest photo
+
+
+def test_samples_are_not_drawn_again_for_another_split(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    convert_split(tmp_path, out, "train", VAL)
+    drawn = []
+
+    def draw(config, info, count):
+        drawn.append(count)
+        yield "", np.zeros((4, 4, 3), np.uint8)
+
+    monkeypatch.setattr(overview.show, "draw_examples", draw)
+    overview.write(str(out), converted=["train"])
+    convert_split(tmp_path, out, "val", VAL)
+    overview.write(str(out), converted=["val"])
+    page = (out / "dataset.html").read_text()
+    assert drawn == [1] and page.count("<figcaption>0.png") == 1 and "val: images" in page
+    overview.write(str(out), converted=["train", "val"])
+    assert drawn == [1, 1]
+
+
 def test_warnings_stand_on_the_page_with_their_example(tmp_path):
     tiny.make(tmp_path / "d", TRAIN)
     path = tmp_path / "d/panoptic.json"
@@ -102,7 +135,7 @@ def test_warnings_stand_on_the_page_with_their_example(tmp_path):
     content["annotations"].append({**content["annotations"][0], "image_id": 99})
     path.write_text(json.dumps(content))
     convert.convert(
-        CocoPanoptic(path, tmp_path / "d/panoptic", tmp_path / "d/images"),
+        tiny.open_panoptic(path, tmp_path / "d/panoptic", tmp_path / "d/images"),
         str(tmp_path / "out"),
         "train",
         num_workers=1,

@@ -5,7 +5,6 @@ import tensorflow as tf
 
 from pfpn_tf.config import Config
 from pfpn_tf.data import convert, pipeline, repeat_factors, tfrecord
-from pfpn_tf.data.coco_panoptic import CocoPanoptic
 from tests.data import tiny
 from tests.reference import preprocess as reference
 
@@ -30,7 +29,7 @@ IMAGES = [
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pipeline") / "d"
     tiny.make(folder, IMAGES)
-    dataset = CocoPanoptic(folder / "panoptic.json", folder / "panoptic", folder / "images")
+    dataset = tiny.open_panoptic(folder / "panoptic.json", folder / "panoptic", folder / "images")
     for split in ("train", "val"):
         convert.convert(dataset, str(folder), split, num_shards=2, num_workers=1)
     return folder
@@ -63,7 +62,7 @@ def test_training_batch_against_plain_numpy(folder):
     (batch,) = batches(c, 1)
     assert sorted(pipeline.source_ids(batch["source_id_bytes"])) == ["10", "11", "12", "13", "14"]
     assert batch["images"].dtype == np.float32 and batch["gt_masks"].dtype == np.uint8
-    dataset = CocoPanoptic(folder / "panoptic.json", folder / "panoptic", folder / "images")
+    dataset = tiny.open_panoptic(folder / "panoptic.json", folder / "panoptic", folder / "images")
     lookup = np.array([1, 0, 2, 0] + [255] * 252)  # sky 1, cat 0, grass 2, car 0: "other" targets
     for row, source_id in enumerate(pipeline.source_ids(batch["source_id_bytes"])):
         record = dataset.read(int(source_id) - 10)
@@ -118,7 +117,7 @@ def test_more_than_max_instances_keeps_the_largest(folder):
 
 def test_no_instance_in_the_whole_batch(folder, tmp_path):
     tiny.make(tmp_path / "d", [(24, 40, []), (24, 40, [CROWD])])
-    dataset = CocoPanoptic(
+    dataset = tiny.open_panoptic(
         *(tmp_path / "d" / name for name in ("panoptic.json", "panoptic", "images")),
         allow_mismatch=True,
     )
@@ -257,7 +256,9 @@ def test_repeat_factors_of_the_records(folder):
 
 def test_repeat_factors_of_records_without_classes(tmp_path):
     tiny.make(tmp_path, [(24, 40, [])])
-    dataset = CocoPanoptic(tmp_path / "panoptic.json", tmp_path / "panoptic", tmp_path / "images")
+    dataset = tiny.open_panoptic(
+        tmp_path / "panoptic.json", tmp_path / "panoptic", tmp_path / "images"
+    )
     convert.convert(dataset, str(tmp_path), "train", num_workers=1)
     c = config(tmp_path, repeat_factor_threshold=0.1, task="instance")
     with pytest.raises(ValueError, match="--repeat_factor_threshold=0.1: .*--task=instance.*use 0"):

@@ -2,13 +2,12 @@ import numpy as np
 
 from pfpn_tf.config import Config
 from pfpn_tf.data import convert, pipeline, show
-from pfpn_tf.data.coco_panoptic import CocoPanoptic
 from tests.data import tiny
 
 
 def test_draws_the_batches_of_the_run(tmp_path):
     tiny.make(tmp_path / "d", [(40, 60, [(5, 0, 4, 6, 30, 40)]), (40, 60, [])])
-    dataset = CocoPanoptic(
+    dataset = tiny.open_panoptic(
         tmp_path / "d/panoptic.json", tmp_path / "d/panoptic", tmp_path / "d/images"
     )
     convert.convert(dataset, str(tmp_path), "train", num_workers=1)

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from pfpn_tf.data import convert, tfrecord
 from pfpn_tf.data.categories import DatasetInfo
-from pfpn_tf.data.coco_panoptic import CocoPanoptic, DataError
+from pfpn_tf.data.coco_panoptic import DataError
 from tests.data import tiny
 
 IMAGES = [(20 + i, 30 - i, [(5, 0, 2, 3, 9, 12), (20, i % 2, 10, 15, 15, 22)]) for i in range(7)]
@@ -24,7 +24,7 @@ def folder(tmp_path):
 
 
 def open_dataset(folder):
-    return CocoPanoptic(folder / "panoptic.json", folder / "panoptic", folder / "images")
+    return tiny.open_panoptic(folder / "panoptic.json", folder / "panoptic", folder / "images")
 
 
 def names(folder):
@@ -216,7 +216,7 @@ def test_cityscapes(test_data, tmp_path):
     root = test_data("data/cityscapes_like")
     for split, suffix, road in (("train", "", 7), ("val", "_trainId", 0)):
         maps = root / f"gtFine/cityscapes_panoptic_{split}{suffix}"
-        dataset = CocoPanoptic(maps.with_suffix(".json"), maps, root / "leftImg8bit" / split)
+        dataset = tiny.open_panoptic(maps.with_suffix(".json"), maps, root / "leftImg8bit" / split)
         convert.convert(dataset, str(tmp_path / split), split, num_workers=1)
         info = DatasetInfo.load(tmp_path / split / "dataset_info.json")
         assert (

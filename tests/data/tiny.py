@@ -1,10 +1,14 @@
 """A handful of small images in COCO panoptic format, for tests that need to control every pixel."""
 
 import json
+import os
 import pathlib
 
 import cv2
 import numpy as np
+
+from pfpn_tf.data.coco_panoptic import CocoPanoptic
+from pfpn_tf.data.given import Given
 
 # sky 3 (stuff), cat 5 (thing), grass 7 (stuff), car 20 (thing): ids with gaps, kinds mixed
 CATEGORIES = [
@@ -13,6 +17,14 @@ CATEGORIES = [
     {"id": 7, "name": "grass", "isthing": 0},
     {"id": 20, "name": "car", "isthing": 1},
 ]
+
+
+def open_panoptic(panoptic_json, panoptic_dir, image_dir, instances_json=None, **given):
+    """The `CocoPanoptic` of these files; `given` as in `Given`."""
+    given.update(panoptic_json=panoptic_json, panoptic_dir=panoptic_dir, image_dir=image_dir)
+    given["instances_json"] = instances_json or ""
+    paths = {k: os.fspath(v) for k, v in given.items() if isinstance(v, os.PathLike)}
+    return CocoPanoptic(Given(**{**given, **paths}))
 
 
 def id_map(h, w, things):

@@ -6,9 +6,10 @@ import numpy as np
 import tensorflow as tf
 
 from pfpn_tf import config as config_lib
-from pfpn_tf.data import coco_panoptic, convert, pipeline, synthetic
+from pfpn_tf.data import convert, pipeline, synthetic
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.structures import Detections, InferenceOutputs
+from tests.data.tiny import open_panoptic
 
 NUM_IMAGES = 7
 MASK_SIZE = 28
@@ -20,7 +21,7 @@ def make_scenes(folder):
     folder = pathlib.Path(folder)
     synthetic.make_dataset(folder, num_train=1, num_val=NUM_IMAGES, sides=(70, 120))
     annotations = folder / "annotations"
-    scenes = coco_panoptic.CocoPanoptic(
+    scenes = open_panoptic(
         annotations / "panoptic_val.json",
         annotations / "panoptic_val",
         folder / "val",

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from pfpn_tf.data import panoptic_png
-from pfpn_tf.evaluation.score_files import PanopticFiles, score_panoptic
+from pfpn_tf.evaluation.score_files import PanopticFiles
 from tests.data import tiny
 
 
@@ -34,12 +34,12 @@ def files(tmp_path):
     return tmp_path
 
 
-def score(files, **options):
+def score(files, max_images=0, **options):
     paths = [
         str(files / name)
         for name in ("gt/panoptic.json", "gt/panoptic", "pred/panoptic.json", "pred/panoptic")
     ]
-    return score_panoptic(*paths, num_processes=1, **options)
+    return PanopticFiles(*paths, max_images).score(1, **options)
 
 
 def test_report_of_files(files):
