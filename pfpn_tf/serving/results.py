@@ -268,6 +268,7 @@ def answer_files(
     writer: Writer,
     workers: int = 1,
     progress: Callable[[], None] = lambda: None,
+    written: Callable[[str, bytes, Mapping[str, Any]], None] = lambda *_: None,
 ) -> List[Failure]:
     """Writes the answer for every file. Reading, answering and writing overlap.
 
@@ -278,6 +279,7 @@ def answer_files(
       writer: where the answers go.
       workers: how many answers are asked for at a time.
       progress: called after each file.
+      written: called with each file that is written, its content and its reply, in order.
 
     Returns:
       The files that could not be read, are refused, or could not be drawn or written; the others
@@ -314,6 +316,7 @@ def answer_files(
             if writer.is_broken:
                 raise
             return Failure(path, _reason(error, path))
+        written(path, image_bytes, reply)
         return None
 
     failures = []
