@@ -8,6 +8,8 @@ gradients (NCCL between GPUs, a ring of gRPC calls between CPUs) and notices whe
 import contextlib
 import json
 import os
+import signal
+import threading
 from typing import List, Tuple
 
 import tensorflow as tf
@@ -93,6 +95,9 @@ def _multi_worker_strategy(text):
         "Worker %d of %d, at %s. Waiting for all of %s.",
         index, len(addresses), addresses[index], ", ".join(addresses),
     )  # fmt: skip
+    if threading.current_thread() is threading.main_thread():
+        # TensorFlow waits outside Python, where no handler of Python's runs.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         return tf.distribute.MultiWorkerMirroredStrategy()
     except tf.errors.OpError as error:
