@@ -5,7 +5,7 @@ import glob
 import json
 import os
 import uuid
-from typing import Any, Callable, Dict, Optional, Union
+from typing import Any, Callable, Dict, Mapping, Optional, Union
 
 import cv2
 import numpy as np
@@ -23,20 +23,20 @@ from pfpn_tf.utils.errors import UserError
 class Predictor(model_lib.Model):
     """A network in this process."""
 
-    def __init__(self, serving_rest, panoptic, metadata_json: str):
-        """Takes what exports and modules have.
+    def __init__(self, signatures: Mapping[str, Any], owner: Any):
+        """Takes the signatures of an export or a module.
 
         Args:
-          serving_rest: function of [B] encoded images to the reply of that signature, as tensors.
-          panoptic: function of [B, h, w, 3] uint8 images to the reply of that signature.
-          metadata_json: see `module.metadata_json`.
+          signatures: name to function; see `module`.
+          owner: of the variables, which the functions hold only weakly.
         """
-        super().__init__(self._answer, json.loads(metadata_json))
-        self._serving_rest = serving_rest
-        self._panoptic = panoptic
+        metadata = signatures["metadata"](request=tf.constant([""]))["metadata_json"]
+        super().__init__(self._answer, json.loads(metadata[0].numpy()))
+        self._signatures = signatures
+        self._owner = owner
 
     def _answer(self, image_bytes):
-        reply = _as_arrays(lambda: self._serving_rest(tf.constant([image_bytes])))
+        reply = self._ask("serving_rest", image_bytes=tf.constant([image_bytes]))
         png, error = bytes(reply.pop("panoptic_png_bytes")), bytes(reply["error"]).decode()
         return {**reply, "panoptic_png": png, "error": error}
 
@@ -46,16 +46,16 @@ class Predictor(model_lib.Model):
         Raises:
           results.Refused: it is too large.
         """
-        reply = _as_arrays(lambda: self._panoptic(tf.constant(image[None])))
+        reply = self._ask("panoptic", images=tf.constant(image[None]))
         return {"panoptic_png": panoptic_png.encode_ids(reply.pop("panoptic_ids")), **reply}
 
-
-def _as_arrays(ask):
-    """The only reply in the batch of one that `ask` returns."""
-    try:
-        return {name: value[0].numpy() for name, value in ask().items()}
-    except (tf.errors.InvalidArgumentError, tf.errors.ResourceExhaustedError) as error:
-        raise results.Refused(results.refusal(str(error))) from None
+    def _ask(self, signature, **inputs):
+        """The only reply in a batch of one, as arrays."""
+        try:
+            reply = self._signatures[signature](**inputs)
+            return {name: value[0].numpy() for name, value in reply.items()}
+        except (tf.errors.InvalidArgumentError, tf.errors.ResourceExhaustedError) as error:
+            raise results.Refused(results.refusal(str(error))) from None
 
 
 def load(
@@ -74,7 +74,8 @@ def load(
     """
     source = os.fspath(source)
     if os.path.isfile(os.path.join(source, run_directory.CONFIG)):
-        return load_run(source, checkpoint, settings)
+        module = exporter.load_module(source, checkpoint, settings)
+        return Predictor(module.functions, module)
     if checkpoint or settings:
         raise UserError(
             f"{source} is no run directory, so checkpoint and settings cannot be chosen; they are"
@@ -107,26 +108,7 @@ def load_saved_model(directory: str) -> Predictor:
             f"{directory} was not exported by export_saved_model.py: it has no "
             f"{', '.join(sorted(missing))}."
         )
-    text = loaded.signatures["metadata"](request=tf.constant([""]))["metadata_json"][0].numpy()
-    # The defaults keep the owner of the variables alive.
-    return Predictor(
-        lambda image_bytes, owner=loaded: owner.signatures["serving_rest"](image_bytes=image_bytes),
-        lambda images, owner=loaded: owner.signatures["panoptic"](images=images),
-        text,
-    )
-
-
-def load_run(
-    run_dir: str, checkpoint: Optional[str] = None, settings: Dict[str, Any] = {}
-) -> Predictor:
-    """A `Predictor` of a run directory; arguments as `exporter.load_module`."""
-    module, _, _ = exporter.load_module(run_dir, checkpoint, settings)
-    # Not the bound methods: they hold the module only weakly.
-    return Predictor(
-        lambda image_bytes: module.serving_rest(image_bytes),
-        lambda images: module.panoptic(images),
-        module.metadata_text,
-    )
+    return Predictor(loaded.signatures, loaded)
 
 
 class Video:

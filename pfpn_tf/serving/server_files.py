@@ -37,12 +37,12 @@ num_batch_threads {{ value: 1 }}
 """
 
 
-def check_installed() -> None:
-    """Raises UserError where tensorflow-serving-api is missing, whose messages warm-up takes."""
-    _messages()
+def messages():
+    """The module of the messages that warm-up takes.
 
-
-def _messages():
+    Raises:
+      UserError: tensorflow-serving-api is missing.
+    """
     try:
         from tensorflow_serving.apis import prediction_log_pb2
     except ImportError as error:
@@ -74,7 +74,7 @@ def write(
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with tf.io.TFRecordWriter(path) as writer:
         for signature_name, inputs in warmup_requests(signatures, batch_sizes):
-            log = _messages().PredictionLog()
+            log = messages().PredictionLog()
             request = log.predict_log.request
             request.model_spec.name = model_name
             request.model_spec.signature_name = signature_name
