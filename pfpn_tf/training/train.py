@@ -246,7 +246,7 @@ class _Run:
         )
 
     def _draw(self, step):
-        drawn = pictures.Pictures(self._evaluator, self._config, self._info).draw()
+        drawn = pictures.draw(self._evaluator, self._config, self._info)
         self._log.write_pictures(drawn, step)
 
     def _evaluate(self, step):
