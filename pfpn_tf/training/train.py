@@ -214,7 +214,8 @@ class _Run:
             logging.info("%s", logs.progress_line(scalars, step, train.train_steps, seconds))
         if self._is_due(train.summary_interval_steps):
             self._log.write(scalars, step)
-            self._trainer.restart_means()
+            self._trainer.means.restart()
+            self._trainer.rate.restart()
         started = time.monotonic()
         if self._is_due(train.checkpoint_interval_steps):
             logging.info("Saved %s.", self._saved.save(step))
