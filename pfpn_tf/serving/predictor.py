@@ -174,24 +174,24 @@ def predict_video(
     """
     count = 0
     with contextlib.ExitStack() as outputs:
-        writer, film = None, None
+        writer, add_to_film = None, None
         if save_predictions or replies:
             writer = outputs.enter_context(
                 results.Writer(output_dir, predictor.info, overlays=False, replies=replies)
             )
         if overlays:
             path = os.path.join(output_dir, f"{name}_overlay.mp4")
-            film = outputs.enter_context(_Film(path, video.frames_per_second))
+            add_to_film = outputs.enter_context(_film(path, video.frames_per_second))
 
         def write(item, reply):
             index, frame = item
             if writer:
                 frame_name = f"{name}_{index:06d}"
                 writer.write(frame_name, f"{frame_name}.png", lambda: frame, reply)
-            if film:
+            if add_to_film:
                 ids = results.decode_ids(reply["panoptic_png"])
                 segments = predictions.segments_info(reply)
-                film.add(results.draw(frame, ids, segments, predictor.info))
+                add_to_film(results.draw(frame, ids, segments, predictor.info))
 
         frames = enumerate(video.frames())
         for _ in overlap.overlapped(frames, lambda item: item[1], predictor.answer_pixels, write):
@@ -200,42 +200,33 @@ def predict_video(
     return count
 
 
-class _Film:
-    """An MP4 file that bears its name only when it is complete."""
+@contextlib.contextmanager
+def _film(path, frames_per_second):
+    """Gives a function that adds a frame to an MP4 file, which has its name once it is complete."""
+    path = os.path.realpath(path)
+    # OpenCV takes the format from the suffix.
+    temporary = os.path.join(os.path.dirname(path), f".{uuid.uuid4().hex}.mp4")
+    writer, count = cv2.VideoWriter(), 0
 
-    def __init__(self, path, frames_per_second):
-        self._path = os.path.realpath(path)
-        self._rate = frames_per_second
-        # OpenCV takes the format from the suffix.
-        name = f".{uuid.uuid4().hex}.mp4"
-        self._temporary = os.path.join(os.path.dirname(self._path), name)
-        self._writer = None
-        self._count = 0
-
-    def __enter__(self):
-        return self
-
-    def add(self, image):
-        height, width = image.shape[:2]
-        if self._writer is None:
-            os.makedirs(os.path.dirname(self._path), exist_ok=True)
+    def add(image):
+        nonlocal count
+        if not count:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
             code = cv2.VideoWriter_fourcc(*"mp4v")
-            self._writer = cv2.VideoWriter(self._temporary, code, self._rate, (width, height))
-            if not self._writer.isOpened():
-                raise OSError(f"{self._path}: OpenCV cannot write this video.")
-        self._writer.write(np.ascontiguousarray(image[..., ::-1]))
-        self._count += 1
+            if not writer.open(temporary, code, frames_per_second, image.shape[1::-1]):
+                raise OSError(f"{path}: OpenCV cannot write this video.")
+        writer.write(np.ascontiguousarray(image[..., ::-1]))
+        count += 1
 
-    def __exit__(self, kind, value, trace):
-        if self._writer is None:
-            return
-        self._writer.release()
-        try:
-            if kind is None:
-                # OpenCV does not say when it fails to write.
-                if cv2.VideoCapture(self._temporary).get(cv2.CAP_PROP_FRAME_COUNT) < self._count:
-                    raise OSError(f"{self._path}: not all frames were written; is the disk full?")
-                os.replace(self._temporary, self._path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._temporary)
+    try:
+        yield add
+        writer.release()
+        if count:
+            # OpenCV does not say when it fails to write.
+            if cv2.VideoCapture(temporary).get(cv2.CAP_PROP_FRAME_COUNT) < count:
+                raise OSError(f"{path}: not all frames were written; is the disk full?")
+            os.replace(temporary, path)
+    finally:
+        writer.release()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
