@@ -39,7 +39,7 @@ def main():
     signatures = exporter.export(module, FLAGS.export_dir)
     print(f"Wrote {FLAGS.export_dir} with the signatures {', '.join(sorted(signatures))}.")
     for name, function in sorted(signatures.items()):
-        logging.debug("%s%s", name, function.pretty_printed_signature())
+        logging.debug("%s%s", name, function.pretty_printed_signature(verbose=False))
     version = os.path.basename(os.path.abspath(FLAGS.export_dir))
     if not version.isdigit():
         print(f"TensorFlow Serving will want a whole number instead of {version} for a version.")
