@@ -78,7 +78,7 @@ def send_files(connection, paths):
     with results.Writer(FLAGS.output_dir, model.info, *options) as writer:
         try:
             with progress.Bar("Predicting", len(paths), "image") as bar:
-                failures = model.predict_files(paths, writer, FLAGS.concurrency, bar.update)
+                failures, _ = model.predict_files(paths, writer, FLAGS.concurrency, bar.update)
         finally:
             print(f"Wrote {writer.count} of {len(paths)} answers to {FLAGS.output_dir}.")
     for failure in failures:
@@ -98,7 +98,7 @@ def measure(connection, paths):
         except ValueError as error:
             raise UserError(f"{path}: {error}") from None
     with progress.Bar("Measuring", FLAGS.num_requests, "request") as bar:
-        latencies = latency.measure(
+        found = latency.measure(
             connection,
             images,
             FLAGS.num_requests,
@@ -106,7 +106,7 @@ def measure(connection, paths):
             FLAGS.images_per_request,
             bar.update,
         )
-    print(json.dumps({"concurrency": FLAGS.concurrency, **latencies.summary()}))
+    print(json.dumps({"concurrency": FLAGS.concurrency, **found}))
 
 
 if __name__ == "__main__":

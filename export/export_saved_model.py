@@ -35,10 +35,11 @@ def main():
     exporter.check_target(FLAGS.export_dir)
     settings = flags_lib.given_settings()
     precision = settings.pop("precision", "float32")  # of the export, whatever the training's was
-    module, _, _ = exporter.load_module(FLAGS.run_dir, FLAGS.checkpoint, settings, precision)
+    module = exporter.load_module(FLAGS.run_dir, FLAGS.checkpoint, settings, precision)
     signatures = exporter.export(module, FLAGS.export_dir)
     print(f"Wrote {FLAGS.export_dir} with the signatures {', '.join(sorted(signatures))}.")
-    logging.debug("Inputs and outputs:\n%s", exporter.describe(signatures))
+    for name, function in sorted(signatures.items()):
+        logging.debug("%s%s", name, function.pretty_printed_signature(verbose=False))
     version = os.path.basename(os.path.abspath(FLAGS.export_dir))
     if not version.isdigit():
         print(f"TensorFlow Serving will want a whole number instead of {version} for a version.")

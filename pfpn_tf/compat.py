@@ -9,17 +9,6 @@ import warnings
 import tensorflow as tf
 
 
-def tensorflow_addons():
-    """tensorflow_addons without its end-of-life warning; None where it cannot be imported."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            import tensorflow_addons as addons
-        except (ImportError, AttributeError):  # TensorFlow 2.16 and later
-            return None
-    return addons
-
-
 def adjust_hsv(
     image: tf.Tensor, hue: tf.Tensor, saturation: tf.Tensor, value: tf.Tensor
 ) -> tf.Tensor:
@@ -34,11 +23,12 @@ def adjust_hsv(
     Returns:
       [H, W, 3] float RGB, not clipped.
     """
-    addons = tensorflow_addons()
-    if addons is None:
-        return adjust_hsv_by_tf_image(image, hue, saturation, value)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings():  # of the end of tensorflow_addons' life
         warnings.simplefilter("ignore")
+        try:
+            import tensorflow_addons as addons
+        except (ImportError, AttributeError):  # TensorFlow 2.16 and later
+            return adjust_hsv_by_tf_image(image, hue, saturation, value)
         return addons.image.adjust_hsv_in_yiq(image, hue, saturation, value)
 
 

@@ -29,7 +29,7 @@ import json
 from absl import flags, logging
 
 from pfpn_tf import flags as flags_lib
-from pfpn_tf.utils import cli, process
+from pfpn_tf.utils import cli
 from pfpn_tf.utils.files import atomic_write
 
 FLAGS = flags.FLAGS
@@ -55,17 +55,7 @@ def main():
         flags_lib.make_parent("output_json")
     from pfpn_tf.benchmark import suite
 
-    options = suite.Options(
-        repeats=FLAGS.repeats,
-        num_images=FLAGS.num_images,
-        num_processes=FLAGS.num_processes or process.num_cores(),
-        num_instances=FLAGS.num_instances,
-        saved_model=FLAGS.saved_model,
-        serving_batch_size=FLAGS.serving_batch_size,
-        num_records=FLAGS.num_records,
-        resume_step=FLAGS.resume_step,
-        breakdown=FLAGS.breakdown,
-    )
+    options = suite.Options(**{name: FLAGS[name].value for name in suite.Options._fields})
     logging.info("Measuring; warming up takes longer than what is measured.")
     figures = suite.run(FLAGS.what, flags_lib.given_settings(), options)
     text = json.dumps(figures, indent=2)

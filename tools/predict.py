@@ -93,11 +93,12 @@ def predict_images(model, paths):
     options = FLAGS.overlays, FLAGS.serving_reply
     with results.Writer(FLAGS.output_dir, model.info, *options) as writer:
         with progress.Bar("Predicting", len(paths), "image") as bar:
-            failures = model.predict_files(paths, writer, progress=bar.update)
-    bad = {failure.path for failure in failures}
-    shown = [path for path in paths if path not in bad][:3]
-    if FLAGS.contact_sheet and shown:
-        sheet = model_lib.contact_sheet(model(shown), FLAGS.panoptic_json)
+            num_kept = 3 if FLAGS.contact_sheet else 0
+            failures, shown = model.predict_files(
+                paths, writer, progress=bar.update, num_kept=num_kept
+            )
+    if shown:
+        sheet = model_lib.contact_sheet(shown, FLAGS.panoptic_json)
         sheet.save(FLAGS.contact_sheet, quality=92)  # PNG has none.
     for failure in failures:
         print(f"Skipped {failure.path}: {failure.reason}", file=sys.stderr)

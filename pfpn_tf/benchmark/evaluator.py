@@ -1,165 +1,122 @@
 """How much memory an evaluation needs, and how fast it counts.
 
-What is counted is drawn: segments of many classes and detections around them, of the number and
-kind that a network gives on COCO. No network runs; each length is measured in a process of its own.
+What is counted are drawn scenes, their maps moved a little as predictions, and detections around
+their things, as many as a network gives on COCO. No network runs.
 
 Shapes: h, w image size · D detections · P mask size.
 """
 
-import time
-from typing import Any, Dict, Sequence, Tuple
+from typing import Any, Dict
 
 import numpy as np
 
 from pfpn_tf import config as config_lib
 from pfpn_tf.benchmark import measure
-from pfpn_tf.benchmark.inference import coco_like_info
+from pfpn_tf.data import coco_masks, scenes
+from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.utils.errors import UserError
 
-_NUM_THINGS = 80
-_THINGS_PER_IMAGE = 8
-_BLOCKS = (6, 8)  # of stuff
-_MASK_SIZE = 28
+_SIDES = (240, 320)
+_NUM_DETECTIONS = 50  # D
+_MASK_SIZE = 28  # P
 _DISTINCT_IMAGES = 8  # drawn once, then used in turn with new ids and scores
 
 
-def benchmark_evaluator_memory(
-    num_images: Sequence[int] = (100, 1000),
-    hw: Tuple[int, int] = (240, 320),
-    num_detections: int = 50,
-) -> Dict[str, Any]:
-    """Peak memory after few and after many images.
-
-    Args:
-      num_images: lengths to compare, rising.
-      hw: size of the images.
-      num_detections: D, on each image.
+def benchmark_evaluator_memory(num_images: int) -> Dict[str, Any]:
+    """Memory of an evaluation over its length.
 
     Returns:
-      runs: for each length num_images, peak_mib (Python, TensorFlow and all), images_per_second;
-      kib_per_image: growth of the peak from the first to the last length, over the images between.
+      num_images; what `measure.watched` tells of counting them; kib_per_image, the growth from the
+      middle to the end over the images between; peak_memory_mib; images_per_second; sides, of the
+      images; num_detections, on each of them.
 
     Raises:
-      UserError: fewer than two lengths, or they do not rise.
+      UserError: no image.
     """
-    if len(num_images) < 2 or list(num_images) != sorted(set(num_images)) or num_images[0] < 1:
-        raise UserError(
-            f"num_images={tuple(num_images)} must be two or more rising numbers, e.g. 100, 1000."
-        )
-    runs = [measure.in_fresh_process(count_images, n, hw, num_detections) for n in num_images]
-    growth = 1024 * (runs[-1]["peak_mib"] - runs[0]["peak_mib"]) / (num_images[-1] - num_images[0])
-    return {
-        "runs": runs,
-        "kib_per_image": round(growth, 2),
-        "image_hw": list(hw),
-        "num_detections": num_detections,
-    }
+    if num_images < 1:
+        raise UserError(f"--num_images={num_images} must be at least 1; 1000 is usual.")
+    return measure.in_fresh_process(count_images, num_images)
 
 
-def count_images(num_images: int, hw: Tuple[int, int], num_detections: int) -> Dict[str, Any]:
-    """Counts drawn images in this process: num_images, peak_mib, images_per_second."""
+def count_images(num_images: int) -> Dict[str, Any]:
+    """`benchmark_evaluator_memory` in this process."""
     # This needs TensorFlow, which is not for the process that only waits.
     from pfpn_tf.evaluation.counts import EvaluationMetrics
 
-    info = coco_like_info()
+    info = DatasetInfo.from_coco_categories(scenes.CATEGORIES)
     metrics = EvaluationMetrics(config_lib.Config().model, info)
-    photo = np.zeros((*hw, 3), np.uint8)
     rng = np.random.default_rng(0)
-    drawn = [_draw(rng, info, hw, num_detections) for _ in range(_DISTINCT_IMAGES)]
-    start = time.perf_counter()
-    for i in range(num_images):
-        truth, outputs = drawn[i % len(drawn)]
-        annotations = [{**annotation, "image_id": i} for annotation in truth.annotations]
-        truth = truth._replace(image_id=i, annotations=annotations)
-        scores = np.sort(rng.uniform(0.05, 1.0, num_detections))[::-1].astype(np.float32)
-        outputs = outputs._replace(detections=outputs.detections._replace(scores=scores))
-        metrics.add(i, outputs, truth, hw, lambda: photo)
-    seconds = time.perf_counter() - start
+    drawn = [_draw(rng, info) for _ in range(_DISTINCT_IMAGES)]
+
+    def count():
+        for i in range(num_images):
+            photo, truth, outputs = drawn[i % len(drawn)]
+            annotations = [{**annotation, "image_id": i} for annotation in truth.annotations]
+            truth = truth._replace(image_id=i, annotations=annotations)
+            scores = np.sort(rng.uniform(0.05, 1.0, _NUM_DETECTIONS))[::-1].astype(np.float32)
+            outputs = outputs._replace(detections=outputs.detections._replace(scores=scores))
+            metrics.add(i, outputs, truth, truth.hw, lambda: photo)
+
+    watched = measure.watched(count)
     metrics.result()
+    parts = watched["memory_mib"]
+    growth = 1024 * (parts[-1] - parts[len(parts) // 2])
     return {
         "num_images": num_images,
-        "peak_mib": measure.peak_memory_mib(),
-        "images_per_second": round(num_images / seconds, 2),
+        **watched,
+        "kib_per_image": round(growth / (num_images / 2), 2),
+        "peak_memory_mib": measure.peak_memory_mib(),
+        "images_per_second": round(num_images / watched["seconds"], 2),
+        "sides": list(_SIDES),
+        "num_detections": _NUM_DETECTIONS,
     }
 
 
-def _draw(rng, info, hw, num_detections):
-    """(`ImageTruth`, `ImageOutputs`) of one image: blocks of stuff, boxes of things, detections
-    near them.
-    """
-    from pycocotools import mask as mask_utils
-
+def _draw(rng, info):
+    """Photo, `ImageTruth` and `ImageOutputs` of a scene with things."""
     from pfpn_tf.evaluation.counts import ImageTruth
     from pfpn_tf.evaluation.inference import ImageOutputs
-    from pfpn_tf.structures import Detections
+    from pfpn_tf.structures import Detections, PanopticResult
 
-    height, width = hw
-    things = [c.id for c in info.things]
-    stuff = rng.choice([c.id for c in info.stuff], _BLOCKS)
-    rows, columns = (np.arange(side) * blocks // side for side, blocks in zip(hw, _BLOCKS))
-    ids = stuff[rows][:, columns].astype(np.uint32)  # [h, w]: category ids serve as segment ids
-    labels = (ids - _NUM_THINGS).astype(np.int32)  # class 0 is any thing
-    category_of = {int(i): int(i) for i in np.unique(ids)}
-    boxes, class_ids, annotations = [], [], []
-    for n in range(_THINGS_PER_IMAGE):
-        size = rng.integers(8, np.array(hw) // 3)
-        y, x = rng.integers(0, np.array(hw) - size)
-        segment_id, class_id = 1000 + n, int(rng.integers(_NUM_THINGS))
-        ids[y : y + size[0], x : x + size[1]] = segment_id
-        labels[y : y + size[0], x : x + size[1]] = 0
-        category_of[segment_id] = things[class_id]
-        boxes.append([y, x, y + size[0], x + size[1]])
-        class_ids.append(class_id)
-    truth_segments = _segments(ids, category_of)
-    for n, (y1, x1, y2, x2) in enumerate(boxes):
-        mask = np.zeros(hw, np.uint8, order="F")
-        mask[y1:y2, x1:x2] = 1
-        annotation = {"id": n + 1, "image_id": 0, "category_id": things[class_ids[n]], "iscrowd": 0}
-        box = [float(v) for v in (x1, y1, x2 - x1, y2 - y1)]
-        annotation.update(bbox=box, area=box[2] * box[3], segmentation=mask_utils.encode(mask))
-        annotations.append(annotation)
-
-    index = np.arange(num_detections) % len(boxes)
-    shifted = np.array(boxes, np.float32)[index] + rng.uniform(-4, 4, (num_detections, 4)).astype(
-        np.float32
-    )
-    detections = Detections(
-        boxes=np.clip(shifted, 0, np.tile(np.float32(hw), 2)),
-        scores=np.zeros(num_detections, np.float32),
-        class_ids=np.where(
-            index == np.arange(num_detections),
-            np.array(class_ids)[index],
-            rng.integers(_NUM_THINGS),
-        ),
-        num_detections=np.int32(num_detections),
-        mask_logits=np.full((num_detections, _MASK_SIZE, _MASK_SIZE), 4.0, np.float32),
-    )
-    pred_ids = np.roll(ids, rng.integers(1, 6), axis=int(rng.integers(2))).astype(np.int32)
-    outputs = ImageOutputs(_panoptic_result(pred_ids, category_of, info), labels, detections)
-    return ImageTruth(0, (height, width), ids, truth_segments, annotations), outputs
-
-
-def _segments(ids, category_of):
-    values, areas = np.unique(ids, return_counts=True)
-    return [
-        {"id": int(i), "category_id": category_of[int(i)], "area": int(area), "iscrowd": 0}
-        for i, area in zip(values, areas)
+    is_thing, things = np.zeros(0, bool), []
+    while not things:
+        photo, ids, segments = scenes.draw_scene(rng.integers(2**31), _SIDES)
+        is_thing = np.array([info.by_id[s["category_id"]].is_thing for s in segments])
+        things = [segment for segment, thing in zip(segments, is_thing) if thing]
+    annotations = [
+        {**thing, "id": n, "segmentation": coco_masks.encode_rle(ids == thing["id"])}
+        for n, thing in enumerate(things, 1)
     ]
+    truth = ImageTruth(0, ids.shape, ids.astype(np.uint32), segments, annotations)
 
-
-def _panoptic_result(ids, category_of, info):
-    from pfpn_tf.structures import PanopticResult
-
-    segments = _segments(ids, category_of)
-    category_ids = np.array([s["category_id"] for s in segments])
-    is_thing = np.array([info.by_id[c].is_thing for c in category_ids.tolist()])
-    return PanopticResult(
-        panoptic_ids=ids,
+    segment_ids, category_ids, areas = (
+        np.array([s[name] for s in segments]) for name in ("id", "category_id", "area")
+    )
+    panoptic = PanopticResult(
+        panoptic_ids=np.roll(ids, rng.integers(1, 6), axis=1).astype(np.int32),
         num_segments=len(segments),
-        segment_ids=np.array([s["id"] for s in segments]),
+        segment_ids=segment_ids,
         category_ids=category_ids,
         is_thing=is_thing,
         scores=np.where(is_thing, 0.9, 0.0),
-        areas=np.array([s["area"] for s in segments]),
+        areas=areas,
         boxes=np.zeros((len(segments), 4)),
     )
+    semantic_class = {c: n for n, c in enumerate(info.semantic_category_ids("other").tolist())}
+    labels = np.full(ids.shape, len(semantic_class), np.int32)
+    for segment_id, category_id in zip(segment_ids, category_ids):
+        labels[ids == segment_id] = semantic_class.get(category_id, 0)  # class 0 is any thing
+
+    index = np.arange(_NUM_DETECTIONS) % len(things)
+    x, y, width, height = np.array([thing["bbox"] for thing in things])[index].T
+    boxes = np.stack([y, x, y + height, x + width], -1) + rng.uniform(-4, 4, (len(index), 4))
+    class_ids = np.array([info.category_to_class_id[thing["category_id"]] for thing in things])
+    others = rng.integers(info.num_thing_classes, size=len(index))
+    detections = Detections(
+        boxes=boxes.astype(np.float32),
+        scores=np.zeros(len(index), np.float32),
+        class_ids=np.where(np.arange(len(index)) == index, class_ids[index], others),
+        num_detections=np.int32(len(index)),
+        mask_logits=np.full((len(index), _MASK_SIZE, _MASK_SIZE), 4.0, np.float32),
+    )
+    return photo, truth, ImageOutputs(panoptic, labels, detections)

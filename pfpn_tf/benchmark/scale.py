@@ -54,7 +54,7 @@ _PLACE_OF_ID = "@image-id---"  # As long as the ids that take its place.
 
 
 def benchmark_scale(
-    config: config_lib.Config, num_records: int = 120_000, resume_step: int = 89_000
+    config: config_lib.Config, num_records: int, resume_step: int
 ) -> Dict[str, Any]:
     """Writes the records to a temporary folder and rehearses, training and evaluation each in a
     process of its own as a user's commands are.

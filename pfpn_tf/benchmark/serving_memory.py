@@ -5,7 +5,8 @@ that keeps what is freed in pieces. So the requests differ in size, and the proc
 else.
 """
 
-from typing import Any, Dict, List, Tuple
+import itertools
+from typing import Any, Dict
 
 import cv2
 import numpy as np
@@ -13,40 +14,18 @@ import numpy as np
 from pfpn_tf.benchmark import measure
 from pfpn_tf.utils.errors import UserError
 
-SETTLED = 50
-"""Requests after which a process has its working memory."""
 
-
-def benchmark_serving_memory(
-    saved_model: str, num_requests: int = 500, max_side: int = 800, seed: int = 0
-) -> Dict[str, Any]:
-    """Resident memory of a fresh process after `SETTLED` requests and at the end.
-
-    Args:
-      saved_model: directory of an export.
-      num_requests: in all; more than `SETTLED`.
-      max_side: sides of the images are drawn from 1 to this, in pixels.
-      seed: of sizes and images.
-
-    Returns:
-      requests, settled_mb, end_mb, largest_mb (the most after any request), peak_mb (the most at
-      any time), growth (end over settled, less one).
+def benchmark_serving_memory(saved_model: str, num_requests: int) -> Dict[str, Any]:
+    """Memory of a fresh process that answers requests; see `serve`.
 
     Raises:
-      UserError: too few requests.
+      UserError: no model, or no request.
     """
-    if num_requests <= SETTLED:
-        raise UserError(f"num_requests={num_requests} must be more than {SETTLED}.")
-    after, peak = measure.in_fresh_process(serve, saved_model, num_requests, max_side, seed)
-    settled, end = after[SETTLED - 1], after[-1]
-    return {
-        "requests": num_requests,
-        "settled_mb": round(settled, 1),
-        "end_mb": round(end, 1),
-        "largest_mb": round(max(after), 1),
-        "peak_mb": round(peak, 1),
-        "growth": round(end / settled - 1, 4),
-    }
+    if not saved_model:
+        raise UserError("--saved_model is required: the export that answers the requests.")
+    if num_requests < 1:
+        raise UserError(f"--num_images={num_requests} must be at least 1; 500 is usual.")
+    return measure.in_fresh_process(serve, saved_model, num_requests)
 
 
 def requests(num_requests: int, max_side: int, seed: int):
@@ -61,14 +40,33 @@ def requests(num_requests: int, max_side: int, seed: int):
 
 
 def serve(
-    saved_model: str, num_requests: int, max_side: int, seed: int
-) -> Tuple[List[float], float]:
-    """Answers the requests in this process; gives its memory after each, and the peak, in MiB."""
+    saved_model: str, num_requests: int, max_side: int = 800, seed: int = 0
+) -> Dict[str, Any]:
+    """Answers requests in this process.
+
+    Args:
+      saved_model: directory of an export.
+      num_requests: in all.
+      max_side: sides of the images are drawn from 1 to this, in pixels.
+      seed: of sizes and images.
+
+    Returns:
+      requests; what `measure.watched` tells; peak_memory_mib.
+    """
     import tensorflow as tf
 
     signature = tf.saved_model.load(saved_model).signatures["serving_default"]
-    after = []
-    for image in requests(num_requests, max_side, seed):
-        signature(image_bytes=tf.constant([image]))
-        after.append(measure.memory_mib())
-    return after, measure.peak_memory_mib()
+
+    images = requests(num_requests, max_side, seed)
+
+    def answer(count):
+        for image in itertools.islice(images, count):
+            signature(image_bytes=tf.constant([image]))
+
+    answer(1)  # which plans and allocates
+    watched = measure.watched(lambda: answer(num_requests), every_seconds=0.02)
+    return {
+        "requests": num_requests,
+        **watched,
+        "peak_memory_mib": measure.peak_memory_mib(),
+    }

@@ -14,6 +14,7 @@ from pfpn_tf.benchmark import (
     serving_memory,
     training,
 )
+from pfpn_tf.utils import process
 from pfpn_tf.utils.errors import UserError
 
 
@@ -23,7 +24,7 @@ class Options(NamedTuple):
     Attributes:
       repeats: timed calls.
       num_images: images, or requests; 0: as many as the benchmark takes by itself.
-      num_processes: for scoring.
+      num_processes: for scoring; 0: one per CPU.
       num_instances: of a drawn training image.
       saved_model: directory of an export; may be empty.
       serving_batch_size: images of a request.
@@ -33,7 +34,7 @@ class Options(NamedTuple):
 
     repeats: int = 7
     num_images: int = 0
-    num_processes: int = 1
+    num_processes: int = 0
     num_instances: int = 10
     saved_model: str = ""
     serving_batch_size: int = 1
@@ -80,9 +81,8 @@ def breakdown_table(figures: Mapping[str, Any]) -> str:
 
 def _inference(settings, options):
     precision = settings.pop("precision", "float32")
-    config = config_lib.from_mapping(settings)
     figures = inference.benchmark_inference(
-        config,
+        _config(settings),
         options.repeats,
         options.saved_model,
         precision,
@@ -92,61 +92,30 @@ def _inference(settings, options):
     return {"precision": precision, **figures}
 
 
-def _serving_memory(settings, options):
-    if not options.saved_model:
-        raise UserError("--saved_model is required: the export that answers the requests.")
-    requests = {"num_requests": options.num_images} if options.num_images else {}
-    return serving_memory.benchmark_serving_memory(options.saved_model, **requests)
-
-
-def _step(settings, options):
-    config = config_lib.from_mapping(settings)
-    return training.benchmark_step(
-        config, options.repeats, options.num_instances, options.breakdown
-    )
-
-
-def _input(settings, options):
-    return training.benchmark_input(config_lib.from_mapping(settings), options.repeats)
-
-
-def _train(settings, options):
-    config = config_lib.from_mapping(settings)
-    return training.benchmark_training(
-        config, options.repeats, options.num_instances, options.breakdown
-    )
-
-
-def _panoptic_quality(settings, options):
-    images = {"num_images": options.num_images} if options.num_images else {}
-    return panoptic_quality.benchmark_panoptic_quality(
-        processes=options.num_processes, repeats=options.repeats, **images
-    )
-
-
-def _evaluator_memory(settings, options):
-    lengths = {"num_images": (options.num_images // 10, options.num_images)}
-    return evaluator.benchmark_evaluator_memory(**(lengths if options.num_images else {}))
-
-
-def _scale(settings, options):
-    config = config_lib.from_mapping({**scale.SETTINGS, **settings})
-    return scale.benchmark_scale(config, options.num_records, options.resume_step)
-
-
 def _component(function):
-    return lambda settings, options: measure.in_fresh_process(function, options.repeats)
+    return lambda settings, o: measure.in_fresh_process(function, o.repeats)
 
 
+_config = config_lib.from_mapping
 BENCHMARKS: Dict[str, Callable[[Dict[str, Any], Options], Dict[str, Any]]] = {
     "inference": _inference,
-    "serving_memory": _serving_memory,
-    "train": _train,
-    "step": _step,
-    "input": _input,
-    "pq": _panoptic_quality,
-    "scale": _scale,
-    "eval_memory": _evaluator_memory,
+    "serving_memory": lambda settings, o: serving_memory.benchmark_serving_memory(
+        o.saved_model, o.num_images or 500
+    ),
+    "train": lambda settings, o: training.benchmark_training(
+        _config(settings), o.repeats, o.num_instances, o.breakdown
+    ),
+    "step": lambda settings, o: training.benchmark_step(
+        _config(settings), o.repeats, o.num_instances, o.breakdown
+    ),
+    "input": lambda settings, o: training.benchmark_input(_config(settings), o.repeats),
+    "pq": lambda settings, o: panoptic_quality.benchmark_panoptic_quality(
+        o.num_images or 5000, o.num_processes or process.num_cores(), o.repeats
+    ),
+    "scale": lambda settings, o: scale.benchmark_scale(
+        _config({**scale.SETTINGS, **settings}), o.num_records, o.resume_step
+    ),
+    "eval_memory": lambda settings, o: evaluator.benchmark_evaluator_memory(o.num_images or 1000),
     "roi_align": _component(components.benchmark_roi_align),
     "group_norm": _component(components.benchmark_group_norm),
     "fusion": _component(components.benchmark_fusion),

@@ -8,6 +8,8 @@ gradients (NCCL between GPUs, a ring of gRPC calls between CPUs) and notices whe
 import contextlib
 import json
 import os
+import signal
+import threading
 from typing import List, Tuple
 
 import tensorflow as tf
@@ -93,6 +95,9 @@ def _multi_worker_strategy(text):
         "Worker %d of %d, at %s. Waiting for all of %s.",
         index, len(addresses), addresses[index], ", ".join(addresses),
     )  # fmt: skip
+    # TensorFlow waits outside Python, where no handler of Python's runs.
+    handles = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL) if handles else None
     try:
         return tf.distribute.MultiWorkerMirroredStrategy()
     except tf.errors.OpError as error:
@@ -100,6 +105,9 @@ def _multi_worker_strategy(text):
             f"This worker cannot start at {addresses[index]} ({_first_line(error)}): the address in"
             " TF_CONFIG must be this machine's, with a port that is free."
         ) from None
+    finally:
+        if handles:
+            signal.signal(signal.SIGTERM, before)
 
 
 def parse_tf_config(text: str) -> Tuple[List[str], int]:

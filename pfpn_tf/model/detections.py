@@ -53,25 +53,3 @@ def detect(
             config.nms_by_offset,
         )
     )
-
-
-def leading_rows(scores: tf.Tensor, threshold: tf.Tensor) -> tf.Tensor:
-    """Counts the leading rows that hold all scores of the batch which reach a threshold.
-
-    Args:
-      scores: [B, D], falling; D is 1 or more.
-      threshold: [] float64.
-
-    Returns:
-      [] int32, 1..D. Never 0, because a group norm cannot normalise nothing.
-    """
-    reached = tf.cast(scores, tf.float64) >= threshold
-    return tf.maximum(tf.reduce_max(tf.math.count_nonzero(reached, axis=1, dtype=tf.int32)), 1)
-
-
-def pad_rows(masks: tf.Tensor, num_rows: int) -> tf.Tensor:
-    """[B, n, P, P] -> [B, num_rows, P, P], zeros from n on."""
-    if masks.shape[1] == num_rows:
-        return masks
-    masks = tf.pad(masks, [[0, 0], [0, num_rows - tf.shape(masks)[1]], [0, 0], [0, 0]])
-    return tf.ensure_shape(masks, [None, num_rows, None, None])

@@ -176,12 +176,17 @@ class PanopticFPN(tf.keras.Model):
 
     def _with_masks(self, pyramid, found, score_threshold):
         """The detections with masks; those below the threshold get zeros where that saves time."""
-        boxes, class_ids = found.boxes, found.class_ids
+        boxes, class_ids, num_rows = found.boxes, found.class_ids, found.boxes.shape[1]
         if score_threshold is not None:
-            needed = detections.leading_rows(found.scores, score_threshold)
+            reached = tf.cast(found.scores, tf.float64) >= score_threshold
+            # Scores fall, so these rows lead. At least one: a group norm cannot normalise nothing.
+            needed = tf.reduce_max(tf.math.count_nonzero(reached, axis=1, dtype=tf.int32))
+            needed = tf.maximum(needed, 1)
             boxes, class_ids = boxes[:, :needed], class_ids[:, :needed]
         masks = self.mask_head(self._pool(pyramid, boxes, mask_head.POOLED_SIZE), class_ids)
-        return found._replace(mask_logits=detections.pad_rows(masks, found.boxes.shape[1]))
+        masks = tf.pad(masks, [[0, 0], [0, num_rows - tf.shape(masks)[1]], [0, 0], [0, 0]])
+        masks = tf.ensure_shape(masks, [None, num_rows, None, None])
+        return found._replace(mask_logits=masks)
 
     def semantic_logits(self, images: tf.Tensor) -> tf.Tensor:
         """The semantic branch alone, at inference: [B, H, W, 3] -> [B, H / 4, W / 4, S]."""

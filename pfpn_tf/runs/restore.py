@@ -1,11 +1,11 @@
 """Weights of a run directory into a network: for inference, or as the start of another training."""
 
 import os
+import re
 from typing import Dict, Optional
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 from pfpn_tf.runs import checkpoints, run_directory
 from pfpn_tf.utils.errors import UserError
@@ -110,22 +110,15 @@ def stored_values(prefix: str) -> Dict[str, np.ndarray]:
 
 def _stored_variables(reader, root="model"):
     """Path below the object `root` of a checkpoint -> key of the tensor."""
-    graph = trackable_object_graph_pb2.TrackableObjectGraph()
-    graph.ParseFromString(reader.get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH"))
-    nodes = graph.nodes
-    roots = [child.node_id for child in nodes[0].children if child.local_name == root]
-    # Breadth first, as in `model_variables`: what has two paths gets the same one in both.
-    paths, seen, queue = {}, set(roots), [(root, "") for root in roots]
-    while queue:
-        node_id, path = queue.pop(0)
-        for attribute in nodes[node_id].attributes:
-            if attribute.name == "VARIABLE_VALUE":
-                paths[path] = attribute.checkpoint_key
-        for child in nodes[node_id].children:
-            if child.node_id not in seen:
-                seen.add(child.node_id)
-                queue.append((child.node_id, f"{path}/{child.local_name}".lstrip("/")))
-    return paths
+    keys = reader.get_variable_to_shape_map()
+    matches = (re.fullmatch(rf"{root}/(.+)/\.ATTRIBUTES/VARIABLE_VALUE", key) for key in keys)
+    # A key is the path of names in which TensorFlow writes ".S" for "/" and ".." for ".".
+    unescaped = {".S": "/", "..": "."}
+    return {
+        re.sub(r"\.[.S]", lambda escape: unescaped[escape[0]], match[1]): match[0]
+        for match in matches
+        if match
+    }
 
 
 def model_variables(model: tf.keras.Model) -> Dict[str, tf.Variable]:

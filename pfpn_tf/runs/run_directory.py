@@ -60,24 +60,20 @@ def load_run(
     return config, categories.DatasetInfo.load(os.path.join(run_dir, DATASET_INFO))
 
 
-def prepare(run_dir: str, config: config_lib.Config, info: categories.DatasetInfo) -> bool:
+def prepare(run_dir: str, config: config_lib.Config, info: categories.DatasetInfo) -> None:
     """Writes the run directory's description, or checks it against the one that is there.
-
-    Returns:
-      Whether the run existed.
 
     Raises:
       UserError: the directory belongs to a run with other settings or other classes, or cannot be
         written.
     """
-    exists = _check_same_run(run_dir, config, info)
+    _check_same_run(run_dir, config, info)
     for folder in (run_dir, os.path.join(run_dir, CHECKPOINTS)):
         files.make_writable(folder, "run_dir")
     _write(os.path.join(run_dir, CONFIG), config.to_json())
     _write(os.path.join(run_dir, RECIPE), recipe_text(config))
     info.save(os.path.join(run_dir, DATASET_INFO))
     _write(os.path.join(run_dir, VERSIONS), json.dumps(versions(), indent=2) + "\n")
-    return exists
 
 
 def check(run_dir: str, config: config_lib.Config, info: categories.DatasetInfo) -> None:

@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from typing import Any, Dict, Mapping, Optional, Tuple
+from typing import Any, Dict, Mapping, Optional
 
 import tensorflow as tf
 from absl import logging
@@ -30,7 +30,7 @@ def load_module(
     checkpoint: Optional[str] = None,
     settings: Mapping[str, Any] = {},
     precision: str = "float32",
-) -> Tuple[module_lib.PanopticModule, config_lib.Config, categories.DatasetInfo]:
+) -> module_lib.PanopticModule:
     """The trained network of a run directory, ready to answer.
 
     Args:
@@ -48,7 +48,7 @@ def load_module(
     network = build_network(config, info, precision)
     prefix = restore.restore_for_inference(network, run_dir, checkpoint or None)
     logging.info("Weights: %s", prefix)
-    return module_of(network, config, info), config, info
+    return module_of(network, config, info)
 
 
 def build_network(
@@ -170,31 +170,9 @@ def errors_only():
 
 def check_target(export_dir: str) -> None:
     """Raises UserError if something is in the way at `export_dir`, or a package is missing."""
-    server_files.check_installed()
+    server_files.messages()
     if os.path.exists(export_dir) and (not os.path.isdir(export_dir) or os.listdir(export_dir)):
         raise UserError(
             f"--export_dir={export_dir} exists already; give a new one, say the next "
             "version number."
         )
-
-
-def describe(signatures: Mapping[str, Any]) -> str:
-    """Inputs and outputs of each signature, a line per tensor."""
-    lines = []
-    for name, function in sorted(signatures.items()):
-        inputs = ", ".join(
-            f"{k} {_spec(v)}" for k, v in function.structured_input_signature[1].items()
-        )
-        if not inputs:
-            inputs = ", ".join(
-                f"{v.name} {_spec(v)}" for v in function.structured_input_signature[0]
-            )
-        lines.append(f"  {name}({inputs})")
-        outputs = function.structured_outputs
-        lines += [f"      {key:<20}{_spec(value)}" for key, value in outputs.items()]
-    return "\n".join(lines)
-
-
-def _spec(tensor):
-    shape = ", ".join("?" if side is None else str(side) for side in tensor.shape)
-    return f"{tensor.dtype.name} [{shape}]"

@@ -3,40 +3,11 @@
 import itertools
 import time
 from concurrent import futures
-from typing import Callable, Dict, List, NamedTuple, Sequence
+from typing import Callable, Dict, Sequence
 
 import numpy as np
 
 from pfpn_tf.serving import client, results
-
-
-class Latencies(NamedTuple):
-    """What `measure` found.
-
-    Attributes:
-      seconds: of each request, in the order of their ends.
-      total_seconds: from the first request to the last answer.
-      images_per_request: images in each.
-    """
-
-    seconds: List[float]
-    total_seconds: float
-    images_per_request: int
-
-    def summary(self) -> Dict[str, float]:
-        """Percentiles in milliseconds, and images per second."""
-        percentiles = {
-            f"p{p}_ms": round(1000 * float(np.percentile(self.seconds, p)), 2)
-            for p in (50, 90, 95, 99)
-        }
-        images = len(self.seconds) * self.images_per_request
-        return {
-            "requests": len(self.seconds),
-            "mean_ms": round(1000 * float(np.mean(self.seconds)), 2),
-            **percentiles,
-            "max_ms": round(1000 * max(self.seconds), 2),
-            "images_per_second": round(images / self.total_seconds, 2),
-        }
 
 
 def measure(
@@ -46,7 +17,7 @@ def measure(
     concurrency: int = 1,
     images_per_request: int = 1,
     progress: Callable[[], None] = lambda: None,
-) -> Latencies:
+) -> Dict[str, float]:
     """Sends requests and takes their times, after one per thread that does not count.
 
     Args:
@@ -56,6 +27,9 @@ def measure(
       concurrency: requests on their way at the same time.
       images_per_request: images in each.
       progress: called after each request.
+
+    Returns:
+      See `summary`.
 
     Raises:
       Refused, ServerError: from the first request that fails; the others are given up.
@@ -81,6 +55,27 @@ def measure(
         for done in futures.as_completed([pool.submit(send, r) for r in requests[concurrency:]]):
             seconds.append(done.result())
             progress()
-        return Latencies(seconds, time.perf_counter() - start, images_per_request)
+        return summary(seconds, time.perf_counter() - start, images_per_request)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def summary(
+    seconds: Sequence[float], total_seconds: float, images_per_request: int
+) -> Dict[str, float]:
+    """Latencies in milliseconds, and images per second.
+
+    Args:
+      seconds: of each request.
+      total_seconds: from the first request to the last answer.
+      images_per_request: images in each.
+    """
+    milliseconds = 1000 * np.array(seconds)
+    percentiles = {f"p{p}_ms": np.percentile(milliseconds, p) for p in (50, 90, 95, 99)}
+    figures = {
+        "mean_ms": milliseconds.mean(),
+        **percentiles,
+        "max_ms": milliseconds.max(),
+        "images_per_second": len(seconds) * images_per_request / total_seconds,
+    }
+    return {"requests": len(seconds), **{k: round(float(v), 2) for k, v in figures.items()}}

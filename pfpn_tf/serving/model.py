@@ -252,9 +252,26 @@ class Model:
         writer: results.Writer,
         workers: int = 1,
         progress: Callable[[], None] = lambda: None,
-    ) -> List[results.Failure]:
-        """Writes the answer for every file; see `results.answer_files`."""
-        return results.answer_files(paths, self.answer, seen_pixels, writer, workers, progress)
+        num_kept: int = 0,
+    ) -> Tuple[List[results.Failure], List[Result]]:
+        """Writes the answer for every file.
+
+        Args:
+          paths, writer, workers, progress: see `results.answer_files`.
+          num_kept: of how many of the files written, the first ones, the results are returned.
+
+        Returns:
+          The files without a prediction, and the results kept.
+        """
+        kept: List[Result] = []
+
+        def keep(path, image, reply):
+            if len(kept) < num_kept:
+                kept.append(Result(path, image, reply, self.info))
+
+        answer, decode = self.answer, seen_pixels
+        failures = results.answer_files(paths, answer, decode, writer, workers, progress, keep)
+        return failures, kept
 
 
 def _encode(image) -> Tuple[str, bytes]:

@@ -40,7 +40,7 @@ import pfpn_tf
 from pfpn_tf import config as config_lib
 from pfpn_tf import structures
 from pfpn_tf.data import categories
-from pfpn_tf.postprocess import fusion, instances, segment_table, semantic_labels
+from pfpn_tf.postprocess import fusion, instances, semantic_labels
 from pfpn_tf.serving.inputs import Inputs
 from pfpn_tf.utils.errors import UserError
 from pfpn_tf.utils.scopes import in_scope
@@ -130,10 +130,7 @@ class PanopticModule(tf.Module):
 
     @tf.function(input_signature=[_IMAGE_BYTES], autograph=False)
     def serving_default(self, image_bytes):
-        number = tf.shape(image_bytes)
-        return self._panoptic_of_files(
-            image_bytes, *(tf.fill(number, threshold) for threshold in self._thresholds())
-        )
+        return self._panoptic_of_files(image_bytes, *self._thresholds(tf.size(image_bytes)))
 
     @tf.function(input_signature=[_IMAGE_BYTES], autograph=False)
     def serving_rest(self, image_bytes):
@@ -163,40 +160,39 @@ class PanopticModule(tf.Module):
     # As a function of its own it is in the file once, though several signatures call it.
     @tf.function(input_signature=[_IMAGE_BYTES, *_THRESHOLDS], autograph=False)
     def _panoptic_of_files(self, image_bytes, *thresholds):
+        spec = tf.TensorSpec([], tf.string)
+        answer = self._answering("panoptic_png", encode_panoptic_png, spec, thresholds)
+        return self._inputs.of_files(image_bytes, *answer)
+
+    @tf.function(input_signature=[_IMAGES], autograph=False)
+    def panoptic(self, images):
+        spec = tf.TensorSpec([None, None], tf.int32)
+        thresholds = self._thresholds(tf.shape(images)[0])
+        answer = self._answering("panoptic_ids", tf.identity, spec, thresholds)
+        return self._inputs.of_images(images, *answer)
+
+    def _answering(self, name, encode, spec, thresholds):
+        """What `Inputs` wants to know: how a group of images is answered, and an answer's specs.
+
+        Args:
+          name: under which an answer has the map.
+          encode: function of the map [h, w] to what the answer has.
+          spec: of that.
+          thresholds: of the request, [B] each.
+        """
+        signature = {name: spec, **self._table_signature()}
+
         def of_group(inputs, hw, original_hw, places):
             of_images = [tf.gather(threshold, places) for threshold in thresholds]
             outputs = self._network(inputs, hw, tf.reduce_min(of_images[0]))
 
             def one_image(image_outputs, hw, full_hw, *thresholds):
                 result = self._fuse(image_outputs, hw, full_hw, *thresholds)
-                return result._replace(panoptic_ids=encode_panoptic_png(result.panoptic_ids))
+                return {name: encode(result.panoptic_ids), **self._table(result)}
 
-            signature = segment_table.result_signature(outputs)
-            signature = signature._replace(panoptic_ids=tf.TensorSpec([], tf.string))
-            result = fusion.map_images(one_image, outputs, hw, original_hw, signature, *of_images)
-            return {"panoptic_png": result.panoptic_ids, **self._table(result)}
+            return fusion.map_images(one_image, outputs, hw, original_hw, signature, *of_images)
 
-        signature = {"panoptic_png": tf.TensorSpec([], tf.string), **self._table_signature()}
-        return self._inputs.of_files(image_bytes, of_group, signature)
-
-    @tf.function(input_signature=[_IMAGES], autograph=False)
-    def panoptic(self, images):
-        thresholds = self._thresholds()
-
-        def of_group(inputs, hw, original_hw, places):
-            outputs = self._network(inputs, hw, thresholds[0])
-            result = fusion.map_images(
-                lambda *image: self._fuse(*image, *thresholds),
-                outputs,
-                hw,
-                original_hw,
-                segment_table.result_signature(outputs),
-            )
-            return {"panoptic_ids": result.panoptic_ids, **self._table(result)}
-
-        signature = self._table_signature()
-        signature["panoptic_ids"] = tf.TensorSpec([None, None], tf.int32)
-        return self._inputs.of_images(images, of_group, signature)
+        return of_group, signature
 
     @tf.function(input_signature=[_IMAGE_BYTES], autograph=False)
     def serving_instances(self, image_bytes):
@@ -272,15 +268,15 @@ class PanopticModule(tf.Module):
         inputs, image_hw, original_hw = self._inputs.together(images)
         return self._network(inputs, image_hw, mask_score), image_hw, original_hw
 
-    def _thresholds(self):
-        """Those of the run, as `_fuse` takes them. Fusion leaves out what has a lower score than
-        the first, so that the mask head may leave it out, too.
+    def _thresholds(self, number):
+        """Those of the run for each image, as `_fuse` takes them. Fusion leaves out what has a
+        lower score than the first, so that the mask head may leave it out, too.
         """
         settings = self._fusion
+        values = settings.score_threshold, settings.overlap_threshold
         return (
-            tf.constant(settings.score_threshold, tf.float64),
-            tf.constant(settings.overlap_threshold, tf.float64),
-            tf.constant(settings.stuff_area_threshold_px, tf.int32),
+            *(tf.fill([number], tf.constant(value, tf.float64)) for value in values),
+            tf.fill([number], settings.stuff_area_threshold_px),
         )
 
     @tf.function(autograph=False)
@@ -304,12 +300,12 @@ class PanopticModule(tf.Module):
         }
 
     def _table(self, result: structures.PanopticResult) -> Dict[str, tf.Tensor]:
-        """The batched table, widened to --max_segments rows."""
+        """One image's table, widened to --max_segments rows."""
         more = self.config.export.max_segments - self._table_rows()
         table = {"num_segments": result.num_segments}
         for name in _TABLE:
             column = getattr(result, name)
-            table[name] = tf.pad(column, [[0, 0], [0, more]] + [[0, 0]] * (column.shape.rank - 2))
+            table[name] = tf.pad(column, [[0, more]] + [[0, 0]] * (column.shape.rank - 1))
         return table
 
 

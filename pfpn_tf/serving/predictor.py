@@ -5,7 +5,7 @@ import glob
 import json
 import os
 import uuid
-from typing import Any, Callable, Dict, Optional, Union
+from typing import Any, Callable, Dict, Mapping, Optional, Union
 
 import cv2
 import numpy as np
@@ -23,20 +23,20 @@ from pfpn_tf.utils.errors import UserError
 class Predictor(model_lib.Model):
     """A network in this process."""
 
-    def __init__(self, serving_rest, panoptic, metadata_json: str):
-        """Takes what exports and modules have.
+    def __init__(self, signatures: Mapping[str, Any], owner: Any):
+        """Takes the signatures of an export or a module.
 
         Args:
-          serving_rest: function of [B] encoded images to the reply of that signature, as tensors.
-          panoptic: function of [B, h, w, 3] uint8 images to the reply of that signature.
-          metadata_json: see `module.metadata_json`.
+          signatures: name to function; see `module`.
+          owner: of the variables, which the functions hold only weakly.
         """
-        super().__init__(self._answer, json.loads(metadata_json))
-        self._serving_rest = serving_rest
-        self._panoptic = panoptic
+        metadata = signatures["metadata"](request=tf.constant([""]))["metadata_json"]
+        super().__init__(self._answer, json.loads(metadata[0].numpy()))
+        self._signatures = signatures
+        self._owner = owner
 
     def _answer(self, image_bytes):
-        reply = _as_arrays(lambda: self._serving_rest(tf.constant([image_bytes])))
+        reply = self._ask("serving_rest", image_bytes=tf.constant([image_bytes]))
         png, error = bytes(reply.pop("panoptic_png_bytes")), bytes(reply["error"]).decode()
         return {**reply, "panoptic_png": png, "error": error}
 
@@ -46,16 +46,16 @@ class Predictor(model_lib.Model):
         Raises:
           results.Refused: it is too large.
         """
-        reply = _as_arrays(lambda: self._panoptic(tf.constant(image[None])))
+        reply = self._ask("panoptic", images=tf.constant(image[None]))
         return {"panoptic_png": panoptic_png.encode_ids(reply.pop("panoptic_ids")), **reply}
 
-
-def _as_arrays(ask):
-    """The only reply in the batch of one that `ask` returns."""
-    try:
-        return {name: value[0].numpy() for name, value in ask().items()}
-    except (tf.errors.InvalidArgumentError, tf.errors.ResourceExhaustedError) as error:
-        raise results.Refused(results.refusal(str(error))) from None
+    def _ask(self, signature, **inputs):
+        """The only reply in a batch of one, as arrays."""
+        try:
+            reply = self._signatures[signature](**inputs)
+            return {name: value[0].numpy() for name, value in reply.items()}
+        except (tf.errors.InvalidArgumentError, tf.errors.ResourceExhaustedError) as error:
+            raise results.Refused(results.refusal(str(error))) from None
 
 
 def load(
@@ -74,7 +74,8 @@ def load(
     """
     source = os.fspath(source)
     if os.path.isfile(os.path.join(source, run_directory.CONFIG)):
-        return load_run(source, checkpoint, settings)
+        module = exporter.load_module(source, checkpoint, settings)
+        return Predictor(module.functions, module)
     if checkpoint or settings:
         raise UserError(
             f"{source} is no run directory, so checkpoint and settings cannot be chosen; they are"
@@ -107,26 +108,7 @@ def load_saved_model(directory: str) -> Predictor:
             f"{directory} was not exported by export_saved_model.py: it has no "
             f"{', '.join(sorted(missing))}."
         )
-    text = loaded.signatures["metadata"](request=tf.constant([""]))["metadata_json"][0].numpy()
-    # The defaults keep the owner of the variables alive.
-    return Predictor(
-        lambda image_bytes, owner=loaded: owner.signatures["serving_rest"](image_bytes=image_bytes),
-        lambda images, owner=loaded: owner.signatures["panoptic"](images=images),
-        text,
-    )
-
-
-def load_run(
-    run_dir: str, checkpoint: Optional[str] = None, settings: Dict[str, Any] = {}
-) -> Predictor:
-    """A `Predictor` of a run directory; arguments as `exporter.load_module`."""
-    module, _, _ = exporter.load_module(run_dir, checkpoint, settings)
-    # Not the bound methods: they hold the module only weakly.
-    return Predictor(
-        lambda image_bytes: module.serving_rest(image_bytes),
-        lambda images: module.panoptic(images),
-        module.metadata_text,
-    )
+    return Predictor(loaded.signatures, loaded)
 
 
 class Video:
@@ -192,24 +174,24 @@ def predict_video(
     """
     count = 0
     with contextlib.ExitStack() as outputs:
-        writer, film = None, None
+        writer, add_to_film = None, None
         if save_predictions or replies:
             writer = outputs.enter_context(
                 results.Writer(output_dir, predictor.info, overlays=False, replies=replies)
             )
         if overlays:
             path = os.path.join(output_dir, f"{name}_overlay.mp4")
-            film = outputs.enter_context(_Film(path, video.frames_per_second))
+            add_to_film = outputs.enter_context(_film(path, video.frames_per_second))
 
         def write(item, reply):
             index, frame = item
             if writer:
                 frame_name = f"{name}_{index:06d}"
                 writer.write(frame_name, f"{frame_name}.png", lambda: frame, reply)
-            if film:
+            if add_to_film:
                 ids = results.decode_ids(reply["panoptic_png"])
                 segments = predictions.segments_info(reply)
-                film.add(results.draw(frame, ids, segments, predictor.info))
+                add_to_film(results.draw(frame, ids, segments, predictor.info))
 
         frames = enumerate(video.frames())
         for _ in overlap.overlapped(frames, lambda item: item[1], predictor.answer_pixels, write):
@@ -218,42 +200,33 @@ def predict_video(
     return count
 
 
-class _Film:
-    """An MP4 file that bears its name only when it is complete."""
+@contextlib.contextmanager
+def _film(path, frames_per_second):
+    """Gives a function that adds a frame to an MP4 file, which has its name once it is complete."""
+    path = os.path.realpath(path)
+    # OpenCV takes the format from the suffix.
+    temporary = os.path.join(os.path.dirname(path), f".{uuid.uuid4().hex}.mp4")
+    writer, count = cv2.VideoWriter(), 0
 
-    def __init__(self, path, frames_per_second):
-        self._path = os.path.realpath(path)
-        self._rate = frames_per_second
-        # OpenCV takes the format from the suffix.
-        name = f".{uuid.uuid4().hex}.mp4"
-        self._temporary = os.path.join(os.path.dirname(self._path), name)
-        self._writer = None
-        self._count = 0
-
-    def __enter__(self):
-        return self
-
-    def add(self, image):
-        height, width = image.shape[:2]
-        if self._writer is None:
-            os.makedirs(os.path.dirname(self._path), exist_ok=True)
+    def add(image):
+        nonlocal count
+        if not count:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
             code = cv2.VideoWriter_fourcc(*"mp4v")
-            self._writer = cv2.VideoWriter(self._temporary, code, self._rate, (width, height))
-            if not self._writer.isOpened():
-                raise OSError(f"{self._path}: OpenCV cannot write this video.")
-        self._writer.write(np.ascontiguousarray(image[..., ::-1]))
-        self._count += 1
+            if not writer.open(temporary, code, frames_per_second, image.shape[1::-1]):
+                raise OSError(f"{path}: OpenCV cannot write this video.")
+        writer.write(np.ascontiguousarray(image[..., ::-1]))
+        count += 1
 
-    def __exit__(self, kind, value, trace):
-        if self._writer is None:
-            return
-        self._writer.release()
-        try:
-            if kind is None:
-                # OpenCV does not say when it fails to write.
-                if cv2.VideoCapture(self._temporary).get(cv2.CAP_PROP_FRAME_COUNT) < self._count:
-                    raise OSError(f"{self._path}: not all frames were written; is the disk full?")
-                os.replace(self._temporary, self._path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._temporary)
+    try:
+        yield add
+        writer.release()
+        if count:
+            # OpenCV does not say when it fails to write.
+            if cv2.VideoCapture(temporary).get(cv2.CAP_PROP_FRAME_COUNT) < count:
+                raise OSError(f"{path}: not all frames were written; is the disk full?")
+            os.replace(temporary, path)
+    finally:
+        writer.release()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)

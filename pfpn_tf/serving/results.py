@@ -161,6 +161,10 @@ class Writer:
 
     predictions.json gets its name when the block ends, with or without an error: it then holds what
     has been written so far.
+
+    Attributes:
+      count: of images written.
+      error: with which predictions.json could not be written, so that entries of images are lost.
     """
 
     def __init__(
@@ -180,7 +184,7 @@ class Writer:
         self._overlays = overlays
         self._replies = replies
         self._image_ids: set = set()
-        self._error: Optional[OSError] = None
+        self.error: Optional[OSError] = None
         self._predictions = predictions.PredictionWriter(
             output_dir, info.coco_categories(), instances=False, panoptic_name="predictions"
         ).__enter__()
@@ -193,12 +197,7 @@ class Writer:
 
     def finish(self) -> None:
         """Ends predictions.json, unless it could not be written; nothing more can be written."""
-        self._predictions.__exit__(type(self._error) if self._error else None, self._error, None)
-
-    @property
-    def is_broken(self) -> bool:
-        """Whether predictions.json could not be written, so that entries of images are lost."""
-        return self._error is not None
+        self._predictions.__exit__(type(self.error) if self.error else None, self.error, None)
 
     def write(self, name: str, file_name: str, pixels: Callable[[], np.ndarray], reply) -> None:
         """All files of one image, or none, and its entries in predictions.json.
@@ -239,7 +238,7 @@ class Writer:
             except OSError as error:
                 if error.filename is None:  # Not of the map, whose error has its name.
                     error.filename = os.path.join(self._output_dir, "predictions.json")
-                    self._error = error
+                    self.error = error
                 raise
             written.pop_all()  # Nothing has failed, so the files stay.
         self.count += 1
@@ -268,6 +267,7 @@ def answer_files(
     writer: Writer,
     workers: int = 1,
     progress: Callable[[], None] = lambda: None,
+    written: Callable[[str, bytes, Mapping[str, Any]], None] = lambda *_: None,
 ) -> List[Failure]:
     """Writes the answer for every file. Reading, answering and writing overlap.
 
@@ -278,6 +278,7 @@ def answer_files(
       writer: where the answers go.
       workers: how many answers are asked for at a time.
       progress: called after each file.
+      written: called with each file that is written, its content and its reply, in order.
 
     Returns:
       The files that could not be read, are refused, or could not be drawn or written; the others
@@ -311,9 +312,10 @@ def answer_files(
             name = _readable(os.path.basename(path))
             writer.write(names[path], name, lambda: decode(image_bytes), reply)
         except _OF_ONE_FILE as error:
-            if writer.is_broken:
+            if writer.error:
                 raise
             return Failure(path, _reason(error, path))
+        written(path, image_bytes, reply)
         return None
 
     failures = []

@@ -37,12 +37,12 @@ num_batch_threads {{ value: 1 }}
 """
 
 
-def check_installed() -> None:
-    """Raises UserError where tensorflow-serving-api is missing, whose messages warm-up takes."""
-    _messages()
+def messages():
+    """The module of the messages that warm-up takes.
 
-
-def _messages():
+    Raises:
+      UserError: tensorflow-serving-api is missing.
+    """
     try:
         from tensorflow_serving.apis import prediction_log_pb2
     except ImportError as error:
@@ -66,15 +66,16 @@ def write(
       model_name: under which the server will serve it.
       signatures: names of those that the model has.
       batch_sizes: allowed ones, rising.
-      timeout_micros: see `batching_params`.
+      timeout_micros: how long a batch may wait to be filled.
     """
     with atomic_write(os.path.join(version_dir, BATCHING)) as f:
-        f.write(batching_params(batch_sizes, timeout_micros))
+        sizes = "\n".join(f"allowed_batch_sizes: {size}" for size in batch_sizes)
+        f.write(_BATCHING_TEXT.format(sizes=sizes, largest=batch_sizes[-1], timeout=timeout_micros))
     path = os.path.join(version_dir, WARMUP)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with tf.io.TFRecordWriter(path) as writer:
-        for signature_name, inputs in warmup_requests(signatures, batch_sizes):
-            log = _messages().PredictionLog()
+        for signature_name, inputs in _warmup_requests(signatures, batch_sizes):
+            log = messages().PredictionLog()
             request = log.predict_log.request
             request.model_spec.name = model_name
             request.model_spec.signature_name = signature_name
@@ -83,32 +84,11 @@ def write(
             writer.write(log.SerializeToString())
 
 
-def batching_params(batch_sizes: Sequence[int], timeout_micros: int) -> str:
-    """A BatchingParameters message as text.
-
-    Args:
-      batch_sizes: allowed ones, rising.
-      timeout_micros: how long a batch may wait to be filled.
+def _warmup_requests(signatures, batch_sizes) -> List[Tuple[str, Mapping[str, Any]]]:
+    """(signature, inputs): each batch size of the default, one image of the others that take
+    files. With images of 480 x 640 the network's input has the shape of most photos.
     """
-    return _BATCHING_TEXT.format(
-        sizes="\n".join(f"allowed_batch_sizes: {size}" for size in batch_sizes),
-        largest=batch_sizes[-1],
-        timeout=timeout_micros,
-    )
-
-
-def warmup_requests(
-    signatures: Iterable[str], batch_sizes: Iterable[int], hw: Tuple[int, int] = (480, 640)
-) -> List[Tuple[str, Mapping[str, Any]]]:
-    """Requests to replay, (signature, inputs): each batch size of the default, one image of the
-    others that take files.
-
-    Args:
-      signatures: names of those that the model has.
-      batch_sizes: that the server will use.
-      hw: size of the images; the network input then has the shape of most photos.
-    """
-    image = drawn_jpeg(*hw)
+    image = _drawn_jpeg(480, 640)
     thresholds = {
         "score_threshold": np.array([0.5], np.float32),
         "overlap_threshold": np.array([0.5], np.float32),
@@ -123,7 +103,7 @@ def warmup_requests(
     return [(name, inputs) for name, inputs in requests if name in signatures]
 
 
-def drawn_jpeg(height: int, width: int) -> bytes:
+def _drawn_jpeg(height, width):
     """A JPEG of coloured patches with soft edges, as busy as a photo."""
     patches = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
     image = cv2.resize(patches, (width, height), interpolation=cv2.INTER_CUBIC)

@@ -97,15 +97,6 @@ def build_optimizer(config: config_lib.Train, model: tf.keras.Model) -> SGD:
     """The optimizer of a built model; scales and shifts of its norms have no weight decay."""
     slow = config.restored_lr_factor != 1
     optimizer = SGD(schedule.Schedule(config), config.momentum, config.weight_decay, slow)
-    optimizer.exclude_from_weight_decay(var_list=norm_variables(model))
+    layers = [module for module in model.submodules if isinstance(module, norms.NORMS)]
+    optimizer.exclude_from_weight_decay([v for norm in layers for v in norm.trainable_variables])
     return optimizer
-
-
-def norm_variables(model: tf.keras.Model) -> List[tf.Variable]:
-    """The trainable scales and shifts of all norm layers."""
-    return [
-        variable
-        for module in model.submodules
-        if isinstance(module, norms.NORMS)
-        for variable in module.trainable_variables
-    ]

@@ -214,7 +214,8 @@ class _Run:
             logging.info("%s", logs.progress_line(scalars, step, train.train_steps, seconds))
         if self._is_due(train.summary_interval_steps):
             self._log.write(scalars, step)
-            self._trainer.restart_means()
+            self._trainer.means.restart()
+            self._trainer.rate.restart()
         started = time.monotonic()
         if self._is_due(train.checkpoint_interval_steps):
             logging.info("Saved %s.", self._saved.save(step))
@@ -246,7 +247,7 @@ class _Run:
         )
 
     def _draw(self, step):
-        drawn = pictures.Pictures(self._evaluator, self._config, self._info).draw()
+        drawn = pictures.draw(self._evaluator, self._config, self._info)
         self._log.write_pictures(drawn, step)
 
     def _evaluate(self, step):

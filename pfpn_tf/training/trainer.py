@@ -351,11 +351,6 @@ class Trainer(orbit.StandardTrainer):
             scalars[f"peak_gib/{place.replace(' ', '_')}"] = num_bytes / 2**30
         return scalars
 
-    def restart_means(self) -> None:
-        """Starts new means and a new rate."""
-        self.means.restart()
-        self.rate.restart()
-
 
 def _sum_over_replicas(values):
     context = tf.distribute.get_replica_context()

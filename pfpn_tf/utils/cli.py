@@ -17,6 +17,7 @@ import functools
 import logging as stdlib_logging
 import os
 import re
+import signal
 import sys
 import warnings
 from typing import Any, Callable, NoReturn
@@ -66,7 +67,8 @@ def command(main: Callable[[], Any]) -> Callable[[], NoReturn]:
 
     Exit codes: what `main` returns (None is 0); 2 for what the user can mend (`UserError`, a
     missing file, a full disk), told in one line; 1 for every other error, with its traceback unless
-    it is an OSError in the project's own words; 130 for Ctrl-C. --verbosity=1 shows all tracebacks.
+    it is an OSError in the project's own words; 130 for Ctrl-C and 143 for SIGTERM, after what is
+    half-written has been removed. --verbosity=1 shows all tracebacks.
     --help shows the docstring and the flags of main's module, --helpfull also the settings.
     """
 
@@ -76,10 +78,18 @@ def command(main: Callable[[], Any]) -> Callable[[], NoReturn]:
         logging.set_verbosity(logging.INFO)
         flags.FLAGS.showprefixforinfo = False
         logging.get_absl_handler().setFormatter(_Formatter())
+        signal.signal(signal.SIGTERM, _terminate)
         parse = functools.partial(_parse_flags, sys.modules[main.__module__])
         app.run(lambda argv: _guarded(main, argv), flags_parser=parse)
 
     return run
+
+
+def _terminate(number, frame):
+    """Ends the tool by an exception, as Ctrl-C does, so that no file stays half-written."""
+    del frame
+    signal.signal(number, signal.SIG_IGN)  # `timeout` sends it twice.
+    sys.exit(128 + number)
 
 
 def _parse_flags(module, argv):

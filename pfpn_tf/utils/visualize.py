@@ -19,6 +19,7 @@ THING_OPACITY = 0.5
 STUFF_OPACITY = 0.38
 VOID_BRIGHTNESS = 0.45
 _DARK = (20, 20, 20)
+_GAP_PX = 8  # between images side by side, or stacked
 _SUBPIXEL_BITS = 4  # of the points of an outline
 
 
@@ -125,18 +126,14 @@ def overlay_instances(
     return canvas
 
 
-def color_semantic(
-    labels: np.ndarray, colors: np.ndarray, void_color: Color = (0, 0, 0)
-) -> np.ndarray:
+def color_semantic(labels: np.ndarray, colors: np.ndarray) -> np.ndarray:
     """A semantic map in colours.
 
     Args:
-      labels: [h, w] integers; those outside of `colors` are void.
+      labels: [h, w] integers; those outside of `colors` are void, which is black.
       colors: [S, 3] uint8.
     """
-    table = np.concatenate(
-        [np.asarray(colors, np.uint8).reshape(-1, 3), np.array([void_color], np.uint8)]
-    )
+    table = np.pad(np.asarray(colors, np.uint8).reshape(-1, 3), [(0, 1), (0, 0)])
     labels = np.asarray(labels).astype(np.int64)
     return table[np.where((labels < 0) | (labels >= len(colors)), len(colors), labels)]
 
@@ -146,9 +143,7 @@ def blend(image: np.ndarray, colored: np.ndarray, opacity: float = 0.6) -> np.nd
     return cv2.addWeighted(image, 1 - opacity, colored, opacity, 0)
 
 
-def side_by_side(
-    images: Sequence[np.ndarray], titles: Sequence[str] = (), gap_px: int = 8
-) -> np.ndarray:
+def side_by_side(images: Sequence[np.ndarray], titles: Sequence[str] = ()) -> np.ndarray:
     """Images in a row at the height of the tallest, each under its title, on white."""
     height = max(image.shape[0] for image in images)
     columns = []
@@ -162,17 +157,17 @@ def side_by_side(
         columns.append(image)
     tallest = max(len(column) for column in columns)  # a narrow column has a smaller title
     aligned = [
-        _on_white(column, top=tallest - len(column), left=gap_px if i else 0)
+        _on_white(column, top=tallest - len(column), left=_GAP_PX if i else 0)
         for i, column in enumerate(columns)
     ]
     return np.concatenate(aligned, axis=1)
 
 
-def stack(images: Sequence[np.ndarray], gap_px: int = 8) -> np.ndarray:
+def stack(images: Sequence[np.ndarray]) -> np.ndarray:
     """Images of any width under each other, on white."""
     width = max(image.shape[1] for image in images)
     aligned = [
-        _on_white(image, top=gap_px if i else 0, right=width - image.shape[1])
+        _on_white(image, top=_GAP_PX if i else 0, right=width - image.shape[1])
         for i, image in enumerate(images)
     ]
     return np.concatenate(aligned)

@@ -84,7 +84,10 @@ def to_run_dir(
         if not source:
             for line in untold(weights, config, backbone_only):
                 logging.info("%s", line)
-        _load(model, tensors, backbone_only, weights)
+        try:
+            detectron2.load(model, tensors, backbone_only)
+        except UserError as error:
+            raise UserError(f"{weights}: {error}") from None
         if backbone_only:
             logging.info("%s holds a backbone alone: FPN and heads start at random.", weights)
     prefix = checkpoints.save_weights(model, config, info, run_dir)
@@ -207,13 +210,6 @@ def from_run_dir(run_dir: str, weights: str, project: str) -> None:
         tensors = mmdetection.from_detectron2_names(tensors, style)
         mmdetection.write(weights, tensors, style)
     logging.info("Wrote %d tensors of %s to %s.", len(tensors), run_dir, weights)
-
-
-def _load(model, tensors, backbone_only, weights):
-    try:
-        detectron2.load(model, tensors, backbone_only)
-    except UserError as error:
-        raise UserError(f"{weights}: {error}") from None
 
 
 def read(weights: str, model_config: config_lib.Model) -> Tuple[safe_pickle.Tensors, bool]:

@@ -15,7 +15,7 @@ from pfpn_tf.evaluation import coco_submission, report
 from pfpn_tf.evaluation.evaluator import Evaluator
 from pfpn_tf.evaluation.segment_pairs import segment_pairs
 from pfpn_tf.evaluation.semantic_iou import SemanticIoU
-from pfpn_tf.training.pictures import Pictures
+from pfpn_tf.training import pictures
 from tests.evaluation import oracle
 from tests.reference.panoptic_quality import read_ids
 
@@ -96,9 +96,9 @@ def test_pictures_of_training_show_an_image_without_ground_truth(dataset, task):
 
     def drawn(split):
         records = str(dataset / f"records/{split}-*")
-        return Pictures(
+        return pictures.draw(
             Evaluator(config.replace(eval_records=records), info, model), config, info
-        ).draw()
+        )
 
     without, scored = drawn("test-dev"), drawn("val")
     assert len(without) == NUM_IMAGES

@@ -303,12 +303,12 @@ def test_initial_weights_from_nowhere(tmp_path):
 
 def test_a_run_directory_of_another_config_is_refused_with_the_differences(tmp_path, info):
     config = Config().replace(learning_rate=0.01)
-    assert run_directory.prepare(str(tmp_path), config, info) is False
+    run_directory.prepare(str(tmp_path), config, info)
     with pytest.raises(ValueError, match="--learning_rate: 0.01 there, 0.02 here"):
         run_directory.prepare(str(tmp_path), Config(), info)
     assert run_directory.load_run(str(tmp_path))[0] == config
     longer = config.replace(train_steps=100_000, keep_checkpoints=9)
-    assert run_directory.prepare(str(tmp_path), longer, info) is True
+    run_directory.prepare(str(tmp_path), longer, info)
     assert run_directory.load_run(str(tmp_path))[0] == longer
     others = DatasetInfo.from_coco_categories([{"id": 1, "name": "dog", "isthing": 1}])
     with pytest.raises(ValueError, match="classes"):
@@ -360,7 +360,8 @@ def test_settings_of_evaluation_and_export_may_change(tmp_path, info):
     changed = Config().replace(
         train_steps=95000, semantic_flip=True, max_segments=300, score_threshold=0.1
     )
-    assert run_directory.prepare(str(tmp_path), changed, info)
+    run_directory.prepare(str(tmp_path), changed, info)
+    assert run_directory.load_run(str(tmp_path))[0] == changed
     fixed = fixed_settings()
     groups = dict(Config().groups())
     assert not fixed & {f.name for g in ("eval", "export") for f in dataclasses.fields(groups[g])}

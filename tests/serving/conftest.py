@@ -39,7 +39,7 @@ def run_dir(tmp_path_factory):
 @pytest.fixture(scope="session")
 def in_process(run_dir):
     """The module that the export was made of."""
-    return exporter.load_module(run_dir)[0]
+    return exporter.load_module(run_dir)
 
 
 @pytest.fixture(scope="session")

@@ -132,7 +132,7 @@ def test_a_measurement_cannot_go_on_where_an_image_is_refused(server):
 
 
 def test_percentiles():
-    found = latency.Latencies([i / 1000 for i in range(1, 101)], 10.0, 3).summary()
+    found = latency.summary([i / 1000 for i in range(1, 101)], 10.0, 3)
     assert found["mean_ms"] == found["p50_ms"] == 50.5
     assert (found["p90_ms"], found["max_ms"]) == (90.1, 100)
     assert found["images_per_second"] == 30

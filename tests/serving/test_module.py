@@ -195,9 +195,9 @@ def test_metadata_and_asset_say_the_same(loaded, saved_model):
 def test_bfloat16_weights_are_kept_as_they_are_used(run_dir, monkeypatch):
     """The same answers from half as many bytes."""
     images = photo(70, 90)[None]
-    kept = exporter.load_module(run_dir, precision="bfloat16")[0]
+    kept = exporter.load_module(run_dir, precision="bfloat16")
     monkeypatch.setattr(exporter, "_round_weights", lambda network: None)
-    rounded_at_use = exporter.load_module(run_dir, precision="bfloat16")[0]
+    rounded_at_use = exporter.load_module(run_dir, precision="bfloat16")
     for name, expected in rounded_at_use.network(images).items():
         np.testing.assert_array_equal(kept.network(images)[name], expected, err_msg=name)
 

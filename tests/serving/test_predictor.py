@@ -95,7 +95,9 @@ def test_the_reply_is_that_of_the_rest_signature(photos, loaded, saved_model, tm
     path = str(photos / "000000000042.jpg")
     model = predictor.load_saved_model(saved_model)
     with results.Writer(str(tmp_path), model.info, overlays=False, replies=True) as writer:
-        model.predict_files([path], writer)
+        failures, kept = model.predict_files([path], writer, num_kept=3)
+    assert not failures and [result.file_name for result in kept] == ["000000000042.jpg"]
+    np.testing.assert_array_equal(kept[0].ids, model(path).ids)
     assert not (tmp_path / "pictures").exists()
     written = json.loads((tmp_path / "replies" / "000000000042.json").read_text())
     (row,) = written["predictions"]

@@ -1,5 +1,6 @@
 """What a user reads who has typed a flag wrongly."""
 
+import os
 import subprocess
 import sys
 
@@ -87,11 +88,21 @@ def test_any_other_error_keeps_its_traceback(error):
     assert "Traceback" in done.stderr and "Error: " not in done.stderr.splitlines()[0]
 
 
+def test_sigterm_leaves_no_file_half_written(tmp_path):
+    done = ending_with(f"half_written({str(tmp_path / 'a.txt')!r})")
+    assert (done.returncode, done.stderr) == (143, "") and not os.listdir(tmp_path)
+
+
 def ending_with(error):
     code = f"""
-import errno
-from pfpn_tf.utils import cli
+import errno, signal
+from pfpn_tf.utils import cli, files
 from pfpn_tf.utils.errors import UserError
+
+def half_written(path):
+    with files.atomic_write(path) as f:
+        f.write("half")
+        signal.raise_signal(signal.SIGTERM)
 
 @cli.command
 def main():

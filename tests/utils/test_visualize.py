@@ -148,17 +148,17 @@ def test_instances_with_boxes_and_masks():
 
 def test_semantic_colours_and_void():
     colors = np.uint8([[1, 2, 3], [4, 5, 6]])
-    drawn = visualize.color_semantic(np.array([[0, 1, 255, 2]]), colors, void_color=(9, 9, 9))
-    np.testing.assert_array_equal(drawn[0], [[1, 2, 3], [4, 5, 6], [9, 9, 9], [9, 9, 9]])
+    drawn = visualize.color_semantic(np.array([[0, 1, 255, 2]]), colors)
+    np.testing.assert_array_equal(drawn[0], [[1, 2, 3], [4, 5, 6], [0, 0, 0], [0, 0, 0]])
 
 
 def test_side_by_side_scales_to_the_tallest():
-    row = visualize.side_by_side([IMAGE, IMAGE[::2, ::2]], gap_px=4)
-    assert row.shape == (120, 404, 3)
+    row = visualize.side_by_side([IMAGE, IMAGE[::2, ::2]])
+    assert row.shape == (120, 408, 3)
     stacked = visualize.stack(
         [row, visualize.legend([("ball", (9, 9, 9)), ("sky", (1, 2, 3))], 300)]
     )
-    assert stacked.shape[1] == 404
+    assert stacked.shape[1] == 408
 
 
 def test_letters():
@@ -181,8 +181,7 @@ def test_shades_are_stable_and_distinct():
 
 def test_side_by_side_of_narrow_images_with_titles_of_different_length():
     image = np.zeros((64, 60, 3), np.uint8)
-    row = visualize.side_by_side(
-        [image, image], ["short", "a title that needs a smaller font"], gap_px=4
-    )
-    assert row.shape[1] == 124
-    assert (row[-64:, :60] == 0).all() and (row[-64:, 64:] == 0).all()
+    titles = ["short", "a title that needs a smaller font"]
+    row = visualize.side_by_side([image, image], titles)
+    assert row.shape[1] == 128
+    assert (row[-64:, :60] == 0).all() and (row[-64:, 68:] == 0).all()
