@@ -40,14 +40,16 @@ def make_records(folder):
     drawn, records = folder / "drawn", folder / "records"
     synthetic.make_dataset(str(drawn), num_train=8, num_val=2, seed=3, sides=(64, 96))
     for split in ("train", "val"):
-        annotations = drawn / "annotations"
-        dataset = CocoPanoptic(
-            str(annotations / f"panoptic_{split}.json"),
-            str(annotations / f"panoptic_{split}"),
-            str(drawn / split),
-        )
+        dataset = open_drawn(drawn, split)
         convert.convert(dataset, str(records), split, num_shards=1, num_workers=1)
     return records
+
+
+def open_drawn(folder, split, instances=False):
+    """A split of what `synthetic.make_dataset` has drawn, with or without its instances JSON."""
+    maps = folder / "annotations" / f"panoptic_{split}"
+    instances_json = folder / "annotations" / f"instances_{split}.json" if instances else None
+    return CocoPanoptic(maps.with_suffix(".json"), maps, folder / split, instances_json)
 
 
 def config(records):
