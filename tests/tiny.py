@@ -3,7 +3,7 @@
 from pfpn_tf.benchmark import scale
 from pfpn_tf.config import Config
 from pfpn_tf.data import convert, synthetic
-from pfpn_tf.data.coco_panoptic import CocoPanoptic
+from tests.data.tiny import open_panoptic
 
 SETTINGS = {
     **scale.TINY,
@@ -49,7 +49,7 @@ def open_drawn(folder, split, instances=False):
     """A split of what `synthetic.make_dataset` has drawn, with or without its instances JSON."""
     maps = folder / "annotations" / f"panoptic_{split}"
     instances_json = folder / "annotations" / f"instances_{split}.json" if instances else None
-    return CocoPanoptic(maps.with_suffix(".json"), maps, folder / split, instances_json)
+    return open_panoptic(maps.with_suffix(".json"), maps, folder / split, instances_json)
 
 
 def config(records):

@@ -131,9 +131,9 @@ def main():
             f"{args.output_dir}: {split}: {counts['images']} images "
             f"({counts['skipped']} skipped), {counts['instances']} instances, "
             f"{counts['crowds']} crowds, {counts['segments']} segments "
-            f"in {counts['shards']} shards."
+            f"({counts['crowd_segments']} crowd regions) in {counts['shards']} shards."
         )
-    overview.write(args.output_dir, args.epochs)
+    overview.write(args.output_dir, args.epochs, converted)
 
 
 if __name__ == "__main__":

@@ -132,8 +132,8 @@ def _evaluate_runs(two_runs):
         cityscapes_gt_dir=FLAGS.cityscapes_gt_dir,
     )
     _make_outputs()
-    evaluate = evaluate_run.evaluate_two_runs if two_runs else evaluate_run.evaluate_run
-    return evaluate(*run_dirs, options), info.coco_categories()
+    metrics = evaluate_run.evaluate_run(run_dirs[0], options, *run_dirs[1:])
+    return metrics, info.coco_categories()
 
 
 def _score_files():

@@ -66,9 +66,8 @@ def benchmark_panoptic_quality(
         paths = [os.path.join(folder, name) for name in ("gt.json", "gt", "pred.json", "pred")]
 
         def ours():
-            return score_files.score_panoptic(*paths, num_processes=processes)["panoptic"]["All"][
-                "pq"
-            ]
+            metrics = score_files.PanopticFiles(*paths).score(processes)
+            return metrics["panoptic"]["All"]["pq"]
 
         def panopticapi():
             return _panopticapi(paths, processes)

@@ -252,13 +252,13 @@ def _draw_records(folder):
 
 def drawn_dataset(folder: str, num_images: int, sides: Tuple[int, int]):
     """Draws scenes into a folder; returns them as a `CocoPanoptic` dataset."""
-    from pfpn_tf.data import coco_panoptic, synthetic
+    from pfpn_tf.data import coco_panoptic, given, synthetic
 
     synthetic.make_dataset(folder, num_images, 1, seed=0, sides=sides)
     annotations = os.path.join(folder, "annotations")
-    return coco_panoptic.CocoPanoptic(
-        os.path.join(annotations, "panoptic_train.json"),
-        os.path.join(annotations, "panoptic_train"),
-        os.path.join(folder, "train"),
-        os.path.join(annotations, "instances_train.json"),
+    files = given.Given(
+        panoptic_json=os.path.join(annotations, "panoptic_train.json"),
+        image_dir=os.path.join(folder, "train"),
+        instances_json=os.path.join(annotations, "instances_train.json"),
     )
+    return coco_panoptic.CocoPanoptic(files)

@@ -145,10 +145,6 @@ class DatasetInfo:
             for c in self.categories
         ]
 
-    def same_classes(self, other: "DatasetInfo") -> bool:
-        """Whether ids, names and thing/stuff agree; colours and counts may differ."""
-        return [c[:3] for c in self.categories] == [c[:3] for c in other.categories]
-
     def check_task(self, task: str, path: str) -> None:
         """Raises UserError if records of `task` need what these, described in `path`, lack."""
         if self.task not in ("panoptic", task):
@@ -199,11 +195,6 @@ class DatasetInfo:
         """[K] by class_id."""
         return [c.name for c in self.things]
 
-    @functools.cached_property
-    def thing_colors(self) -> np.ndarray:
-        """[K, 3] uint8 RGB by class_id."""
-        return np.array([c.color for c in self.things], np.uint8).reshape(-1, 3)
-
     # -- semantic classes ---------------------------------------------------------------------
 
     def num_semantic_classes(self, semantic_targets: str) -> int:
@@ -228,29 +219,17 @@ class DatasetInfo:
     def semantic_lookup(self, semantic_targets: str) -> np.ndarray:
         """[256] uint8, category index -> semantic class; 255 (void) for every other value."""
         table = np.full(256, VOID, np.uint8)
-        if semantic_targets == "all":
-            table[: len(self.categories)] = np.arange(len(self.categories))
-            return table
-        self._check_targets(semantic_targets)
-        stuff_class = 1
-        for index, category in enumerate(self.categories):
-            if category.is_thing:
-                table[index] = 0
-            else:
-                table[index] = stuff_class
-                stuff_class += 1
+        class_of = {c.id: i for i, c in enumerate(self._semantic_classes(semantic_targets))}
+        # What has no class of its own is a thing among all things, class 0.
+        table[: len(self.categories)] = [class_of.get(c.id, 0) for c in self.categories]
         return table
 
     def _semantic_classes(self, semantic_targets):
-        self._check_targets(semantic_targets)
+        if semantic_targets not in ("other", "all"):
+            raise UserError(f"semantic_targets={semantic_targets!r} must be 'other' or 'all'.")
         if semantic_targets == "all":
             return self.categories
         return (Category(0, OTHER_NAME, True, OTHER_COLOR),) + self.stuff
-
-    @staticmethod
-    def _check_targets(semantic_targets):
-        if semantic_targets not in ("other", "all"):
-            raise UserError(f"semantic_targets={semantic_targets!r} must be 'other' or 'all'.")
 
 
 def distinct_colors(count: int) -> List[Tuple[int, int, int]]:
@@ -267,7 +246,7 @@ def distinct_colors(count: int) -> List[Tuple[int, int, int]]:
 
 
 def class_differences(here: DatasetInfo, there: DatasetInfo) -> List[str]:
-    """How the categories of two datasets differ, a line each; at most five."""
+    """How ids, names and thing/stuff of two datasets differ, a line each; at most five."""
     ours, theirs = ({c.id: (c.name, c.is_thing) for c in info.categories} for info in (here, there))
 
     def say(categories_by_id, category_id):

@@ -17,6 +17,7 @@ from PIL import Image
 from pfpn_tf.data import class_list, panoptic_png
 from pfpn_tf.data.categories import MAX_CATEGORIES, VOID
 from pfpn_tf.data.coco_json import DataError
+from pfpn_tf.data.given import Given
 from pfpn_tf.data.photo_folder import checked_folder, image_files
 from pfpn_tf.data.record import Notes
 from pfpn_tf.utils.errors import UserError
@@ -34,28 +35,20 @@ class ClassMaps:
       notes: maps without a photo.
     """
 
-    def __init__(
-        self,
-        folder,
-        image_dir: str,
-        photos: Sequence[str],
-        classes: Sequence[class_list.LabelClass],
-        ignore: Sequence[str],
-    ):
+    def __init__(self, given: Given, photos: Sequence[str]):
         """Finds the map of each photo; `read` opens them.
 
         Args:
-          folder: of the maps, searched with all its folders. The photos may lie there, too.
-          image_dir: folder of the photos.
-          photos: their paths below it.
-          classes: of `class_list.read_classes`.
-          ignore: values, or names of classes, of the pixels without a label.
+          given: with `class_map_dir`, which is searched with all its folders and may hold the
+            photos, too, and `class_names`.
+          photos: their paths below `image_dir`.
 
         Raises:
           UserError: two maps of a photo, two photos of a map, or no pair at all.
         """
-        self._folder = checked_folder(folder, "class maps (--class_map_dir)")
-        ignored = {class_list.key(name) for name in ignore}
+        self._folder = checked_folder(given.class_map_dir, "class maps (--class_map_dir)")
+        classes = class_list.read_classes(given.class_names)
+        ignored = {class_list.key(name) for name in given.ignore}
         self.classes = [
             c
             for c in classes
@@ -69,7 +62,8 @@ class ClassMaps:
         numbers = {c.value for c in classes if c not in self.classes}
         numbers.update(int(name) for name in ignored if name.isdecimal())
         names = {c.value: c.name for c in self.classes}
-        unknown = [n for n in ignored if not n.isdecimal() and n not in map(_key_of, classes)]
+        listed = {class_list.key(c.name) for c in classes}
+        unknown = [n for n in ignored if not n.isdecimal() and n not in listed]
         if unknown:
             raise UserError(f"--ignore={unknown[0]} is neither a value nor the name of a class.")
         self._ignored, self._names = sorted(numbers), names
@@ -80,7 +74,7 @@ class ClassMaps:
                 if not {c.value, self._colors[c.color]} <= numbers:
                     self._shared_colors.add(c.color)
         self.notes = Notes()
-        are_photos = {os.path.abspath(os.path.join(image_dir, photo)) for photo in photos}
+        are_photos = {os.path.abspath(os.path.join(given.image_dir, photo)) for photo in photos}
         files = image_files(self._folder)
         self._map_of_photo = self._pairs(
             photos,
@@ -221,10 +215,6 @@ class ClassMaps:
                 )
             values[n] = self._colors[color]
         return values[inverse].reshape(codes.shape)
-
-
-def _key_of(entry):
-    return class_list.key(entry.name)
 
 
 def _stem(path):

@@ -7,6 +7,7 @@ import numpy as np
 from pfpn_tf.data import coco_json, coco_masks
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.data.coco_json import DataError, field
+from pfpn_tf.data.given import Given
 from pfpn_tf.data.record import Instance, Notes
 from pfpn_tf.utils.errors import UserError
 
@@ -55,34 +56,30 @@ class CocoInstances:
 
     def __init__(
         self,
-        path: str,
+        given: Given,
         content: Dict[str, List[Dict[str, Any]]],
-        image_ids: List[Any],
+        images: List[Dict[str, Any]],
         info: DatasetInfo,
-        allow_mismatch: bool,
         category_ids: Optional[Dict[int, int]] = None,
-        crowds: bool = True,
     ):
         """Groups the annotations by image.
 
         Args:
-          path: of the instances JSON.
+          given: with `instances_json`.
           content: of `load`.
-          image_ids: of the dataset's images, those of the panoptic JSON if there is one.
+          images: entries of the dataset's images, those of the panoptic JSON if there is one.
           info: the dataset's categories.
-          allow_mismatch: whether what contradicts the panoptic JSON is only noted.
           category_ids: category id in this JSON -> in `info`, for instances that are to be joined
             with a map or stand alone. None: the panoptic JSON has them, too, as things.
-          crowds: whether `iscrowd` is believed; otherwise no instance is a crowd.
 
         Raises:
           UserError: the file is malformed, has other categories or, unless that is allowed, other
             images.
         """
-        self._path = path
+        self._path = path = given.instances_json
         self._info = info
-        self._allow_mismatch = allow_mismatch
-        self._crowds = crowds
+        self._allow_mismatch = given.allow_mismatch
+        self._crowds = given.crowds
         self._joined = category_ids is not None
         self.notes = Notes()
         self._where = f"The instances JSON {path}"
@@ -90,7 +87,7 @@ class CocoInstances:
             self._check_categories(content)
             category_ids = {i: i for i in info.category_to_class_id}
         self._category_ids = category_ids
-        match = coco_json.matcher(image_ids)
+        match = coco_json.matcher(image["id"] for image in images)
         own_ids = [
             field(image, "id", coco_json.IMAGE_ID, f"{self._where}: images[{n}]")
             for n, image in enumerate(content["images"])

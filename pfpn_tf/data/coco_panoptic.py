@@ -22,6 +22,7 @@ import numpy as np
 from pfpn_tf.data import categories as categories_lib
 from pfpn_tf.data import coco_instances, coco_json, coco_masks, panoptic_png, photo_folder, photos
 from pfpn_tf.data.coco_json import DataError
+from pfpn_tf.data.given import Given
 from pfpn_tf.data.record import Instance, Notes, Record, Segment
 from pfpn_tf.utils.errors import UserError
 
@@ -44,36 +45,36 @@ class CocoImages:
       allow_mismatch: whether contradictions that would train on wrong labels are only noted.
     """
 
-    def __init__(self, image_info_json, image_dir, info, image_ids=()):
+    def __init__(self, given: Given, info: categories_lib.DatasetInfo):
         """Parses the JSON file; photos are opened by `read` only.
 
         Args:
-          image_info_json: path of a COCO JSON with images, such as image_info_test-dev2017.json.
-          image_dir: folder of the photos (Cityscapes: of its city folders).
+          given: with `image_info_json` and `image_dir`.
           info: categories of the dataset; COCO's own list for test images has no stuff.
-          image_ids: ids, as text, of the images to use; none: all images.
 
         Raises:
           UserError: a file is missing or malformed, or lacks one of `image_ids`; says which and
             where.
         """
-        content = coco_json.load_lists(os.fspath(image_info_json), "images", ("images",))
-        self._open(image_info_json, image_dir, content["images"])
+        content = coco_json.load_lists(given.image_info_json, "images", ("images",))
+        self._open(given, given.image_info_json, content["images"])
         self.info = info
-        self._select(image_ids)
+        self._select(given.image_ids)
 
-    def _open(self, source, image_dir, images, sizes=True):
-        self.source = os.fspath(source)
+    def _open(self, given, source, images, sizes=True):
+        self.source = source
         self.images = coco_json.checked_images(images, self.source, sizes)
         for n, image in enumerate(self.images):
             if not photo_folder.ends(image["file_name"]):
                 name = coco_json.shown(image["file_name"])
                 raise UserError(f'{self.source}: images[{n}]: "file_name" names no file: {name}.')
-        self._photos = photo_folder.PhotoFolder(image_dir, [i["file_name"] for i in self.images])
+        self._photos = photo_folder.PhotoFolder(
+            given.image_dir, [i["file_name"] for i in self.images]
+        )
         self.has_string_ids = all(isinstance(image["id"], str) for image in self.images)
         self.notes = Notes()
         self._note_repeated(self.images, SAME_PHOTO)
-        self.allow_mismatch = False
+        self.allow_mismatch = given.allow_mismatch
 
     def _note_repeated(self, entries, what):
         """Notes each entry whose file another one before it has."""
@@ -140,53 +141,33 @@ class CocoImages:
 class CocoPanoptic(CocoImages):
     """A split of a dataset with its annotations."""
 
-    def __init__(
-        self,
-        panoptic_json,
-        panoptic_dir,
-        image_dir,
-        instances_json=None,
-        image_ids=(),
-        allow_mismatch=False,
-        crowds=True,
-    ):
+    def __init__(self, given: Given):
         """Parses the JSON files; photos and PNGs are opened by `read` only.
 
         Args:
-          panoptic_json: path of the panoptic JSON.
-          panoptic_dir: folder of its PNGs.
-          image_dir: folder of the photos (Cityscapes: of its city folders).
-          instances_json: optional path of a COCO instances JSON of the same images.
-          image_ids: ids, as text, of the images to use; none: all images.
-          allow_mismatch: whether contradictions that would train on wrong labels are only noted.
-          crowds: whether `iscrowd` of the instances JSON is believed.
+          given: with `panoptic_json` and `image_dir`.
 
         Raises:
           UserError: a file is missing or malformed, or lacks one of `image_ids`; says which and
             where.
         """
-        path = os.fspath(panoptic_json)
+        path = given.panoptic_json
         content = coco_json.load_panoptic_json(
             path, "panoptic", with_categories=True, with_images=True
         )
-        self._open(path, image_dir, content["images"])
-        self.allow_mismatch = allow_mismatch
+        self._open(given, path, content["images"])
         self.panoptic_dir = photo_folder.checked_folder(
-            panoptic_dir, "panoptic PNGs (--panoptic_dir)"
+            given.panoptic_dir or coco_json.png_folder(path), "panoptic PNGs (--panoptic_dir)"
         )
         self.info = categories_lib.DatasetInfo.from_coco_categories(content["categories"], path)
         self._annotations = self._annotations_by_image(content["annotations"])
         self._note_repeated(self._annotations.values(), SAME_MAP)
         self._instances = None
-        if instances_json:
-            ids = [image["id"] for image in self.images]
-            path = os.fspath(instances_json)
-            content = coco_instances.load(path)
-            self._instances = coco_instances.CocoInstances(
-                path, content, ids, self.info, allow_mismatch, crowds=crowds
-            )
+        if given.instances_json:
+            content = coco_instances.load(given.instances_json)
+            self._instances = coco_instances.CocoInstances(given, content, self.images, self.info)
             self.notes.merge(self._instances.notes)
-        self._select(image_ids)
+        self._select(given.image_ids)
 
     def read(self, position: int, skip_bad: bool = False) -> Record:
         """The record of image `position`, checked.

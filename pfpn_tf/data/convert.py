@@ -40,35 +40,9 @@ NO_THINGS = "images hold not one instance of a thing class"
 EXCEPTIONS = (coco_instances.BESIDE, coco_instances.OUTSIDE)
 
 
-def convert(
-    dataset: coco_panoptic.CocoImages,
-    output_dir: str,
-    split: str,
-    num_shards: int = 0,
-    num_workers: int = 0,
-    skip_bad: bool = False,
-) -> Dict[str, Any]:
-    """Writes `output_dir`/`split`-00000-of-0000n.tfrecord and adds the split to dataset_info.json
-    and the statistics.
-
-    Args:
-      dataset: what to convert.
-      output_dir: made if need be; several splits share it.
-      split: name of the split, e.g. train.
-      num_shards: 0: one for every 500 images.
-      num_workers: processes; 0: one per CPU core; 1: none beside this one.
-      skip_bad: leave broken images and instances out and count them, instead of stopping at the
-        first.
-
-    Returns:
-      The counts that dataset_info.json holds for this split.
-
-    Raises:
-      UserError: the first broken image (`DataError`) unless skip_bad, no usable image, a
-        contradiction that would train on wrong labels, or dataset_info.json has other categories.
-    """
-    splits = {split: dataset}
-    return convert_splits(splits, output_dir, num_shards, num_workers, skip_bad)[split]
+def convert(dataset: coco_panoptic.CocoImages, output_dir: str, split: str, *args, **kwargs):
+    """`convert_splits` of one split: its counts."""
+    return convert_splits({split: dataset}, output_dir, *args, **kwargs)[split]
 
 
 def convert_splits(
@@ -78,7 +52,24 @@ def convert_splits(
     num_workers: int = 0,
     skip_bad: bool = False,
 ) -> Dict[str, Dict[str, Any]]:
-    """`convert` for the splits of one dataset, by name: all of them or, after an error, none."""
+    """Writes `output_dir`/NAME-00000-of-0000n.tfrecord of each split and adds the splits to
+    dataset_info.json and the statistics: all of them or, after an error, none.
+
+    Args:
+      splits: what to convert, by the name of the split, e.g. train.
+      output_dir: made if need be; several splits share it.
+      num_shards: of each split; 0: one for every 500 images.
+      num_workers: processes; 0: one per CPU core; 1: none beside this one.
+      skip_bad: leave broken images and instances out and count them, instead of stopping at the
+        first.
+
+    Returns:
+      The counts that dataset_info.json holds for each split.
+
+    Raises:
+      UserError: the first broken image (`DataError`) unless skip_bad, no usable image, a
+        contradiction that would train on wrong labels, or dataset_info.json has other categories.
+    """
     info_path = os.path.join(output_dir, categories_lib.FILE_NAME)
     for split, dataset in splits.items():
         if not re.fullmatch(r"\w[\w.-]*", split):
@@ -143,10 +134,11 @@ def _merged_info(path, info):
     if not os.path.exists(path):
         return info
     present = categories_lib.DatasetInfo.load(path)
-    if not present.same_classes(info):
+    differences = categories_lib.class_differences(info, present)
+    if differences:
         raise UserError(
-            f"{path} belongs to a dataset with other categories; choose another --output_dir or"
-            " remove the file."
+            f"{path} belongs to a dataset with other categories ({'; '.join(differences)}); choose"
+            " another --output_dir or remove the file."
         )
     if present.task != info.task:
         raise UserError(
@@ -222,9 +214,8 @@ def _write_shard(dataset, skip_bad, path, start, stop):
 
 def _summary(found, dataset, num_shards):
     """The counts that dataset_info.json holds."""
-    names = ("images", "instances", "crowds", "segments", "images_without_instances")
     return {
-        **{name: found.counts[name] for name in names},
+        **{name: found.counts[name] for name in statistics.COUNTS},
         "max_instances": found.max_instances,
         "skipped": found.notes.count(IMAGES_LEFT_OUT),
         "skipped_instances": found.notes.count(coco_instances.LEFT_OUT),

@@ -23,6 +23,7 @@ from pfpn_tf.data import (
 )
 from pfpn_tf.data.coco_json import DataError
 from pfpn_tf.data.coco_panoptic import CocoImages
+from pfpn_tf.data.given import Given
 from pfpn_tf.data.record import Instance, Notes, Record, Segment
 from pfpn_tf.utils.errors import UserError
 
@@ -41,52 +42,33 @@ _PHOTOS_AMONG_MAPS = (".jpg", ".jpeg")
 class JoinedDataset(CocoImages):
     """A split whose records hold instances, classes of pixels, or both."""
 
-    def __init__(
-        self,
-        image_dir,
-        instances_json=None,
-        class_map_dir=None,
-        classes: Sequence[class_list.LabelClass] = (),
-        things: Sequence[str] = (),
-        ignore: Sequence[str] = ("255",),
-        image_ids=(),
-        allow_mismatch=False,
-        crowds=True,
-    ):
+    def __init__(self, given: Given):
         """Reads the JSON and the names of the files; `read` opens the pictures.
 
         Args:
-          image_dir: folder of the photos.
-          instances_json: path of a COCO instances JSON, which then lists the images.
-          class_map_dir: folder of the class maps.
-          classes: of the class maps.
-          things: names of the classes that are things; none: those of the instances JSON.
-          ignore: values, or names of classes, of the pixels without a label.
-          image_ids: ids, as text, of the images to use; none: all images.
-          allow_mismatch: whether contradictions that would train on wrong labels are only noted.
-          crowds: whether `iscrowd` of the JSON is believed.
+          given: with `image_dir`, and `instances_json`, which then lists the images, or
+            `class_map_dir` and `class_names`, or both.
 
         Raises:
           UserError: a file is missing or malformed, or they do not go together; says why.
         """
         content = None
-        if instances_json:
-            instances_json = os.fspath(instances_json)
-            content = coco_instances.load(instances_json)
+        if given.instances_json:
+            content = coco_instances.load(given.instances_json)
             if not content["annotations"]:
-                raise UserError(f"{instances_json}: has no annotation.")
+                raise UserError(f"{given.instances_json}: has no annotation.")
             images = content["images"]
         else:
-            images = _listed(photo_folder.checked_folder(image_dir, "photos"), class_map_dir)
-        self._open(instances_json or image_dir, image_dir, images, sizes=False)
-        self.allow_mismatch = allow_mismatch
+            folder = photo_folder.checked_folder(given.image_dir, "photos")
+            images = _listed(folder, given.class_map_dir)
+        self._open(given, given.instances_json or given.image_dir, images, sizes=False)
         self._maps: Optional[class_maps.ClassMaps] = None
-        if class_map_dir:
+        if given.class_map_dir:
             names = [_path(image) for image in self.images]
-            self._maps = class_maps.ClassMaps(class_map_dir, image_dir, names, classes, ignore)
+            self._maps = class_maps.ClassMaps(given, names)
             self.notes.merge(self._maps.notes)
         categories, ids = _categories(
-            self._maps.classes if self._maps else (), content, things, self.source, self.notes
+            self._maps.classes if self._maps else (), content, given.things, self.source, self.notes
         )
         has_stuff = not all(c["isthing"] for c in categories)
         task = "panoptic" if has_stuff or self._maps else "instance"
@@ -96,16 +78,10 @@ class JoinedDataset(CocoImages):
         self._instances = None
         if content:
             self._instances = coco_instances.CocoInstances(
-                self.source,
-                content,
-                [image["id"] for image in self.images],
-                self.info,
-                allow_mismatch,
-                ids,
-                crowds,
+                given, content, self.images, self.info, ids
             )
             self.notes.merge(self._instances.notes)
-        self._select(image_ids)
+        self._select(given.image_ids)
 
     def read(self, position: int, skip_bad: bool = False) -> Record:
         """The record of image `position`, checked.

@@ -6,15 +6,16 @@ them, and what is wrong with the data.
 
 import html
 import os
-from typing import Dict, List, Optional
+from typing import Collection, Dict, List, Optional
 
 import cv2
 import numpy as np
 from absl import logging
 
 from pfpn_tf.config import Config
-from pfpn_tf.data import categories, recipe, show
+from pfpn_tf.data import categories, order, recipe, show
 from pfpn_tf.data import statistics as statistics_lib
+from pfpn_tf.data import tfrecord
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.data.statistics import Statistics
 from pfpn_tf.utils import html_page
@@ -25,7 +26,7 @@ SAMPLES = 12
 SAMPLE_SIDES = (480, 800)  # shorter and longest side of a picture
 
 
-def write(folder: str, epochs: float = 0) -> None:
+def write(folder: str, epochs: float = 0, converted: Optional[Collection[str]] = None) -> None:
     """Writes recipe.flags and dataset.html anew for the records in a folder.
 
     The records are complete by then. So what fails here is told and changes nothing else.
@@ -33,6 +34,8 @@ def write(folder: str, epochs: float = 0) -> None:
     Args:
       folder: of the records of all splits.
       epochs: of the training that the recipe suggests; 0: by the number of images.
+      converted: the splits that are new. If the one to train on is not among them, its samples are
+        taken over from the page that is there. None: all are new.
     """
     step, config = recipe.FILE_NAME, None
     try:
@@ -43,7 +46,7 @@ def write(folder: str, epochs: float = 0) -> None:
         config = recipe.write(folder, splits, info, epochs)
         step = PAGE
         with atomic_write(os.path.join(folder, PAGE)) as f:
-            f.write(_page(folder, splits, info, config))
+            f.write(_page(folder, splits, info, config, converted))
         recipe_path = os.path.join(folder, recipe.FILE_NAME)
         train = f"; then train with --flagfile={recipe_path}" if config else ""
         logging.info("Look at %s%s.", os.path.join(folder, PAGE), train)
@@ -51,7 +54,7 @@ def write(folder: str, epochs: float = 0) -> None:
         logging.exception("%s: the records are complete, but not %s: %s", folder, step, error)
 
 
-def _page(folder, splits: Dict[str, Statistics], info: DatasetInfo, config: Optional[Config]):
+def _page(folder, splits: Dict[str, Statistics], info, config: Optional[Config], converted):
     parts = [
         "<p><a href='#classes'>Classes</a> · <a href='#sizes'>Sizes</a> · "
         "<a href='#warnings'>Warnings</a> · <a href='#samples'>Samples</a> · "
@@ -65,8 +68,12 @@ def _page(folder, splits: Dict[str, Statistics], info: DatasetInfo, config: Opti
         _warnings(splits),
     ]
     if config is not None:
-        count = min(SAMPLES, splits[recipe.roles(splits)[0]].counts["images"])
-        parts += ["<h2 id='samples'>Samples</h2>", *_samples(config, info, count)]
+        split = recipe.roles(splits)[0]
+        heading = f"<h2 id='samples'>Samples of {html.escape(split)}</h2>"
+        unchanged = converted is not None and split not in converted
+        drawn = _samples_there(folder, heading) if unchanged else []
+        count = min(SAMPLES, splits[split].counts["images"])
+        parts += [heading, *(drawn or _samples(config, info, count))]
         with open(os.path.join(folder, recipe.FILE_NAME), encoding="utf-8") as f:
             text = html.escape(f.read())
         parts += ["<h2 id='recipe'>Recipe</h2>", f"<pre>{text}</pre>"]
@@ -74,12 +81,12 @@ def _page(folder, splits: Dict[str, Statistics], info: DatasetInfo, config: Opti
 
 
 def _split_table(splits):
-    names = ("images", "images_without_instances", "instances", "crowds", "segments")
+    counts = statistics_lib.COUNTS
     rows = [
-        [html.escape(split), *(f"{s.counts[n]:,}" for n in names), f"{s.max_instances:,}"]
+        [html.escape(split), *(f"{s.counts[n]:,}" for n in counts), f"{s.max_instances:,}"]
         for split, s in splits.items()
     ]
-    header = [name.replace("_", " ").capitalize() for name in names]
+    header = [name.replace("_", " ").capitalize() for name in counts]
     return html_page.table(["Split", *header, "Most instances of an image"], rows)
 
 
@@ -130,6 +137,16 @@ def _warnings(splits):
     return html_page.table(["Split", "How often", "What", "The first"], rows, "text")
 
 
+def _samples_there(folder, heading):
+    """The samples on the page that is there, if they have this heading."""
+    path = os.path.join(folder, PAGE)
+    if not os.path.exists(path):
+        return []
+    with open(path, encoding="utf-8") as f:
+        lines = f.read().split("\n")
+    return [line for line in lines if line.startswith("<figure>")] if heading in lines else []
+
+
 def _samples(config, info, count):
     """Training images as the network gets them, but neither flipped nor cropped."""
     plain = config.replace(
@@ -140,8 +157,17 @@ def _samples(config, info, count):
         crop_size=(),
         random_flip=False,
     )
-    for name, picture in show.draw_examples(plain, info, count):
+    for file_name, (_, picture) in zip(
+        _file_names(plain, count), show.draw_examples(plain, info, count)
+    ):
         quality = [cv2.IMWRITE_JPEG_QUALITY, 85]
         jpeg = cv2.imencode(".jpg", picture[..., ::-1], quality)[1].tobytes()
-        image_id = name.split("_", 2)[2]
-        yield html_page.figure(f"Image {image_id}", html_page.image(jpeg, "jpeg", image_id))
+        yield html_page.figure(file_name, html_page.image(jpeg, "jpeg", file_name))
+
+
+def _file_names(config, count):
+    """The photos of the first training examples."""
+    index = tfrecord.read_index(config.data.train_records)
+    for example in order.training_examples(config, index.hw).take(count):
+        record = tfrecord.decode_example(tfrecord.read_record(index, example["position"]))
+        yield record["image/filename"].numpy().decode(errors="replace")

@@ -7,7 +7,7 @@ Shapes: h, w size of the map.
 """
 
 import struct
-from typing import Any, Callable, Optional, Tuple
+from typing import Any, Optional, Tuple
 
 import cv2
 import numpy as np
@@ -20,8 +20,8 @@ _RGB_COLOR_TYPES = (2, 6)  # Truecolour, without and with alpha.
 _MAX_PIXELS = 1 << 30  # OpenCV's own limit.
 
 
-def decode_pixels(png: bytes, name: str, hw: Optional[Tuple[int, int]] = None) -> np.ndarray:
-    """The pixels of a panoptic PNG, whose three bytes are the segment id.
+def decode_ids(png: bytes, name: str, hw: Optional[Tuple[int, int]] = None) -> np.ndarray:
+    """Segment ids of a panoptic PNG.
 
     Args:
       png: the file's bytes.
@@ -29,7 +29,7 @@ def decode_pixels(png: bytes, name: str, hw: Optional[Tuple[int, int]] = None) -
       hw: the size (height, width) that the file must have, if it is known.
 
     Returns:
-      [h, w, 3] uint8 RGB.
+      [h, w] uint32.
 
     Raises:
       DataError: not an 8-bit RGB PNG, damaged, or of another size.
@@ -53,7 +53,10 @@ def decode_pixels(png: bytes, name: str, hw: Optional[Tuple[int, int]] = None) -
         rgb = cv2.imdecode(np.frombuffer(png, np.uint8), flags)
     if rgb is None:
         raise DataError(f"{name}: damaged PNG, cannot be decoded.")
-    return rgb
+    # Four bytes R, G, B, 255 read as one little-endian number; the mask drops the 255.
+    ids = cv2.cvtColor(rgb, cv2.COLOR_RGB2RGBA).view("<u4")[..., 0]  # [h, w, 4] -> [h, w]
+    ids &= MAX_ID
+    return ids
 
 
 def is_whole(png: bytes) -> bool:
@@ -68,21 +71,6 @@ def is_whole(png: bytes) -> bool:
             return True
         position += 12 + length
     return False
-
-
-def decode_ids(png: bytes, name: str, hw: Optional[Tuple[int, int]] = None) -> np.ndarray:
-    """Segment ids of a panoptic PNG.
-
-    Args, Raises: as `decode_pixels`.
-
-    Returns:
-      [h, w] uint32.
-    """
-    # Four bytes R, G, B, 255 read as one little-endian number; the mask drops the 255.
-    rgba = cv2.cvtColor(decode_pixels(png, name, hw), cv2.COLOR_RGB2RGBA)
-    ids = rgba.view("<u4")[..., 0]  # [h, w, 4] -> [h, w]
-    ids &= MAX_ID
-    return ids
 
 
 def encode_ids(panoptic_ids: np.ndarray) -> bytes:
@@ -102,21 +90,15 @@ def encode_grey(pixels: np.ndarray) -> bytes:
     return cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
 
 
-def read(
-    directory: str,
-    file_name: str,
-    image_id: Any,
-    what: str,
-    decode: Callable[[bytes, str], np.ndarray] = decode_ids,
-) -> np.ndarray:
-    """`decode_ids` or `decode_pixels` of a file; errors name the image, the file and what it is.
+def read(directory: str, file_name: str, image_id: Any, what: str) -> np.ndarray:
+    """`decode_ids` of a file; errors name the image, the file and what it is.
 
     Raises:
       DataError: the file is missing or damaged.
     """
     path = existing_path(directory, file_name)
     name = f"Image {image_id}: {what} PNG {path}"
-    return decode(read_bytes(path, name), name)
+    return decode_ids(read_bytes(path, name), name)
 
 
 def read_bytes(path: str, name: str) -> bytes:

@@ -3,31 +3,14 @@
 import hashlib
 import os
 import re
-from typing import Dict, NamedTuple, Sequence
+from typing import Dict
 
 from pfpn_tf.data import categories as categories_lib
-from pfpn_tf.data import class_list, coco_json, coco_panoptic, joined, photo_folder
+from pfpn_tf.data import coco_panoptic, joined, photo_folder
+from pfpn_tf.data.given import Given
 from pfpn_tf.utils.errors import UserError
 
 _ROBOFLOW = re.compile(r"\.rf\.[0-9a-zA-Z]+(?=\.\w+$)")
-
-
-class Given(NamedTuple):
-    """What tools/create_tfrecords.py was given; its flags have these names."""
-
-    image_dir: str = ""
-    panoptic_json: str = ""
-    panoptic_dir: str = ""
-    instances_json: str = ""
-    class_map_dir: str = ""
-    class_names: Sequence[str] = ()
-    things: Sequence[str] = ()
-    ignore: Sequence[str] = ("255",)
-    image_info_json: str = ""
-    image_ids: Sequence[str] = ()
-    output_dir: str = ""
-    allow_mismatch: bool = False
-    crowds: bool = True
 
 
 # Flag -> what it needs beside it, and what it cannot be together with.
@@ -48,7 +31,7 @@ def open_dataset(given: Given) -> coco_panoptic.CocoImages:
     """
     _check(given)
     source = given.panoptic_json or given.instances_json or given.image_info_json
-    image_dir = given.image_dir or _beside(source)
+    given = given._replace(image_dir=given.image_dir or _beside(source))
     if given.image_info_json:
         info_path = os.path.join(given.output_dir, categories_lib.FILE_NAME)
         if not os.path.exists(info_path):
@@ -57,28 +40,10 @@ def open_dataset(given: Given) -> coco_panoptic.CocoImages:
                 "--image_info_json does not; convert a split with annotations first."
             )
         info = categories_lib.DatasetInfo.load(info_path)
-        return coco_panoptic.CocoImages(source, image_dir, info, given.image_ids)
+        return coco_panoptic.CocoImages(given, info)
     if given.panoptic_json:
-        return coco_panoptic.CocoPanoptic(
-            source,
-            given.panoptic_dir or coco_json.png_folder(source),
-            image_dir,
-            given.instances_json or None,
-            given.image_ids,
-            given.allow_mismatch,
-            given.crowds,
-        )
-    return joined.JoinedDataset(
-        image_dir,
-        given.instances_json or None,
-        given.class_map_dir or None,
-        class_list.read_classes(given.class_names) if given.class_names else (),
-        given.things,
-        given.ignore,
-        given.image_ids,
-        given.allow_mismatch,
-        given.crowds,
-    )
+        return coco_panoptic.CocoPanoptic(given)
+    return joined.JoinedDataset(given)
 
 
 def saw(given: Given, dataset: coco_panoptic.CocoImages) -> str:

@@ -21,6 +21,7 @@ from pfpn_tf.utils.files import atomic_write
 
 FILE_NAME = "dataset_statistics.json"
 SAMPLED = 2000
+COUNTS = ("images", "images_without_instances", "instances", "crowds", "segments", "crowd_segments")
 
 
 class Sample:
@@ -53,8 +54,9 @@ class Statistics:
     """Of one split.
 
     Attributes:
-      counts: images, instances (no crowds), crowds, segments, images_without_instances; and by
-        (kind, category id) instances, segments, and images and pixels that have the category.
+      counts: images, instances (no crowds), crowds, segments, crowd_segments among them,
+        images_without_instances; and by (kind, category id) instances, segments, and images and
+        pixels that have the category.
       max_instances: of an image.
       images: sample of (height, width, number of instances).
       boxes: sample of (height, width, height of the image, width of the image) of instances.
@@ -78,6 +80,7 @@ class Statistics:
             instances=len(usable),
             crowds=len(record.instances) - len(usable),
             segments=len(record.segments),
+            crowd_segments=sum(segment.iscrowd for segment in record.segments),
             images_without_instances=int(not usable),
         )
         self.counts.update(("segments", s.category_id) for s in record.segments)

@@ -101,13 +101,13 @@ def encode_example(record: Record, info: DatasetInfo) -> bytes:
     assert values.keys() == FEATURES.keys()
     # A protobuf map has no order of its own, but messages may be concatenated: the head comes
     # first.
-    body = b"".join(
-        tf.train.Features(feature={k: _feature(k, values[k]) for k in keys}).SerializeToString(
-            deterministic=True
-        )
-        for keys in (_HEAD, [k for k in FEATURES if k not in _HEAD])
+    parts = (
+        tf.train.Features(feature={key: _feature(key, values[key]) for key in keys})
+        for keys in (_HEAD, [key for key in FEATURES if key not in _HEAD])
     )
-    return b"\x0a" + _varint(len(body)) + body  # tf.train.Example, field 1
+    return b"".join(
+        tf.train.Example(features=part).SerializeToString(deterministic=True) for part in parts
+    )
 
 
 def decode_example(serialized: tf.Tensor) -> Dict[str, tf.Tensor]:
@@ -305,12 +305,3 @@ def _feature(key, value):
     if dtype == tf.int64:
         return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
     return tf.train.Feature(float_list=tf.train.FloatList(value=values))
-
-
-def _varint(value):
-    out = bytearray()
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    out.append(value)
-    return bytes(out)

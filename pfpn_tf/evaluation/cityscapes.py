@@ -59,35 +59,17 @@ class CityscapesScorer:
         """
         for level in ("Pixel", "Instance"):
             cityscapes_files.scripts(f"evaluation.eval{level}LevelSemanticLabeling")
-        self._truth = truth = cityscapes_files.CityscapesTruth(gt_dir)
-        self._label_of = cityscapes_files.label_ids(categories_json or panoptic_json)
-        self._image_ids = truth.image_ids
-        if image_ids is not None:
-            wanted = set(image_ids)
-            self._image_ids = [i for i in truth.image_ids if i in wanted]
-            if not self._image_ids:
-                raise UserError(
-                    f"{gt_dir}: none of its images is predicted; is it the ground truth of this"
-                    " split?"
-                )
-        needed = self._label_of, self._image_ids, gt_dir
+        self._truth = cityscapes_files.read_truth(gt_dir, image_ids)
+        label_of = cityscapes_files.label_ids(categories_json or panoptic_json)
+        needed = label_of, self._truth, gt_dir
         self._read_map: Optional[cityscapes_files.MapReader] = None
         if semantic_dir:
             self._read_map = cityscapes_files.semantic_maps(semantic_dir, *needed)
         elif panoptic_json:
             self._read_map = cityscapes_files.panoptic_maps(panoptic_json, panoptic_dir, *needed)
         self._results: Optional[Dict[str, List[Dict[str, Any]]]] = None
-        for image_id in self._image_ids:
-            truth.instances(image_id)
         if instances_json:
-            self._results = cityscapes_files.results_by_image(instances_json)
-            for image_id in self._image_ids:
-                cityscapes_files.check_results(
-                    image_id,
-                    self._results.get(image_id, []),
-                    self._label_of,
-                    truth.size(image_id),
-                )
+            self._results = cityscapes_files.read_results(instances_json, label_of, self._truth)
 
     def score(self, output_dir: str = "") -> Dict[str, Any]:
         """Scores the images.
@@ -104,23 +86,20 @@ class CityscapesScorer:
         Raises:
           UserError: a map cannot be read or does not fit.
         """
-        truth, image_ids = self._truth, self._image_ids
-        metrics: Dict[str, Any] = {"num_images": len(image_ids), "per_class": {}}
+        metrics: Dict[str, Any] = {"num_images": len(self._truth), "per_class": {}}
         with contextlib.ExitStack() as stack:
             output_dir = output_dir or stack.enter_context(tempfile.TemporaryDirectory())
             if self._read_map:
                 folder = _emptied(output_dir, output_folder.PIXEL_LEVEL)
-                for image_id in image_ids:
-                    labels = self._read_map(image_id, truth.size(image_id))
+                for image_id in self._truth:
                     with atomic_write(_label_path(folder, image_id), "wb") as f:
-                        f.write(panoptic_png.encode_grey(labels))
-                _merge(metrics, _score_pixels(folder, truth, image_ids))
+                        f.write(panoptic_png.encode_grey(self._read_map(image_id)))
+                _merge(metrics, _score_pixels(folder, self._truth))
             if self._results is not None:
                 folder = _emptied(output_dir, output_folder.INSTANCE_LEVEL)
-                for image_id in image_ids:  # An image in which nothing was found is in no entry.
-                    results = self._results.get(image_id, [])
-                    cityscapes_files.write_instances(folder, image_id, results, self._label_of)
-                _merge(metrics, _score_instances(folder, truth, image_ids))
+                for image_id, results in self._results.items():
+                    cityscapes_files.write_instances(folder, image_id, results)
+                _merge(metrics, _score_instances(folder, self._truth))
         return metrics
 
 
@@ -149,72 +128,52 @@ def _exits_as_errors():
         ) from None
 
 
-def _score_pixels(folder, truth, image_ids):
+class _Watched(list):
+    """A list that moves a progress bar on with each entry that is taken."""
+
+    def __init__(self, entries, bar):
+        super().__init__(entries)
+        self._bar = bar
+
+    def __getitem__(self, index):
+        self._bar.update()
+        return super().__getitem__(index)
+
+
+def _score_pixels(folder, truth):
     scripts = cityscapes_files.scripts("evaluation.evalPixelLevelSemanticLabeling")
     args = copy.copy(scripts.args)
     args.quiet, args.JSONOutput = True, False
-    bar = progress.Bar("Evaluating", len(image_ids), "image")
-    with _exits_as_errors():
-        confusion = scripts.generateMatrix(args)
-        instances = scripts.generateInstanceStats(args)
-    for image_id in image_ids:
-        with _exits_as_errors():
-            scripts.evaluatePair(
-                _label_path(folder, image_id),
-                truth.labels(image_id),
-                confusion,
-                instances,
-                {},
-                args,
-            )
-        bar.update()
-    bar.close()
-
-    label_names = {i: scripts.id2label[i].name for i in args.evalLabels}
-    groups = scripts.category2labels
-    iou = {name: scripts.getIouScoreForLabel(i, confusion, args) for i, name in label_names.items()}
-    iiou = {
-        name: scripts.getInstanceIouScoreForLabel(i, confusion, instances, args)
-        for i, name in label_names.items()
-    }
-    group_iou = {g: scripts.getIouScoreForCategory(g, confusion, args) for g in groups}
-    group_iiou = {
-        g: scripts.getInstanceIouScoreForCategory(g, confusion, instances, args) for g in groups
-    }
-    scores = {
-        "miou": iou,
-        "iiou": iiou,
-        "miou_categories": group_iou,
-        "iiou_categories": group_iiou,
-    }
-    evaluated = [name for i, name in label_names.items() if not scripts.id2label[i].ignoreInEval]
+    truths = [files.labels for files in truth.values()]
+    with progress.Bar("Evaluating", len(truth), "image") as bar, _exits_as_errors():
+        predictions = _Watched([_label_path(folder, image_id) for image_id in truth], bar)
+        found = scripts.evaluateImgLists(predictions, truths, args)
+    names = [label.name for label in scripts.labels if not label.ignoreInEval]
+    iou, iiou = found["classScores"], found["classInstScores"]
     return {
-        **{key: _or_none(scripts.getScoreAverage(values, args)) for key, values in scores.items()},
+        "miou": _or_none(found["averageScoreClasses"]),
+        "iiou": _or_none(found["averageScoreInstClasses"]),
+        "miou_categories": _or_none(found["averageScoreCategories"]),
+        "iiou_categories": _or_none(found["averageScoreInstCategories"]),
         "per_class": {
-            name: {"iou": _or_none(iou[name]), "iiou": _or_none(iiou[name])} for name in evaluated
+            name: {"iou": _or_none(iou[name]), "iiou": _or_none(iiou[name])} for name in names
         },
     }
 
 
-def _score_instances(folder, truth, image_ids):
+def _score_instances(folder, truth):
     scripts = cityscapes_files.scripts("evaluation.evalInstanceLevelSemanticLabeling")
     args = copy.copy(scripts.args)
     args.quiet, args.JSONOutput = True, False
     args.predictionPath = os.path.abspath(folder)
-    bar = progress.Bar("Evaluating", len(image_ids), "image")
     scripts.setInstanceLabels(args)
     matches = {}
-    for image_id in image_ids:
-        path = truth.instances(image_id)
-        with _exits_as_errors():
-            instances = scripts.instances2dict([path])
-            matches.update(
-                scripts.matchGtWithPreds(
-                    [cityscapes_files.list_path(folder, image_id)], [path], instances, args
-                )
-            )
-        bar.update()
-    bar.close()
+    with progress.Bar("Evaluating", len(truth), "image") as bar, _exits_as_errors():
+        for image_id, files in truth.items():
+            instances = scripts.instances2dict([files.instances])
+            lists = [cityscapes_files.list_path(folder, image_id)], [files.instances]
+            matches.update(scripts.matchGtWithPreds(*lists, instances, args))
+            bar.update()
     with _exits_as_errors():
         precisions = scripts.evaluateMatches(matches, args)
         averages = scripts.computeAverages(precisions, args)

@@ -7,7 +7,7 @@ Shapes: h, w original image size.
 import glob
 import importlib
 import os
-from typing import Any, Callable, Dict, List, Mapping, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -56,54 +56,24 @@ def label_ids(categories_json: str) -> Dict[int, int]:
             " (--gt_panoptic_json)."
         )
     label_of = {}
-    for n, category in enumerate(categories):
-        where = f"{categories_json}: categories[{n}]"
-        if not isinstance(category, dict):
-            raise UserError(f"{where} must be an object, not {coco_json.shown(category)}.")
-        name = coco_json.field(category, "name", coco_json.NAME, where)
+    for category in coco_json.named_categories(categories, categories_json):
+        name = category["name"]
         if name not in known:
             raise UserError(
-                f"{where}: {name!r} is no class of Cityscapes; its metrics need categories by the"
-                " names of cityscapesscripts."
+                f"{categories_json}: category {name!r} is no class of Cityscapes; its metrics need"
+                " categories by the names of cityscapesscripts."
             )
-        label_of[coco_json.field(category, "id", coco_json.WHOLE, where)] = known[name].id
+        label_of[category["id"]] = known[name].id
     return label_of
 
 
-def check_results(
-    image_id: str,
-    results: Sequence[Mapping[str, Any]],
-    label_of: Mapping[int, int],
-    hw: Tuple[int, int],
-) -> None:
-    """Checks the instances of an image.
-
-    Args:
-      image_id: city_sequence_frame.
-      results: COCO instance results of the image.
-      label_of: from `label_ids`.
-      hw: the image's height and width.
-
-    Raises:
-      UserError: a result has no mask of this size, or another category.
-    """
-    for index, result in enumerate(results):
-        where = f"Image {image_id}: instance {index}"
-        if not isinstance(result.get("segmentation"), dict):
-            raise UserError(f"{where} needs a segmentation in RLE.")
-        coco_masks.rle_runs(result["segmentation"], hw, where)
-        if result["category_id"] not in label_of:
-            raise UserError(f"{where} has the unknown category_id {result['category_id']!r}.")
-
-
-def write_instances(
-    folder: str, image_id: str, results: Sequence[Mapping[str, Any]], label_of: Mapping[int, int]
-) -> None:
+def write_instances(folder: str, image_id: str, results: Sequence[Mapping[str, Any]]) -> None:
     """Writes one image for the instance-level benchmark: `folder`/IMAGE_ID.txt and its masks.
 
     Args:
       folder: made if need be.
-      image_id, results, label_of: as `check_results` has passed them.
+      image_id: of the image.
+      results: of `read_results`.
     """
     lines = []
     for index, result in enumerate(results):
@@ -111,7 +81,7 @@ def write_instances(
         with atomic_write(os.path.join(folder, name), "wb") as f:
             pixels = 255 * coco_masks.decode_mask(mask, tuple(mask["size"]), image_id)
             f.write(panoptic_png.encode_grey(pixels))
-        lines.append(f"{name} {label_of[result['category_id']]} {float(result['score'])!r}\n")
+        lines.append(f"{name} {result['label']} {float(result['score'])!r}\n")
     with atomic_write(list_path(folder, image_id)) as f:
         f.writelines(lines)
 
@@ -120,62 +90,79 @@ def list_path(folder, image_id):
     return os.path.join(folder, f"{image_id}.txt")
 
 
-class CityscapesTruth:
-    """The ground truth of a split: two PNGs for each image."""
+class TruthFiles(NamedTuple):
+    """The ground truth of one image.
 
-    def __init__(self, directory):
-        paths = sorted(glob.glob(os.path.join(glob.escape(directory), "*", f"*{_LABELS}")))
-        if not paths:
+    Attributes:
+      labels, instances: paths of its two PNGs.
+      hw: its height and width.
+    """
+
+    labels: str
+    instances: str
+    hw: Tuple[int, int]
+
+
+def read_truth(directory: str, image_ids: Optional[Sequence[Any]] = None) -> Dict[str, TruthFiles]:
+    """The ground truth of a split by image id, city_sequence_frame.
+
+    Args:
+      directory: of its city folders.
+      image_ids: only those of these images; None: all.
+
+    Raises:
+      UserError: there is none, or a file is missing or no PNG.
+    """
+    paths = sorted(glob.glob(os.path.join(glob.escape(directory), "*", f"*{_LABELS}")))
+    if not paths:
+        raise UserError(
+            f"{directory}: holds no CITY/*{_LABELS}; give the folder of one split, e.g."
+            " gtFine/val, as the ground truth of Cityscapes."
+        )
+    by_id = {os.path.basename(path)[: -len(_LABELS)]: path for path in paths}
+    if image_ids is not None:
+        by_id = {i: path for i, path in by_id.items() if i in set(image_ids)}
+        if not by_id:
             raise UserError(
-                f"{directory}: holds no CITY/*{_LABELS}; give the folder of one split, e.g."
-                " gtFine/val, as the ground truth of Cityscapes."
+                f"{directory}: none of its images is predicted; is it the ground truth of this"
+                " split?"
             )
-        self._paths = {os.path.basename(path)[: -len(_LABELS)]: path for path in paths}
-
-    @property
-    def image_ids(self):
-        return list(self._paths)
-
-    def labels(self, image_id) -> str:
-        return self._paths[image_id]
-
-    def instances(self, image_id) -> str:
-        path = self._paths[image_id][: -len(_LABELS)] + _INSTANCES
-        if not os.path.exists(path):
-            raise UserError(f"Image {image_id}: the ground truth {path} does not exist.")
-        return path
-
-    def size(self, image_id):
-        """(height, width)."""
-        try:
-            with Image.open(self._paths[image_id]) as image:
-                return image.size[::-1]
-        except OSError:
-            raise UserError(
-                f"Image {image_id}: the ground truth {self._paths[image_id]} is no readable PNG."
-            ) from None
+    return {image_id: _truth_files(image_id, path) for image_id, path in by_id.items()}
 
 
-MapReader = Callable[[str, Tuple[int, int]], np.ndarray]
-"""Takes an image id and the (height, width) of the ground truth; returns [h, w] uint8 label ids."""
+def _truth_files(image_id, labels):
+    instances = labels[: -len(_LABELS)] + _INSTANCES
+    if not os.path.exists(instances):
+        raise UserError(f"Image {image_id}: the ground truth {instances} does not exist.")
+    try:
+        with Image.open(labels) as image:
+            return TruthFiles(labels, instances, image.size[::-1])
+    except OSError:
+        raise UserError(
+            f"Image {image_id}: the ground truth {labels} is no readable PNG."
+        ) from None
 
 
-def panoptic_maps(json_path, directory, label_of, image_ids, gt_dir) -> MapReader:
+MapReader = Callable[[str], np.ndarray]
+"""Takes an image id; returns [h, w] uint8 label ids."""
+
+
+def panoptic_maps(json_path, directory, label_of, truth, gt_dir) -> MapReader:
     """Checks that a panoptic prediction has all images; returns a reader of their labels."""
     content = coco_json.load_panoptic_json(json_path, "prediction", with_categories=False)
     listed = {a["image_id"]: a for a in content["annotations"]}
-    _check_complete(image_ids, listed, f"the prediction JSON {json_path}", gt_dir)
+    _check_complete(truth, listed, f"the prediction JSON {json_path}", gt_dir)
     directory = directory or coco_json.png_folder(json_path)
     annotations = {
-        i: coco_json.checked_annotation(listed[i], json_path, "prediction") for i in image_ids
+        i: coco_json.checked_annotation(listed[i], json_path, "prediction") for i in truth
     }
     for image_id, annotation in annotations.items():
         _check_file(image_id, coco_json.existing_path(directory, annotation["file_name"]))
 
-    def read(image_id, hw):
+    def read(image_id):
         annotation = annotations[image_id]
         ids = panoptic_png.read(directory, annotation["file_name"], image_id, "prediction")
-        _check_size(ids, hw, image_id, annotation["file_name"])
+        _check_size(ids, truth[image_id].hw, image_id, annotation["file_name"])
         labels = np.full(ids.shape, _UNLABELED, np.uint8)
         for segment in annotation["segments_info"]:
             if segment["category_id"] not in label_of:
@@ -189,13 +176,13 @@ def panoptic_maps(json_path, directory, label_of, image_ids, gt_dir) -> MapReade
     return read
 
 
-def semantic_maps(directory, label_of, image_ids, gt_dir) -> MapReader:
+def semantic_maps(directory, label_of, truth, gt_dir) -> MapReader:
     """As `panoptic_maps`, of the semantic branch's own maps in a folder."""
     if not os.path.isdir(directory):
         raise UserError(f"{directory}: no such folder; it should hold the semantic maps.")
     listed = {os.path.splitext(n)[0] for n in os.listdir(directory) if n.endswith(".png")}
-    _check_complete(image_ids, listed, f"the folder of semantic maps {directory}", gt_dir)
-    paths = {i: os.path.join(directory, f"{predictions.file_stem(i)}.png") for i in image_ids}
+    _check_complete(truth, listed, f"the folder of semantic maps {directory}", gt_dir)
+    paths = {i: os.path.join(directory, f"{predictions.file_stem(i)}.png") for i in truth}
     for image_id, path in paths.items():
         _check_file(image_id, path)
     table = np.full(256, _UNLABELED, np.uint8)
@@ -203,12 +190,12 @@ def semantic_maps(directory, label_of, image_ids, gt_dir) -> MapReader:
         if 0 <= category_id < _UNDEFINED:
             table[category_id] = label
 
-    def read(image_id, hw):
+    def read(image_id):
         path = paths[image_id]
         category_ids = cv2.imread(path, cv2.IMREAD_UNCHANGED)
         if category_ids is None or category_ids.dtype != np.uint8 or category_ids.ndim != 2:
             raise UserError(f"Image {image_id}: {path} is not a readable 8-bit grey PNG.")
-        _check_size(category_ids, hw, image_id, path)
+        _check_size(category_ids, truth[image_id].hw, image_id, path)
         return table[category_ids]
 
     return read
@@ -236,26 +223,42 @@ def _check_size(pixels, hw, image_id, name):
         )
 
 
-def results_by_image(path: str) -> Dict[str, List[Dict[str, Any]]]:
-    """COCO instance results by image id.
+def read_results(
+    path: str, label_of: Mapping[int, int], truth: Mapping[str, TruthFiles]
+) -> Dict[str, List[Dict[str, Any]]]:
+    """COCO instance results by image id: their label, score and segmentation.
+
+    Args:
+      path: of the JSON. Results of images without ground truth are left out.
+      label_of: from `label_ids`.
+      truth: from `read_truth`.
 
     Raises:
-      UserError: an entry has no usable image id or score.
+      UserError: an entry has no usable image id or score, no mask of the image's size, or an
+        unknown category.
     """
     results = coco_json.load_json(path, "The instance results JSON")
     if not isinstance(results, list):
         raise UserError(f"The instance results JSON {path} must be a list of results.")
-    by_image: Dict[str, List[Dict[str, Any]]] = {}
+    by_image: Dict[str, List[Dict[str, Any]]] = {image_id: [] for image_id in truth}
     for index, result in enumerate(results):
         where = f"The instance results JSON {path}: entry {index}"
         if not isinstance(result, dict) or not isinstance(result.get("image_id"), str):
             raise UserError(
                 f'{where} has no text as "image_id", such as "frankfurt_000000_000294".'
             )
-        entry = {
-            "category_id": coco_json.field(result, "category_id", coco_json.WHOLE, where),
-            "score": coco_json.field(result, "score", coco_json.NUMBER, where),
-            "segmentation": result.get("segmentation"),
-        }
-        by_image.setdefault(result["image_id"], []).append(entry)
+        category_id = coco_json.field(result, "category_id", coco_json.WHOLE, where)
+        score = coco_json.field(result, "score", coco_json.NUMBER, where)
+        image_id, segmentation = result["image_id"], result.get("segmentation")
+        if image_id not in truth:
+            continue
+        where = f"Image {image_id}: instance {len(by_image[image_id])}"
+        if not isinstance(segmentation, dict):
+            raise UserError(f"{where} needs a segmentation in RLE.")
+        coco_masks.rle_runs(segmentation, truth[image_id].hw, where)
+        if category_id not in label_of:
+            raise UserError(f"{where} has the unknown category_id {category_id!r}.")
+        by_image[image_id].append(
+            {"label": label_of[category_id], "score": score, "segmentation": segmentation}
+        )
     return by_image

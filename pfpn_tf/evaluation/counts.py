@@ -114,17 +114,14 @@ class EvaluationMetrics:
 
     def _branch_accumulator(self, semantic_targets):
         """IoU over the branch's own classes; category_id of a segment -> class name."""
-        things = {c.id for c in self._info.things}
+        names = self._info.semantic_category_ids(semantic_targets).tolist()
+        things = self._info.thing_category_ids.tolist()
         if semantic_targets == "other":
-            stuff = [c.id for c in self._info.stuff]
-            self._class_of = {
-                c.id: THINGS if c.id in things else c.id for c in self._info.categories
-            }
-            self._branch_classes = [THINGS] + stuff
-            return SemanticIoU(self._branch_classes)
-        self._branch_classes = [c.id for c in self._info.categories]
-        self._class_of = {c: c for c in self._branch_classes}
-        return SemanticIoU(self._branch_classes, sorted(things))
+            names[0], things = THINGS, []
+        classes = self._info.semantic_lookup(semantic_targets)
+        self._class_of = {c.id: names[classes[i]] for i, c in enumerate(self._info.categories)}
+        self._branch_classes = names
+        return SemanticIoU(names, things)
 
     @property
     def confusion(self):

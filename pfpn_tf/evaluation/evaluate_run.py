@@ -1,4 +1,4 @@
-"""Evaluates the network of a run directory, or those of two: an instance and a semantic one."""
+"""Evaluates the network of a run directory, or fuses those of two."""
 
 import dataclasses
 import os
@@ -73,45 +73,35 @@ class _Run(NamedTuple):
         return os.path.basename(os.path.normpath(self.directory))
 
 
-def evaluate_run(run_dir: str, options: EvaluationOptions = EvaluationOptions()) -> Dict[str, Any]:
+def evaluate_run(
+    run_dir: str, options: EvaluationOptions = EvaluationOptions(), semantic_run_dir: str = ""
+) -> Dict[str, Any]:
     """Restores a network and evaluates it on `eval_records`.
+
+    With a second run it fuses the instances of the first with the stuff of the second (the paper's
+    R50-FPN x 2). Each network gets the images as its own run prepares them; of a panoptic run only
+    one branch counts. What concerns the whole (fusion, batch size, devices) is of the first.
 
     Args:
       run_dir: directory of a training run, or of converted weights.
-      options: see there.
+      options: see there; of two runs for both.
+      semantic_run_dir: run with --task=semantic or panoptic; then `run_dir` is one with
+        --task=instance or panoptic.
 
     Returns:
       See `Evaluator.evaluate`; `checkpoint` and `weights` are added, and with both `ema`, the
       metrics of the averages; `cityscapes` if asked for.
 
     Raises:
-      UserError: the directory, the checkpoint, the records or an option is not usable.
+      UserError: the directory, the checkpoint, the records or an option is not usable, or two runs
+        do not fit each other.
     """
-    run = _load(run_dir, options.settings)
-    return _evaluate([run], run.config, options)
-
-
-def evaluate_two_runs(
-    instance_run_dir: str,
-    semantic_run_dir: str,
-    options: EvaluationOptions = EvaluationOptions(),
-) -> Dict[str, Any]:
-    """Fuses the instances of one network with the stuff of another (the paper's R50-FPN x 2).
-
-    Each network gets the images as its own run prepares them; of a panoptic run only one branch
-    counts. What concerns the whole (fusion, batch size, devices) is taken from the instance run.
-
-    Args:
-      instance_run_dir: run with --task=instance or panoptic.
-      semantic_run_dir: run with --task=semantic or panoptic.
-      options: for both runs.
-
-    Raises:
-      UserError: as `evaluate_run`, or the runs do not fit each other.
-    """
-    instance = _load(instance_run_dir, options.settings, "instance", "instance_run_dir")
+    if not semantic_run_dir:
+        run = _load(run_dir, options.settings)
+        return _evaluate([run], run.config, options)
+    instance = _load(run_dir, options.settings, "instance", "instance_run_dir")
     semantic = _load(semantic_run_dir, options.settings, "semantic", "semantic_run_dir")
-    names = f"--semantic_run_dir={semantic_run_dir}", f"--instance_run_dir={instance_run_dir}"
+    names = f"--semantic_run_dir={semantic_run_dir}", f"--instance_run_dir={run_dir}"
     run_directory.check_classes(semantic.info, names[0], instance.info, names[1])
     config = instance.config.replace(
         task="panoptic",
@@ -167,12 +157,7 @@ def _evaluate(runs: List[_Run], config: Config, options: EvaluationOptions) -> D
             if gather.workers.is_chief:
                 _add_benchmarks(metrics, directory, runs, config, options, runner.found.image_ids)
                 tensorboard.write_evaluation(
-                    os.path.join(events_dir, beside),
-                    runner.scalars(metrics),
-                    metrics,
-                    runner.class_table(metrics),
-                    runner.pictures(),
-                    step,
+                    os.path.join(events_dir, beside), runner, metrics, step
                 )
             found.append(metrics)
     metrics = {**found[0], "ema": found[1]} if len(found) > 1 else found[0]

@@ -42,6 +42,7 @@ class Evaluator:
     results; the chief alone writes files, for which the workers share a disk.
 
     Attributes:
+      categories: COCO categories of the dataset.
       found: of the last evaluation, over all workers.
     """
 
@@ -67,6 +68,7 @@ class Evaluator:
         """
         self._config = config
         self._info = info
+        self.categories = info.coco_categories()
         self._strategy = strategy or tf.distribute.get_strategy()
         self._inference = Inference(config, info, model, semantic)
         self._gather = workers_lib.Gatherer(self._strategy)
@@ -135,17 +137,6 @@ class Evaluator:
         for outputs, example in found[:count]:
             yield outputs, example, self._photo(example)
 
-    def scalars(self, metrics: Dict[str, Any]) -> Dict[str, float]:
-        """By TensorBoard tag, in points, the main numbers and those of each class, from the result
-        of `evaluate`.
-        """
-        by_class = report.class_scalars(metrics, self._info.coco_categories())
-        return {**report.flat_scalars(metrics), **by_class}
-
-    def class_table(self, metrics: Dict[str, Any]) -> str:
-        """A text table of every class from the result of `evaluate`."""
-        return report.class_table(metrics, self._info.coco_categories())
-
     def pictures(self) -> Dict[str, np.ndarray]:
         """Of the last evaluation: confusion, worst/0, ..., best/0, ..., [h, w, 3] uint8; none
         without panoptic maps.
@@ -196,7 +187,7 @@ class Evaluator:
             category_ids[0] = None  # Any thing.
         return predictions.PredictionWriter(
             directory,
-            self._info.coco_categories(),
+            self.categories,
             panoptic=task == "panoptic",
             instances=task in ("panoptic", "instance"),
             semantic_category_ids=category_ids if task in ("panoptic", "semantic") else None,

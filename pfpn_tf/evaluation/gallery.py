@@ -28,8 +28,19 @@ class Gallery:
         """Args: size: images kept at either end."""
         self._info = info
         self._size = size
-        self.worst: List[_Picture] = []
-        self.best: List[_Picture] = []
+        self._pictures: Dict[int, _Picture] = {}  # by position
+
+    @property
+    def worst(self) -> List[_Picture]:
+        """The lowest PQ first."""
+        order = sorted(self._pictures.values(), key=lambda p: (p.score, p.position))
+        return order[: self._size]
+
+    @property
+    def best(self) -> List[_Picture]:
+        """The highest PQ first."""
+        order = sorted(self._pictures.values(), key=lambda p: (-p.score, p.position))
+        return order[: self._size]
 
     def add(
         self, position: int, name: str, matches: SegmentMatches, read: Callable[[], tuple]
@@ -51,14 +62,17 @@ class Gallery:
             f" {len(matches.false_positives)} false, {len(matches.false_negatives)} missed"
             " segments)"
         )
-        picture = _Picture(score, position, caption, b"")
-        worst, best = [*self.worst, picture], [*self.best, picture]
-        if picture in self._worst_of(worst) or picture in self._best_of(best):
-            self._take([picture._replace(jpeg=self._draw(*read()))])
+        self._add(_Picture(score, position, caption, b""))
+        if position in self._pictures:
+            self._add(_Picture(score, position, caption, self._draw(*read())))
 
     def merge(self, other: "Gallery") -> None:
         """Takes over what belongs to either end of both."""
-        self._take(other.worst + other.best)
+        self._add(*other._pictures.values())
+
+    def _add(self, *pictures):
+        self._pictures.update((picture.position, picture) for picture in pictures)
+        self._pictures = {picture.position: picture for picture in self.worst + self.best}
 
     def pictures(self) -> Dict[str, np.ndarray]:
         """worst/0, worst/1, ..., best/0, ...: [h, w, 3] uint8."""
@@ -69,17 +83,6 @@ class Gallery:
                 assert bgr is not None  # `_draw` has encoded it.
                 found[f"{end}/{i}"] = bgr[..., ::-1]
         return found
-
-    def _take(self, pictures):
-        unique = {p.position: p for p in pictures + self.worst + self.best}.values()
-        self.worst = self._worst_of(unique)
-        self.best = self._best_of(unique)
-
-    def _worst_of(self, pictures):
-        return sorted(pictures, key=lambda p: (p.score, p.position))[: self._size]
-
-    def _best_of(self, pictures):
-        return sorted(pictures, key=lambda p: (-p.score, p.position))[: self._size]
 
     def _draw(self, photo, gt, pred):
         scale = max(1.0, 600 / photo.shape[1])

@@ -107,13 +107,18 @@ class InstanceFiles:
             }
             if entry["area"] < 0:
                 raise UserError(f"{place}: the area {entry['area']} is negative.")
-            mask = annotation.get("segmentation")
             if "bbox" in self._kinds:
                 entry["bbox"] = _truth_box(annotation, place)
+            mask = None
+            try:
+                mask = _truth_mask(annotation.get("segmentation"), self._images[image_id], place)
+            except UserError:
+                if "segm" in self._kinds:
+                    raise
             if "segm" in self._kinds:
-                entry["segmentation"] = mask = _truth_mask(mask, self._images[image_id], place)
+                entry["segmentation"] = mask
             box = entry.get("bbox") or coco_json.box(annotation.get("bbox"))
-            mask_box = _mask_box(mask, self._images[image_id])
+            mask_box = _mask_box(mask)
             if box and mask_box is not None and not boxes_agree(box, mask_box):
                 notes.add("entries have another box (bbox) than their mask", place)
             box = box or mask_box
@@ -226,7 +231,8 @@ def _size(image, mask):
     if "height" in image and "width" in image:
         return image["height"], image["width"]
     size = mask.get("size") if isinstance(mask, dict) else None
-    return tuple(size) if isinstance(size, list) and len(size) == 2 else None
+    sides = [coco_json.SIDE.read(side) for side in size] if isinstance(size, list) else []
+    return tuple(sides) if len(sides) == 2 and None not in sides else None
 
 
 def _note_outside(box, image, where, notes):
@@ -238,25 +244,16 @@ def _note_outside(box, image, where, notes):
         notes.add(_OUTSIDE, where)
 
 
-def _mask_box(mask, image):
-    """The box x, y, width, height around polygons or RLE; None of any other mask."""
-    hw = _size(image, mask)
-    if hw is None:
+def _mask_box(mask):
+    """The box x, y, width, height around a mask of `_truth_mask`; None without one."""
+    if mask is None:
         return None
-    if isinstance(mask, list) and mask:
-        if any(coco_masks.polygon_problem(polygon, hw) for polygon in mask):
-            return None
-        xs, ys = ([float(v) for p in mask for v in p[axis::2]] for axis in (0, 1))
+    if isinstance(mask, list):
+        xs, ys = ([v for polygon in mask for v in polygon[axis::2]] for axis in (0, 1))
         return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
-    if isinstance(mask, dict) and _is_text(mask) and _covers(mask["counts"], hw[0] * hw[1]):
-        return mask_utils.toBbox({"size": list(hw), "counts": mask["counts"]})
-    if isinstance(mask, dict) and isinstance(mask.get("counts"), list):
-        try:
-            counts = coco_masks.rle_runs(mask, hw, "").tolist()
-        except UserError:
-            return None
-        return mask_utils.toBbox(mask_utils.frPyObjects({"size": list(hw), "counts": counts}, *hw))
-    return None
+    if not _is_text(mask):
+        mask = mask_utils.frPyObjects(mask, *mask["size"])
+    return mask_utils.toBbox(mask)
 
 
 def _truth_box(annotation, where):

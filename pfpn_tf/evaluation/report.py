@@ -50,6 +50,11 @@ def flat_scalars(metrics: Dict[str, Any], prefix: str = "eval/") -> Dict[str, fl
     return found
 
 
+def all_scalars(metrics: Dict[str, Any], categories: Sequence[Dict[str, Any]]) -> Dict[str, float]:
+    """`flat_scalars` and `class_scalars`."""
+    return {**flat_scalars(metrics), **class_scalars(metrics, categories)}
+
+
 def table(metrics: Dict[str, Any]) -> str:
     """A text table of PQ, mIoU and AP, whichever there are."""
     blocks = []

@@ -1,11 +1,9 @@
 """Scores panoptic prediction files against ground-truth files; needs no model and no TensorFlow.
 
-Images are spread over processes in contiguous blocks; where there are more cores than processes,
-threads decode ahead. Results depend on neither number.
+Images are spread over processes in contiguous blocks; results do not depend on their number.
 """
 
 import collections
-import concurrent.futures
 import functools
 import json
 import multiprocessing
@@ -22,33 +20,14 @@ from pfpn_tf.data.record import Notes
 from pfpn_tf.evaluation import html_report
 from pfpn_tf.evaluation.gallery import Gallery
 from pfpn_tf.evaluation.panoptic_quality import PanopticQuality, SegmentMatches
-from pfpn_tf.evaluation.segment_pairs import segment_pairs_of_pixels
+from pfpn_tf.evaluation.segment_pairs import segment_pairs
 from pfpn_tf.evaluation.semantic_iou import SemanticIoU
 from pfpn_tf.utils import process, progress
 from pfpn_tf.utils.errors import UserError
 
-_IMAGES_PER_BLOCK = 64
-_MIN_IMAGES_PER_PROCESS = 64
-_MAX_THREADS = 4  # More would decode faster than the thread that counts.
+_IMAGES_PER_BLOCK = 16  # Starting a process costs more than scoring fewer.
 _SIDES = "ground-truth", "prediction"
 _GREY = 205  # Stands for the photo where there is none.
-
-
-def score_panoptic(
-    gt_json: str,
-    gt_dir: str,
-    pred_json: str,
-    pred_dir: str,
-    max_images: int = 0,
-    num_processes: int = 0,
-    **report_options: str,
-) -> Dict[str, Any]:
-    """PQ and IoU of the classes of panoptic prediction files.
-
-    Args: as `PanopticFiles` and its `score`.
-    """
-    files = PanopticFiles(gt_json, gt_dir, pred_json, pred_dir, max_images)
-    return files.score(num_processes, **report_options)
 
 
 class PanopticFiles:
@@ -138,15 +117,12 @@ class PanopticFiles:
 
     def _score_blocks(self, num_processes):
         """(pairs of a block of images, its result), block after block."""
-        # Below a number of images, starting a process costs more than it saves.
-        most = max(1, len(self._pairs) // _MIN_IMAGES_PER_PROCESS)
-        num_processes = min(num_processes or process.num_cores(), most)
-        num_threads = min(process.num_cores() // num_processes, _MAX_THREADS)
         blocks = [
             self._pairs[i : i + _IMAGES_PER_BLOCK]
             for i in range(0, len(self._pairs), _IMAGES_PER_BLOCK)
         ]
-        score = functools.partial(_score_block, self._directories, self.categories, num_threads)
+        score = functools.partial(_score_block, self._directories, self.categories)
+        num_processes = min(num_processes or process.num_cores(), len(blocks))
         if num_processes <= 1:
             yield from zip(blocks, map(score, blocks))
             return
@@ -164,10 +140,7 @@ class PanopticFiles:
 
     def _picture_parts(self, gt, pred, image_dir):
         """Photo, ground truth and prediction of an image, as `Gallery.add` reads them."""
-        gt_ids, pred_ids = (
-            panoptic_png.read(directory, annotation["file_name"], gt["image_id"], what)
-            for directory, annotation, what in zip(self._directories, (gt, pred), _SIDES)
-        )
+        gt_ids, pred_ids = map(_read_map, self._directories, (gt, pred), _SIDES)
         photo = np.full((*gt_ids.shape, 3), _GREY, np.uint8)
         if image_dir:
             bgr = self._photo(image_dir, gt["image_id"], gt_ids.shape)
@@ -202,13 +175,13 @@ class PanopticFiles:
 
 
 def _score_block(
-    directories, categories, num_threads, pairs
+    directories, categories, pairs
 ) -> Tuple[PanopticQuality, SemanticIoU, List[SegmentMatches]]:
     """Scores a block of images: pairs of a ground-truth and a predicted annotation."""
     quality, iou = PanopticQuality(categories), SemanticIoU.of_categories(categories)
     all_matches = []
-    maps = _decoded(pairs, directories, num_threads)
-    for (gt, pred), (gt_map, pred_map) in zip(pairs, maps):
+    for gt, pred in pairs:
+        gt_map, pred_map = map(_read_map, directories, (gt, pred), _SIDES)
         path = os.path.join(directories[1], pred["file_name"])
         where = f"Image {gt['image_id']}: prediction {path}"
         if gt_map.shape != pred_map.shape:
@@ -217,42 +190,16 @@ def _score_block(
                 f" truth {gt['file_name']} is {gt_map.shape[0]} x {gt_map.shape[1]}; predict at the"
                 " original image size."
             )
-        counted = segment_pairs_of_pixels(gt_map, pred_map)
+        counted = segment_pairs(gt_map, pred_map)
         segments = gt["segments_info"], pred["segments_info"]
         all_matches.append(quality.update(counted, *segments, where))
         iou.update(counted, *segments)
     return quality, iou, all_matches
 
 
-def _decoded(pairs, directories, num_threads):
-    """Yields the maps of each pair of PNGs; threads that have a core to themselves decode ahead."""
-
-    def read_pair(pair):
-        return [_read_map(*png) for png in zip(directories, pair, _SIDES)]
-
-    if num_threads < 2:
-        yield from map(read_pair, pairs)
-        return
-    # This thread counts, which takes a fourth of the time of decoding.
-    with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
-        waiting = collections.deque()
-        for pair in pairs:
-            waiting.append(pool.submit(read_pair, pair))
-            if len(waiting) > 2 * num_threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
 def _read_map(directory, annotation, what):
-    """The pixels of a panoptic PNG, [h, w, 3] uint8."""
-    return panoptic_png.read(
-        directory,
-        annotation["file_name"],
-        annotation["image_id"],
-        what,
-        panoptic_png.decode_pixels,
-    )
+    """[h, w] uint32 ids of a panoptic PNG."""
+    return panoptic_png.read(directory, annotation["file_name"], annotation["image_id"], what)
 
 
 def start_method() -> str:

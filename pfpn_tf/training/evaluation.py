@@ -40,7 +40,7 @@ def evaluate(
 
     output_dir = os.path.join(run_dir, "eval", str(step))
     metrics = evaluated(output_dir)
-    log.write_report(metrics, evaluator.class_table(metrics), evaluator.pictures(), step)
+    log.write_report(evaluator, metrics, step)
     if averages.variables:
         with averages.in_place_of_weights():
             metrics["ema"] = evaluated(os.path.join(output_dir, output_folder.AVERAGES))

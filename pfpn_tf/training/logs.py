@@ -10,6 +10,7 @@ import tensorflow as tf
 from absl import logging
 
 from pfpn_tf.evaluation import tensorboard
+from pfpn_tf.evaluation.evaluator import Evaluator
 from pfpn_tf.runs import run_directory
 from pfpn_tf.utils import files
 
@@ -73,12 +74,10 @@ class RunLog:
                 tf.summary.image(name, picture[np.newaxis], step=step)
         self._writer.flush()
 
-    def write_report(
-        self, metrics: Dict[str, Any], class_table: str, pictures: Dict[str, np.ndarray], step: int
-    ) -> None:
+    def write_report(self, evaluator: Evaluator, metrics: Dict[str, Any], step: int) -> None:
         """Writes tables and pictures of an evaluation to TensorBoard; `write` takes its scalars."""
         with self._writer.as_default():
-            tensorboard.write_report(metrics, class_table, pictures, step)
+            tensorboard.write_report(evaluator, metrics, step)
         self._writer.flush()
 
 

@@ -69,6 +69,6 @@ class Pictures:
                 f"{self._info.thing_names[c]} {100 * s:.0f}%"
                 for c, s in zip(class_ids, found.scores[sure])
             ],
-            [tuple(int(v) for v in self._info.thing_colors[c]) for c in class_ids],
+            [self._info.things[c].color for c in class_ids],
             [mask for mask, is_sure in zip(found.masks(), sure) if is_sure],
         )

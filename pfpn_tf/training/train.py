@@ -255,8 +255,8 @@ class _Run:
         metrics = evaluation.evaluate(
             evaluator, averages, self._run_dir, step, self._log, self._validation_losses
         )
-        scalars = evaluator.scalars(metrics)
-        tables = report.table(metrics), evaluator.class_table(metrics)
+        scalars = report.all_scalars(metrics, evaluator.categories)
+        tables = report.table(metrics), report.class_table(metrics, evaluator.categories)
         logging.info("Evaluation at step %d:\n%s\n\n%s", step, *tables)
         score = self._scores[step] = _score(scalars)
         if score is None:

@@ -24,7 +24,7 @@ def test_drawn_scenes(monkeypatch):
 
 def test_files_of_a_folder_on_two_processes(tmp_path, monkeypatch):
     pytest.importorskip("panopticapi")
-    monkeypatch.setattr("pfpn_tf.evaluation.score_files._MIN_IMAGES_PER_PROCESS", 1)
+    monkeypatch.setattr("pfpn_tf.evaluation.score_files._IMAGES_PER_BLOCK", 2)
     write_dataset(tmp_path / "written", 2)
     for name in ("gt", "pred"):
         (tmp_path / "written" / name / "panoptic").rename(tmp_path / name)

@@ -178,7 +178,7 @@ def outcome(folder, number):
             if record is not None:
                 check(record, dataset.info)
     paths = [str(folder / name) for name in ("panoptic.json", "panoptic", "good.json", "good")]
-    attempt(lambda: score_files.score_panoptic(*paths, num_processes=1))
+    attempt(lambda: score_files.PanopticFiles(*paths).score(1))
     return errors or ["converted"]
 
 

@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from pfpn_tf.data.categories import DatasetInfo, distinct_colors
+from pfpn_tf.data.categories import DatasetInfo, class_differences, distinct_colors
 from pfpn_tf.utils.errors import UserError
 
 # Deliberately unsorted, with gaps, things and stuff mixed: sky 3 (stuff), cat 5, grass 7 (stuff),
@@ -68,10 +68,10 @@ def test_records_serve_their_task(info, held, asked):
             info.check_task(asked, "d.json")
 
 
-def test_same_classes_ignores_colours_and_counts(info):
+def test_classes_do_not_differ_by_colours_and_counts(info):
     recoloured = DatasetInfo.from_coco_categories([{**c, "color": [9, 9, 9]} for c in COCO])
-    assert info.same_classes(recoloured.with_split("x", {}))
-    assert not info.same_classes(DatasetInfo.from_coco_categories(COCO[:3]))
+    assert class_differences(info, recoloured.with_split("x", {})) == []
+    assert class_differences(info, DatasetInfo.from_coco_categories(COCO[:3]))
 
 
 def test_colours_are_distinct():
@@ -83,7 +83,7 @@ def test_colours_are_distinct():
 
 def test_no_things_or_no_stuff():
     stuff = DatasetInfo.from_coco_categories([COCO[1]])
-    assert stuff.num_thing_classes == 0 and stuff.thing_colors.shape == (0, 3)
+    assert stuff.num_thing_classes == 0 and stuff.thing_names == []
     things = DatasetInfo.from_coco_categories([COCO[0]])
     assert things.num_semantic_classes("other") == 1
 

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from pfpn_tf.data import coco_panoptic, photos
-from pfpn_tf.data.coco_panoptic import CocoPanoptic, DataError
+from pfpn_tf.data import photos
+from pfpn_tf.data.coco_panoptic import CocoImages, DataError
+from pfpn_tf.data.given import Given
 from tests.data import tiny
-from tests.data.tiny import open_dataset
+from tests.data.tiny import open_dataset, open_panoptic
 
 IMAGES = [
     (20, 30, [(5, 0, 2, 3, 9, 12), (20, 1, 10, 20, 15, 28)]),  # a cat and a crowd of cars
@@ -116,36 +117,37 @@ def test_images_without_annotations(folder):
     content = {"images": images, "categories": [{"id": 1, "name": "x"}]}
     (folder / "info.json").write_text(json.dumps(content))
     info = open_dataset(folder).info
-    dataset = coco_panoptic.CocoImages(folder / "info.json", folder / "images", info)
+    given = Given(image_info_json=str(folder / "info.json"), image_dir=str(folder / "images"))
+    dataset = CocoImages(given, info)
     assert len(dataset) == 2 and dataset.info is info
     record, annotated = dataset.read(1), open_dataset(folder).read(1)
     assert (record.panoptic_png, record.segments, record.instances) == (b"", [], [])
     assert record[:5] == annotated[:5]
     np.testing.assert_array_equal(record.category_map, np.full((16, 12), 255))
-    one = coco_panoptic.CocoImages(folder / "info.json", folder / "images", info, image_ids=["11"])
+    one = CocoImages(given._replace(image_ids=["11"]), info)
     assert [image["id"] for image in one.images] == [11]
     (folder / "images/1.png").unlink()
     with pytest.raises(DataError, match="images/1.png.*info.json lists it as image 11"):
         dataset.read(1)
     (folder / "info.json").write_text("[]")
     with pytest.raises(ValueError, match="info.json must be an object with a list .images"):
-        coco_panoptic.CocoImages(folder / "info.json", folder / "images", info)
+        CocoImages(given, info)
 
 
 def test_cityscapes_photos_are_found_from_every_folder(test_data):
     root = test_data("data/cityscapes_like")
     base = root / "gtFine/cityscapes_panoptic_train"
     for folder in (root / "leftImg8bit/train", root / "leftImg8bit"):
-        record = CocoPanoptic(base.with_suffix(".json"), base, folder).read(0)
+        record = open_panoptic(base.with_suffix(".json"), base, folder).read(0)
         assert record.file_name == f"{record.image_id}_leftImg8bit.png"
     missing = "gtFine_leftImg8bit.png: no such image .nor cambridgero_000006.*_leftImg8bit.png in"
     with pytest.raises(DataError, match=missing):
-        CocoPanoptic(base.with_suffix(".json"), base, root / "gtFine").read(0)
+        open_panoptic(base.with_suffix(".json"), base, root / "gtFine").read(0)
 
 
 def test_coco_photos_with_instances(test_data):
     root = test_data("data/coco_samples/panoptic")
-    dataset = CocoPanoptic(
+    dataset = open_panoptic(
         root / "annotations/panoptic_val2017.json",
         root / "annotations/panoptic_val2017",
         root / "val2017",

@@ -1,8 +1,10 @@
 """What a conversion leaves beside the records."""
 
+import base64
 import json
 import re
 
+import cv2
 import numpy as np
 import pytest
 
@@ -90,6 +92,36 @@ def test_the_page_stands_alone(converted):
     values = [re.sub("<.*?>", "", cell) for cell in rows["cat"].split("<td>")[1:]]
     assert values[:4] == ["cat", "thing", "2", "2"] and values[5:7] == ["none", "0"]
     assert "--anchor_sizes=" in page
+
+
+def test_samples_are_titled_by_their_files(converted):
+    page = (converted / "dataset.html").read_text()
+    samples = re.findall(r"<figcaption>(\d\.png)</figcaption><img .*?base64,(.*?)'", page)
+    widths = {
+        name: cv2.imdecode(np.frombuffer(base64.b64decode(jpeg), np.uint8), -1).shape[1]
+        for name, jpeg in samples
+    }
+    assert widths.keys() == {"0.png", "1.png", "2.png"}
+    assert max(widths, key=lambda name: widths[name]) == "2.png"  # the widest photo
+
+
+def test_samples_are_not_drawn_again_for_another_split(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    convert_split(tmp_path, out, "train", VAL)
+    drawn = []
+
+    def draw(config, info, count):
+        drawn.append(count)
+        yield "", np.zeros((4, 4, 3), np.uint8)
+
+    monkeypatch.setattr(overview.show, "draw_examples", draw)
+    overview.write(str(out), converted=["train"])
+    convert_split(tmp_path, out, "val", VAL)
+    overview.write(str(out), converted=["val"])
+    page = (out / "dataset.html").read_text()
+    assert drawn == [1] and page.count("<figcaption>0.png") == 1 and "val: images" in page
+    overview.write(str(out), converted=["train", "val"])
+    assert drawn == [1, 1]
 
 
 def test_warnings_stand_on_the_page_with_their_example(tmp_path):

@@ -21,6 +21,7 @@ from pfpn_tf.data import (
     photo_folder,
     pipeline,
     sources,
+    statistics,
 )
 from pfpn_tf.data.record import Instance
 from pfpn_tf.utils.errors import UserError
@@ -580,6 +581,9 @@ def test_instances_and_maps_are_joined(tmp_path, caplog):
     assert cat.notes.lines() == []
     assert dog.notes.count(joined.DISAGREE) == 72 and [i.category_id for i in dog.instances] == [3]
     assert dog.notes.count(joined.UNCOVERED) == 140 - 6 * 6
+    found = statistics.Statistics()
+    found.add(dog, dataset.info)
+    assert found.counts["crowds"] == 0 and found.counts["crowd_segments"] == 1
     with pytest.raises(UserError, match="half"):
         wrong = sources.open_dataset(given._replace(class_names=["cat", "dog", "sky"]))
         convert.convert(wrong, str(tmp_path / "out"), "train", num_workers=1)

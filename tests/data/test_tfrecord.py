@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from pfpn_tf.data import convert, tfrecord
 from pfpn_tf.data.categories import DatasetInfo
-from pfpn_tf.data.coco_panoptic import CocoPanoptic, DataError
+from pfpn_tf.data.coco_panoptic import DataError
 from tests import processes
 from tests.data import tiny
 
@@ -191,7 +191,7 @@ def test_cityscapes(test_data, tmp_path):
     root = test_data("data/cityscapes_like")
     for split, suffix, road in (("train", "", 7), ("val", "_trainId", 0)):
         maps = root / f"gtFine/cityscapes_panoptic_{split}{suffix}"
-        dataset = CocoPanoptic(maps.with_suffix(".json"), maps, root / "leftImg8bit" / split)
+        dataset = tiny.open_panoptic(maps.with_suffix(".json"), maps, root / "leftImg8bit" / split)
         convert.convert(dataset, str(tmp_path / split), split, num_workers=1)
         info = DatasetInfo.load(tmp_path / split / "dataset_info.json")
         assert len(info.categories) == 19 and info.num_thing_classes == 8

@@ -1,6 +1,7 @@
 """A handful of small images in COCO panoptic format, for tests that need to control every pixel."""
 
 import json
+import os
 import pathlib
 
 import cv2
@@ -8,6 +9,7 @@ import numpy as np
 
 from pfpn_tf.data import convert as convert_lib
 from pfpn_tf.data.coco_panoptic import CocoPanoptic
+from pfpn_tf.data.given import Given
 
 # sky 3 (stuff), cat 5 (thing), grass 7 (stuff), car 20 (thing): ids with gaps, kinds mixed
 CATEGORIES = [
@@ -81,10 +83,18 @@ def shape(y1, x1, y2, x2):
     return {"bbox": [x1, y1, w, h], "area": h * w, "segmentation": [polygon]}
 
 
+def open_panoptic(panoptic_json, panoptic_dir, image_dir, instances_json=None, **given):
+    """The `CocoPanoptic` of these files; `given` as in `Given`."""
+    given.update(panoptic_json=panoptic_json, panoptic_dir=panoptic_dir, image_dir=image_dir)
+    given["instances_json"] = instances_json or ""
+    paths = {k: os.fspath(v) for k, v in given.items() if isinstance(v, os.PathLike)}
+    return CocoPanoptic(Given(**{**given, **paths}))
+
+
 def open_dataset(folder, instances=False, **settings):
     """What `make` has written, with or without instances.json."""
     paths = [folder / name for name in ("panoptic.json", "panoptic", "images")]
-    return CocoPanoptic(*paths, folder / "instances.json" if instances else None, **settings)
+    return open_panoptic(*paths, folder / "instances.json" if instances else None, **settings)
 
 
 def convert(folder, output, split="train", num_shards=1, **settings):

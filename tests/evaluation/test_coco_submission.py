@@ -9,7 +9,7 @@ import pytest
 
 from pfpn_tf.data.predictions import PredictionWriter, instance_results
 from pfpn_tf.evaluation import coco_submission
-from pfpn_tf.evaluation.score_files import score_panoptic
+from pfpn_tf.evaluation.score_files import PanopticFiles
 
 CATEGORIES = [{"id": 3, "name": "ball", "isthing": 1}, {"id": 9, "name": "sand", "isthing": 0}]
 
@@ -49,7 +49,7 @@ def test_zips_hold_what_the_server_wants(tmp_path):
         results = json.loads(archive.read(archive.namelist()[0]))
         assert [result["image_id"] for result in results] == [1, 581929]
     submitted = str(tmp_path / "server" / f"{name}.json")
-    metrics = score_panoptic(str(tmp_path / "p/panoptic.json"), "", submitted, "")
+    metrics = PanopticFiles(str(tmp_path / "p/panoptic.json"), "", submitted, "").score()
     assert metrics["panoptic"]["All"] == {"pq": 1.0, "sq": 1.0, "rq": 1.0, "n": 2}
 
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.evaluation import evaluate_run as evaluate_run_lib
 from pfpn_tf.evaluation import evaluator
-from pfpn_tf.evaluation.evaluate_run import EvaluationOptions, evaluate_run, evaluate_two_runs
+from pfpn_tf.evaluation.evaluate_run import EvaluationOptions, evaluate_run
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.runs import checkpoints, restore
 from pfpn_tf.training import evaluation, logs
@@ -93,9 +93,8 @@ def test_two_halves_are_the_whole_network(
 ):
     whole, folder = evaluated, pathlib.Path(run_dir, "eval/7")
     semantic = half_of(run_dir, config, info, "semantic")
-    both = evaluate_two_runs(
-        instance_half, semantic, EvaluationOptions(output_dir=str(tmp_path / "both"))
-    )
+    options = EvaluationOptions(output_dir=str(tmp_path / "both"))
+    both = evaluate_run(instance_half, options, semantic)
     assert without_times(both) == without_times(whole)
     assert whole["panoptic"]["All"]["n"] and whole["segm"]["AR"] >= 0
     files = {p.relative_to(folder) for p in folder.rglob("*.png")}
@@ -110,7 +109,7 @@ def test_two_halves_are_the_whole_network(
     own = {"eval_min_side": 96, "eval_max_side": 128, "pixel_mean": (100.0, 110.0, 120.0)}
     semantic = half_of(run_dir, config, info, "semantic", **own)
     options = EvaluationOptions(output_dir=str(tmp_path / "mixed"), save_predictions=False)
-    mixed = evaluate_two_runs(instance_half, semantic, options)
+    mixed = evaluate_run(instance_half, options, semantic)
     alone = evaluate_run(semantic, EvaluationOptions(output_dir=str(tmp_path / "alone")))
     assert mixed["bbox"] == whole["bbox"] and mixed["segm"] == whole["segm"]
     assert mixed["semantic_branch"] == alone["semantic_branch"] != whole["semantic_branch"]
@@ -177,9 +176,9 @@ def test_runs_that_do_not_fit(run_dir, instance_half, config, info, monkeypatch)
     with pytest.raises(
         ValueError, match="--semantic_run_dir=.*--task=instance; it must be semantic or panoptic"
     ):
-        evaluate_two_runs(instance, instance)
+        evaluate_run(instance, semantic_run_dir=instance)
     with pytest.raises(ValueError, match="--semantic_run_dir=nowhere is not a run directory"):
-        evaluate_two_runs(instance, "nowhere")
+        evaluate_run(instance, semantic_run_dir="nowhere")
     others = info.coco_categories()
     others[1]["name"] = "zebra"
     checkpoints.save_weights(
@@ -189,4 +188,4 @@ def test_runs_that_do_not_fit(run_dir, instance_half, config, info, monkeypatch)
         run_dir + "_other",
     )
     with pytest.raises(ValueError, match=r"holds other classes .*\n.* there, zebra"):
-        evaluate_two_runs(instance, run_dir + "_other")
+        evaluate_run(instance, semantic_run_dir=run_dir + "_other")

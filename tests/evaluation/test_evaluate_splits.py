@@ -5,11 +5,14 @@ import zipfile
 
 import pytest
 
-from pfpn_tf.data import coco_panoptic, convert
+from pfpn_tf.data import convert
 from pfpn_tf.data.categories import DatasetInfo
+from pfpn_tf.data.coco_panoptic import CocoImages
+from pfpn_tf.data.given import Given
 from pfpn_tf.evaluation.evaluate_run import EvaluationOptions, evaluate_run
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.runs import checkpoints
+from tests.data.tiny import open_panoptic
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +23,13 @@ def cityscapes(test_data, tmp_path_factory):
     root = test_data("data/cityscapes_like")
     folder = tmp_path_factory.mktemp("cityscapes")
     base = root / "gtFine/cityscapes_panoptic_val_trainId"
-    val = coco_panoptic.CocoPanoptic(base.with_suffix(".json"), base, root / "leftImg8bit/val")
+    val = open_panoptic(base.with_suffix(".json"), base, root / "leftImg8bit/val")
     convert.convert(val, str(folder), "val", num_workers=1)
     (folder / "image_info.json").write_text(json.dumps({"images": val.images[:2]}))
-    images = coco_panoptic.CocoImages(folder / "image_info.json", root / "leftImg8bit", val.info)
+    given = Given(
+        image_info_json=str(folder / "image_info.json"), image_dir=str(root / "leftImg8bit")
+    )
+    images = CocoImages(given, val.info)
     convert.convert(images, str(folder), "test-dev", num_workers=1)
     return root, folder
 

@@ -11,7 +11,7 @@ from pfpn_tf.evaluation.counts import read_truth
 from pfpn_tf.evaluation.evaluator import Evaluator
 from pfpn_tf.evaluation.gallery import Gallery
 from pfpn_tf.evaluation.instance_files import InstanceFiles
-from pfpn_tf.evaluation.score_files import score_panoptic
+from pfpn_tf.evaluation.score_files import PanopticFiles
 from tests.evaluation.oracle import NUM_IMAGES, Oracle, config_of, info_of, make_scenes, run
 
 
@@ -69,7 +69,7 @@ def test_written_files_score_to_the_same(dataset, evaluated):
     metrics, folder = evaluated
     annotations = dataset / "annotations"
     truth = str(annotations / "panoptic_val.json")
-    files = score_panoptic(truth, "", str(folder / "panoptic.json"), "")
+    files = PanopticFiles(truth, "", str(folder / "panoptic.json"), "").score()
     assert files["panoptic"] == metrics["panoptic"] and files["semantic"] == metrics["semantic"]
     truth = str(annotations / "instances_val.json")
     instances = InstanceFiles(truth, str(folder / "instances.json")).score()
@@ -101,7 +101,7 @@ def test_gallery_is_that_of_all_images(evaluated, single):
         whole = Gallery(info, 2)
         for positions in parts:
             part = Gallery(info, 2)
-            part._take([pictures[i] for i in positions])
+            part._add(*(pictures[i] for i in positions))
             whole.merge(part)
         return [p.position for p in whole.worst], [p.position for p in whole.best]
 
@@ -130,7 +130,7 @@ def test_subset_equals_files_of_the_subset(dataset, single, tmp_path):
     panoptic["annotations"] = panoptic["annotations"][:2]
     (tmp_path / "gt.json").write_text(json.dumps(panoptic))
     truth = tmp_path / "gt.json", dataset / "annotations/panoptic_val"
-    files = score_panoptic(*map(str, truth), str(tmp_path / "out/panoptic.json"), "")
+    files = PanopticFiles(*map(str, truth), str(tmp_path / "out/panoptic.json"), "").score()
     assert metrics["num_images"] == 2
     assert files["panoptic"] == metrics["panoptic"]
 
@@ -153,13 +153,13 @@ def test_all_semantic_targets(dataset, evaluator):
 
 def test_class_table(evaluated, single):
     metrics, _ = evaluated
-    lines = single.class_table(metrics).splitlines()
+    lines = report.class_table(metrics, single.categories).splitlines()
     assert lines[0].split() == "Class PQ SQ RQ TP FP FN IoU Box AP Mask AP".split()
     crate = next(line.split() for line in lines if line.split()[0] == "crate")
     category = next(c for c in single._info.categories if c.name == "crate")
     row = metrics["panoptic"]["per_class"][str(category.id)]
     assert crate[1] == f"{100 * row['pq']:.2f}" and crate[4] == str(row["tp"])
-    scalars = single.scalars(metrics)
+    scalars = report.all_scalars(metrics, single.categories)
     assert scalars["eval_PQ/crate"] == pytest.approx(100 * row["pq"])
     assert {"eval/PQ", "eval_IoU/crate", "eval_mask_AP/crate"} <= scalars.keys()
     assert [line.split() for line in lines].count(["Things"]) == 1

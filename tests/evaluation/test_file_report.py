@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from pfpn_tf.data import panoptic_png
-from pfpn_tf.evaluation.score_files import PanopticFiles, score_panoptic
+from pfpn_tf.evaluation.score_files import PanopticFiles
 from tests.data import tiny
 
 
@@ -38,8 +38,8 @@ def paths(files):
     return [str(files / name) for name in names]
 
 
-def score(files, **options):
-    return score_panoptic(*paths(files), num_processes=1, **options)
+def score(files, max_images=0, **options):
+    return PanopticFiles(*paths(files), max_images).score(1, **options)
 
 
 def test_report_of_files(files):

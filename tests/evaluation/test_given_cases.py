@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pfpn_tf.evaluation.instance_files import InstanceFiles
-from pfpn_tf.evaluation.score_files import score_panoptic
+from pfpn_tf.evaluation.score_files import PanopticFiles
 
 ROOT = "data/pq_cases/given"
 PANOPTIC = """
@@ -32,7 +32,7 @@ INSTANCES = """01_coco 02_coco_ties_few_images 03_coco_perfect 04_coco_over_100_
 
 def score(folder, **kwargs):
     paths = [str(folder / name) for name in ("gt.json", "gt", "pred.json", "pred")]
-    return score_panoptic(*paths, **kwargs)
+    return PanopticFiles(*paths).score(**kwargs)
 
 
 def test_every_case_is_listed(test_data):

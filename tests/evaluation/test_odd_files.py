@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from pfpn_tf.data import panoptic_png
-from pfpn_tf.evaluation.score_files import score_panoptic
+from pfpn_tf.evaluation.score_files import PanopticFiles
 from tests import processes
 from tests.reference import panoptic_quality as reference
 
@@ -329,7 +329,7 @@ def assert_equal(metrics, expected):
 def test_numbers_are_the_reference_s(folder, case):
     NUMBERS[case](folder)
     expected = reference.score_files(*files(folder))
-    assert_equal(score_panoptic(*files(folder)), expected)
+    assert_equal(PanopticFiles(*files(folder)).score(), expected)
 
 
 @pytest.mark.parametrize("case", ERRORS)
@@ -340,7 +340,7 @@ def test_errors_name_what_is_wrong(folder, case):
         with pytest.raises(Exception):
             reference.score_files(*files(folder))
     with pytest.raises(ValueError) as error:
-        score_panoptic(*files(folder))
+        PanopticFiles(*files(folder)).score()
     for word in words:
         assert word in str(error.value)
 
@@ -361,20 +361,20 @@ def test_errors_name_what_is_wrong(folder, case):
 )
 def test_notes(folder, case, words):
     NUMBERS[case](folder)
-    assert any(words in note for note in score_panoptic(*files(folder))["notes"])
+    assert any(words in note for note in PanopticFiles(*files(folder)).score()["notes"])
 
 
 def test_image_ids_as_texts_are_the_same_images(folder):
-    expected = score_panoptic(*files(folder))
+    expected = PanopticFiles(*files(folder)).score()
     annotations("pred", lambda a: a.update(image_id=str(a["image_id"])))(folder)
-    assert score_panoptic(*files(folder)) == expected
+    assert PanopticFiles(*files(folder)).score() == expected
 
 
 def test_areas_that_contradict_the_pixels(folder):
     """PQ is panopticapi's, 10 times too high; the note tells the one by the pixels."""
-    true = 100 * score_panoptic(*files(folder))["panoptic"]["All"]["pq"]
+    true = 100 * PanopticFiles(*files(folder)).score()["panoptic"]["All"]["pq"]
     every("gt", lambda s: s.update(area=s["area"] // 10))(folder)
-    metrics = score_panoptic(*files(folder))
+    metrics = PanopticFiles(*files(folder)).score()
     wrong = 100 * metrics["panoptic"]["All"]["pq"]
     assert wrong > 100 > true
     (note,) = metrics["notes"]
@@ -419,10 +419,10 @@ def test_random_damage_gives_the_reference_s_answer(folder):
         except reference.Refused:
             refused += 1
             with pytest.raises(ValueError, match="Image"):
-                score_panoptic(*paths)
+                PanopticFiles(*paths).score()
         else:
             scored += 1
-            assert_equal(score_panoptic(*paths), expected)
+            assert_equal(PanopticFiles(*paths).score(), expected)
     assert scored > 50 and refused > 5
 
 

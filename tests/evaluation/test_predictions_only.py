@@ -8,7 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
-from pfpn_tf.data import coco_panoptic, convert
+from pfpn_tf.data import convert
+from pfpn_tf.data.coco_panoptic import CocoImages
+from pfpn_tf.data.given import Given
 from pfpn_tf.evaluation import coco_submission, report
 from pfpn_tf.evaluation.evaluator import Evaluator
 from pfpn_tf.evaluation.segment_pairs import segment_pairs
@@ -27,9 +29,8 @@ def dataset(tmp_path_factory):
     oracle.make_scenes(folder)
     images = json.loads((folder / "annotations/panoptic_val.json").read_text())["images"]
     (folder / "image_info.json").write_text(json.dumps({"images": images[:NUM_IMAGES]}))
-    unannotated = coco_panoptic.CocoImages(
-        folder / "image_info.json", folder / "val", oracle.info_of(folder)
-    )
+    given = Given(image_info_json=str(folder / "image_info.json"), image_dir=str(folder / "val"))
+    unannotated = CocoImages(given, oracle.info_of(folder))
     convert.convert(unannotated, str(folder / "records"), "test-dev", num_workers=1)
     return folder
 
