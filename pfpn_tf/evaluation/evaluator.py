@@ -76,6 +76,8 @@ class Evaluator:
         self._num_images = len(tfrecord.read_index(config.data.eval_records, "eval_records"))
         self._string_ids = any(split.get("string_ids") for split in info.splits.values())
         self._function = None
+        # Each of them is made once: TensorFlow keeps some MB of every pipeline it has made.
+        self._datasets: Dict[int, Any] = {}
         self.found: EvaluationMetrics
 
     def evaluate(
@@ -223,7 +225,9 @@ class Evaluator:
 
     def _run(self, num_images, consume, keep_images):
         """Calls consume(position, ImageOutputs, example) for each image of this worker in order."""
-        dataset = self._distributed_dataset(num_images)
+        if num_images not in self._datasets:
+            self._datasets[num_images] = self._distributed_dataset(num_images)
+        dataset = self._datasets[num_images]
         if self._function is None:
             signature = (self._inputs(dataset.element_spec), dataset.element_spec["original_hw"])
             self._function = tf.function(self._step, input_signature=signature, autograph=False)
