@@ -56,10 +56,11 @@ _PLACE_OF_ID = "@image-id---"  # As long as the ids that take its place.
 def benchmark_scale(
     config: config_lib.Config, num_records: int = 120_000, resume_step: int = 89_000
 ) -> Dict[str, Any]:
-    """Writes the records to a temporary folder and rehearses in a process of its own.
+    """Writes the records to a temporary folder and rehearses, training and evaluation each in a
+    process of its own as a user's commands are.
 
     Returns:
-      num_records, records_mib, and what `rehearse` returns.
+      num_records, records_mib, and what `rehearse_training` and `rehearse_evaluation` return.
 
     Raises:
       UserError: nothing to train on or to evaluate.
@@ -79,7 +80,8 @@ def benchmark_scale(
         return {
             "num_records": num_records,
             "records_mib": round(size / 2**20, 1),
-            **measure.in_fresh_process(_rehearse_aloud, config, folder, resume_step),
+            **measure.in_fresh_process(_aloud, rehearse_training, config, folder, resume_step),
+            **measure.in_fresh_process(_aloud, rehearse_evaluation, config, folder),
         }
 
 
@@ -105,8 +107,8 @@ def write_records(folder: str, num_train: int, num_val: int) -> None:
                     writer.write(example.replace(_PLACE_OF_ID.encode(), image_id))
 
 
-def rehearse(config: config_lib.Config, run_dir: str, resume_step: int) -> Dict[str, Any]:
-    """Reads first batches, starts, resumes, trains and evaluates, in this process.
+def rehearse_training(config: config_lib.Config, run_dir: str, resume_step: int) -> Dict[str, Any]:
+    """Reads first batches, starts, resumes and trains, in this process.
 
     Args:
       config: all settings, those of the records included.
@@ -119,12 +121,11 @@ def rehearse(config: config_lib.Config, run_dir: str, resume_step: int) -> Dict[
     """
     from pfpn_tf.data import pipeline
     from pfpn_tf.distribution import strategies
-    from pfpn_tf.evaluation import evaluate_run
     from pfpn_tf.training import train
 
     strategies.set_up_runtime(config)
     info = pipeline.load_info(config)
-    run, resumed = (os.path.join(run_dir, name) for name in ("run", "resumed"))
+    resumed, run = os.path.join(run_dir, "resumed"), _run(run_dir)
 
     def read_first_batch(step):
         next(iter(pipeline.build_dataset(config, info, training=True, start_step=step)))
@@ -139,7 +140,6 @@ def rehearse(config: config_lib.Config, run_dir: str, resume_step: int) -> Dict[
         "resume": lambda: train_to(resume_step + 1, resumed),
         "start": lambda: train_to(1, run),
         "training": lambda: train_to(config.train.train_steps, run),
-        "evaluation": lambda: evaluate_run.evaluate_run(run),
     }
     result = {}
     for name, call in calls.items():
@@ -148,9 +148,22 @@ def rehearse(config: config_lib.Config, run_dir: str, resume_step: int) -> Dict[
     return result
 
 
-def _rehearse_aloud(*arguments):
+def rehearse_evaluation(config: config_lib.Config, run_dir: str) -> Dict[str, Any]:
+    """Evaluates what `rehearse_training` has trained there: what `measure.watched` says of it."""
+    from pfpn_tf.distribution import strategies
+    from pfpn_tf.evaluation import evaluate_run
+
+    strategies.set_up_runtime(config)
+    return {"evaluation": measure.watched(lambda: evaluate_run.evaluate_run(_run(run_dir)))}
+
+
+def _run(run_dir):
+    return os.path.join(run_dir, "run")
+
+
+def _aloud(function, *arguments):
     logging.set_verbosity(logging.INFO)  # of this process, which took no flags
-    return rehearse(*arguments)
+    return function(*arguments)
 
 
 def _put_checkpoint(config, info, run_dir, step):

@@ -24,7 +24,8 @@ def test_a_rehearsal(tmp_path, monkeypatch):
     ids = [tfrecord.decode_example(tfrecord.read_record(index, i)) for i in (0, 250, 500)]
     assert [int(i["image/source_id"]) for i in ids] == [1, 251, 501]
 
-    found = scale.rehearse(config, str(tmp_path), resume_step=1000)
+    found = scale.rehearse_training(config, str(tmp_path), resume_step=1000)
+    found.update(scale.rehearse_evaluation(config, str(tmp_path)))
     assert found.keys() >= {"first_batch_resumed", "first_batch", "resume", "start"}
     for name in ("training", "evaluation"):
         assert found[name]["cpu_seconds"] > 0
