@@ -82,6 +82,19 @@ def test_overrides_come_after_the_fragments(path):
         ),
         ({"train_max_side": 799}, "--train_min_sides=.*,800 .* raise --train_max_side"),
         ({"lr_decay_steps": (5, 4), "warmup_steps": 0}, "--lr_decay_steps=5,4 must rise"),
+        ({"lr_decay_steps": (1000, 2000)}, "--lr_decay_steps=.*--warmup_steps=1000"),
+        (
+            {"backbone_recompute": True, "backbone_norm": "sync_bn"},
+            "--backbone_recompute=true with --backbone_norm=sync_bn",
+        ),
+        ({"restored_lr_factor": 0.5}, "--restored_lr_factor=0.5 .*--init_weights"),
+        ({"allowed_batch_sizes": ()}, "--allowed_batch_sizes="),
+        ({"allowed_batch_sizes": (0, 1)}, "--allowed_batch_sizes="),
+        ({"allowed_batch_sizes": (2, 1)}, "--allowed_batch_sizes="),
+        ({"allowed_batch_sizes": (1, 1)}, "--allowed_batch_sizes="),
+        ({"semantic_scales": ()}, "--semantic_scales"),
+        ({"semantic_scales": (0.0, 1.0)}, "--semantic_scales"),
+        ({"semantic_scales": (1.0, 1.0)}, "--semantic_scales"),
     ],
 )
 def test_variants_that_exclude_one_another(settings, message):

@@ -11,7 +11,6 @@ import subprocess
 import sys
 
 import pytest
-import setuptools
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -104,39 +103,16 @@ def top_level_imports(path):
             yield node.module.split(".")[0]
 
 
-@pytest.fixture
-def build(monkeypatch):
-    """setuptools' command that collects what a wheel holds."""
-    monkeypatch.chdir(ROOT)
-    distribution = setuptools.Distribution()
-    distribution.script_name = "setup.cfg"
-    distribution.parse_config_files(["setup.cfg"])
-    command = distribution.get_command_obj("build_py")
-    command.ensure_finalized()
-    return command
-
-
-def test_a_wheel_holds_everything(build):
-    packaged = {str(pathlib.Path(path)) for _, _, path in build.find_all_modules()}
-    folders = (ROOT / "pfpn_tf").rglob("*.py"), *((ROOT / f).glob("*.py") for f in TOOL_FOLDERS)
-    assert packaged == {str(p.relative_to(ROOT)) for paths in folders for p in paths}
-    files = {package: names for package, _, _, names in build.data_files}
-    assert files["pfpn_tf"] == ["py.typed"]
-
-
-def test_every_tool_is_a_command(build):
-    """By the name of a module that the wheel holds."""
-    modules = {f"{package}.{name}": path for package, name, path in build.find_all_modules()}
-    targets = build.distribution.entry_points["console_scripts"]
-    commands = dict(re.split(r"\s*=\s*", line) for line in targets)
+def test_every_tool_is_a_command():
+    lines = setup_cfg()["options.entry_points"]["console_scripts"].strip().splitlines()
+    commands = dict(line.split(" = ") for line in lines)
     assert {"pfpn-convert", "pfpn-train", "pfpn-eval", "pfpn-export"} <= set(commands)
-    paths = {modules[target.removesuffix(":main")] for target in commands.values()}
-    tools = {
-        f"{folder}/{p.name}" for folder in TOOL_FOLDERS for p in (ROOT / folder).glob("[!_]*.py")
+    tools = [path for folder in TOOL_FOLDERS for path in (ROOT / folder).glob("[!_]*.py")]
+    assert set(commands.values()) == {
+        f"pfpn_tf.{path.parent.name}.{path.stem}:main" for path in tools
     }
-    assert paths == tools
-    for path in paths:
-        text = (ROOT / path).read_text(encoding="utf-8")
+    for path in tools:
+        text = path.read_text(encoding="utf-8")
         assert "\n@cli.command\ndef main():\n" in text and "sys.path" not in text
 
 
@@ -187,29 +163,44 @@ def version_is(*numbers):
     return f"sys.version_info = {numbers}"
 
 
+def run_script(checkout, command, pythons, variables):
+    """Runs a script of tools/ in a checkout of its own, with stand-ins for Pythons.
+
+    Args:
+      checkout: folder to make.
+      command: script, relative to the checkout, and arguments.
+      pythons: path to the text of the stand-in.
+      variables: of the environment.
+    """
+    (checkout / "tools").mkdir(parents=True)
+    for script in ("test.sh", "demo.sh"):
+        shutil.copy(ROOT / "tools" / script, checkout / "tools")
+    for name in ("setup.cfg", "pyproject.toml", "constraints"):
+        (checkout / name).symlink_to(ROOT / name)
+    for path, text in pythons.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o755)
+    command = ["bash", *command]
+    return subprocess.run(command, cwd=checkout, env=variables, capture_output=True, text=True)
+
+
 @pytest.fixture
 def set_up(tmp_path):
     """A function that runs a script in a checkout where only the given Pythons are."""
-    checkout, programs = tmp_path / "a checkout", tmp_path / "some programs"
-    (checkout / "tools").mkdir(parents=True)
+    programs = tmp_path / "some programs"
     programs.mkdir()
-    for script in ("test.sh", "demo.sh"):
-        shutil.copy(ROOT / "tools" / script, checkout / "tools")
     for name in ("bash", "cat", "cksum", "dirname", "rm"):
         (programs / name).symlink_to(shutil.which(name))
 
     def run(pythons, named=None, command=("tools/test.sh", "--setup_only")):
+        stand_ins = {}
         for name, lie in pythons.items():
             path = tmp_path / name if "/" in name else programs / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(FAKE_PYTHON.format(real=sys.executable, lie=lie.replace("'", '"')))
-            path.chmod(0o755)
-        environment = {"PATH": f"{programs}:{tmp_path}/system"} | (
-            {"PYTHON": named} if named else {}
-        )
-        return subprocess.run(
-            ["bash", *command], cwd=checkout, env=environment, capture_output=True, text=True
-        )
+            stand_ins[path] = FAKE_PYTHON.format(real=sys.executable, lie=lie.replace("'", '"'))
+        variables = {"PATH": f"{programs}:{tmp_path}/system"}
+        variables |= {"PYTHON": named} if named else {}
+        return run_script(tmp_path / "a checkout", command, stand_ins, variables)
 
     return run
 
@@ -282,20 +273,13 @@ BOTH, REST, TRAINING = "both_stacks", "--ignore=tests/training", "tests/training
 
 
 def run_with_stand_ins(folder, version, failing="nothing", onednn=None, arguments=()):
-    """Runs a copy of tools/test.sh in `folder`, with stand-ins for both environments."""
-    (folder / "tools").mkdir()
-    shutil.copy(ROOT / "tools" / "test.sh", folder / "tools")
-    for name in ("setup.cfg", "pyproject.toml", "constraints"):
-        (folder / name).symlink_to(ROOT / name)
-    for environment in (".venv", ".venv_tf_keras") if version == "3.11" else (".venv",):
-        python = folder / environment / "bin" / "python"
-        python.parent.mkdir(parents=True)
-        python.write_text(FAKE_ENVIRONMENT.format(version=version, failing=failing))
-        python.chmod(0o755)
+    """Runs tools/test.sh with stand-ins for both environments."""
+    text = FAKE_ENVIRONMENT.format(version=version, failing=failing)
+    names = (".venv", ".venv_tf_keras") if version == "3.11" else (".venv",)
+    pythons = {folder / "checkout" / name / "bin" / "python": text for name in names}
     variables = {k: v for k, v in os.environ.items() if k not in ("PYTHON", KERNELS)}
     variables |= {KERNELS: onednn} if onednn else {}
-    command = ["bash", "tools/test.sh", *arguments]
-    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True)
+    return run_script(folder / "checkout", ["tools/test.sh", *arguments], pythons, variables)
 
 
 def checks_of(output):

@@ -8,19 +8,18 @@ have not had its data or not had its network.
 
 import dataclasses
 import gc
-import json
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from pfpn_tf.data import convert, pipeline, synthetic
+from pfpn_tf.data import pipeline
 from pfpn_tf.distribution import strategies
 from pfpn_tf.evaluation.evaluator import Evaluator
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.training import trainer
 from tests import tiny
-from tests.data.tiny import open_panoptic
+from tests.data import tiny as tiny_data
 from tests.test_configs import RECIPES, ROOT, parse_flagfile, relative
 
 SHRUNKEN = {
@@ -125,20 +124,11 @@ def test_a_step_and_an_evaluation(config, tiny_records):  # noqa: F811
 
 def test_the_stuff_recipe_on_a_dataset_without_things(tmp_path):
     """COCO-Stuff 2017 has 92 classes of stuff and not one of things."""
-    synthetic.make_dataset(str(tmp_path / "drawn"), num_train=2, num_val=1, seed=0, sides=(64, 96))
-    annotations = tmp_path / "drawn" / "annotations"
+    tiny_data.make(tmp_path / "d", [(64, 96, [])] * 2)
+    path = tmp_path / "d" / "panoptic.json"
+    path.write_text(path.read_text().replace('"isthing": 1', '"isthing": 0'))
     for split in ("train", "val"):
-        path = annotations / f"panoptic_{split}.json"
-        content = json.loads(path.read_text())
-        for category in content["categories"]:
-            category["isthing"] = 0
-        for annotation in content["annotations"]:
-            for segment in annotation["segments_info"]:
-                segment["iscrowd"] = 0
-        path.write_text(json.dumps(content))
-        png_dir, images = str(annotations / f"panoptic_{split}"), str(tmp_path / "drawn" / split)
-        dataset = open_panoptic(path, png_dir, images)
-        convert.convert(dataset, str(tmp_path / "records"), split, num_shards=1, num_workers=1)
+        tiny_data.convert(tmp_path / "d", tmp_path / "records", split)
     recipe = ROOT / "configs/coco/semantic_fpn_x152_32x8d_stuff2017.flags"
     config = shrink(parse_flagfile(recipe)[1])
     config = config.replace(semantic_scales=(1.0,), semantic_flip=False)  # tested with the recipe

@@ -1,14 +1,13 @@
 """Rules that hold for every source file. A failure says what to change."""
 
 import ast
-import pathlib
 import re
-import subprocess
-import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[1]
+from tests import processes
+from tests.processes import ROOT
+
 LIBRARY = sorted((ROOT / "pfpn_tf").rglob("*.py"))
 TOOLS = sorted(path for folder in ("tools", "export") for path in (ROOT / folder).glob("[!_]*.py"))
 
@@ -170,27 +169,17 @@ def test_light_imports(module):
     """Settings, flags and error messages do not wait for TensorFlow."""
     heavy = "'tensorflow', 'numpy', 'cv2', 'keras'"
     code = f"import sys, {module}; print([m for m in ({heavy}) if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    done = processes.run_code(code)
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
 
 
 @pytest.mark.parametrize("path", TOOLS, ids=relative)
 def test_help_shows_the_flags_of_the_tool(path):
     """Before the settings, which --helpfull adds."""
-    command = [sys.executable, str(path), "--helpfull" if path.stem == "train" else "--help"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    done = processes.call(path, "--helpfull" if path.stem == "train" else "--help")
+    assert done.stderr == ""
     assert done.stdout.startswith(ast.get_docstring(parse(path)).splitlines()[0])
     own = set(re.findall(r"flags\.DEFINE_\w+\(\s*\"(\w+)\"", path.read_text(encoding="utf-8")))
     shown = re.findall(r"^  --(?:\[no\])?(\w+):", done.stdout, re.MULTILINE)
     assert own and own <= set(shown[: len(own)])
     assert ("learning_rate" in shown) == (path.stem == "train")
-
-
-@pytest.mark.parametrize("path", TOOLS, ids=relative)
-def test_a_wrong_flag_gets_one_clear_line(path):
-    command = [sys.executable, str(path), "--no_such_flag=1"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "no_such_flag" in done.stderr
-    assert "Traceback" not in done.stderr

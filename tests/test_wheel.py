@@ -8,6 +8,7 @@ import site
 import subprocess
 import sys
 import venv
+import zipfile
 
 import pytest
 
@@ -37,6 +38,14 @@ def call(*command, **options):
     return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, **options)
 
 
+def files_of_the_package():
+    """What a wheel must hold: all modules and tools, the mark of their types, the recipes."""
+    paths = [*(ROOT / "pfpn_tf").rglob("*.py"), ROOT / "pfpn_tf" / "py.typed"]
+    for folder, pattern in (("tools", "*.py"), ("export", "*.py"), ("configs", "*.*")):
+        paths += [ROOT / "pfpn_tf" / p.relative_to(ROOT) for p in (ROOT / folder).rglob(pattern)]
+    return {str(path.relative_to(ROOT)) for path in paths}
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
     """Folder of an environment with the wheel; the third-party packages are those of this one."""
@@ -55,6 +64,9 @@ def installed(tmp_path_factory):
     venv.create(environment)
     python = environment / "bin" / "python"
     (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert names == files_of_the_package()
     done = call(*pip, "--python", python, "install", *OFFLINE, wheel)
     assert done.returncode == 0, done.stderr
     # A path in a .pth file adds the folder, but not what .pth files in that folder name, as that
@@ -82,10 +94,6 @@ def test_what_is_imported_is_the_wheel_with_its_recipes(installed, run):
     imported, recipes = done.stdout.split()
     assert pathlib.Path(imported).is_relative_to(installed)
     assert pathlib.Path(recipes) == pathlib.Path(imported).parent
-    configs = {p.relative_to(ROOT) for p in (ROOT / "configs").rglob("*") if p.is_file()}
-    assert configs == {
-        p.relative_to(recipes) for p in pathlib.Path(recipes, "configs").rglob("*.*")
-    }
 
 
 def test_a_recipe_that_is_not_there(run):

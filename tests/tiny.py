@@ -3,8 +3,7 @@
 from pfpn_tf.benchmark import scale
 from pfpn_tf.config import Config
 from pfpn_tf.data import convert, synthetic
-from pfpn_tf.data.coco_panoptic import CocoPanoptic
-from pfpn_tf.data.given import Given
+from tests.data.tiny import open_panoptic
 
 SETTINGS = {
     **scale.TINY,
@@ -41,14 +40,16 @@ def make_records(folder):
     drawn, records = folder / "drawn", folder / "records"
     synthetic.make_dataset(str(drawn), num_train=8, num_val=2, seed=3, sides=(64, 96))
     for split in ("train", "val"):
-        annotations = drawn / "annotations"
-        given = Given(
-            panoptic_json=str(annotations / f"panoptic_{split}.json"),
-            image_dir=str(drawn / split),
-        )
-        dataset = CocoPanoptic(given)
+        dataset = open_drawn(drawn, split)
         convert.convert(dataset, str(records), split, num_shards=1, num_workers=1)
     return records
+
+
+def open_drawn(folder, split, instances=False):
+    """A split of what `synthetic.make_dataset` has drawn, with or without its instances JSON."""
+    maps = folder / "annotations" / f"panoptic_{split}"
+    instances_json = folder / "annotations" / f"instances_{split}.json" if instances else None
+    return open_panoptic(maps.with_suffix(".json"), maps, folder / split, instances_json)
 
 
 def config(records):

@@ -29,52 +29,30 @@ MAX_GROWTH_KIB = 400_000
 VALUES = [
     *(None, True, False, 0, 1, -1, 2, 0.5, 5.0, 255, 65536, 2**24, 2**31, 2**63, 2**70, -(2**40)),
     *(1e308, float("nan"), float("inf"), -float("inf"), "", "0", "1", "5.0", "-1", "nan", "²", "x"),
+    *("a\\b", "../x", "a/b", "\0", "a\nb", "\ud800", "#102030", "9" * 400, "x" * 5000, [], {}),
     *(
-        "a\\b",
-        "../x",
-        "a/b",
-        "\0",
-        "a\nb",
-        "\ud800",
-        "#102030",
-        "9" * 400,
-        "x" * 5000,
-        [],
-        {},
         [[]],
+        [1],
+        [1, 2, 3, 4],
+        ["1"] * 6,
+        {"size": [24, 36]},
+        {"size": [24, 36], "counts": "0" * 50},
     ),
-    *([1], [1, 2, 3, 4], ["1"] * 6, {"size": [24, 36]}, {"size": [24, 36], "counts": "0" * 50}),
     *([[1, 1, 9, 1, 9, 9]], [[1e9] * 6], [[0] * 6], {"size": [24, 36], "counts": [864]}),
 ]
 
 
 def make(folder):
-    """The dataset, with polygons and both kinds of RLE in instances.json."""
-    content = tiny.make(folder, IMAGES)
-    dataset = tiny.open_panoptic(folder / "panoptic.json", folder / "panoptic", folder / "images")
-    annotations = []
-    for position in range(len(dataset)):
-        record = dataset.read(position)
-        for instance in record.instances:
-            rle = coco_masks.encode_rle(instance.mask)
-            x, y, w, h = instance.bbox_xywh
-            if instance.iscrowd:
-                rle["counts"] = coco_masks.rle_runs(rle, record.hw, "").tolist()
-            shapes = [[[x, y, x + w, y, x + w, y + h, x, y + h]], rle]
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": record.image_id,
-                    "category_id": instance.category_id,
-                    "bbox": [x, y, w, h],
-                    "area": instance.area,
-                    "iscrowd": int(instance.iscrowd),
-                    "segmentation": shapes[len(annotations) % 2],
-                }
-            )
-    things = [{"id": c["id"], "name": c["name"]} for c in content["categories"] if c["isthing"]]
-    instances = {**content, "annotations": annotations, "categories": things}
-    (folder / "instances.json").write_text(json.dumps(instances))
+    """The dataset, with a polygon and both kinds of RLE in instances.json."""
+    tiny.make(folder, IMAGES)
+    dataset, path = tiny.open_dataset(folder, instances=True), folder / "instances.json"
+    content = json.loads(path.read_text())
+    _, crowd, last = content["annotations"]
+    last["segmentation"] = coco_masks.encode_rle(dataset.read(1).instances[0].mask)
+    mask = dataset.read(0).instances[1].mask
+    runs = coco_masks.rle_runs(coco_masks.encode_rle(mask), mask.shape, "")
+    crowd["segmentation"] = {"size": list(mask.shape), "counts": runs.tolist()}
+    path.write_text(json.dumps(content))
 
 
 def damage(folder, number):
@@ -137,11 +115,8 @@ def _damage_image(rng, path):
     pixels = np.array(image)
     if kind == "pixels":
         y, x = rng.randrange(pixels.shape[0]), rng.randrange(pixels.shape[1])
-        pixels[y : y + 4, x : x + 4] = [
-            rng.choice([0, 1, 20]),
-            rng.choice([0, 5]),
-            rng.choice([0, 1]),
-        ]
+        color = [rng.choice(values) for values in ([0, 1, 20], [0, 5], [0, 1])]
+        pixels[y : y + 4, x : x + 4] = color
     elif kind == "size":
         pixels = np.pad(pixels, ((0, rng.randrange(3)), (1, 0), (0, 0)))
     file = io.BytesIO()
@@ -177,8 +152,8 @@ def _damage_bytes(rng, data):
 def outcome(folder, number):
     """Converts and scores the damaged dataset; "converted" or the errors, once they are checked."""
     rng = random.Random(-number)
-    settings = {"allow_mismatch": rng.random() < 0.5}
-    skip_bad, output = rng.random() < 0.5, folder / "out"
+    allow_mismatch, skip_bad = rng.random() < 0.5, rng.random() < 0.5
+    output = folder / "out"
     errors = []
 
     def attempt(function):
@@ -189,11 +164,7 @@ def outcome(folder, number):
             errors.append(str(error))
 
     dataset = attempt(
-        lambda: tiny.open_panoptic(
-            *(folder / "panoptic.json", folder / "panoptic", folder / "images"),
-            rng.choice([folder / "instances.json", None]),
-            **settings,
-        )
+        lambda: tiny.open_dataset(folder, rng.choice([True, False]), allow_mismatch=allow_mismatch)
     )
     if dataset is not None:
         counts = attempt(
@@ -206,12 +177,8 @@ def outcome(folder, number):
             record = attempt(lambda position=position: dataset.read(position, skip_bad))
             if record is not None:
                 check(record, dataset.info)
-    attempt(
-        lambda: score_files.PanopticFiles(
-            *(str(folder / "panoptic.json"), str(folder / "panoptic")),
-            *(str(folder / "good.json"), str(folder / "good")),
-        ).score(1)
-    )
+    paths = [str(folder / name) for name in ("panoptic.json", "panoptic", "good.json", "good")]
+    attempt(lambda: score_files.PanopticFiles(*paths).score(1))
     return errors or ["converted"]
 
 

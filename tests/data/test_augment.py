@@ -70,30 +70,15 @@ def test_tight_boxes_of_one_pixel_and_of_none():
 
 
 def test_draws_depend_on_the_seed_alone_and_cover_the_range():
-    drawn = [
-        augment.draw_geometry(
-            tf.constant([20, 30]), tf.constant([10, 15]), tf.constant([8, 15]), True, (7, i)
-        )
-        for i in range(60)
-    ]
-    assert {int(g.offset[0]) for g in drawn} == {0, 1, 2} and {int(g.offset[1]) for g in drawn} == {
-        0
-    }
-    assert 15 < sum(bool(g.flip) for g in drawn) < 45
-    again = augment.draw_geometry(
-        tf.constant([20, 30]), tf.constant([10, 15]), tf.constant([8, 15]), True, (7, 3)
-    )
-    assert (
-        bool(again.flip) == bool(drawn[3].flip)
-        and again.offset.numpy().tolist() == drawn[3].offset.numpy().tolist()
-    )
-    never = [
-        augment.draw_geometry(
-            tf.constant([9, 9]), tf.constant([9, 9]), tf.constant([9, 9]), False, (7, i)
-        ).flip
-        for i in range(20)
-    ]
-    assert not any(map(bool, never))
+    def draw(i, flip=True):
+        g = augment.draw_geometry(*map(tf.constant, ([20, 30], [10, 15], [8, 15])), flip, (7, i))
+        return *g.offset.numpy().tolist(), bool(g.flip)
+
+    drawn = [draw(i) for i in range(60)]
+    tops, lefts, flips = zip(*drawn)
+    assert set(tops) == {0, 1, 2} and set(lefts) == {0} and 15 < sum(flips) < 45
+    assert draw(3) == drawn[3]
+    assert not any(draw(i, flip=False)[-1] for i in range(20))
 
 
 def test_color_jitter_stays_in_range_and_follows_its_seed():

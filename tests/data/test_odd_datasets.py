@@ -1,6 +1,7 @@
 """What annotation tools and users do to a dataset: read as meant, said, or refused clearly."""
 
 import json
+import os
 
 import cv2
 import numpy as np
@@ -16,38 +17,20 @@ IMAGES = [
     (32, 24, [(20, 0, 3, 2, 15, 12)]),
     (32, 24, []),
 ]
-PNG = "panoptic/0.png"
+PNG, PHOTO = "panoptic/0.png", "images/0.png"
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """The dataset with its things as polygons in instances.json."""
-    content = tiny.make(tmp_path / "d", IMAGES)
-    annotations = []
-    for image, (_, _, things) in zip(content["images"], IMAGES):
-        for category_id, crowd, y1, x1, y2, x2 in things:
-            box = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)}
-            box["segmentation"] = [[x1, y1, x2, y1, x2, y2, x1, y2]]
-            ids = {"id": len(annotations) + 1, "image_id": image["id"], "category_id": category_id}
-            annotations.append({**ids, **box, "iscrowd": crowd})
-    things = [{"id": c["id"], "name": c["name"]} for c in content["categories"] if c["isthing"]]
-    save(
-        tmp_path / "d",
-        {"images": content["images"], "annotations": annotations, "categories": things},
-        "instances.json",
-    )
+    tiny.make(tmp_path / "d", IMAGES)
     return tmp_path / "d"
-
-
-def save(folder, content, name):
-    (folder / name).write_text(json.dumps(content))
 
 
 def edit(name, change):
     def damage(folder):
         content = json.loads((folder / name).read_text())
         change(content)
-        save(folder, content, name)
+        (folder / name).write_text(json.dumps(content))
 
     return damage
 
@@ -58,6 +41,22 @@ def panoptic(change):
 
 def instances(change):
     return edit("instances.json", change)
+
+
+def entry(*path, **new):
+    """A damage: new values in an entry of the panoptic JSON."""
+
+    def change(content):
+        for key in path:
+            content = content[key]
+        content.update(new)
+
+    return panoptic(change)
+
+
+def segment(position, **new):
+    """A damage of a segment of the first image."""
+    return entry("annotations", 0, "segments_info", position, **new)
 
 
 def every(key, function):
@@ -73,19 +72,22 @@ def rewrite(name, change):
     return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes()))
 
 
+def ids_are(height, width):
+    """A damage: another panoptic PNG, of sky and grass alone."""
+    return lambda folder: tiny.save_ids(folder / PNG, tiny.id_map(height, width, []))
+
+
 def turn(folder, orientation, stored):
     """Saves the first photo as a camera does: other pixels, and how to turn them."""
     exif = Image.Exif()
     exif[0x112] = orientation
-    path = folder / "images/0.png"
-    pixels = np.array(Image.open(path))
-    Image.fromarray(np.ascontiguousarray(stored(pixels))).save(path, exif=exif.tobytes())
+    pixels = stored(np.array(Image.open(folder / PHOTO)))
+    Image.fromarray(np.ascontiguousarray(pixels)).save(folder / PHOTO, exif=exif.tobytes())
 
 
 def upright_with_a_tag(folder):
     """A photo whose edges fit its segments, and an orientation that was left behind."""
-    ids = Image.open(folder / PNG)
-    ids.save(folder / "images/0.png")
+    Image.open(folder / PNG).save(folder / PHOTO)
     turn(folder, 3, lambda p: p)
 
 
@@ -166,25 +168,13 @@ MEANT = {
 # Damage -> the records are those of the good files, and this is said.
 MENDED = {
     "boxes are corners": (every("bbox", to_corners), coco_instances.OTHER_BOX, 3),
-    "boxes are fractions": (
-        every("bbox", lambda b: [v / 60 for v in b]),
-        coco_instances.OTHER_BOX,
-        3,
-    ),
+    "in 60ths": (every("bbox", lambda b: [v / 60 for v in b]), coco_instances.OTHER_BOX, 3),
     "box is negative": (first(bbox=[24, 18, -18, -14]), coco_instances.OTHER_BOX, 1),
     "box has no height": (first(bbox=[6, 4, 18, 0]), coco_instances.OTHER_BOX, 1),
     "box is outside": (first(bbox=[100, 100, 9, 9]), coco_instances.OTHER_BOX, 1),
     "area of other pixels": (first(area=25), coco_instances.OTHER_AREA, 1),
-    "area of a segment": (
-        panoptic(lambda c: c["annotations"][0]["segments_info"][0].update(area=7)),
-        coco_instances.OTHER_AREA,
-        1,
-    ),
-    "box of a segment": (
-        panoptic(lambda c: c["annotations"][0]["segments_info"][0].update(bbox=[0, 0, 1, 1])),
-        coco_instances.OTHER_BOX,
-        1,
-    ),
+    "area of a segment": (segment(0, area=7), coco_instances.OTHER_AREA, 1),
+    "box of a segment": (segment(0, bbox=[0, 0, 1, 1]), coco_instances.OTHER_BOX, 1),
     "upside down": (lambda f: turn(f, 3, lambda p: p[::-1, ::-1]), photos.TURNED, 1),
     "portrait": (lambda f: turn(f, 6, lambda p: np.rot90(p)), photos.TURNED, 1),
     "annotated as stored": (lambda f: turn(f, 6, lambda p: p), photos.KEPT_AS_STORED, 1),
@@ -192,32 +182,51 @@ MENDED = {
 POLYGON = [6, 4, 24, 4, 24, 18, 6, 18]
 # Damage -> what the error names.
 REFUSED = {
+    "box of two numbers": (first(bbox=[1, 2]), ["annotation 1", '"bbox" must be four numbers']),
+    "instance of stuff": (first(category_id=3), ["annotation 1 has category 3"]),
     "iscrowd is 2": (first(iscrowd=2), ["annotation 1", '"iscrowd" must be 0 or 1, not 2']),
     "iscrowd is a word": (first(iscrowd="no"), ["annotation 1", '"iscrowd"', '"no"']),
     "isthing is a word": (
-        panoptic(lambda c: c["categories"][1].update(isthing="yes")),
+        entry("categories", 1, isthing="yes"),
         ["categories[1] (cat)", '"isthing"'],
     ),
-    "height is half": (
-        panoptic(lambda c: c["images"][0].update(height=40.5)),
-        ["images[0]", '"height"', "40.5"],
-    ),
-    "size is 0": (panoptic(lambda c: c["images"][0].update(width=0)), ["images[0]", '"width"']),
+    "height is half": (entry("images", 0, height=40.5), ["images[0]", '"height"', "40.5"]),
+    "no height": (panoptic(lambda c: c["images"][0].pop("height")), ['images[0] has no "height"']),
+    "size is 0": (entry("images", 0, width=0), ["images[0]", '"width"']),
     "image id is a list": (
-        panoptic(lambda c: c["images"][0].update(id=[1])),
+        entry("images", 0, id=[1]),
         ["images[0]", '"id" must be a whole number or a text'],
     ),
-    "image id as number and text": (
-        panoptic(lambda c: c["images"][1].update(id="10")),
-        ["image id 10 occurs twice"],
+    "image id as number and text": (entry("images", 1, id="10"), ["image id 10 occurs twice"]),
+    "file name is null": (entry("annotations", 0, file_name=None), ["Image 10", '"file_name"']),
+    "no images": (panoptic(lambda c: c.pop("images")), ["panoptic.json", "images"]),
+    "no annotation": (
+        panoptic(lambda c: c["annotations"].pop(0)),
+        ["panoptic.json", "image 10", "no annotation"],
     ),
-    "category id of 64 bits": (
-        panoptic(lambda c: c["categories"][0].update(id=2**40)),
-        ["categories[0]", "from 0 to 2147483647, not 1099511627776"],
+    "two annotations": (
+        entry("annotations", 1, image_id=10),
+        ["panoptic.json", "image 10 has two annotations"],
     ),
-    "file name is null": (
-        panoptic(lambda c: c["annotations"][0].update(file_name=None)),
-        ["Image 10", '"file_name"'],
+    "unknown category": (segment(0, category_id=99), ["image 10", "segment 1 ", "category 99"]),
+    "a short box": (segment(0, bbox=[1, 2]), ["Image 10", "panoptic.json", "bbox"]),
+    "a text as area": (segment(0, area="many"), ["Image 10", "panoptic.json", "area"]),
+    "segment listed twice": (segment(1, id=1), ["image 10", "segment 1 ", "twice"]),
+    "segment 0": (segment(1, id=0), ["image 10", "segment 0 ", "void"]),
+    "id not in the JSON": (
+        panoptic(lambda c: c["annotations"][0]["segments_info"].pop(0)),
+        [PNG, "segment 1 ", "image 10"],
+    ),
+    "id not in the PNG": (ids_are(40, 60), [PNG, "image 10", "segment 1300"]),
+    "PNG of another size": (ids_are(40, 61), [PNG, "61x40", "image 10"]),
+    "PNG missing": (lambda f: os.unlink(f / PNG), [PNG, "image 10"]),
+    "no folder of PNGs": (lambda f: (f / "panoptic").rename(f / "maps"), ["no such folder"]),
+    "photo missing": (lambda f: os.unlink(f / PHOTO), [PHOTO, "image 10"]),
+    "photo is a page": (rewrite(PHOTO, lambda _: b"<html>"), [PHOTO, "not a readable image"]),
+    "photo is empty": (rewrite(PHOTO, lambda _: b""), [PHOTO, "0 bytes"]),
+    "photo of another size": (
+        lambda f: Image.new("RGB", (40, 60)).save(f / PHOTO),
+        [PHOTO, "40x60", "60x40"],
     ),
     "number of 9999 digits": (
         rewrite("panoptic.json", lambda b: b.replace(b'"id": 10', b'"id": ' + b"9" * 9999)),
@@ -258,14 +267,6 @@ REFUSED = {
     "RLE without a pixel": (mask_rle(counts=[2400]), ["annotation 1", "no pixel"]),
     "RLE of another size": (mask_rle(size=[60, 40]), ["annotation 1", "[60, 40]", "[40, 60]"]),
     "RLE along rows": (along_rows, ["annotation 1", "along the rows"]),
-    "palette": (
-        lambda f: Image.open(f / PNG).convert("P").save(f / PNG),
-        [PNG, "must be an 8-bit RGB PNG"],
-    ),
-    "16 bits": (
-        lambda f: cv2.imwrite(str(f / PNG), np.zeros((40, 60, 3), np.uint16)),
-        [PNG, "must be an 8-bit RGB PNG"],
-    ),
     "WebP": (lambda f: Image.open(f / PNG).save(f / PNG, "WebP", lossless=True), ["not a PNG"]),
     "BMP": (lambda f: Image.open(f / PNG).save(f / PNG, "BMP"), [PNG, "not a PNG"]),
     "categories of instances": (
@@ -312,20 +313,13 @@ MISMATCHES = {
 }
 
 
-def opened(folder, allow_mismatch=False):
-    return tiny.open_panoptic(
-        *(folder / name for name in ("panoptic.json", "panoptic", "images", "instances.json")),
-        allow_mismatch=allow_mismatch,
-    )
-
-
 def read_all(folder):
-    dataset = opened(folder)
+    dataset = tiny.open_dataset(folder, instances=True)
     return dataset, [dataset.read(i) for i in range(len(dataset))]
 
 
 def converted(folder, allow_mismatch=False, **settings):
-    dataset = opened(folder, allow_mismatch)
+    dataset = tiny.open_dataset(folder, instances=True, allow_mismatch=allow_mismatch)
     return convert.convert(dataset, str(folder / "out"), "train", num_workers=1, **settings)
 
 
@@ -354,7 +348,7 @@ def test_read_as_meant(folder, case):
 def test_mended_and_said(folder, case):
     damage, what, count = MENDED[case]
     expected = read_all(folder)[1]
-    pixels = tiny.read_rgb(folder / "images/0.png")
+    pixels = tiny.read_rgb(folder / PHOTO)
     damage(folder)
     records = read_all(folder)[1]
     assert_same(records, expected)
@@ -401,28 +395,29 @@ def test_a_broken_instance_costs_no_image(folder, damage, skipped):
     assert (counts["instances"], counts["skipped_instances"]) == (3 - skipped, skipped)
 
 
+def again(name, key, **new):
+    """A damage: the first entry of a list once more, with new values."""
+    return edit(name, lambda c: c[key].append({**c[key][0], **new}))
+
+
 @pytest.mark.parametrize(
-    "damage, what",
+    "damages, what",
     [
+        ([again("panoptic.json", "images", id=99)], coco_panoptic.SAME_PHOTO),
         (
-            panoptic(lambda c: c["images"].append({**c["images"][0], "id": 99})),
-            coco_panoptic.SAME_PHOTO,
-        ),
-        (
-            panoptic(lambda c: c["annotations"].append({**c["annotations"][0], "image_id": 99})),
+            [
+                again("panoptic.json", "images", id=99),
+                again("panoptic.json", "annotations", image_id=99),
+            ],
             coco_panoptic.SAME_MAP,
         ),
-        (
-            instances(lambda c: c["annotations"].append({**c["annotations"][0], "id": 99})),
-            coco_instances.REPEATED,
-        ),
+        ([again("instances.json", "annotations", id=99)], coco_instances.REPEATED),
     ],
 )
-def test_what_is_there_twice_is_told(folder, damage, what):
-    if what == coco_panoptic.SAME_MAP:
-        panoptic(lambda c: c["images"].append({**c["images"][0], "id": 99}))(folder)
-    damage(folder)
-    dataset = opened(folder, allow_mismatch=True)
+def test_what_is_there_twice_is_told(folder, damages, what):
+    for damage in damages:
+        damage(folder)
+    dataset = tiny.open_dataset(folder, instances=True, allow_mismatch=True)
     assert dataset.notes.count(what) + dataset.read(0).notes.count(what) == 1
 
 

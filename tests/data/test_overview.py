@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pfpn_tf import flags
-from pfpn_tf.data import convert, overview, pipeline, statistics, tfrecord
+from pfpn_tf.data import overview, pipeline, statistics, tfrecord
 from pfpn_tf.data.categories import DatasetInfo
 from tests.data import tiny
 
@@ -24,10 +24,7 @@ VAL = [(40, 60, [(CAR, 0, 20, 20, 36, 36)])]
 
 def convert_split(folder, output, split, images, shards=1):
     tiny.make(folder / split, images)
-    dataset = tiny.open_panoptic(
-        *(folder / split / n for n in ("panoptic.json", "panoptic", "images"))
-    )
-    convert.convert(dataset, str(output), split, num_shards=shards, num_workers=1)
+    tiny.convert(folder / split, output, split, shards)
 
 
 @pytest.fixture(scope="module")
@@ -134,12 +131,7 @@ def test_warnings_stand_on_the_page_with_their_example(tmp_path):
     content["images"].append({**content["images"][0], "id": 99})
     content["annotations"].append({**content["annotations"][0], "image_id": 99})
     path.write_text(json.dumps(content))
-    convert.convert(
-        tiny.open_panoptic(path, tmp_path / "d/panoptic", tmp_path / "d/images"),
-        str(tmp_path / "out"),
-        "train",
-        num_workers=1,
-    )
+    tiny.convert(tmp_path / "d", tmp_path / "out")
     info = DatasetInfo.load(tmp_path / "out/dataset_info.json")
     shown = overview._warnings(load(tmp_path / "out"))
     assert "images have the photo of an image before them" in shown and "0.png" in shown

@@ -2,6 +2,7 @@ import cv2
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 from pfpn_tf.config import Config
 from pfpn_tf.data import convert, pipeline, repeat_factors, tfrecord
@@ -13,14 +14,7 @@ IMAGES = [
     (24, 40, [CAT, CAR]),
     (24, 40, []),  # no instance
     (24, 40, [CROWD]),  # crowd only
-    (
-        30,
-        25,
-        [
-            (5, 0, 1 + i // 5 * 4, 1 + i % 5 * 4, 3 + i // 5 * 4, 3 + i % 5 * 4 + i // 5)
-            for i in range(10)
-        ],
-    ),
+    (30, 25, [(5, 0, 1 + 4 * y, 1 + 4 * x, 3 + 4 * y, 3 + 4 * x + y) for y, x in np.ndindex(2, 5)]),
     (25, 31, [CAR]),
 ]
 
@@ -29,9 +23,8 @@ IMAGES = [
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pipeline") / "d"
     tiny.make(folder, IMAGES)
-    dataset = tiny.open_panoptic(folder / "panoptic.json", folder / "panoptic", folder / "images")
     for split in ("train", "val"):
-        convert.convert(dataset, str(folder), split, num_shards=2, num_workers=1)
+        tiny.convert(folder, folder, split, num_shards=2)
     return folder
 
 
@@ -62,7 +55,7 @@ def test_training_batch_against_plain_numpy(folder):
     (batch,) = batches(c, 1)
     assert sorted(pipeline.source_ids(batch["source_id_bytes"])) == ["10", "11", "12", "13", "14"]
     assert batch["images"].dtype == np.float32 and batch["gt_masks"].dtype == np.uint8
-    dataset = tiny.open_panoptic(folder / "panoptic.json", folder / "panoptic", folder / "images")
+    dataset = tiny.open_dataset(folder)
     lookup = np.array([1, 0, 2, 0] + [255] * 252)  # sky 1, cat 0, grass 2, car 0: "other" targets
     for row, source_id in enumerate(pipeline.source_ids(batch["source_id_bytes"])):
         record = dataset.read(int(source_id) - 10)
@@ -70,19 +63,19 @@ def test_training_batch_against_plain_numpy(folder):
         h, w = hw
         assert tuple(batch["image_hw"][row]) == hw and tuple(batch["original_hw"][row]) == record.hw
         photo = tiny.read_rgb(folder / f"images/{int(source_id) - 10}.png")
-        image = reference.resize_image(photo, hw) - np.array(c.data.pixel_mean)
+        image = Image.fromarray(photo).resize(hw[::-1], Image.BILINEAR)
+        image = np.asarray(image) - np.array(c.data.pixel_mean)
         assert np.abs(batch["images"][row, :h, :w] - image).max() <= 1.001
         assert not batch["images"][row, h:].any() and not batch["images"][row, :, w:].any()
         semantic = lookup[reference.resize_labels(record.category_map, hw)]
         np.testing.assert_array_equal(batch["gt_semantic"][row, :h, :w], semantic)
-        assert (batch["gt_semantic"][row, h:] == 255).all() and (
-            batch["gt_semantic"][row, :, w:] == 255
-        ).all()
+        assert (batch["gt_semantic"][row, h:] == 255).all()
+        assert (batch["gt_semantic"][row, :, w:] == 255).all()
         expected = [i for i in record.instances if not i.iscrowd]
         count = len(expected)
-        assert batch["gt_class_ids"][row].tolist() == [
-            {5: 0, 20: 1}[i.category_id] for i in expected
-        ] + [-1] * (batch["gt_class_ids"].shape[1] - count)
+        class_ids = [{5: 0, 20: 1}[i.category_id] for i in expected]
+        padding = [-1] * (batch["gt_class_ids"].shape[1] - count)
+        assert batch["gt_class_ids"][row].tolist() == class_ids + padding
         scale = np.array([h / record.hw[0], w / record.hw[1]] * 2)
         for k, instance in enumerate(expected):
             x, y, bw, bh = instance.bbox_xywh
@@ -117,10 +110,7 @@ def test_more_than_max_instances_keeps_the_largest(folder):
 
 def test_no_instance_in_the_whole_batch(folder, tmp_path):
     tiny.make(tmp_path / "d", [(24, 40, []), (24, 40, [CROWD])])
-    dataset = tiny.open_panoptic(
-        *(tmp_path / "d" / name for name in ("panoptic.json", "panoptic", "images")),
-        allow_mismatch=True,
-    )
+    dataset = tiny.open_dataset(tmp_path / "d", allow_mismatch=True)
     convert.convert(dataset, str(tmp_path), "train", num_workers=1)
     (batch,) = batches(config(tmp_path, global_batch_size=2, crop_size=(32, 32)), 1)
     assert batch["gt_boxes"].shape == (2, 0, 4) and batch["gt_masks"].shape == (2, 0, 32, 32)
@@ -203,9 +193,8 @@ def test_evaluation_is_one_pass_with_everything_needed(folder):
         ids = tf.io.decode_png(batch["panoptic_png"][k]).numpy().astype(int) @ [1, 256, 65536]
         assert set(np.unique(ids)) - {0} == set(batch["segment_ids"][k]) - {0}
     first = rows[0]
-    assert first["instance_category_ids"][0].tolist() == [5, 20] and first["instance_iscrowd"][
-        0
-    ].tolist() == [0, 0]
+    assert first["instance_category_ids"][0].tolist() == [5, 20]
+    assert first["instance_iscrowd"][0].tolist() == [0, 0]
     assert first["instance_boxes"][0].tolist() == [[2, 3, 9, 12], [10, 15, 15, 22]]
     mask = cv2.imdecode(np.frombuffer(first["instance_mask_png"][0][0], np.uint8), 0)
     assert mask.shape == (24, 40) and mask.sum() == 63
@@ -256,10 +245,7 @@ def test_repeat_factors_of_the_records(folder):
 
 def test_repeat_factors_of_records_without_classes(tmp_path):
     tiny.make(tmp_path, [(24, 40, [])])
-    dataset = tiny.open_panoptic(
-        tmp_path / "panoptic.json", tmp_path / "panoptic", tmp_path / "images"
-    )
-    convert.convert(dataset, str(tmp_path), "train", num_workers=1)
+    tiny.convert(tmp_path, tmp_path)
     c = config(tmp_path, repeat_factor_threshold=0.1, task="instance")
     with pytest.raises(ValueError, match="--repeat_factor_threshold=0.1: .*--task=instance.*use 0"):
         batches(c, 1)

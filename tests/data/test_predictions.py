@@ -2,7 +2,6 @@
 
 import json
 
-import cv2
 import numpy as np
 import pytest
 
@@ -16,36 +15,6 @@ IDS = np.array([[0, 1, 255, 256], [65535, 65536, 2**24 - 1, 7], [7, 7, 7, 7]], n
 def test_png_round_trip():
     png = panoptic_png.encode_ids(IDS)
     np.testing.assert_array_equal(panoptic_png.decode_ids(png, "x.png"), IDS)
-
-
-def test_alpha_is_ignored():
-    bgr = cv2.imdecode(np.frombuffer(panoptic_png.encode_ids(IDS), np.uint8), cv2.IMREAD_COLOR)
-    bgra = np.dstack([bgr, np.full(IDS.shape, 9, np.uint8)])
-    np.testing.assert_array_equal(
-        panoptic_png.decode_ids(cv2.imencode(".png", bgra)[1].tobytes(), "x"), IDS
-    )
-
-
-@pytest.mark.parametrize(
-    "damage, message",
-    [
-        (lambda png: b"", "x.png: not a PNG"),
-        (lambda png: cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8))[1].tobytes(), "not a PNG"),
-        (
-            lambda png: cv2.imencode(".png", np.zeros((8, 8), np.uint8))[1].tobytes(),
-            "must be an 8-bit RGB PNG",
-        ),
-        (
-            lambda png: cv2.imencode(".png", np.zeros((8, 8, 3), np.uint16))[1].tobytes(),
-            "bit depth 16",
-        ),
-        (lambda png: png[: len(png) // 2], "damaged PNG"),
-    ],
-    ids=["empty", "jpeg", "grey", "16 bit", "cut off"],
-)
-def test_bad_png_is_named(damage, message):
-    with pytest.raises(ValueError, match=message):
-        panoptic_png.decode_ids(damage(panoptic_png.encode_ids(IDS)), "x.png")
 
 
 def write_dataset(directory, num_images=3):
@@ -103,13 +72,6 @@ def test_empty_writer_writes_valid_json(tmp_path):
     }
 
 
-def test_file_names_tell_all_ids_apart():
-    ids = ["a/b", "a b", "a_b", "a%2Fb", "²", "2", ".a", "x" * 300, "x" * 301, "..", 1, -1, 2**40]
-    stems = [predictions.file_stem(i) for i in ids]
-    assert len(set(stems)) == len(ids) and stems[-3] == "000000000001"
-    assert all(len(s) < 200 and "/" not in s and not s.startswith(".") for s in stems)
-
-
 def test_semantic_maps_refuse_category_ids_that_do_not_fit(tmp_path):
     predictions.PredictionWriter(tmp_path, [], semantic_category_ids=[None, 65534])
     with pytest.raises(ValueError, match="Category id 65536 .*65534"):
@@ -133,12 +95,15 @@ def test_images_are_listed_where_they_are_given(tmp_path):
 
 def test_two_images_never_share_a_file(tmp_path):
     """Neither panoptic nor semantic maps; 1 and "000000000001" cannot be ids of one dataset."""
-    ids = [1, "01", "001", "a/b", "a b", "a_b", "²", "2", "A" * 300, "A" * 301]
+    ids = [1, -1, 2**40, "01", "001", "a/b", "a b", "a_b", "a%2Fb", "²", "2", ".a", ".."]
+    ids += ["A" * 300, "A" * 301]
     with predictions.PredictionWriter(tmp_path, [], semantic_category_ids=[3]) as writer:
         for image_id in ids:
             writer.add_panoptic(image_id, np.zeros((2, 2)), [])
             writer.add_semantic(image_id, np.zeros((2, 2), int))
         for kind in ("panoptic", "semantic"):
-            assert len(list((tmp_path / kind).iterdir())) >= len(ids)
+            names = [path.name for path in (tmp_path / kind).iterdir()]
+            assert len(names) >= len(ids) and "000000000001.png" in names
+            assert all(len(name) < 200 and not name.startswith(".") for name in names)
         with pytest.raises(ValueError, match="maps of two images"):
             writer.add_semantic("000000000001", np.zeros((2, 2), int))

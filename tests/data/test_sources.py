@@ -2,6 +2,8 @@
 
 import json
 import os
+import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -23,6 +25,7 @@ from pfpn_tf.data import (
 )
 from pfpn_tf.data.record import Instance
 from pfpn_tf.utils.errors import UserError
+from tests.data import tiny
 
 HW = 24, 32
 BOXES = {"a": ("cat", 4, 6, 14, 20), "b": ("dog", 2, 3, 10, 12)}  # photo -> class, y1, x1, y2, x2
@@ -32,6 +35,11 @@ def photo(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.RandomState(len(path.name)).randint(0, 256, (*HW, 3), np.uint8)
     Image.fromarray(pixels).save(path)
+
+
+def photos(folder, *names):
+    for name in names:
+        photo(folder / name)
 
 
 def mask_of(name):
@@ -48,18 +56,17 @@ def runs(mask):
     return np.diff([0, *edges, columns.size]).tolist()
 
 
-def coco(category_ids, names, image_ids=(1, 2), **annotation):
+def coco(category_ids, names, image_ids=(0, 1), supercategory=None):
     """The two photos under their `names`, with a polygon each."""
-    content = {"info": {}, "licenses": [], "images": [], "annotations": [], "categories": []}
-    for n, (key, (category, y1, x1, y2, x2)) in enumerate(BOXES.items()):
-        image = {"id": image_ids[n], "file_name": names[n], "height": HW[0], "width": HW[1]}
-        content["images"].append(image)
-        entry = {"id": n, "image_id": image_ids[n], "category_id": category_ids[n], "iscrowd": 0}
-        entry["segmentation"] = [[x1, y1, x2, y1, x2, y2, x1, y2]]
-        entry.update(bbox=[x1, y1, x2 - x1, y2 - y1], area=(x2 - x1) * (y2 - y1))
-        content["annotations"].append({**entry, **annotation})
-        content["categories"].append({"id": category_ids[n], "name": category})
-    return content
+    images, annotations, categories = [], [], []
+    kinds = zip(category_ids, names, image_ids, BOXES.values())
+    for n, (category_id, name, image_id, (category, *box)) in enumerate(kinds):
+        images.append({"id": image_id, "file_name": name, "height": HW[0], "width": HW[1]})
+        ids = {"id": n, "image_id": image_id, "category_id": category_id, "iscrowd": 0}
+        annotations.append({**ids, **tiny.shape(*box)})
+        categories.append({"id": category_id, "name": category, "supercategory": supercategory})
+    lists = {"images": images, "annotations": annotations, "categories": categories}
+    return {"info": {}, "licenses": [], **lists}
 
 
 def write(path, content):
@@ -70,19 +77,15 @@ def write(path, content):
 
 def roboflow(folder):
     names = ["a_png.rf.0a1b.png", "b_png.rf.99ff.png"]
-    for name in names:
-        photo(folder / "train" / name)
-    content = coco((1, 2), names, (0, 1))
-    for category in content["categories"]:
-        category["supercategory"] = "pets"
+    photos(folder / "train", *names)
+    content = coco((1, 2), names, supercategory="pets")
     content["categories"].insert(0, {"id": 0, "name": "pets", "supercategory": "none"})
     return write(folder / "train/_annotations.coco.json", content)
 
 
 def cvat(folder):
-    for name in ("a", "b"):
-        photo(folder / f"images/default/day 1/{name}.png")
-    content = coco((1, 2), ["day 1/a.png", "day 1/b.png"])
+    photos(folder / "images/default/day 1", "a.png", "b.png")
+    content = coco((1, 2), ["day 1/a.png", "day 1/b.png"], (1, 2), "")
     for annotation, name in zip(content["annotations"], "ab"):
         annotation["segmentation"] = {"counts": runs(mask_of(name)), "size": list(HW)}
         annotation["attributes"] = {"occluded": False, "rotation": 0.0}
@@ -90,52 +93,45 @@ def cvat(folder):
 
 
 def label_studio(folder):
-    for name in ("cb0618f6-a.png", "0a0b0c0d-b.png"):
-        photo(folder / "images" / name)
+    names = ["cb0618f6-a.png", "0a0b0c0d-b.png"]
+    photos(folder / "images", *names)
     upload = "..\\..\\label-studio\\label-studio\\media\\upload\\4\\"
-    names = [f"{upload}cb0618f6-a.png", f"{upload}0a0b0c0d-b.png"]
-    content = coco((0, 1), names, (0, 1), ignore=0)
+    content = coco((0, 1), [upload + name for name in names])
     for annotation in content["annotations"]:
         del annotation["iscrowd"], annotation["area"]
+        annotation["ignore"] = 0
     return write(folder / "result.json", content)
 
 
 def label_studio_local_files(folder):
-    for name in ("a", "b"):
-        photo(folder / f"photos/{name}.png")
-    names = ["data/local-files/?d=my%20disk/a.png", "images/1/11112222-b.png"]
-    content = coco((0, 1), names, (0, 1))
+    photos(folder / "photos", "a.png", "b.png")
+    content = coco((0, 1), ["data/local-files/?d=my%20disk/a.png", "images/1/11112222-b.png"])
     for image in content["images"]:
         image.update(height=None, width=None)
+    for category in content["categories"]:
+        del category["supercategory"]
     return write(folder / "result.json", content)
 
 
 def labelme2coco(folder):
-    for name in ("a", "b"):
-        photo(folder / f"labelme/{name}.png")
-    content = coco((0, 1), ["labelme/a.png", "labelme/b.png"])
+    photos(folder / "labelme", "a.png", "b.png")
+    content = coco((0, 1), ["labelme/a.png", "labelme/b.png"], (1, 2))
     for category in content["categories"]:
         category["supercategory"] = category["name"]
     return write(folder / "runs/dataset.json", content), folder
 
 
 def fiftyone(folder):
-    for name in ("a", "b"):
-        photo(folder / f"data/{name}.png")
-    content = coco((0, 1), ["a.png", "b.png"])
-    for category in content["categories"]:
-        category["supercategory"] = None
-    return write(folder / "labels.json", content)
+    photos(folder / "data", "a.png", "b.png")
+    return write(folder / "labels.json", coco((0, 1), ["a.png", "b.png"], (1, 2)))
 
 
 def ids_of_other_kinds(folder):
-    for name in ("a", "b"):
-        photo(folder / f"{name}.PNG")
+    photos(folder, "a.PNG", "b.PNG", "__MACOSX/a.png")
     content = coco((7.0, "30"), ["a.png", "b.png"], ("5f2c-1", "5f2c-2"))
     first, second = content["annotations"]
     first.update(id="5f2c-3", segmentation=[[], *first["segmentation"]])
     second.update(segmentation=second["segmentation"][0])
-    photo(folder / "__MACOSX/a.png")
     return write(folder / "export.json", content)
 
 
@@ -204,17 +200,22 @@ def test_polygons_of_stuff_lie_below_things(tmp_path):
     assert sorted((s.category_id, s.iscrowd) for s in record.segments) == [(0, False), (5, False)]
 
 
+def first(key, **new):
+    """A change of the first entry of a list."""
+    return lambda content: content[key][0].update(new)
+
+
 REFUSED = {
     "boxes alone": (
         lambda c: [a.update(segmentation=[]) for a in c["annotations"]],
         "2 boxes and no segmentation. Boxes alone cannot train masks",
     ),
     "a box among masks": (
-        lambda c: c["annotations"][0].update(segmentation=[]),
+        first("annotations", segmentation=[]),
         "annotation 0: .* not \\[\\]; a box alone cannot train masks",
     ),
     "panoptic": (
-        lambda c: c["annotations"][0].update(segments_info=[]),
+        first("annotations", segments_info=[]),
         "is a panoptic one; give it as --panoptic_json",
     ),
     "nothing": (lambda c: c["annotations"].clear(), "labels.json: has no annotation"),
@@ -222,23 +223,23 @@ REFUSED = {
         lambda c: [k.update(supercategory=["pet"], id=[7]) for k in c["categories"]],
         '"id" must be a whole number',
     ),
-    "category id twice": (lambda c: c["categories"][1].update(id=0), "category id 0 occurs twice"),
-    "image id twice": (lambda c: c["images"][1].update(id=1), "image id 1 occurs twice"),
+    "category id twice": (first("categories", id=1), "category id 1 occurs twice"),
+    "image id twice": (first("images", id=2), "image id 2 occurs twice"),
     "unlisted category": (
-        lambda c: c["annotations"][0].update(category_id=8),
+        first("annotations", category_id=8),
         "annotation 0 has category 8, which is not listed",
     ),
     "name of no file": (
-        lambda c: c["images"][0].update(file_name="../"),
+        first("images", file_name="../"),
         r'images.0.: "file_name" names no file: "../"',
     ),
     "address": (
-        lambda c: c["images"][0].update(file_name="http://[a/z.png?b=1"),
+        first("images", file_name="http://[a/z.png?b=1"),
         "z.png.b=1: no such image",
     ),
-    "photo missing": (lambda c: c["images"][0].update(file_name="z.png"), "z.png: no such image"),
+    "photo missing": (first("images", file_name="z.png"), "z.png: no such image"),
     "name in two folders": (
-        lambda c: c["images"][0].update(file_name="twin.png"),
+        first("images", file_name="twin.png"),
         "twin.png: no such image, but 2 of this name",
     ),
 }
@@ -248,8 +249,7 @@ REFUSED = {
 def test_instances_that_cannot_be_used(tmp_path, case):
     change, words = REFUSED[case]
     path = fiftyone(tmp_path)
-    for side in ("x", "y"):
-        photo(tmp_path / side / "twin.png")
+    photos(tmp_path, "x/twin.png", "y/twin.png")
     content = json.loads(path.read_text())
     change(content)
     write(path, content)
@@ -287,12 +287,8 @@ def save_palette(path, values, bits=8):
 
 def save_bits(path, values, bits):
     """A grey PNG of 2 or 4 bits, which Pillow does not write."""
-    import struct
-    import zlib
-
-    packed = np.packbits(
-        np.unpackbits(values[..., None], axis=-1)[..., -bits:].reshape(len(values), -1), axis=-1
-    )
+    digits = np.unpackbits(values[..., None], axis=-1)[..., -bits:]
+    packed = np.packbits(digits.reshape(len(values), -1), axis=-1)
     head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, 0, 0, 0, 0)
     lines = b"".join(b"\0" + row.tobytes() for row in packed)
     chunks = (b"IHDR", head), (b"IDAT", zlib.compress(lines)), (b"IEND", b"")
@@ -423,9 +419,8 @@ def grey(path):
     Image.fromarray(VALUES).save(path)
 
 
-def paired(tmp_path, photos, labels, image_dir="p", map_dir="m"):
-    for name in photos:
-        photo(tmp_path / image_dir / name)
+def paired(tmp_path, names, labels, image_dir="p", map_dir="m"):
+    photos(tmp_path / image_dir, *names)
     for name in labels:
         grey(tmp_path / map_dir / name)
     given = sources.Given(
@@ -437,7 +432,7 @@ def paired(tmp_path, photos, labels, image_dir="p", map_dir="m"):
 
 
 def test_maps_go_with_the_photos_of_their_names(tmp_path):
-    for n, (photos, labels, *folders) in enumerate(
+    for n, (names, labels, *folders) in enumerate(
         [
             (["a.jpg", "s/b.jpg"], ["s/b.png", "a.png"]),
             (["1/a.jpg", "2/a.jpg"], ["2/a.png", "1/a.png"]),
@@ -447,14 +442,14 @@ def test_maps_go_with_the_photos_of_their_names(tmp_path):
             (["a.png"], ["a.png"], "p", "p/masks"),
         ]
     ):
-        dataset = paired(tmp_path / str(n), photos, labels, *folders)
-        assert len(dataset) == len(photos) and dataset.notes.lines() == []
+        dataset = paired(tmp_path / str(n), names, labels, *folders)
+        assert len(dataset) == len(names) and dataset.notes.lines() == []
         for position in range(len(dataset)):
             np.testing.assert_array_equal(dataset.read(position).category_map, VALUES)
 
 
 @pytest.mark.parametrize(
-    "photos, labels, words",
+    "names, labels, words",
     [
         (["a.jpg", "a.png"], ["a.png"], "a.jpg and a.png are photos of one name"),
         (["a.jpg"], ["a.png", "a.bmp"], "photo a.jpg has 2 class maps: a.bmp, a.png"),
@@ -464,9 +459,9 @@ def test_maps_go_with_the_photos_of_their_names(tmp_path):
         ([], ["z.png"], "no such folder|has no photo"),
     ],
 )
-def test_maps_that_fit_no_photo_or_two(tmp_path, photos, labels, words):
+def test_maps_that_fit_no_photo_or_two(tmp_path, names, labels, words):
     with pytest.raises(UserError, match=words):
-        paired(tmp_path, photos, labels)
+        paired(tmp_path, names, labels)
 
 
 def test_missing_maps_and_photos_are_counted(tmp_path, caplog):
@@ -610,6 +605,7 @@ def test_things_are_named_once(tmp_path):
     [
         ({}, "--panoptic_json, --instances_json, --class_map_dir with"),
         ({"image_info_json": "a", "instances_json": "b"}, "without annotations; leave out --inst"),
+        ({"image_info_json": "a", "panoptic_json": "b"}, "--image_info_json is for images without"),
         ({"panoptic_json": "a", "class_map_dir": "b"}, "has stuff.*leave out --class_map_dir"),
         ({"panoptic_json": "a", "things": ["b"]}, "leave out --things"),
         ({"class_map_dir": "a", "image_dir": "b"}, "--class_map_dir needs --class_names"),

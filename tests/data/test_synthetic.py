@@ -5,9 +5,9 @@ import json
 import cv2
 import numpy as np
 import pytest
-from pycocotools import mask as coco_mask
 
 from pfpn_tf.data import scenes, synthetic
+from tests import tiny
 
 NUM_TRAIN, NUM_VAL = 12, 5
 
@@ -23,49 +23,18 @@ def read(dataset, name, split):
     return json.loads((dataset / "annotations" / f"{name}_{split}.json").read_text())
 
 
-def read_ids(path):
-    bgr = cv2.imread(str(path), cv2.IMREAD_UNCHANGED).astype(np.int64)
-    return bgr[..., 2] + 256 * bgr[..., 1] + 65536 * bgr[..., 0]
-
-
 @pytest.mark.parametrize("split, num_images", [("train", NUM_TRAIN), ("val", NUM_VAL)])
-def test_segments_match_the_png(dataset, split, num_images):
-    panoptic = read(dataset, "panoptic", split)
-    assert len(panoptic["images"]) == len(panoptic["annotations"]) == num_images
-    known = {category["id"] for category in panoptic["categories"]}
-    for image, annotation in zip(panoptic["images"], panoptic["annotations"]):
-        assert image["id"] == annotation["image_id"]
-        photo = cv2.imread(str(dataset / split / image["file_name"]))
-        ids = read_ids(dataset / "annotations" / f"panoptic_{split}" / annotation["file_name"])
-        assert photo.shape == (image["height"], image["width"], 3) == ids.shape + (3,)
-        segments = {segment["id"]: segment for segment in annotation["segments_info"]}
-        assert set(np.unique(ids)) - {0} == set(segments)
-        for segment_id, segment in segments.items():
-            y, x = np.nonzero(ids == segment_id)
-            box = [x.min(), y.min(), x.max() - x.min() + 1, y.max() - y.min() + 1]
-            assert segment["bbox"] == box
-            assert segment["area"] == len(y)
-            assert segment["category_id"] in known
-
-
-def test_instances_are_the_visible_things(dataset):
-    panoptic, instances = read(dataset, "panoptic", "train"), read(dataset, "instances", "train")
-    things = {c["id"] for c in panoptic["categories"] if c["isthing"]}
-    masks = {}
-    for instance in instances["annotations"]:
-        mask = coco_mask.decode(instance["segmentation"]).astype(bool)
-        assert mask.sum() == instance["area"]
-        masks.setdefault(instance["image_id"], []).append(
-            (instance["category_id"], instance["iscrowd"], mask)
-        )
-    for annotation in panoptic["annotations"]:
-        ids = read_ids(dataset / "annotations" / "panoptic_train" / annotation["file_name"])
-        segments = [s for s in annotation["segments_info"] if s["category_id"] in things]
-        given = masks.get(annotation["image_id"], [])
-        assert len(given) == len(segments)
-        for segment, (category_id, iscrowd, mask) in zip(segments, given):
-            assert (segment["category_id"], segment["iscrowd"]) == (category_id, iscrowd)
-            np.testing.assert_array_equal(mask, ids == segment["id"])
+def test_files_agree_and_instances_are_the_visible_things(dataset, split, num_images):
+    """The reader compares photos, maps, areas and boxes; it notes what differs."""
+    given, visible = (tiny.open_drawn(dataset, split, instances) for instances in (True, False))
+    assert len(given) == num_images and not given.notes.lines()
+    for position in range(num_images):
+        record, other = given.read(position), visible.read(position)
+        assert not record.notes.lines() and not other.notes.lines()
+        for ours, segment in zip(record.instances, other.instances, strict=True):
+            assert (ours.category_id, ours.iscrowd) == (segment.category_id, segment.iscrowd)
+            assert (ours.area, list(ours.bbox_xywh)) == (segment.area, list(segment.bbox_xywh))
+            np.testing.assert_array_equal(ours.mask, segment.mask)
 
 
 def test_same_seed_same_scene_other_seed_other_scene():

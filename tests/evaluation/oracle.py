@@ -9,7 +9,7 @@ from pfpn_tf import config as config_lib
 from pfpn_tf.data import convert, pipeline, synthetic
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.structures import Detections, InferenceOutputs
-from tests.data.tiny import open_panoptic
+from tests import tiny
 
 NUM_IMAGES = 7
 MASK_SIZE = 28
@@ -20,13 +20,7 @@ def make_scenes(folder):
     """Makes annotations/ and records/ of a few drawn scenes of different sizes."""
     folder = pathlib.Path(folder)
     synthetic.make_dataset(folder, num_train=1, num_val=NUM_IMAGES, sides=(70, 120))
-    annotations = folder / "annotations"
-    scenes = open_panoptic(
-        annotations / "panoptic_val.json",
-        annotations / "panoptic_val",
-        folder / "val",
-        annotations / "instances_val.json",
-    )
+    scenes = tiny.open_drawn(folder, "val", instances=True)
     convert.convert(scenes, str(folder / "records"), "val", num_shards=2, num_workers=1)
 
 
@@ -65,9 +59,8 @@ class Oracle(tf.keras.Model):
         """
         rng = np.random.default_rng(0)
         keys, rows = [], []
-        for batch in pipeline.build_dataset(
-            config.replace(eval_batch_size=1), info, training=False
-        ):
+        one_by_one = config.replace(eval_batch_size=1)
+        for batch in pipeline.build_dataset(one_by_one, info, training=False):
             keys.append(float(tf.reduce_sum(batch["images"])))
             rows.append(cls._noted(batch, info, rng))
         assert len(keys) == NUM_IMAGES and len(set(keys)) == NUM_IMAGES
@@ -88,18 +81,11 @@ class Oracle(tf.keras.Model):
         category_ids = batch["instance_category_ids"][0].numpy()[: len(gt)]
         class_ids[: len(gt)] = [info.category_to_class_id[int(c)] for c in category_ids]
         class_ids[len(gt)] = 0
-        scores = np.where(
-            np.arange(MAX_DETECTIONS) < count, np.linspace(0.99, 0.3, MAX_DETECTIONS), 0
-        )
+        falling = np.linspace(0.99, 0.3, MAX_DETECTIONS)
+        scores = np.where(np.arange(MAX_DETECTIONS) < count, falling, 0).astype(np.float32)
         y, x = np.mgrid[:MASK_SIZE, :MASK_SIZE] / (MASK_SIZE - 1) * 2 - 1
         masks = np.broadcast_to(4 * (1.1 - y**2 - x**2), (MAX_DETECTIONS, MASK_SIZE, MASK_SIZE))
-        return (
-            boxes,
-            scores.astype(np.float32),
-            class_ids,
-            np.int32(count),
-            masks.astype(np.float32),
-        )
+        return boxes, scores, class_ids, np.int32(count), masks.astype(np.float32)
 
     def call(self, images, image_hw, training=False):
         del training

@@ -13,6 +13,7 @@ from pycocotools.cocoeval import COCOeval
 
 from pfpn_tf.evaluation import average_precision as ap
 from pfpn_tf.evaluation import counts
+from tests.evaluation.test_instance_files import two_balls
 
 STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 CASES = [
@@ -110,39 +111,14 @@ def test_crowds_and_ties_equal_pycocotools(kind, string_ids):
     assert 0.1 < ours["AP"] < 0.9 and ours["per_class"]["40"]["AP"] is None
 
 
-def toy():
-    """Two images of 20 x 30; one object each, the second a crowd."""
-    mask = np.zeros((20, 30), np.uint8, order="F")
-    mask[2:12, 3:23] = 1
-    rle = mask_utils.encode(mask)
-    rle["counts"] = rle["counts"].decode()
-    annotation = {"category_id": 4, "area": 200, "bbox": [3, 2, 20, 10], "segmentation": rle}
-    gt = {
-        "images": [{"id": i, "height": 20, "width": 30} for i in (1, 2)],
-        "annotations": [
-            {"id": 1, "image_id": 1, "iscrowd": 0, **annotation},
-            {"id": 2, "image_id": 2, "iscrowd": 1, **annotation},
-        ],
-        "categories": [{"id": 4}, {"id": 9}],
-    }
-    result = {
-        "image_id": 1,
-        "category_id": 4,
-        "bbox": [3, 2, 20, 10],
-        "segmentation": rle,
-        "score": 0.9,
-    }
-    return gt, result
-
-
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
 def test_perfect_and_no_detections(kind):
-    gt, result = toy()
-    for score in (ap.average_precision, by_image):
-        perfect = score(gt, [result], kind)
-        assert perfect["AP"] == pytest.approx(1.0) and perfect["AR"] == pytest.approx(1.0)
-        assert perfect["APl"] == -1 and perfect["per_class"]["9"]["AP"] is None
-        assert score(gt, [], kind)["AP"] == 0.0
+    gt, results = two_balls()
+    gt["annotations"][1]["iscrowd"] = 1
+    perfect = by_image(gt, results[:1], kind)
+    assert perfect["AP"] == pytest.approx(1.0) and perfect["AR"] == pytest.approx(1.0)
+    assert perfect["APl"] == -1
+    assert by_image(gt, [], kind)["AP"] == 0.0
 
 
 def test_images_whose_ids_are_no_numbers_come_after_all_others():

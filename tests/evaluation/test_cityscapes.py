@@ -6,15 +6,15 @@ import copy
 import json
 import os
 import pathlib
-import subprocess
-import sys
 
 import cv2
 import numpy as np
 import pytest
 
+from pfpn_tf.data import panoptic_png
 from pfpn_tf.data.predictions import PredictionWriter, instance_results
 from pfpn_tf.evaluation import cityscapes, output_folder
+from tests import processes
 
 pixels = pytest.importorskip("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
 instances = pytest.importorskip("cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling")
@@ -81,11 +81,8 @@ def write_predictions(folder, train_ids=False):
             scores = rng.random(len(things)).round(1)
             if i != 2:  # Nothing is found in the last image.
                 category_ids = [s["category_id"] for s in things]
-                writer.add_instances(
-                    instance_results(
-                        image_id, np.zeros((len(things), 4)), scores, category_ids, masks
-                    )
-                )
+                boxes = np.zeros((len(things), 4))
+                writer.add_instances(instance_results(image_id, boxes, scores, category_ids, masks))
     return folder
 
 
@@ -184,9 +181,8 @@ def test_only_what_is_predicted(truth, tmp_path):
     (folder / "panoptic.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=f"Image {IMAGE_IDS[1]}: not in"):
         score(truth, folder)
-    assert (
-        score(truth, folder, image_ids=[IMAGE_IDS[0], IMAGE_IDS[2], "another"])["num_images"] == 2
-    )
+    some = [IMAGE_IDS[0], IMAGE_IDS[2], "another"]
+    assert score(truth, folder, image_ids=some)["num_images"] == 2
 
 
 def test_maps_of_an_earlier_evaluation_do_not_count(truth, tmp_path):
@@ -202,71 +198,72 @@ def test_maps_of_an_earlier_evaluation_do_not_count(truth, tmp_path):
     assert len(list((folder / "pixel_level").iterdir())) == 2
 
 
-def rename(folder, old, new):
-    path = folder / "panoptic.json"
-    path.write_text(path.read_text().replace(old, new))
+def rename(old, new):
+    """A damage of panoptic.json."""
+
+    def damage(folder, truth):
+        path = folder / "panoptic.json"
+        path.write_text(path.read_text().replace(old, new))
+
+    return damage
 
 
-def smaller_png(folder):
+def smaller_png(folder, truth):
     path = folder / f"panoptic/{IMAGE_IDS[0]}.png"
     cv2.imwrite(str(path), cv2.imread(str(path))[1:])
 
 
-def change_instance(change):
+def first_instance(change=None, **new):
+    """A damage of instances.json."""
+
     def damage(folder, truth):
         path = folder / "instances.json"
         content = json.loads(path.read_text())
-        change(content[0])
+        content[0].update(new)
+        (change or dict)(content[0])
         path.write_text(json.dumps(content))
 
     return damage
 
 
-def unknown_label(folder, truth):
-    path = truth / f"aachen/{IMAGE_IDS[0]}_gtFine_labelIds.png"
-    cv2.imwrite(str(path), np.full(HW, 200, np.uint8))
+def truth_png(kind, content):
+    """A damage of the first PNG of a kind of the ground truth; no content: it is missing."""
+
+    def damage(folder, truth):
+        path = truth / f"aachen/{IMAGE_IDS[0]}_gtFine_{kind}.png"
+        path.unlink() if content is None else path.write_bytes(content)
+
+    return damage
+
+
+UNKNOWN_LABEL = panoptic_png.encode_grey(np.full(HW, 200, np.uint8))
 
 
 @pytest.mark.parametrize(
     "damage, words",
     [
-        (
-            lambda folder, truth: rename(folder, '"sky"', '"heaven"'),
-            ["panoptic.json", "'heaven' is no class"],
-        ),
-        (
-            lambda folder, truth: rename(folder, '"categories"', '"classes"'),
-            ["panoptic.json", "no categories"],
-        ),
-        (lambda folder, truth: smaller_png(folder), [IMAGE_IDS[0], "59 x 90", "60 x 90"]),
+        (rename('"sky"', '"heaven"'), ["panoptic.json", "'heaven' is no class"]),
+        (rename('"categories"', '"classes"'), ["panoptic.json", "no categories"]),
+        (rename('"category_id": 23', '"category_id": 99'), [IMAGE_IDS[0], "99"]),
+        (smaller_png, [IMAGE_IDS[0], "59 x 90", "60 x 90"]),
         (
             lambda folder, truth: os.unlink(folder / f"panoptic/{IMAGE_IDS[0]}.png"),
             [IMAGE_IDS[0], "No such file"],
         ),
+        (first_instance(lambda r: r.pop("segmentation")), [IMAGE_IDS[0], "instance 0", "RLE"]),
         (
-            lambda folder, truth: rename(folder, '"category_id": 23', '"category_id": 99'),
-            [IMAGE_IDS[0], "99"],
-        ),
-        (change_instance(lambda r: r.pop("segmentation")), [IMAGE_IDS[0], "instance 0", "RLE"]),
-        (
-            change_instance(lambda r: r["segmentation"].update(size=[90, 60])),
+            first_instance(lambda r: r["segmentation"].update(size=[90, 60])),
             [IMAGE_IDS[0], "[60, 90]"],
         ),
-        (change_instance(lambda r: r.update(category_id=7000)), [IMAGE_IDS[0], "7000"]),
+        (first_instance(category_id=7000), [IMAGE_IDS[0], "7000"]),
+        (first_instance(image_id=5), ["instances.json", "entry 0", "image_id"]),
+        (first_instance(lambda r: r.pop("score")), ["instances.json", "entry 0", "score"]),
+        (truth_png("instanceIds", None), ["instanceIds.png does not exist"]),
+        (truth_png("labelIds", b""), ["labelIds.png", "no readable"]),
         (
-            change_instance(lambda r: r.update(image_id=5)),
-            ["instances.json", "entry 0", "image_id"],
+            truth_png("labelIds", UNKNOWN_LABEL),
+            ["cityscapesscripts stopped: Unknown label with id 200"],
         ),
-        (change_instance(lambda r: r.pop("score")), ["instances.json", "entry 0", "score"]),
-        (
-            lambda folder, truth: os.unlink(next(truth.glob("aachen/*_instanceIds.png"))),
-            ["instanceIds.png does not exist"],
-        ),
-        (
-            lambda folder, truth: next(truth.glob("aachen/*_labelIds.png")).write_bytes(b""),
-            ["labelIds.png", "no readable"],
-        ),
-        (unknown_label, ["cityscapesscripts stopped: Unknown label with id 200"]),
     ],
 )
 def test_errors_name_what_is_wrong(truth, tmp_path, damage, words):
@@ -288,12 +285,10 @@ def test_tool_scores_ground_truth_of_the_real_layout(test_data, tmp_path):
     out.
     """
     root = test_data("data/cityscapes_like/gtFine")
-    tool = pathlib.Path(__file__).parents[2] / "tools/eval.py"
-    command = [sys.executable, str(tool), f"--cityscapes_gt_dir={root}/val"]
-    command += [f"--pred_panoptic_json={root}/cityscapes_panoptic_val_trainId.json"]
-    command += [f"--output_dir={tmp_path}/out", f"--metrics_json={tmp_path}/m.json"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    flags = [f"--cityscapes_gt_dir={root}/val"]
+    flags += [f"--pred_panoptic_json={root}/cityscapes_panoptic_val_trainId.json"]
+    flags += [f"--output_dir={tmp_path}/out", f"--metrics_json={tmp_path}/m.json"]
+    done = processes.call("tools/eval.py", *flags)
     metrics = json.loads((tmp_path / "m.json").read_text())["cityscapes"]
     assert metrics["miou"] == 1.0 and metrics["iiou"] == 1.0 and metrics["num_images"] == 5
     assert "AP" not in metrics

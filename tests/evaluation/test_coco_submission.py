@@ -33,41 +33,34 @@ def write_predictions(folder, image_ids, **kinds):
 
 def test_zips_hold_what_the_server_wants(tmp_path):
     folder = write_predictions(tmp_path / "p", [1, 2, 99])
-    write_predictions(
-        tmp_path / "p", [1, 581929]
-    )  # Images 2 and 99 of before have PNGs, but do not count.
+    # Images 2 and 99 of before have PNGs, but do not count.
+    write_predictions(tmp_path / "p", [1, 581929])
     panoptic, detections = coco_submission.write(folder, "test-dev", "My R-50 (FPN)/3x")
     name = "panoptic_test-dev2017_MyR-50FPN3x_results"
     assert pathlib.Path(panoptic) == tmp_path / f"p/{name}.zip"
     assert pathlib.Path(detections).name == "detections_test-dev2017_MyR-50FPN3x_results.zip"
     with zipfile.ZipFile(panoptic) as archive:
         assert archive.testzip() is None
-        assert archive.namelist() == [
-            f"{name}.json",
-            f"{name}/000000000001.png",
-            f"{name}/000000581929.png",
-        ]
+        pngs = [f"{name}/{image_id:012d}.png" for image_id in (1, 581929)]
+        assert archive.namelist() == [f"{name}.json", *pngs]
         archive.extractall(tmp_path / "server")
     with zipfile.ZipFile(detections) as archive:
         assert archive.namelist() == ["detections_test-dev2017_MyR-50FPN3x_results.json"]
-        assert [r["image_id"] for r in json.loads(archive.read(archive.namelist()[0]))] == [
-            1,
-            581929,
-        ]
+        results = json.loads(archive.read(archive.namelist()[0]))
+        assert [result["image_id"] for result in results] == [1, 581929]
     submitted = str(tmp_path / "server" / f"{name}.json")
     metrics = PanopticFiles(str(tmp_path / "p/panoptic.json"), "", submitted, "").score()
     assert metrics["panoptic"]["All"] == {"pq": 1.0, "sq": 1.0, "rq": 1.0, "n": 2}
 
 
 def test_one_task_gives_one_zip(tmp_path):
-    instances = coco_submission.write(
-        write_predictions(tmp_path / "i", [1], panoptic=False), "test-dev", ""
-    )
-    assert [pathlib.Path(p).name for p in instances] == ["detections_test-dev2017_pfpn_results.zip"]
-    panoptic = coco_submission.write(
-        write_predictions(tmp_path / "p", [1], instances=False), "test-challenge", "a"
-    )
-    assert [pathlib.Path(p).name for p in panoptic] == ["panoptic_test-challenge2017_a_results.zip"]
+    for kind, split, method, name in (
+        ("panoptic", "test-dev", "", "detections_test-dev2017_pfpn_results.zip"),
+        ("instances", "test-challenge", "a", "panoptic_test-challenge2017_a_results.zip"),
+    ):
+        folder = write_predictions(tmp_path / kind, [1], **{kind: False})
+        (path,) = coco_submission.write(folder, split, method)
+        assert pathlib.Path(path).name == name
 
 
 def test_missing_files_are_named(tmp_path):

@@ -18,6 +18,8 @@ from pfpn_tf.training.averages import MovingAverages
 from pfpn_tf.utils.errors import UserError
 from tests import tiny
 
+PICTURES = {f"eval/{name}" for name in ("table", "classes", "confusion", "worst/0", "best/0")}
+
 
 @pytest.fixture(scope="module")
 def config(tiny_records):
@@ -122,16 +124,7 @@ def test_weights_and_their_averages(run_dir, evaluated, config, info, tmp_path):
     for name in ("report.html", "panoptic.json", "ema/report.html", "ema/panoptic.json"):
         assert (folder / name).exists()
     tags = events(run_path / "tensorboard/eval")
-    expected = {
-        "eval/PQ",
-        "eval/mIoU",
-        "eval/table",
-        "eval/classes",
-        "eval/confusion",
-        "eval/worst/0",
-        "eval/best/0",
-    }
-    assert expected <= tags.keys()
+    assert {"eval/PQ", "eval/mIoU", *PICTURES} <= tags.keys()
     assert tags["eval/PQ"] == 7
     assert "eval/PQ" in events(run_path / "tensorboard/eval/ema")
 
@@ -150,13 +143,7 @@ def test_weights_and_their_averages(run_dir, evaluated, config, info, tmp_path):
     for before, after in zip(weights, model.variables):
         np.testing.assert_array_equal(after.numpy(), before)
     tags = events(tmp_path / "tensorboard")
-    assert {
-        "eval/table",
-        "eval/classes",
-        "eval/confusion",
-        "eval/worst/0",
-        "eval/best/0",
-    } <= tags.keys()
+    assert PICTURES <= tags.keys()
     for name in ("metrics.json", "report.html", "confusion.png", "ema/metrics.json"):
         assert (tmp_path / "eval/7" / name).exists()
 

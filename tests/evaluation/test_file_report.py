@@ -28,18 +28,18 @@ def files(tmp_path):
         ids = panoptic_png.read(str(name.parent), name.name, 0, "").astype(np.int32)
         tiny.save_ids(name, np.where(ids > 2, 1, ids))
         annotation["segments_info"] = [s for s in annotation["segments_info"] if s["id"] <= 2]
-    (tmp_path / "pred/panoptic.json").write_text(
-        json.dumps({"annotations": content["annotations"]})
-    )
+    predicted = json.dumps({"annotations": content["annotations"]})
+    (tmp_path / "pred/panoptic.json").write_text(predicted)
     return tmp_path
 
 
+def paths(files):
+    names = "gt/panoptic.json", "gt/panoptic", "pred/panoptic.json", "pred/panoptic"
+    return [str(files / name) for name in names]
+
+
 def score(files, max_images=0, **options):
-    paths = [
-        str(files / name)
-        for name in ("gt/panoptic.json", "gt/panoptic", "pred/panoptic.json", "pred/panoptic")
-    ]
-    return PanopticFiles(*paths, max_images).score(1, **options)
+    return PanopticFiles(*paths(files), max_images).score(1, **options)
 
 
 def test_report_of_files(files):
@@ -71,8 +71,7 @@ def test_photos_are_turned_as_their_maps_are(files, hw, turned):
     exif[0x112] = 6
     stored = Image.open(path)
     stored.save(path, exif=exif.tobytes())
-    names = ("gt/panoptic.json", "gt/panoptic", "pred/panoptic.json", "pred/panoptic")
-    photo = PanopticFiles(*(str(files / name) for name in names))._photo(str(path.parent), 10, hw)
+    photo = PanopticFiles(*paths(files))._photo(str(path.parent), 10, hw)
     expected = np.array(stored.convert("RGB"))
     np.testing.assert_array_equal(photo[..., ::-1], np.rot90(expected, -1) if turned else expected)
 

@@ -156,9 +156,3 @@ def test_two_networks_have_their_own_inputs():
     for semantic, count in ((SEMANTIC, 2), (instance.replace(task="semantic"), 1)):
         run = inference.Inference(instance, INFO, None, inference.Network(semantic, Branch()))
         assert [s.data for s in run.settings] == [instance.data, semantic.data][:count]
-
-
-@pytest.mark.parametrize("scales", [(), (0.0, 1.0), (1.0, 1.0)])
-def test_bad_scales_are_named(scales):
-    with pytest.raises(ValueError, match="--semantic_scales"):
-        SEMANTIC.replace(semantic_scales=scales)

@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 import types
@@ -14,28 +13,8 @@ import tensorflow as tf
 from pfpn_tf.data import predictions
 from pfpn_tf.distribution import workers
 from pfpn_tf.evaluation.evaluator import Evaluator
+from tests import processes
 from tests.evaluation.oracle import Oracle, config_of, info_of, make_scenes, run
-
-ROOT = pathlib.Path(__file__).parents[2]
-
-
-def start_workers(count, arguments):
-    """Processes of tests.evaluation.worker that form a cluster on this machine."""
-    sockets = [socket.create_server(("localhost", 0)) for _ in range(count)]
-    cluster = {"worker": [f"localhost:{s.getsockname()[1]}" for s in sockets]}
-    for s in sockets:
-        s.close()
-    started = []
-    for index in range(count):
-        config = {"cluster": cluster, "task": {"type": "worker", "index": index}}
-        environment = {**os.environ, "TF_CONFIG": json.dumps(config), "CUDA_VISIBLE_DEVICES": ""}
-        command = [sys.executable, "-m", "tests.evaluation.worker", *arguments(index)]
-        started.append(
-            subprocess.Popen(
-                command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-            )
-        )
-    return started
 
 
 def test_two_workers_give_the_same(tmp_path):
@@ -43,14 +22,14 @@ def test_two_workers_give_the_same(tmp_path):
     all.
     """
     make_scenes(tmp_path / "scenes")
-    started = start_workers(
-        2,
-        lambda i: [
-            str(tmp_path / "scenes"),
-            str(tmp_path / "two"),
-            str(tmp_path / f"metrics{i}.json"),
-        ],
-    )
+    command = [sys.executable, "-m", "tests.evaluation.worker", tmp_path / "scenes"]
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    started = []
+    for i, cluster in enumerate(processes.cluster_of_workers(2)):
+        environment = processes.environment(TF_CONFIG=cluster, CUDA_VISIBLE_DEVICES="")
+        files = tmp_path / "two", tmp_path / f"metrics{i}.json"
+        process = subprocess.Popen([*command, *files], cwd=processes.ROOT, env=environment, **piped)
+        started.append(process)
     config, info = config_of(tmp_path / "scenes"), info_of(tmp_path / "scenes")
     one = Evaluator(config, info, Oracle(config, info, Oracle.notes(config, info)))
     expected = {"all": run(one, str(tmp_path / "one")), "one": run(one, None, max_images=1)}
@@ -116,16 +95,9 @@ def test_merged_file_names_are_those_of_one_writer(tmp_path):
     with predictions.PredictionWriter(two, categories) as writer:
         for part in parts:
             writer.take_over(part)
-    files = sorted(
-        os.path.relpath(os.path.join(d, f), one) for d, _, names in os.walk(one) for f in names
-    )
-    assert files == [
-        "instances.json",
-        "panoptic.json",
-        "panoptic/a%2Fb.png",
-        "panoptic/a_b.png",
-        "panoptic/c.png",
-    ]
+    maps = [f"panoptic/{name}.png" for name in ("a%2Fb", "a_b", "c")]
+    files = ["instances.json", "panoptic.json", *maps]
+    assert sorted(str(p.relative_to(one)) for p in pathlib.Path(one).rglob("*.*")) == files
     for name in files:
         assert content(pathlib.Path(one, name)) == content(pathlib.Path(two, name))
     assert sorted(os.listdir(two)) == ["instances.json", "panoptic", "panoptic.json"]

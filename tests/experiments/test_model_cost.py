@@ -2,8 +2,6 @@
 
 import functools
 import json
-import subprocess
-import sys
 
 import cv2
 import numpy as np
@@ -14,7 +12,7 @@ from pfpn_tf.benchmark import measure
 from pfpn_tf.config import Config
 from pfpn_tf.experiments import model_comparison, model_cost
 from pfpn_tf.model import layers, panoptic_fpn
-from tests.test_source_rules import ROOT
+from tests import processes
 
 PAPER = model_cost.Example(8, 19, (1024, 2048))
 SMALL = PAPER._replace(image_hw=(64, 96))
@@ -94,13 +92,8 @@ def test_table_1a(cached, zero_weights):
     """0.5 and 0.8, 0.8 and 1.4, 1.9 and 1.9 in the paper."""
     rows = model_comparison.table_1a(Config())
     results = model_comparison.compare(rows, PAPER)
-    found = {
-        r.row.label: (
-            round(r.cost.conv_multiply_adds / 1e12, 3),
-            round(r.cost.conv_activations / 1e9, 3),
-        )
-        for r in results
-    }
+    costs = {r.row.label: (r.cost.conv_multiply_adds, r.cost.conv_activations) for r in results}
+    found = {name: (round(a / 1e12, 3), round(b / 1e9, 3)) for name, (a, b) in costs.items()}
     assert found == {
         "Semantic FPN ResNet-101": (0.498, 0.780),
         "Semantic FPN ResNeXt-101 64x4d": (0.827, 1.428),
@@ -113,10 +106,8 @@ def test_figure_4(cached, zero_weights):
     """What the paper reads off its figure."""
     rows = model_comparison.figure_4(Config().replace(backbone="resnet101"))
     costs = {
-        result.row.label: np.array(
-            [result.cost.conv_multiply_adds, result.cost.conv_activations], float
-        )
-        for result in model_comparison.compare(rows, PAPER)
+        r.row.label: np.array([r.cost.conv_multiply_adds, r.cost.conv_activations], float)
+        for r in model_comparison.compare(rows, PAPER)
     }
     plain, fpn = costs["resnet101"], costs["FPN"]
     assert (plain < fpn).all()
@@ -142,11 +133,9 @@ def test_a_bad_image_size(text):
 
 
 def test_the_tool_counts_and_measures_one_network(tmp_path):
-    command = [sys.executable, "tools/profile_model.py", "--backbone=resnet_tiny", "--measure"]
-    command += ["--image_size=64x96", "--task=instance", "--measure_repeats=1"]
-    command += ["--rpn_post_nms_top_k=20", f"--output_dir={tmp_path}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    flags = ["--backbone=resnet_tiny", "--measure", "--image_size=64x96", "--task=instance"]
+    flags += ["--measure_repeats=1", "--rpn_post_nms_top_k=20", f"--output_dir={tmp_path}"]
+    done = processes.call("tools/profile_model.py", *flags)
     assert "mask_head" in done.stdout and "instance resnet_tiny" in done.stdout
     content = json.loads((tmp_path / "profile.json").read_text())
     assert content["image_hw"] == [64, 96]
@@ -191,12 +180,8 @@ def test_time_and_memory_of_two_networks_are_those_of_two_processes(monkeypatch)
     assert two == {"median_ms": 14.0, "peak_memory_mib": 320.0}
 
 
-MEASURED = {
-    "median_ms": 20.0,
-    "peak_memory_mib": 1024.0,
-    "import_memory_mib": 512.0,
-    "network_memory_mib": 512.0,
-}
+MEASURED = {"median_ms": 20.0, "peak_memory_mib": 1024.0}
+MEASURED |= {"import_memory_mib": 512.0, "network_memory_mib": 512.0}
 
 
 @pytest.mark.parametrize("works", [(), ("inference",), ("inference", "training")])

@@ -3,8 +3,6 @@
 import json
 import re
 import signal
-import subprocess
-import sys
 import textwrap
 
 import cv2
@@ -13,6 +11,7 @@ import pytest
 from pfpn_tf import config as config_lib
 from pfpn_tf.experiments import queue, trials
 from pfpn_tf.experiments.queue import Experiment
+from tests import processes
 from tests.test_configs import ROOT, parse_flagfile
 
 SCHEDULE = {"train_steps": 4, "warmup_steps": 1, "lr_decay_steps": (3,)}
@@ -216,6 +215,5 @@ def test_the_report_of_sweeps(tmp_path):
 
 
 def test_the_tool_asks_for_what_is_missing():
-    command = [sys.executable, "tools/run_trials.py"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and "--output_dir is required" in done.stderr
+    done = processes.call("tools/run_trials.py", expect=2)
+    assert "--output_dir is required" in done.stderr

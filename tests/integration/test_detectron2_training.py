@@ -12,7 +12,7 @@ from pfpn_tf import config as config_lib
 from pfpn_tf import losses as losses_lib
 from pfpn_tf.model import box_head, panoptic_fpn, rpn, targets
 from pfpn_tf.ops import boxes as box_ops
-from pfpn_tf.structures import GroundTruth, Proposals, RoiTargets, RpnTargets
+from pfpn_tf.structures import GroundTruth, Proposals
 from pfpn_tf.training import optimizer as optimizer_lib
 from pfpn_tf.weights import convert, detectron2, safe_pickle
 from tests import precision
@@ -82,45 +82,6 @@ class Reference:
         boxes = [np.pad(b, [(0, width - len(b)), (0, 0)]) for b in boxes]
         logits = [np.pad(row, (0, width - len(row))) for row in logits]
         return Proposals(*map(tf.constant, (np.stack(boxes), np.stack(logits), valid)))
-
-    def saved_targets(self, anchors, ground_truth):
-        """The reference's labels, RoIs and masks as our targets, in double precision."""
-        gt_boxes = tf.cast(ground_truth.boxes, tf.float64)
-        labels = tf.constant(self["anchor_labels"], tf.int32)
-        gt_index = tf.constant(self["anchor_gt_index"], tf.int32)
-        matched = tf.gather(gt_boxes, gt_index, batch_dims=1)
-        deltas = box_ops.encode(matched, anchors)
-        rpn_targets = RpnTargets(
-            labels, tf.where((labels == 1)[..., None], deltas, tf.zeros_like(deltas)), gt_index
-        )
-
-        num = self.num_images
-        class_ids = [self[f"roi_classes_{i}"].astype(np.int32) for i in range(num)]
-        width = max(map(len, class_ids))
-        slots = max(int(np.sum(ids < NUM_THINGS)) for ids in class_ids)
-        all_boxes, all_ids = np.zeros([num, width, 4]), np.full([num, width], -1, np.int32)
-        all_index, masks = np.zeros([num, width], np.int32), np.zeros([num, slots, 28, 28])
-        saved_masks = self.mask_targets()
-        for i, ids in enumerate(class_ids):
-            count = int(np.sum(ids < NUM_THINGS))
-            all_boxes[i, : len(ids)] = self.boxes("roi_boxes", i)
-            all_ids[i, : len(ids)] = ids
-            all_index[i, : len(ids)] = self[f"roi_gt_index_{i}"]
-            masks[i, :count], saved_masks = saved_masks[:count], saved_masks[count:]
-        foreground = (all_ids >= 0) & (all_ids < NUM_THINGS)
-        matched = tf.gather(gt_boxes, all_index, batch_dims=1)
-        matched = tf.where(foreground[..., None], matched, all_boxes)
-        roi_targets = RoiTargets(
-            boxes=tf.constant(all_boxes),
-            valid=tf.constant(all_ids >= 0),
-            class_ids=tf.constant(all_ids),
-            gt_index=tf.constant(all_index),
-            deltas=box_ops.encode(matched, tf.constant(all_boxes), box_head.DELTA_WEIGHTS),
-            mask_boxes=tf.constant(all_boxes[:, :slots]),
-            mask_class_ids=tf.constant(np.where(foreground, all_ids, -1)[:, :slots]),
-            masks=tf.constant(masks),
-        )
-        return rpn_targets, roi_targets
 
 
 class Run:
@@ -233,12 +194,31 @@ def double_run(seeded_checkpoint, take_all):
 @pytest.fixture(scope="module")
 def double_batch(double_run, reference):
     """The batch, and what the model is fed besides."""
-    batch = reference.batch(np.float64)
-    anchors = all_anchors(batch["images"].shape[1:3], double_run.config.model, tf.float64)
-    rpn_targets, roi_targets = reference.saved_targets(anchors, batch["ground_truth"])
-    proposals = reference.proposals()
+    batch, proposals = reference.batch(np.float64), reference.proposals()
+    rpn_targets, roi_targets = double_targets(batch, proposals, double_run.config.model)
     fed = {"propose": proposals, "rpn_targets": rpn_targets, "roi_targets": roi_targets}
     return batch, fed
+
+
+def double_targets(batch, proposals, config):
+    """Labels, RoIs and masks in single precision, where they are the reference's, as tests below
+    show; what the losses compute with is in double precision."""
+    truth, hw = batch["ground_truth"], batch["images"].shape[1:3]
+    gt_boxes = tf.cast(truth.boxes, tf.float64)
+
+    def deltas(indices, boxes, chosen, *weights):
+        encoded = box_ops.encode(tf.gather(gt_boxes, indices, batch_dims=1), boxes, *weights)
+        return tf.where(chosen[..., None], encoded, tf.zeros_like(encoded))
+
+    single, double = (all_anchors(hw, config, dtype) for dtype in (tf.float32, tf.float64))
+    anchors = targets.rpn_targets(single, truth, batch["seed"], config)
+    anchors = anchors._replace(deltas=deltas(anchors.gt_index, double, anchors.labels == 1))
+    rois = targets.roi_targets(proposals, truth, NUM_THINGS, batch["seed"], config)
+    foreground = (rois.class_ids >= 0) & (rois.class_ids < NUM_THINGS)
+    floats = {n: tf.cast(getattr(rois, n), tf.float64) for n in ("boxes", "mask_boxes", "masks")}
+    rois = rois._replace(**floats)
+    weights = box_head.DELTA_WEIGHTS
+    return anchors, rois._replace(deltas=deltas(rois.gt_index, rois.boxes, foreground, weights))
 
 
 def all_anchors(hw, config, dtype):

@@ -5,9 +5,7 @@ TF_ENABLE_ONEDNN_OPTS, with the graph optimiser on. Each export also answers thr
 API, as in a server, on the other kind of processor than the one that exported it.
 """
 
-import json
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -15,25 +13,21 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests import tiny
+from tests import processes, tiny
 from tests.integration import processors
 from tests.serving import c_api
+from tests.serving.test_graph import read
 
-ROOT = pathlib.Path(__file__).parents[2]
 OPTIONS = ("0", "1")
 
 
 def start(option, *command):
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
-    environment["TF_ENABLE_ONEDNN_OPTS"] = option
-    environment["TF_NUM_INTRAOP_THREADS"] = "1"  # two of these processes share the cores
+    variables = {"TF_ENABLE_ONEDNN_OPTS": option}
+    variables["TF_NUM_INTRAOP_THREADS"] = "1"  # two of these processes share the cores
+    environment = processes.environment(**variables)
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(
-        [sys.executable, *command],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+        [sys.executable, *command], cwd=processes.ROOT, env=environment, **piped
     )
 
 
@@ -119,13 +113,12 @@ def test_export(found):
 
 @pytest.mark.parametrize("exported, served", [("0", "1"), ("1", "0")])
 def test_export_in_a_server_on_the_other_kind(exported, served, folder, kind, tmp_path):
-    inputs = {"images": c_api.write_value(tmp_path / "images", processors.image())}
-    request = tmp_path / "request.json"
-    request.write_text(json.dumps({"signature": "panoptic", "inputs": inputs}))
-    saved_model = folder / exported / kind / "1"
+    request, saved_model = tmp_path / "request.json", folder / exported / kind / "1"
+    signature = read(saved_model).signature_def["panoptic"]
+    c_api.write_request(request, signature, {"images": processors.image()})
     library = os.path.dirname(tf.__file__)
     finish(start(served, c_api.__file__, library, str(saved_model), str(tmp_path), str(tmp_path)))
-    reply = json.loads(request.read_text())
+    reply = c_api.read_reply(request)
     assert "error" not in reply, reply
-    actual = {f"panoptic/{name}": c_api.read_value(tmp_path / f) for name, f in reply.items()}
+    actual = {f"panoptic/{name}": value for name, value in reply.items()}
     assert_same_answers(actual, answers(np.load(folder / exported / f"{kind}.npz")))

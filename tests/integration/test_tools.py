@@ -1,30 +1,14 @@
 """The command-line tools one after the other, as a user runs them, on a few small drawn scenes."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import cv2
 import pytest
 
 from pfpn_tf.data import synthetic
+from tests.processes import call
 
-ROOT = pathlib.Path(__file__).parents[2]
 pytestmark = pytest.mark.both_stacks
-
-
-def call(tool, *arguments):
-    kernels = "TF_ENABLE_ONEDNN_OPTS"  # tools/test.sh runs these tests with both
-    environment = {
-        k: v for k, v in os.environ.items() if k == kernels or not k.startswith(("TF_", "PYTEST"))
-    }
-    command = [sys.executable, str(ROOT / tool), *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    return done
 
 
 def test_from_photos_to_predictions(tmp_path):

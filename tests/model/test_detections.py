@@ -7,28 +7,20 @@ import tensorflow as tf
 from pfpn_tf import config as config_lib
 from pfpn_tf.model import detections
 from pfpn_tf.structures import Proposals
-from tests.model.test_rpn import numpy_iou
-
-WEIGHTS = np.array([10.0, 10.0, 5.0, 5.0])
+from tests.reference import boxes as reference
+from tests.reference import nms as nms_reference
 
 
 def numpy_detect(boxes, logits, deltas, hw, score_threshold, nms_threshold, num):
-    """One image: every proposal and class by itself, then a greedy loop."""
-    found = []
+    """[(score, class, box)] of one image: every proposal and class by itself."""
     scores = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    for class_id in range(deltas.shape[1]):
-        kept = []
-        for r in np.argsort(-scores[:, class_id], kind="stable"):
-            if scores[r, class_id] <= score_threshold:
-                continue
-            size, delta = boxes[r, 2:] - boxes[r, :2], deltas[r, class_id] / WEIGHTS
-            centre = boxes[r, :2] + size / 2 + delta[:2] * size
-            size = size * np.exp(np.minimum(delta[2:], np.log(1000 / 16)))
-            box = np.clip(np.concatenate([centre - size / 2, centre + size / 2]), 0, [*hw, *hw])
-            if all(numpy_iou(box, other) <= nms_threshold for other in kept):
-                kept.append(box)
-                found.append((scores[r, class_id], class_id, box))
-    return sorted(found, key=lambda f: -f[0])[:num]
+    decoded = np.zeros_like(deltas)
+    for r, class_id in np.ndindex(deltas.shape[:2]):
+        box = reference.decode(deltas[r, class_id], boxes[r], (10, 10, 5, 5))
+        decoded[r, class_id] = np.clip(box, 0, [*hw, *hw])
+    thresholds = score_threshold, nms_threshold
+    kept = nms_reference.per_class(decoded, scores[:, :-1], *thresholds, num)
+    return [(scores[key], key[1], decoded[key]) for key in kept]
 
 
 def random_inputs(num_rois=40, num_classes=3):

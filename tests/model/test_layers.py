@@ -30,36 +30,27 @@ def numpy_conv(x, kernel, stride, groups=1, dilation=1):
     return out
 
 
-@pytest.mark.parametrize("kernel_size, stride", [(1, 1), (1, 2), (3, 1), (3, 2), (7, 2)])
+PLAIN = [
+    (4, 6, kernel_size, stride) for kernel_size, stride in ((1, 1), (1, 2), (3, 1), (3, 2), (7, 2))
+]
+GROUPED = [(8, 8, 3, 2, 4), (128, 128, 3, 2, 32)]
+DILATED = [(8, 8, 3, 1, groups, dilation) for groups in (1, 4) for dilation in (2, 5)]
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("kind", PLAIN + GROUPED + DILATED)
 @pytest.mark.parametrize("hw", [(8, 6), (7, 9)])
-def test_conv(maybe_graph, kernel_size, stride, hw):
-    x = np.random.normal(size=(2, *hw, 4)).astype(np.float32)
-    conv = layers.Conv(6, kernel_size, stride)
-    y = maybe_graph(conv)(x)
-    conv.bias.assign(np.arange(6.0))
-    expected = numpy_conv(x, conv.kernel.numpy(), stride)
+def test_conv(maybe_graph, kind, hw, training):
+    """A kind is channels, filters, kernel size, stride, groups and dilation."""
+    channels, filters, kernel_size, stride, groups, dilation = (*kind, 1, 1)[:6]
+    x = np.random.normal(size=(2, *hw, channels)).astype(np.float32)
+    conv = layers.Conv(filters, kernel_size, stride, groups, dilation=dilation)
+    run = maybe_graph(lambda x: conv(x, training=training))
+    y = run(x)
+    conv.bias.assign(np.arange(filters, dtype=np.float32))
+    expected = numpy_conv(x, conv.kernel.numpy(), stride, groups, dilation)
     np.testing.assert_allclose(y, expected, atol=1e-5)
-    np.testing.assert_allclose(conv(x), expected + np.arange(6.0), atol=1e-5)
-
-
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("groups, channels", [(4, 8), (32, 128)])
-def test_grouped_conv(groups, channels, training):
-    x = np.random.normal(size=(1, 5, 7, channels)).astype(np.float32)
-    conv = layers.Conv(channels, 3, 2, groups)
-    y = conv(x, training=training)
-    np.testing.assert_allclose(y, numpy_conv(x, conv.kernel.numpy(), 2, groups), atol=1e-5)
-
-
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("groups", [1, 4])
-@pytest.mark.parametrize("dilation", [2, 5])
-def test_dilated_conv(dilation, groups, training, maybe_graph):
-    x = np.random.normal(size=(2, 7, 9, 8)).astype(np.float32)
-    conv = layers.Conv(8, 3, groups=groups, dilation=dilation)
-    y = maybe_graph(lambda x: conv(x, training=training))(x)
-    expected = numpy_conv(x, conv.kernel.numpy(), 1, groups, dilation)
-    np.testing.assert_allclose(y, expected, atol=1e-5)
+    np.testing.assert_allclose(run(x), expected + np.arange(filters), atol=1e-5)
 
 
 @pytest.mark.both_stacks

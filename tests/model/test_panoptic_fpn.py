@@ -133,16 +133,8 @@ def test_training_without_instances(num_instances, train_graph):
 @pytest.mark.both_stacks
 def test_every_trainable_variable_has_a_gradient(model):
     with tf.GradientTape() as tape:
-        outputs = train(model)
-        parts = (
-            outputs.objectness_logits,
-            outputs.anchor_deltas,
-            outputs.class_logits,
-            outputs.box_deltas,
-            outputs.mask_logits,
-            outputs.semantic_logits,
-        )
-        loss = tf.add_n([tf.reduce_sum(tf.square(x)) for x in parts])
+        outputs = train(model)._replace(rpn_targets=None, roi_targets=None)
+        loss = tf.add_n([tf.reduce_sum(tf.square(x)) for x in outputs if x is not None])
     gradients = tape.gradient(loss, model.trainable_variables)
     missing = [v.name for v, g in zip(model.trainable_variables, gradients) if g is None]
     assert not missing
@@ -200,21 +192,6 @@ def test_semantic_variants(settings):
     missing = [v.name for v, g in zip(model.trainable_variables, gradients) if g is None]
     assert not missing
     assert all(np.isfinite(g).all() for g in gradients)
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"head_norm": "group_norm", "backbone_norm": "group_norm"},
-        {"backbone_norm": "sync_bn", "stride_in_1x1": False},
-        {"semantic_aggregation": "concat", "roi_sampling_ratio": 0},
-    ],
-)
-def test_variants(settings):
-    model = tiny_model(**settings)
-    outputs = train(model)
-    assert np.isfinite(outputs.class_logits).all()
-    assert np.isfinite(model(images(), tf.constant(IMAGE_HW)).detections.scores).all()
 
 
 def test_the_padding_of_an_image_does_not_depend_on_its_neighbour(model):

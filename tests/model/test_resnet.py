@@ -53,10 +53,13 @@ def randomise_norms(model):
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("stride_in_1x1", [False, True])
-def test_forward_against_numpy(maybe_graph, stride_in_1x1, training):
+@pytest.mark.parametrize(
+    "backbone, stride_in_1x1",
+    [("resnet_tiny", False), ("resnet_tiny", True), ("resnext_tiny", False)],
+)
+def test_forward_against_numpy(maybe_graph, backbone, stride_in_1x1, training):
     images = np.random.normal(size=(2, 64, 96, 3)).astype(np.float32)
-    model = resnet.ResNet("resnet_tiny", stride_in_1x1=stride_in_1x1)
+    model = resnet.ResNet(backbone, stride_in_1x1=stride_in_1x1)
     model(images)
     randomise_norms(model)
     features = maybe_graph(lambda x: model(x, training=training))(images)
@@ -102,17 +105,6 @@ def test_a_dilated_network_is_the_plain_one_at_more_places(backbone, stride_in_1
         )
 
 
-@pytest.mark.parametrize("training", [False, True])
-def test_resnext_against_numpy(training):
-    images = np.random.normal(size=(1, 64, 96, 3)).astype(np.float32)
-    model = resnet.ResNet("resnext_tiny", stride_in_1x1=False)
-    model(images)
-    randomise_norms(model)
-    features = model(images, training=training)
-    for level, value in numpy_resnet(model, images, stride_in_1x1=False).items():
-        np.testing.assert_allclose(features[level], value, atol=1e-4 * np.abs(value).max())
-
-
 @pytest.mark.parametrize("freeze_stages", [0, 1, 2, 5])
 def test_frozen_stages_have_no_gradient(freeze_stages):
     model = resnet.ResNet("resnet_tiny", freeze_stages=freeze_stages)
@@ -125,15 +117,6 @@ def test_frozen_stages_have_no_gradient(freeze_stages):
     for i, name in enumerate(names):
         assert (gradients[i] is None) == (i < freeze_stages), name
         assert (kernels[i].ref() in trainable) == (i >= freeze_stages), name
-
-
-@pytest.mark.parametrize("norm", ["frozen_bn", "group_norm", "sync_bn"])
-def test_norms(norm):
-    model = resnet.ResNet("resnet_tiny", norm)
-    features = model(tf.random.normal([1, 64, 64, 3]), training=True)
-    assert np.isfinite(features["c5"]).all()
-    trainable = any("gamma" in v.name for v in model.trainable_variables)
-    assert trainable == (norm != "frozen_bn")
 
 
 def test_every_configured_backbone_has_an_architecture():

@@ -6,6 +6,8 @@ import tensorflow as tf
 
 from pfpn_tf import config as config_lib
 from pfpn_tf.model import rpn
+from tests.reference import boxes as reference
+from tests.reference import nms as nms_reference
 
 LEVELS = config_lib.LEVELS
 
@@ -22,33 +24,15 @@ def random_pyramid(hw=(64, 96), channels=8, batch=2):
     }
 
 
-def numpy_iou(a, b):
-    size = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
-    inter = np.prod(np.maximum(size, 0))
-    return inter / (np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - inter)
-
-
 def numpy_propose(logits, deltas, anchors, hw, top_k, threshold, num):
-    """One image, one box after the other."""
-    kept = []
-    for level in LEVELS:
-        order = np.argsort(-logits[level], kind="stable")[:top_k]
-        level_kept = []
-        for i in order:
-            anchor, delta = anchors[level][i].astype(np.float64), deltas[level][i].astype(
-                np.float64
-            )
-            size = anchor[2:] - anchor[:2]
-            centre = anchor[:2] + size / 2 + delta[:2] * size
-            size = size * np.exp(np.minimum(delta[2:], np.log(1000 / 16)))
-            box = np.clip(np.concatenate([centre - size / 2, centre + size / 2]), 0, [*hw, *hw])
-            if (box[2:] <= box[:2]).any():
-                continue
-            if all(numpy_iou(box, other) <= threshold for _, other in level_kept):
-                level_kept.append((logits[level][i], box))
-        kept += level_kept
-    kept.sort(key=lambda pair: -pair[0])
-    return kept[:num]
+    """[(logit, box)] of one image, one box after the other."""
+    boxes, scores = np.zeros([len(LEVELS), top_k, 4]), np.full([len(LEVELS), top_k], -np.inf)
+    for n, level in enumerate(LEVELS):
+        for k, i in enumerate(np.argsort(-logits[level], kind="stable")[:top_k]):
+            box = reference.decode(deltas[level][i], anchors[level][i])
+            boxes[n, k], scores[n, k] = np.clip(box, 0, [*hw, *hw]), logits[level][i]
+    kept = nms_reference.rpn(boxes, scores, threshold, num)
+    return [(scores[key], boxes[key]) for key in kept]
 
 
 def random_outputs(config, image_scale=1.0):
@@ -84,11 +68,11 @@ def test_proposals_against_numpy(maybe_graph):
 
     proposals = propose()
     assert proposals.boxes.shape == (2, 30, 4)
-    numpy_anchors = {level: a.numpy() for level, a in anchors.items()}
+    numpy_anchors = {level: a.numpy().astype(np.float64) for level, a in anchors.items()}
     for b in range(2):
         expected = numpy_propose(
             {level: x.numpy()[b] for level, x in logits.items()},
-            {level: x.numpy()[b] for level, x in deltas.items()},
+            {level: x.numpy()[b].astype(np.float64) for level, x in deltas.items()},
             numpy_anchors, image_hw[b].numpy(), 20, 0.5, 30,
         )  # fmt: skip
         valid = proposals.valid[b].numpy()

@@ -11,16 +11,15 @@ from pfpn_tf.structures import GroundTruth, Proposals
 from tests.reference import targets as reference
 
 K, H, W = 4, 96, 160
-TAKE_ALL = (
-    Config()
-    .replace(
-        rpn_samples_per_image=65536,
-        rpn_positive_fraction=0.5,
-        roi_samples_per_image=65536,
-        roi_positive_fraction=1.0,
-    )
-    .model
-)
+
+
+def sampling(rpn, rpn_share, roi, roi_share):
+    """Settings that take so many samples of an image, of which a share may be foreground."""
+    shares = {"rpn_positive_fraction": rpn_share, "roi_positive_fraction": roi_share}
+    return Config().replace(rpn_samples_per_image=rpn, roi_samples_per_image=roi, **shares).model
+
+
+TAKE_ALL = sampling(65536, 0.5, 65536, 1.0)
 SEED = tf.constant([[1, 2], [3, 4]])
 
 
@@ -65,13 +64,9 @@ def example(counts=(3, 1), num_proposals=40, valid_proposals=(40, 25), seed=0):
 
 
 def anchors():
-    return tf.concat(
-        [
-            anchor_ops.level_anchors([H // s, W // s], s, 2.0 * s, [0.5, 1.0, 2.0], tf.float32)
-            for s in (16, 32)
-        ],
-        axis=0,
-    )
+    ratios = [0.5, 1.0, 2.0]
+    levels = [anchor_ops.level_anchors([H // s, W // s], s, 2.0 * s, ratios) for s in (16, 32)]
+    return tf.concat(levels, axis=0)
 
 
 def instances(ground_truth, b):
@@ -161,16 +156,7 @@ def test_mask_of_a_ground_truth_roi_is_its_mask():
 
 
 def test_random_sample_has_its_size_and_share():
-    config = (
-        Config()
-        .replace(
-            rpn_samples_per_image=20,
-            rpn_positive_fraction=0.25,
-            roi_samples_per_image=12,
-            roi_positive_fraction=0.25,
-        )
-        .model
-    )
+    config = sampling(20, 0.25, 12, 0.25)
     ground_truth, proposals = example((6, 4))
     rpn = targets.rpn_targets(anchors(), ground_truth, SEED, config)
     rois = targets.roi_targets(proposals, ground_truth, K, SEED, config)

@@ -28,16 +28,10 @@ def test_group_norm(maybe_graph, channels, groups, relu):
     np.testing.assert_allclose(y, np.maximum(expected, 0) if relu else expected, atol=2e-6)
 
 
-def test_group_norm_with_a_large_mean():
-    """float32 itself holds 100 to 4e-6 only; E[x^2] - E[x]^2 would lose a thousand times that."""
-    x = np.random.normal(100.0, 1.0, size=(1, 40, 60, 32)).astype(np.float32)
-    y = group_norm(tf.constant(x), tf.ones([32]), tf.zeros([32]), 32, False)
-    expected = numpy_group_norm(x, 1.0, 0.0, 32)
-    np.testing.assert_allclose(y, expected, atol=3e-5)
-
-
 @pytest.mark.both_stacks
-@pytest.mark.parametrize("mean, deviation", [(1e3, 1e-2), (1e4, 1.0), (1e5, 1.0), (1e5, 0.0)])
+@pytest.mark.parametrize(
+    "mean, deviation", [(1e2, 1.0), (1e3, 1e-2), (1e4, 1.0), (1e5, 1.0), (1e5, 0.0)]
+)
 def test_group_norm_of_a_large_map_far_from_zero(mean, deviation):
     """The mean of many large values is rounded, by more than the deviation if that is small."""
     x = np.random.normal(mean, deviation, size=(1, 80, 90, 32)).astype(np.float32)
@@ -81,23 +75,6 @@ def test_group_norm_gradient(relu):
     theory, numeric = tf.test.compute_gradient(loss, [x, gamma, beta], delta=1e-6)
     for a, b in zip(theory, numeric):
         np.testing.assert_allclose(a, b, atol=2e-8)
-
-
-@pytest.mark.both_stacks
-def test_group_norm_gradient_with_a_large_mean():
-    x = np.random.normal(100.0, 1.0, size=(1, 20, 30, 32))
-    weight = np.random.normal(size=x.shape)
-
-    def gradient(dtype):
-        inputs = [tf.constant(v, dtype) for v in (x, np.ones(32), np.full(32, 0.1))]
-        with tf.GradientTape() as tape:
-            tape.watch(inputs)
-            y = group_norm(*inputs, 16, False)
-        return tape.gradient(y, inputs, output_gradients=tf.constant(weight, dtype))
-
-    for low, high in zip(gradient(tf.float32), gradient(tf.float64)):
-        scale = np.abs(high).max()
-        np.testing.assert_allclose(low, high, atol=5e-5 * scale)
 
 
 def norm_and_gradient(x, gamma, beta, upstream, groups, relu):

@@ -1,10 +1,9 @@
-"""Matching and sampling against a plain reference and Detectron2's own labels."""
+"""Matching and sampling against a plain reference."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from pfpn_tf.ops import anchors as anchor_ops
 from pfpn_tf.ops import matching
 from tests.reference import matching as reference
 
@@ -74,31 +73,6 @@ def test_thresholds_are_inclusive_above():
     anchors = tf.constant([[0.0, 0, 4, 2], [0.0, 0, 4, 1], [0.0, 0, 2, 1.5]])  # IoU 1/2, 1/4, 3/16
     labels, _ = matching.match_anchors(gt, tf.constant([[True]]), anchors, 0.5, 0.25, False)
     np.testing.assert_array_equal(labels, [[1, -1, 0]])
-
-
-def test_detectron2_anchor_labels(test_data, maybe_graph):
-    golden = np.load(test_data("golden/detectron2_train/train_142238.npz"))
-    height, width = golden["padded_hw"].ravel()
-    anchors = tf.concat(
-        [
-            anchor_ops.level_anchors(
-                tf.constant([-(-height // 2**level), -(-width // 2**level)], tf.int32),
-                2**level,
-                2 ** (level + 3),
-                (0.5, 1, 2),
-            )
-            for level in range(2, 7)
-        ],
-        axis=0,
-    )
-    gt = golden["gt_boxes_0"][:, [1, 0, 3, 2]]
-    padded = np.concatenate([gt, np.zeros_like(gt[:2])])
-    valid = np.arange(len(padded)) < len(gt)
-    call = maybe_graph(lambda *a: matching.match_anchors(*a, 0.7, 0.3, True))
-    labels, index = call(tf.constant(padded[None]), tf.constant(valid[None]), anchors)
-    np.testing.assert_array_equal(labels, golden["anchor_labels"])
-    positive = golden["anchor_labels"] == 1
-    np.testing.assert_array_equal(index.numpy()[positive], golden["anchor_gt_index"][positive])
 
 
 def random_labels(counts, seed=0):

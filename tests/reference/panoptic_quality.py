@@ -27,13 +27,13 @@ def read_ids(path):
     return rgb[:, :, 0] + 256 * rgb[:, :, 1] + 65536 * rgb[:, :, 2]
 
 
-def count_image(gt_ids, gt_segments, pred_ids, pred_segments, categories=None):
+def count_image(gt_ids, gt_segments, pred_ids, pred_segments, categories):
     """True positives, false positives, false negatives and IoU sums of one image.
 
     Args:
       gt_ids, pred_ids: [h, w] integers.
       gt_segments, pred_segments: lists of COCO `segments_info` entries.
-      categories: known category ids; None: all are.
+      categories: known category ids.
 
     Returns:
       Dict category_id -> [tp, fp, fn, iou_sum].
@@ -48,7 +48,7 @@ def count_image(gt_ids, gt_segments, pred_ids, pred_segments, categories=None):
         if p in pred:
             pred_area[int(p)] = int(area)
             without_pixels.remove(p)
-            if categories is not None and pred[p]["category_id"] not in categories:
+            if pred[p]["category_id"] not in categories:
                 raise Refused(f"unknown category {pred[p]['category_id']}")
         elif p != VOID:
             raise Refused(f"segment {p} is not listed")
@@ -94,22 +94,6 @@ def count_image(gt_ids, gt_segments, pred_ids, pred_segments, categories=None):
     return counts
 
 
-def score_images(annotations, gt_dir, pred_dir, categories=None):
-    """Dict category_id -> [tp, fp, fn, iou_sum] of pairs of ground-truth and predicted
-    annotations.
-    """
-    total = defaultdict(lambda: [0, 0, 0, 0.0])
-    for gt, pred in annotations:
-        gt_ids = read_ids(os.path.join(gt_dir, gt["file_name"]))
-        pred_ids = read_ids(os.path.join(pred_dir, pred["file_name"]))
-        counts = count_image(
-            gt_ids, gt["segments_info"], pred_ids, pred["segments_info"], categories
-        )
-        for category_id, row in counts.items():
-            total[category_id] = [a + b for a, b in zip(total[category_id], row)]
-    return total
-
-
 def pair(gt_json, pred_json):
     """(Pairs of annotations by image id, categories by id) of two COCO panoptic JSON files."""
     with open(gt_json) as f:
@@ -142,5 +126,12 @@ def score_files(gt_json, gt_dir, pred_json, pred_dir):
       Exception: whatever a malformed file leads to.
     """
     pairs, categories = pair(gt_json, pred_json)
-    total = score_images(pairs, gt_dir, pred_dir, categories)
+    total = defaultdict(lambda: [0, 0, 0, 0.0])
+    for gt, pred in pairs:
+        gt_ids = read_ids(os.path.join(gt_dir, gt["file_name"]))
+        pred_ids = read_ids(os.path.join(pred_dir, pred["file_name"]))
+        segments = gt["segments_info"], pred["segments_info"]
+        counts = count_image(gt_ids, segments[0], pred_ids, segments[1], categories)
+        for category_id, row in counts.items():
+            total[category_id] = [a + b for a, b in zip(total[category_id], row)]
     return [average(total, categories, is_thing) for is_thing in (None, True, False)]

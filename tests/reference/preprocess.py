@@ -1,25 +1,6 @@
-"""Plain numpy: antialiased bilinear resize with rounding between passes, nearest labels, sizes."""
+"""Plain loops: nearest labels and sizes."""
 
 import numpy as np
-
-
-def resize_rows(image, n_out):
-    """[n, ...] uint8 -> [n_out, ...] uint8, one output row at a time."""
-    n = image.shape[0]
-    ratio = n / n_out
-    support = max(ratio, 1.0)
-    out = []
-    for i in range(n_out):
-        centre = (i + 0.5) * ratio
-        weights = np.array([max(0.0, 1 - abs(j + 0.5 - centre) / support) for j in range(n)])
-        weights /= weights.sum()
-        out.append(np.floor(np.tensordot(weights, image.astype(np.float64), 1) + 0.5))
-    return np.stack(out).astype(np.uint8)
-
-
-def resize_image(image, hw):
-    columns = resize_rows(image.swapaxes(0, 1), hw[1]).swapaxes(0, 1)
-    return resize_rows(columns, hw[0])
 
 
 def resize_labels(labels, hw):

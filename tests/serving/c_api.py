@@ -1,9 +1,9 @@
 """Runs a SavedModel through TensorFlow's C API, as a server does, without TensorFlow's Python.
 
-As a script: `c_api.py LIBRARY_DIR SAVED_MODEL IN_DIR OUT_DIR` runs the requests of IN_DIR
-(NUMBER.json: signature and input names to files) in order and writes to OUT_DIR what came back.
-Tensors are stored as .npy, those of strings as .json of base64 lists. `registered_ops` lists every
-operation that the library knows.
+As a script: `c_api.py LIBRARY_DIR SAVED_MODEL IN_DIR OUT_DIR` runs the requests of IN_DIR that
+`write_request` wrote, in order, and writes to OUT_DIR what came back, for `read_reply`. Tensors are
+stored as .npy, those of strings as .json of base64 lists; ops.pb is the OpList of every operation
+that the library knows.
 """
 
 import base64
@@ -27,13 +27,9 @@ class Output(ctypes.Structure):
 
 
 class Buffer(ctypes.Structure):
-    """TF_Buffer."""
+    """The begin of TF_Buffer."""
 
-    _fields_ = [
-        ("data", ctypes.c_void_p),
-        ("length", ctypes.c_size_t),
-        ("deallocator", ctypes.c_void_p),
-    ]
+    _fields_ = [("data", ctypes.c_void_p), ("length", ctypes.c_size_t)]
 
 
 class CallError(Exception):
@@ -49,7 +45,7 @@ def load_library(directory):
     ctypes.CDLL(os.path.join(directory, "libtensorflow_framework.so.2"), ctypes.RTLD_GLOBAL)
     library = ctypes.CDLL(os.path.join(directory, "libtensorflow_cc.so.2"), ctypes.RTLD_GLOBAL)
     for name in (
-        "TF_NewStatus TF_NewGraph TF_NewSessionOptions TF_LoadSessionFromSavedModel TF_NewBuffer "
+        "TF_NewStatus TF_NewGraph TF_NewSessionOptions TF_LoadSessionFromSavedModel "
         "TF_GraphOperationByName TF_AllocateTensor TF_TensorData TF_StringGetDataPointer "
         "TF_GetAllOpList"
     ).split():
@@ -61,69 +57,14 @@ def load_library(directory):
     return library
 
 
-def fields(message):
-    """(number, value) of each field of a serialised protocol buffer message."""
-    position = 0
-
-    def varint():
-        nonlocal position
-        value, shift = 0, 0
-        while True:
-            byte = message[position]
-            position += 1
-            value |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:
-                return value
-
-    while position < len(message):
-        key = varint()
-        kind = key & 7
-        if kind == 0:
-            value = varint()
-        else:
-            size = {1: 8, 5: 4}.get(kind) or varint()
-            value = message[position : position + size]
-            position += size
-        yield key >> 3, value
-
-
-def registered_ops(library):
-    """Names of the operations that the library registers."""
-    buffer = Buffer.from_address(library.TF_GetAllOpList())
-    definitions = [value for number, value in fields(_content(buffer)) if number == 1]
-    return {dict(fields(definition))[1].decode() for definition in definitions}
-
-
-def _content(buffer):
-    return ctypes.string_at(buffer.data, buffer.length)
-
-
-def _signatures(meta_graph):
-    """Signature name to ({input name: tensor name}, {output name: tensor name})."""
-    result = {}
-    for number, entry in fields(meta_graph):
-        if number != 5:  # MetaGraphDef.signature_def
-            continue
-        pair = dict(fields(entry))
-        tensors = ({}, {})
-        for side, item in fields(pair[2]):
-            if side in (1, 2):  # SignatureDef.inputs, outputs
-                item = dict(fields(item))
-                tensors[side - 1][item[1].decode()] = dict(fields(item[2]))[1].decode()
-        result[pair[1].decode()] = tensors
-    return result
-
-
 class SavedModel:
-    """A loaded model: `run(signature, inputs)`."""
+    """A loaded model: `run(inputs, outputs)`."""
 
     def __init__(self, library, directory):
         self._library = library
         self._status = ctypes.c_void_p(library.TF_NewStatus())
         self._graph = ctypes.c_void_p(library.TF_NewGraph())
         tags = (ctypes.c_char_p * 1)(b"serve")
-        meta_graph = ctypes.c_void_p(library.TF_NewBuffer())
         self._session = ctypes.c_void_p(
             library.TF_LoadSessionFromSavedModel(
                 ctypes.c_void_p(library.TF_NewSessionOptions()),
@@ -132,32 +73,28 @@ class SavedModel:
                 tags,
                 1,
                 self._graph,
-                meta_graph,
+                None,
                 self._status,
             )
         )
         self._check()
-        self.signatures = _signatures(_content(Buffer.from_address(meta_graph.value)))
-        library.TF_DeleteBuffer(meta_graph)
 
-    def run(self, signature, inputs):
-        """Answers of a signature.
+    def run(self, inputs, outputs):
+        """Runs the graph.
 
         Args:
-          signature: name.
-          inputs: name to array, or to a list of bytes.
+          inputs: tensor's name to array, or to a list of bytes.
+          outputs: names of tensors.
 
         Returns:
-          Output name to array, or to a flat list of bytes.
+          For each output an array, or a flat list of bytes.
 
         Raises:
           CallError: from the call.
         """
         library = self._library
-        input_names, output_names = self.signatures[signature]
-        assert set(inputs) == set(input_names), (set(inputs), set(input_names))
-        given = [(self._output(input_names[name]), self._tensor(v)) for name, v in inputs.items()]
-        wanted = [self._output(name) for name in output_names.values()]
+        given = [(self._output(name), self._tensor(value)) for name, value in inputs.items()]
+        wanted = [self._output(name) for name in outputs]
         results = (ctypes.c_void_p * len(wanted))()
         library.TF_SessionRun(
             self._session,
@@ -176,7 +113,7 @@ class SavedModel:
         for _, tensor in given:
             library.TF_DeleteTensor(ctypes.c_void_p(tensor))
         self._check()
-        return {name: self._value(tensor) for name, tensor in zip(output_names, results)}
+        return [self._value(tensor) for tensor in results]
 
     def _check(self):
         code = self._library.TF_GetCode(self._status)
@@ -247,21 +184,45 @@ def read_value(path):
     return [base64.b64decode(item) for item in json.loads(pathlib.Path(path).read_text())]
 
 
+def write_request(path, signature, inputs):
+    """Stores a request.
+
+    Args:
+      path: REQUEST.json.
+      signature: the `SignatureDef` that is asked.
+      inputs: name to value.
+    """
+    assert set(inputs) == set(signature.inputs), (set(inputs), set(signature.inputs))
+    files = {
+        signature.inputs[name].name: write_value(path.with_name(f"of_{path.stem}.{name}"), value)
+        for name, value in inputs.items()
+    }
+    outputs = {name: tensor.name for name, tensor in signature.outputs.items()}
+    path.write_text(json.dumps({"inputs": files, "outputs": outputs}))
+
+
+def read_reply(path):
+    """Output name to value; or "error" and "code"."""
+    reply = json.loads(path.read_text())
+    if "code" in reply:
+        return reply
+    return {name: read_value(path.parent / file) for name, file in reply.items()}
+
+
 def main(library_dir, saved_model, in_dir, out_dir):
     library = load_library(library_dir)
     in_dir, out_dir = pathlib.Path(in_dir), pathlib.Path(out_dir)
     model = SavedModel(library, saved_model)
-    (out_dir / "ops.json").write_text(json.dumps(sorted(registered_ops(library))))
-    (out_dir / "signatures.json").write_text(json.dumps(model.signatures))
+    operations = Buffer.from_address(library.TF_GetAllOpList())
+    (out_dir / "ops.pb").write_bytes(ctypes.string_at(operations.data, operations.length))
     for path in sorted(in_dir.glob("request*.json")):
         request = json.loads(path.read_text())
         inputs = {name: read_value(in_dir / file) for name, file in request["inputs"].items()}
+        outputs = request["outputs"]
         try:
-            outputs = model.run(request["signature"], inputs)
-            reply = {
-                name: write_value(out_dir / f"{path.stem}.{name}", value)
-                for name, value in outputs.items()
-            }
+            values = zip(outputs, model.run(inputs, outputs.values()))
+            stem = out_dir / f"of_{path.stem}"
+            reply = {name: write_value(f"{stem}.{name}", value) for name, value in values}
         except CallError as error:
             reply = {"error": str(error), "code": error.code}
         (out_dir / path.name).write_text(json.dumps(reply))

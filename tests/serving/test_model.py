@@ -34,16 +34,6 @@ def result(model, pixels):
     return model(pixels)
 
 
-def test_segments_are_those_of_the_map(result, model, pixels):
-    assert result.ids.shape == pixels.shape[:2] and result.ids.dtype == np.int32
-    assert {segment.id for segment in result.segments} == set(np.unique(result.ids)) - {0}
-    for segment in result.segments:
-        rows, columns = np.nonzero(segment.mask())
-        assert segment.area == len(rows)
-        assert segment.box == (rows.min(), columns.min(), rows.max() + 1, columns.max() + 1)
-        assert segment.category == model.categories[segment.category_id]
-
-
 @pytest.fixture(scope="module")
 def known():
     """A map of 4x6 pixels: a cat of 2x3 on grass, the last row void."""

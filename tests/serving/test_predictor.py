@@ -3,8 +3,6 @@
 import base64
 import json
 import os
-import subprocess
-import sys
 
 import cv2
 import numpy as np
@@ -14,8 +12,7 @@ from PIL import Image
 from pfpn_tf.data import coco_json, panoptic_png
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.serving import predictor, results
-
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from tests import processes
 
 
 def save_photo(path, height, width, seed=0, **kwargs):
@@ -42,16 +39,14 @@ def photos(tmp_path_factory):
 def tool_run(photos, saved_model, tmp_path_factory):
     """The tool as a user starts it, once."""
     output = tmp_path_factory.mktemp("predictions") / "new folder"
-    command = [sys.executable, os.path.join(ROOT, "tools", "predict.py")]
-    command += [f"--saved_model={saved_model}", f"--images={photos}", f"--output_dir={output}"]
-    return subprocess.run(command, capture_output=True, text=True), output
+    flags = f"--saved_model={saved_model}", f"--images={photos}", f"--output_dir={output}"
+    return processes.call("tools/predict.py", *flags, expect=1), output
 
 
 def test_tool_skips_bad_files_and_says_so(tool_run):
     done, _ = tool_run
-    assert done.returncode == 1, done.stderr
     skipped = [line for line in done.stderr.splitlines() if line.startswith("Skipped")]
-    assert len(skipped) == 2 and "Traceback" not in done.stderr
+    assert len(skipped) == 2
     assert "broken.jpg: no size in the header of the image" in skipped[0]
     assert "empty.png: not a JPEG, PNG, GIF or BMP image" in skipped[1]
     assert "Wrote 4 of 6" in done.stdout
@@ -129,10 +124,8 @@ def video(tmp_path_factory):
 
 def test_tool_predicts_a_video_frame_by_frame(video, saved_model, loaded, tmp_path):
     path, frames = video
-    command = [sys.executable, os.path.join(ROOT, "tools", "predict.py"), "--save_predictions"]
-    command += [f"--saved_model={saved_model}", f"--video={path}", f"--output_dir={tmp_path}"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    flags = f"--saved_model={saved_model}", f"--video={path}", f"--output_dir={tmp_path}"
+    done = processes.call("tools/predict.py", "--save_predictions", *flags)
     assert "Wrote 5 frames" in done.stdout
     overlay = predictor.Video(str(tmp_path / "a street_overlay.mp4"))
     assert (overlay.num_frames, overlay.frames_per_second) == (5, 12)

@@ -103,19 +103,7 @@ def test_an_error_of_the_server_leaves_what_is_done(tmp_path):
 def test_every_image_has_an_id_and_files_of_its_own(tmp_path):
     for folder in "xy":
         (tmp_path / folder).mkdir()
-    names = [
-        "000000000042",
-        "1",
-        "01",
-        "001",
-        "²",
-        "a b",
-        "A B",
-        "1.jpg",
-        "a%20b",
-        "1_2",
-        "n" * 250,
-    ]
+    names = "000000000042,1,01,001,²,a b,A B,1.jpg,a%20b,1_2".split(",") + ["n" * 250]
     paths = photos(tmp_path / "x", *(f"{name}.p" for name in names))
     paths += photos(tmp_path / "y", "1.p", "a b.p", "n" * 250 + ".p")
     out = tmp_path / "out"

@@ -9,7 +9,6 @@ import pytest
 import tensorflow as tf
 import yaml
 
-from pfpn_tf import config as config_lib
 from pfpn_tf.serving import exporter
 from pfpn_tf.utils.errors import UserError
 
@@ -65,12 +64,6 @@ def test_batching_parameters(saved_model):
     assert values["batch_timeout_micros"] == "5000"
     rest = re.sub(r"allowed_batch_sizes: \d+|\w+ \{ value: \w+ \}", "", fields)
     assert not rest.strip(), "nothing that is no field"
-
-
-@pytest.mark.parametrize("sizes", [(), (0, 1), (2, 1), (1, 1)])
-def test_allowed_batch_sizes_are_checked(sizes):
-    with pytest.raises(ValueError, match="--allowed_batch_sizes="):
-        config_lib.Config().replace(allowed_batch_sizes=sizes)
 
 
 def test_models_config_names_what_the_readme_exports():

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pfpn_tf.config import Config
 from pfpn_tf.model.resnet import ResNet
 from pfpn_tf.training import memory
 from tests import precision
@@ -57,11 +56,6 @@ def test_recomputing_the_backbone_changes_the_memory_and_nothing_else(norm, free
     for a, b in zip(plain, recomputed):
         np.testing.assert_allclose(b, a, rtol=1e-10, atol=1e-10 * np.abs(a).max())
     assert any(np.abs(a).max() > 0 for a in plain)
-
-
-def test_recomputing_with_running_statistics_is_refused():
-    with pytest.raises(ValueError, match="--backbone_recompute=true with --backbone_norm=sync_bn"):
-        Config().replace(backbone_recompute=True, backbone_norm="sync_bn")
 
 
 def test_the_peak_grows_with_what_is_held():

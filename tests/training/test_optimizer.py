@@ -8,6 +8,7 @@ from pfpn_tf.config import Config
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.training import optimizer as optimizer_lib
 from tests.reference import sgd
+from tests.training.test_replicas import two_cpus
 
 RATES = [0.1, 0.1, 0.01, 0.02]
 
@@ -80,9 +81,7 @@ def test_state_survives_a_checkpoint(tmp_path):
 @pytest.mark.parametrize("already_summed", [False, True])
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
 def test_two_replicas_apply_the_sum_once(policy, already_summed):
-    strategy = tf.distribute.MirroredStrategy(
-        ["CPU:0", "CPU:1"], tf.distribute.ReductionToOneDevice()
-    )
+    strategy = two_cpus()
     gradients = _gradients([3, 1])
     start = [[1.0], [2.0], [3.0]]
     with strategy.scope():
@@ -139,25 +138,16 @@ def test_config_round_trip():
     "settings,num_norms",
     [
         # 7 norms in the semantic head, each with scale and shift.
-        ({"backbone": "resnet50"}, 7),
+        ({}, 7),
         # 1 in the stem, 3 in each of the 3 + 4 + 6 + 3 blocks, 4 shortcuts.
-        ({"backbone": "resnet50", "backbone_norm": "sync_bn", "freeze_stages": 0}, 7 + 53),
+        ({"backbone_norm": "sync_bn"}, 7 + 53),
         # 53 as above, 8 in the FPN, 4 in the mask head.
-        (
-            {
-                "backbone": "resnet50",
-                "backbone_norm": "group_norm",
-                "freeze_stages": 0,
-                "head_norm": "group_norm",
-            },
-            7 + 53 + 8 + 4,
-        ),
+        ({"backbone_norm": "group_norm", "head_norm": "group_norm"}, 7 + 53 + 8 + 4),
     ],
 )
 def test_only_norm_variables_of_a_real_model_have_no_decay(settings, num_norms):
-    config = Config().replace(
-        fpn_channels=32, semantic_channels=32, mask_channels=32, box_fc_channels=16, **settings
-    )
+    thin = {"fpn_channels": 32, "semantic_channels": 32, "mask_channels": 32, "box_fc_channels": 16}
+    config = Config().replace(backbone="resnet50", freeze_stages=0, **thin, **settings)
     model = panoptic_fpn.build_model(config.model, 3, 5)
     optimizer = optimizer_lib.build_optimizer(config.train, model)
     optimizer.build(model.trainable_variables)

@@ -55,11 +55,6 @@ def test_every_step_of_short_schedules(settings):
     np.testing.assert_allclose(actual, expected, rtol=1e-6)
 
 
-def test_a_drop_within_the_warmup_is_refused():
-    with pytest.raises(ValueError, match="--lr_decay_steps=.*--warmup_steps=1000"):
-        Config().replace(lr_decay_steps=(1000, 2000))
-
-
 def test_linear_scaling_rule():
     train = Config().replace(global_batch_size=4, base_batch_size=16).train
     assert schedule.effective_learning_rate(train) == pytest.approx(0.005)

@@ -1,6 +1,5 @@
 """What a run does around its steps: dry run, interrupted evaluations, logs, profiles, checks."""
 
-import json
 import math
 
 import numpy as np
@@ -9,14 +8,13 @@ import tensorflow as tf
 
 from pfpn_tf.data import order
 from pfpn_tf.model import panoptic_fpn
-from pfpn_tf.runs import checkpoints, run_directory
+from pfpn_tf.runs import checkpoints
 from pfpn_tf.training import checks, dry_run, logs, train, trainer
 from pfpn_tf.utils.errors import UserError
 from pfpn_tf.weights import detectron2
 from tests import tiny
 from tests.training import kill_and_resume
-
-FOLDERS = ("checkpoints", run_directory.BEST)
+from tests.training.test_trainer import FOLDERS, metrics
 
 
 @pytest.fixture
@@ -47,8 +45,7 @@ def evaluations(monkeypatch):
 
 
 def logged(run_dir, tag):
-    lines = (run_dir / run_directory.METRICS).read_text().splitlines()
-    return {line["step"]: line[tag] for line in map(json.loads, lines) if tag in line}
+    return {line["step"]: line[tag] for line in metrics(run_dir) if tag in line}
 
 
 @pytest.mark.parametrize("train_steps", [2, 4])  # killed in the last evaluation, or in one before
@@ -169,12 +166,9 @@ def test_a_dry_run_says_everything_and_writes_nothing(tiny_config, tmp_path, tmp
     config = config.replace(init_weights=weights)
     text = dry_run.describe(config, str(tmp_path / "run"))
     assert not list(tmp_path.iterdir())
+    for line in ("--global_batch_size=2", "backbone", "total", "1 replica(s)", "4 thing classes"):
+        assert line in text, text
     for line in (
-        "--global_batch_size=2",
-        "backbone",
-        "total",
-        "1 replica(s)",
-        "4 thing classes",
         "Starts at random: semantic_head/predictor/bias ((2,) there, ",
         "step         4: 0.01",
     ):
@@ -219,10 +213,8 @@ def test_the_largest_batch(settings, expected):
 @pytest.mark.parametrize("flag", ["train_records", "eval_records"])
 def test_records_of_other_classes(tiny_config, tmp_path, flag):
     info = checks.pipeline.load_info(tiny_config)
-    categories = [
-        {**c, "name": "thing X"} if c["id"] == info.categories[0].id else c
-        for c in info.coco_categories()
-    ]
+    categories = info.coco_categories()
+    categories[0]["name"] = "thing X"
     type(info).from_coco_categories(categories).save(tmp_path / "dataset_info.json")
     (tmp_path / "more.tfrecord").touch()
     records = f"{getattr(tiny_config.data, flag)},{tmp_path}/more.tfrecord"

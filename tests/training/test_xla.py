@@ -9,6 +9,7 @@ from pfpn_tf.losses import panoptic_fpn_losses
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.structures import GroundTruth
 from pfpn_tf.training import checks, train
+from tests import precision
 from tests.training.test_replicas import two_cpus
 from tests.training.test_trainer import metrics
 
@@ -21,14 +22,9 @@ def test_the_compiled_network_equals_the_plain_one(tiny_config):
     """In float64: every loss, every gradient and all that is drawn."""
     config, info = static(tiny_config), pipeline.load_info(tiny_config)
     batch = next(iter(pipeline.build_dataset(config, info, training=True)))
-    tf.keras.backend.set_floatx("float64")
-    tf.keras.mixed_precision.set_global_policy("float64")
-    try:
+    with precision.float64():
         losses, gradients, outputs = step(config, info, batch, False)
         xla_losses, xla_gradients, xla_outputs = step(config, info, batch, True)
-    finally:
-        tf.keras.backend.set_floatx("float32")
-        tf.keras.mixed_precision.set_global_policy("float32")
 
     np.testing.assert_array_equal(xla_outputs.rpn_targets.labels, outputs.rpn_targets.labels)
     rois, xla_rois = outputs.roi_targets, xla_outputs.roi_targets

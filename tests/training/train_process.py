@@ -4,16 +4,14 @@ One thread adds numbers in the same order every time, so runs can be compared bi
 """
 
 import itertools
-import json
 import os
-import pathlib
 import runpy
 import signal
-import socket
 import subprocess
 import sys
 
-ROOT = pathlib.Path(__file__).parents[2]
+from tests import processes
+
 TWO_REPLICAS = "TEST_TWO_REPLICAS"
 STOP_AT = "TEST_STOP_AT"
 
@@ -25,17 +23,12 @@ def start(config, run_dir, log, **environment) -> subprocess.Popen:
     "save 2" for a process that stops, but does not end, before its third step or in the middle of
     its second save; see `kill_when_stopped`.
     """
-    names = {
-        k: v
-        for k, v in os.environ.items()
-        if k == "TF_ENABLE_ONEDNN_OPTS" or not k.startswith(("TF_", "PYTEST"))
-    }
-    names.update(environment, PYTHONPATH=str(ROOT))
+    names = processes.environment(**environment)
     settings = config.replace(train_cpu_threads=1).flat().items()
     flags = [f"--{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in settings]
     command = [sys.executable, "-m", "tests.training.train_process", *flags, f"--run_dir={run_dir}"]
     with open(log, "a", encoding="utf-8") as f:
-        return subprocess.Popen(command, cwd=ROOT, env=names, stdout=f, stderr=f)
+        return subprocess.Popen(command, cwd=processes.ROOT, env=names, stdout=f, stderr=f)
 
 
 def kill_when_stopped(process):
@@ -49,25 +42,13 @@ def kill_when_stopped(process):
 def start_workers(config, run_dir, log_dir, count=2, **environment_of_the_first):
     """Starts `count` workers that reach each other through the loopback device; they log to
     LOG_DIR/worker-N.log."""
-    sockets = [socket.socket() for _ in range(count)]
-    for s in sockets:
-        s.bind(("127.0.0.1", 0))
-    addresses = [f"127.0.0.1:{s.getsockname()[1]}" for s in sockets]
-    for s in sockets:
-        s.close()
     config = config.replace(distribution="multi_worker")
-    return [
-        start(
-            config,
-            run_dir,
-            log_dir / f"worker-{i}.log",
-            TF_CONFIG=json.dumps(
-                {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": i}}
-            ),
-            **(environment_of_the_first if i == 0 else {}),
-        )
-        for i in range(count)
-    ]
+    started = []
+    for i, cluster in enumerate(processes.cluster_of_workers(count)):
+        environment = environment_of_the_first if i == 0 else {}
+        log = log_dir / f"worker-{i}.log"
+        started.append(start(config, run_dir, log, TF_CONFIG=cluster, **environment))
+    return started
 
 
 def _stop_at(moment, number):
@@ -93,6 +74,7 @@ def _main():
     import tensorflow as tf
 
     from pfpn_tf.distribution import strategies
+    from tests.training.test_replicas import two_cpus
 
     if STOP_AT in os.environ:
         moment, number = os.environ[STOP_AT].split()
@@ -102,10 +84,8 @@ def _main():
         tf.config.set_logical_device_configuration(
             cpu, [tf.config.LogicalDeviceConfiguration()] * 2
         )
-        strategies.build_strategy = lambda name: tf.distribute.MirroredStrategy(
-            ["CPU:0", "CPU:1"], tf.distribute.ReductionToOneDevice()
-        )
-    runpy.run_path(str(ROOT / "tools" / "train.py"), run_name="__main__")
+        strategies.build_strategy = lambda name: two_cpus()
+    runpy.run_path(str(processes.ROOT / "tools" / "train.py"), run_name="__main__")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """What a user reads who has typed a flag wrongly."""
 
 import os
-import subprocess
-import sys
 
 import pytest
+
+from tests.processes import run_code
 
 CODE = """
 from pfpn_tf.utils import cli
@@ -18,7 +18,7 @@ cli.command(lambda: print("started"))()
 
 
 def call(*arguments):
-    done = subprocess.run([sys.executable, "-c", CODE, *arguments], capture_output=True, text=True)
+    done = run_code(CODE, *arguments)
     assert done.returncode == (2 if done.stderr else 0), done.stderr
     return done.stderr or done.stdout
 
@@ -110,10 +110,10 @@ def main():
 
 main()
 """
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    return run_code(code)
 
 
 def test_a_warning_is_shown_like_an_error():
     code = "from pfpn_tf.utils import cli\ncli.command(lambda: cli.logging.warning('%d odd', 2))()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = run_code(code)
     assert done.stderr == "Warning: 2 odd\n"

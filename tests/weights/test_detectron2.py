@@ -1,9 +1,5 @@
 """Reading and writing checkpoints of other projects."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -13,9 +9,7 @@ from pfpn_tf.data import categories
 from pfpn_tf.model import panoptic_fpn, resnet
 from pfpn_tf.runs import restore, run_directory
 from pfpn_tf.weights import convert, detectron2, imagenet, safe_pickle
-from tests import tiny
-
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from tests import processes, tiny
 
 
 def tiny_model(num_things=3, **settings):
@@ -73,10 +67,8 @@ def test_round_trip_is_exact(settings, tmp_path):
     path = str(tmp_path / "weights.pkl")
     detectron2.write(path, detectron2.to_detectron2(model))
     back = safe_pickle.read(path).tensors
-    assert back.keys() == tensors.keys()
-    for name, value in tensors.items():
-        np.testing.assert_array_equal(back[name], value, err_msg=name)
-        assert back[name].dtype == np.float32
+    assert_tensors(back, tensors)
+    assert {value.dtype for value in back.values()} == {np.dtype(np.float32)}
 
 
 def test_layouts_one_value_at_a_time():
@@ -94,10 +86,8 @@ def test_layouts_one_value_at_a_time():
         boxes[4 + i, 6] for i in (1, 0, 3, 2)
     ]
     anchors = tensors["proposal_generator.rpn_head.anchor_deltas.bias"]
-    assert (
-        model.rpn_head.deltas.bias.numpy().tolist()
-        == anchors[[1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10]].tolist()
-    )
+    expected = anchors[[1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10]]
+    np.testing.assert_array_equal(model.rpn_head.deltas.bias, expected)
     deconv = tensors["roi_heads.mask_head.deconv.weight"]  # in, out, row, column
     assert model.mask_head.deconv_kernel[2, 0, 1, 7] == deconv[2, 7, 0, 1]
 
@@ -131,11 +121,9 @@ def test_names_match_by_their_end_and_the_longest_wins():
 
 
 def test_buffers_and_optimizer_are_left_out():
-    tensors = {
-        "pixel_mean": np.zeros(3),
-        "proposal_generator.anchor_generator.cell_anchors.0": np.zeros(3),
-    }
-    tensors["backbone.fpn_output2.bias"] = np.zeros(3)
+    anchors = "proposal_generator.anchor_generator.cell_anchors.0"
+    names = ("pixel_mean", anchors, "backbone.fpn_output2.bias")
+    tensors = {name: np.zeros(3) for name in names}
     renamed, backbone_only = renamed_tensors(tensors)
     assert list(renamed) == ["backbone.fpn_output2.bias"] and not backbone_only
 
@@ -285,24 +273,12 @@ def test_tool(tmp_path, dataset_info):
     model = tiny_model()
     given = str(tmp_path / "given.pkl")
     detectron2.write(given, detectron2.to_detectron2(model))
-    tool = [
-        sys.executable,
-        os.path.join(ROOT, "tools", "convert_weights.py"),
-        f"--run_dir={tmp_path}/run",
-    ]
-    settings = [
-        f"--{name}={value}"
-        for name, value in {**tiny.NETWORK, "dataset_info": dataset_info}.items()
-    ]
-    for arguments in (
-        [f"--weights={given}", *settings],
-        ["--to=detectron2", f"--weights={tmp_path}/back.pkl"],
-    ):
-        subprocess.run([*tool, *arguments], check=True)
-    assert_tensors(
-        safe_pickle.read(f"{tmp_path}/back.pkl").tensors,
-        safe_pickle.read(given).tensors,
-    )
+    settings = {**tiny.NETWORK, "dataset_info": dataset_info}
+    flags = [f"--weights={given}", *(f"--{name}={value}" for name, value in settings.items())]
+    for arguments in (flags, ["--to=detectron2", f"--weights={tmp_path}/back.pkl"]):
+        processes.call("tools/convert_weights.py", f"--run_dir={tmp_path}/run", *arguments)
+    back = safe_pickle.read(f"{tmp_path}/back.pkl").tensors
+    assert_tensors(back, safe_pickle.read(given).tensors)
 
 
 def test_every_plain_resnet_of_keras_is_offered():

@@ -293,8 +293,3 @@ def test_what_is_restored_learns_slower_and_a_checkpoint_holds_it(tmp_path):
     for layer, rate in zip(model.layers, (0.25, 1.0)):
         for variable in layer.variables:
             np.testing.assert_allclose(variable, np.full(variable.shape, -rate))
-
-
-def test_a_slower_rate_for_nothing_is_refused():
-    with pytest.raises(ValueError, match="--restored_lr_factor=0.5 .*--init_weights"):
-        config_lib.Config().replace(restored_lr_factor=0.5)

@@ -133,10 +133,8 @@ def torch_content(monkeypatch):
     def _rebuild_tensor_v2():
         pass
 
-    _rebuild_tensor_v2.__module__, _rebuild_tensor_v2.__qualname__ = (
-        "torch._utils",
-        "_rebuild_tensor_v2",
-    )
+    _rebuild_tensor_v2.__module__ = "torch._utils"
+    _rebuild_tensor_v2.__qualname__ = "_rebuild_tensor_v2"
     utils._rebuild_tensor_v2 = _rebuild_tensor_v2
     monkeypatch.setitem(sys.modules, "torch", torch)
     monkeypatch.setitem(sys.modules, "torch._utils", utils)
@@ -149,13 +147,8 @@ def torch_content(monkeypatch):
         brain=_Tensor(_Storage(torch.BFloat16Storage, brain), 0, (2,), (1,)),
         long=_Tensor(_Storage(torch.LongStorage, np.array([5], "<i8")), 0, (), ()),
     )
-    whole = floats.reshape(3, 4)
-    expected = {
-        "whole": whole,
-        "view": whole.T[1:3],
-        "brain": np.array([1.5, -2.0]),
-        "long": np.array(5),
-    }
+    whole, brain = floats.reshape(3, 4), np.array([1.5, -2.0])
+    expected = {"whole": whole, "view": whole.T[1:3], "brain": brain, "long": np.array(5)}
     return {"model": model, "iteration": 3}, expected
 
 
@@ -191,14 +184,8 @@ def test_pytorch_file_of_before_1_6(tmp_path, torch_content):
 
 def test_pytorch_view_outside_its_storage(tmp_path, torch_content):
     content, _ = torch_content
-    content["model"]["view"].args = (
-        content["model"]["whole"].args[0],
-        8,
-        (3, 4),
-        (4, 1),
-        False,
-        {},
-    )
+    storage, *_ = content["model"]["whole"].args
+    content["model"]["view"] = _Tensor(storage, 8, (3, 4), (4, 1))
     path = str(tmp_path / "model.pth")
     _write_torch_zip(path, content)
     with pytest.raises(ValueError, match="outside its storage"):
