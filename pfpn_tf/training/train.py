@@ -101,7 +101,11 @@ def _train(config, run_dir, strategy, workers):
     trainer.set_dataset(distributed_dataset(config, info, strategy, int(trainer.global_step)))
     with _signals(trainer):
         code = _Run(config, info, run_dir, trainer, saved).run()
-    gather("done")  # nobody leaves while another one still needs it
+    gather("done")
+    # Nobody leaves while another one still reads that. Who leaves first may break this call, but
+    # then all have done their work.
+    with contextlib.suppress(strategies.WorkerLost), strategies.losing_workers(workers):
+        gather.wait()
     return code
 
 
