@@ -119,16 +119,13 @@ def test_a_name_is_loaded_from_a_run_directory_made_once(tiny_zoo, monkeypatch):
         pfpn_tf.load(tiny_zoo)
     monkeypatch.setattr(zoo, "MODELS", (zoo.MODELS[0]._replace(pq=40.0),))
     loaded = []
-    monkeypatch.setattr(predictor, "load_run", lambda *arguments: loaded.append(arguments))
-    pfpn_tf.load(tiny_zoo)
-    ((run_dir, checkpoint, settings),) = loaded
-    assert not categories.class_differences(run_directory.load_run(run_dir)[1], HERE) and (
-        checkpoint,
-        settings,
-    ) == (
-        None,
-        {},
+    monkeypatch.setattr(
+        predictor, "load", lambda *args, **settings: loaded.append((args, settings))
     )
+    pfpn_tf.load(tiny_zoo)
+    (((run_dir, checkpoint), settings),) = loaded
+    assert not categories.class_differences(run_directory.load_run(run_dir)[1], HERE)
+    assert (checkpoint, settings) == (None, {})
     monkeypatch.setattr(convert, "to_run_dir", None)
     pfpn_tf.load(tiny_zoo, score_threshold=0.3)
-    assert loaded[1] == (run_dir, None, {"score_threshold": 0.3})
+    assert loaded[1] == ((run_dir, None), {"score_threshold": 0.3})
