@@ -16,7 +16,7 @@ import tensorflow as tf
 from absl import logging
 
 from pfpn_tf import config as config_lib
-from pfpn_tf.distribution.workers import Workers
+from pfpn_tf.distribution.workers import Gatherer
 from pfpn_tf.utils.errors import UserError
 
 _EXAMPLE = (
@@ -167,10 +167,14 @@ def is_follower(distribution: str) -> bool:
 
 
 @contextlib.contextmanager
-def losing_workers(workers: Workers):
-    """Turns the errors that TensorFlow raises when another worker is gone into `WorkerLost`."""
+def losing_workers(gather: Gatherer):
+    """Around the work of a worker: turns the errors that TensorFlow raises when another worker is
+    gone into `WorkerLost`, and leaves when all have done their work.
+    """
+    workers = gather.workers
     try:
         yield
+        gather.wait()
     except _LOST as error:
         text = str(error)
         if workers.count == 1 or (
@@ -185,6 +189,9 @@ def losing_workers(workers: Workers):
             f" ({reason[:300]}). That one's log says why. Start all workers again with the same"
             " command: they continue from the last checkpoint."
         ) from error
+    # Nobody leaves while another one still reads that. Who leaves first breaks this call.
+    with contextlib.suppress(*_LOST):
+        gather.wait()
 
 
 @contextlib.contextmanager

@@ -128,7 +128,7 @@ def _evaluate(runs: List[_Run], config: Config, options: EvaluationOptions) -> D
     strategy = strategies.build_strategy(config.train.distribution)
     networks = [_build(run, strategy) for run in runs]
     gather = Gatherer(strategy)
-    with strategies.losing_workers(gather.workers):
+    with strategies.losing_workers(gather):
         # The first worker's choice: another one could find a newer checkpoint.
         prefixes = gather(
             [restore.find_checkpoint(run.directory, options.checkpoint or None) for run in runs]

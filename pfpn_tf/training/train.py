@@ -54,15 +54,15 @@ def train(
       OSError: a file cannot be written.
     """
     strategy = strategy or strategies.build_strategy(config.train.distribution)
-    workers = workers_of(strategy)
-    with strategies.losing_workers(workers), strategies.compiling(config.train.xla):
-        return _train(config, run_dir, strategy, workers)
+    gather = Gatherer(strategy)
+    with strategies.losing_workers(gather), strategies.compiling(config.train.xla):
+        return _train(config, run_dir, strategy, gather)
 
 
-def _train(config, run_dir, strategy, workers):
+def _train(config, run_dir, strategy, gather):
+    workers = gather.workers
     checks.check(config, strategy.num_replicas_in_sync)
     info = pipeline.load_info(config)
-    gather = Gatherer(strategy)
     newest = None
     if workers.is_chief:
         newest = checkpoints.newest_step(run_dir)
@@ -100,13 +100,7 @@ def _train(config, run_dir, strategy, workers):
         logging.info("%s", line)
     trainer.set_dataset(distributed_dataset(config, info, strategy, int(trainer.global_step)))
     with _signals(trainer):
-        code = _Run(config, info, run_dir, trainer, saved).run()
-    gather("done")
-    # Nobody leaves while another one still reads that. Who leaves first may break this call, but
-    # then all have done their work.
-    with contextlib.suppress(strategies.WorkerLost), strategies.losing_workers(workers):
-        gather.wait()
-    return code
+        return _Run(config, info, run_dir, trainer, saved).run()
 
 
 class _Run:

@@ -75,20 +75,45 @@ def test_a_cluster_is_not_ignored(monkeypatch, name):
     assert strategies.build_strategy(name).num_replicas_in_sync == 1
 
 
+class Waiting:
+    """Stands for a `Gatherer` whose calls of `wait` end one after the other as told."""
+
+    def __init__(self, count, index, ends=()):
+        self.workers = Workers(count, index)
+        self.ends = list(ends)
+
+    def wait(self):
+        error = self.ends.pop(0)
+        if error:
+            raise error
+
+
+GONE = tf.errors.UnavailableError(
+    None, None, "Graph execution error:\n\nCollective ops is aborted by: Socket closed\n"
+)
+
+
 def test_only_a_lost_worker_is_called_one():
-    gone = tf.errors.UnavailableError(
-        None, None, "Graph execution error:\n\nCollective ops is aborted by: Socket closed\n"
-    )
     with pytest.raises(strategies.WorkerLost, match=r"Worker 1 of 2 stops.*Socket closed"):
-        with strategies.losing_workers(Workers(2, 1)):
-            raise gone
+        with strategies.losing_workers(Waiting(2, 1)):
+            raise GONE
     with pytest.raises(tf.errors.UnavailableError):
-        with strategies.losing_workers(Workers(1, 0)):
-            raise gone
+        with strategies.losing_workers(Waiting(1, 0)):
+            raise GONE
     for other in (tf.errors.InternalError(None, None, "cuDNN failed"), ValueError("a setting")):
         with pytest.raises(type(other)):
-            with strategies.losing_workers(Workers(2, 0)):
+            with strategies.losing_workers(Waiting(2, 0)):
                 raise other
+
+
+def test_a_worker_that_leaves_is_not_lost_once_all_are_done():
+    with pytest.raises(strategies.WorkerLost):
+        with strategies.losing_workers(Waiting(2, 0, [GONE])):
+            pass
+    leaving = Waiting(2, 0, [None, GONE])
+    with strategies.losing_workers(leaving):
+        pass
+    assert not leaving.ends
 
 
 def test_what_xla_cannot_compile():
