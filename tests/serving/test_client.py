@@ -1,5 +1,6 @@
 """export/client.py and its library against a server on this machine, by gRPC and REST."""
 
+import base64
 import http.server
 import json
 import socket
@@ -97,8 +98,12 @@ def test_the_tool_writes_what_the_server_answers(server, photos, tmp_path, loade
         png = (output / "predictions" / annotation["file_name"]).read_bytes()
         assert png == own["panoptic_png"][0].numpy()
         assert len(annotation["segments_info"]) == int(own["num_segments"][0])
-        reply = json.loads((output / "replies" / f"{path.stem}.json").read_text())
-        assert set(reply["predictions"][0]) == {"panoptic_png_bytes"} | set(own) - {"panoptic_png"}
+        (reply,) = json.loads((output / "replies" / f"{path.stem}.json").read_text())["predictions"]
+        assert base64.b64decode(reply.pop("panoptic_png_bytes")["b64"]) == png
+        assert reply.pop("error") == ""
+        assert set(reply) == set(own) - {"panoptic_png", "error"}
+        for name, value in reply.items():
+            np.testing.assert_allclose(value, own[name][0], rtol=1e-6, err_msg=name)
     assert len(list((output / "pictures").iterdir())) == 3
 
 
