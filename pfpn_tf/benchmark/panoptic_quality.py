@@ -1,8 +1,7 @@
 """How fast prediction files are scored, beside panopticapi.
 
 Both get the same files and the same number of processes; reading and decoding count, so do JSON
-files and the start of processes. Where there are more cores than processes, ours also decodes in
-threads, which panopticapi does not.
+files and the start of processes.
 """
 
 import contextlib

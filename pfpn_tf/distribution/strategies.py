@@ -189,7 +189,8 @@ def losing_workers(gather: Gatherer):
             f" ({reason[:300]}). That one's log says why. Start all workers again with the same"
             " command: they continue from the last checkpoint."
         ) from error
-    # Nobody leaves while another one still reads that. Who leaves first breaks this call.
+    # All have done their work, but another worker may still be reading this one's part of the call
+    # above: so all wait once more. Who leaves first breaks this call, which harms nobody.
     with contextlib.suppress(*_LOST):
         gather.wait()
 

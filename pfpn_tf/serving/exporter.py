@@ -170,7 +170,7 @@ def errors_only():
 
 def check_target(export_dir: str) -> None:
     """Raises UserError if something is in the way at `export_dir`, or a package is missing."""
-    server_files.messages()
+    server_files.messages()  # Raises if the package is missing, before anything is computed.
     if os.path.exists(export_dir) and (not os.path.isdir(export_dir) or os.listdir(export_dir)):
         raise UserError(
             f"--export_dir={export_dir} exists already; give a new one, say the next "
