@@ -1,6 +1,5 @@
 """From a run directory to a SavedModel."""
 
-import contextlib
 import os
 import shutil
 import tempfile
@@ -16,6 +15,7 @@ from pfpn_tf.model import layers, norms, panoptic_fpn
 from pfpn_tf.runs import restore, run_directory
 from pfpn_tf.serving import module as module_lib
 from pfpn_tf.serving import server_files
+from pfpn_tf.utils import quiet
 from pfpn_tf.utils.errors import UserError
 from pfpn_tf.utils.keras_policy import layers_of
 
@@ -135,7 +135,7 @@ def export(module: module_lib.PanopticModule, export_dir: str) -> Dict[str, Any]
             content.metadata_asset = tf.saved_model.Asset(path)
             # No gradients: they would only add functions that nobody calls.
             options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-            with errors_only():
+            with quiet.errors_only():
                 tf.saved_model.save(content, temporary, signatures=signatures, options=options)
         server_files.write(
             temporary,
@@ -151,21 +151,6 @@ def export(module: module_lib.PanopticModule, export_dir: str) -> Dict[str, Any]
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return signatures
-
-
-@contextlib.contextmanager
-def errors_only():
-    """Silences TensorFlow where it tells of names, temporary files and gradients of a
-    SavedModel.
-    """
-    absl_level, tf_level = logging.get_verbosity(), tf.get_logger().level
-    logging.set_verbosity(logging.ERROR)
-    tf.get_logger().setLevel("ERROR")
-    try:
-        yield
-    finally:
-        logging.set_verbosity(absl_level)
-        tf.get_logger().setLevel(tf_level)
 
 
 def check_target(export_dir: str) -> None:

@@ -13,10 +13,9 @@ import tensorflow as tf
 
 from pfpn_tf.data import panoptic_png, predictions
 from pfpn_tf.runs import run_directory
-from pfpn_tf.serving import exporter
 from pfpn_tf.serving import model as model_lib
 from pfpn_tf.serving import results
-from pfpn_tf.utils import overlap
+from pfpn_tf.utils import overlap, quiet
 from pfpn_tf.utils.errors import UserError
 
 
@@ -74,6 +73,9 @@ def load(
     """
     source = os.fspath(source)
     if os.path.isfile(os.path.join(source, run_directory.CONFIG)):
+        # Only a run directory needs Keras and the network's layers, which take 0.3 s to import.
+        from pfpn_tf.serving import exporter
+
         module = exporter.load_module(source, checkpoint, settings)
         return Predictor(module.functions, module)
     if checkpoint or settings:
@@ -100,7 +102,7 @@ def load_saved_model(directory: str) -> Predictor:
         if versions:
             hint = f"Is it {versions[-1]}?"
         raise UserError(f"{directory} holds no saved_model.pb. {hint}")
-    with exporter.errors_only():
+    with quiet.errors_only():
         loaded = tf.saved_model.load(directory)
     missing = {"serving_rest", "panoptic", "metadata"} - set(loaded.signatures)
     if missing:
