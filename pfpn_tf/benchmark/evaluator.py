@@ -55,7 +55,7 @@ def count_images(num_images: int) -> Dict[str, Any]:
             truth = truth._replace(image_id=i, annotations=annotations)
             scores = np.sort(rng.uniform(0.05, 1.0, _NUM_DETECTIONS))[::-1].astype(np.float32)
             outputs = outputs._replace(detections=outputs.detections._replace(scores=scores))
-            metrics.add(i, outputs, truth, truth.hw, lambda: photo)
+            metrics.add(i, outputs, truth, lambda: photo)
 
     watched = measure.watched(count)
     metrics.result()
@@ -110,6 +110,7 @@ def _draw(rng, info):
     index = np.arange(_NUM_DETECTIONS) % len(things)
     x, y, width, height = np.array([thing["bbox"] for thing in things])[index].T
     boxes = np.stack([y, x, y + height, x + width], -1) + rng.uniform(-4, 4, (len(index), 4))
+    boxes = np.clip(boxes, 0, np.tile(ids.shape, 2))
     class_ids = np.array([info.category_to_class_id[thing["category_id"]] for thing in things])
     others = rng.integers(info.num_thing_classes, size=len(index))
     detections = Detections(

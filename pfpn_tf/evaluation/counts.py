@@ -3,7 +3,7 @@
 Shapes: h, w original size · C classes.
 """
 
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional
 
 import cv2
 import numpy as np
@@ -15,7 +15,7 @@ from pfpn_tf.evaluation.inference import ImageOutputs
 from pfpn_tf.evaluation.panoptic_quality import PanopticQuality
 from pfpn_tf.evaluation.segment_pairs import segment_pairs
 from pfpn_tf.evaluation.semantic_iou import THINGS, SemanticIoU
-from pfpn_tf.postprocess.instances import instances_at_original_size
+from pfpn_tf.postprocess.instances import original_instances
 from pfpn_tf.utils.errors import UserError
 
 _OTHER_IDS = 2**62  # AP counts images whose ids are not numbers from here on, after all others
@@ -133,7 +133,6 @@ class EvaluationMetrics:
         position: int,
         outputs: ImageOutputs,
         truth: ImageTruth,
-        image_hw: Sequence[int],
         photo: Callable[[], np.ndarray],
         writer: Optional[predictions.PredictionWriter] = None,
     ) -> None:
@@ -143,7 +142,6 @@ class EvaluationMetrics:
           position: of the image in the split.
           outputs: what the network says about the image.
           truth: its ground truth.
-          image_hw: (height, width) at which the network has seen it.
           photo: gives the image for the gallery, [h, w, 3] uint8.
           writer: None: predictions are not written.
         """
@@ -156,7 +154,7 @@ class EvaluationMetrics:
         if self._branch:
             self._add_labels(outputs, truth, writer)
         if self._precision:
-            self._add_instances(position, outputs, truth, image_hw, writer)
+            self._add_instances(position, outputs, truth, writer)
 
     def _add_panoptic(self, position, outputs, truth, photo, writer):
         height, width = truth.hw
@@ -187,8 +185,8 @@ class EvaluationMetrics:
         pred_ids = labels.astype(np.uint32) + 1  # 0 would be void.
         self._branch.update(segment_pairs(truth.panoptic_ids, pred_ids), gt, pred)
 
-    def _add_instances(self, position, outputs, truth, image_hw, writer):
-        instances = instances_at_original_size(outputs.detections, image_hw, truth.hw)
+    def _add_instances(self, position, outputs, truth, writer):
+        instances = original_instances(outputs.detections, truth.hw)
         results = predictions.instance_results(
             truth.image_id,
             instances.boxes,

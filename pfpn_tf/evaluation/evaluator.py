@@ -170,8 +170,7 @@ class Evaluator:
 
                 def consume(position, outputs, example):
                     truth = read_truth(example, self._string_ids)
-                    image_hw, photo = example["image_hw"], lambda: self._photo(example)
-                    found.add(position, outputs, truth, image_hw, photo, writer)
+                    found.add(position, outputs, truth, lambda: self._photo(example), writer)
 
                 self._run(num_images, consume, keep_images=found.gallery is not None)
         except UserError as error:

@@ -5,14 +5,14 @@ Shapes: B images · H, W padded size · h, w original size · D detections · S 
 H4, W4 padded size / 4.
 """
 
-from typing import List, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple, Optional
 
 import tensorflow as tf
 
 from pfpn_tf import config as config_lib
 from pfpn_tf import structures
 from pfpn_tf.data.categories import DatasetInfo
-from pfpn_tf.postprocess import fusion, segment_table, semantic_labels
+from pfpn_tf.postprocess import fusion, instances, segment_table, semantic_labels
 
 # What decides how a photo becomes an input.
 _PREPROCESSING = (
@@ -31,7 +31,8 @@ class ImageOutputs(NamedTuple):
     Attributes:
       panoptic: `PanopticResult`; None without both branches.
       labels: [h, w] semantic class per pixel, S where undefined; None without a semantic branch.
-      detections: `Detections` in the frame of the network input; None without an instance branch.
+      detections: `Detections` in original pixels, from `place_instances`; None without an instance
+        branch.
     """
 
     panoptic: Optional[structures.PanopticResult] = None
@@ -218,7 +219,7 @@ def batch_outputs(
     settings: fusion.FusionSettings,
     semantic_hw: Optional[tf.Tensor] = None,
 ) -> ImageOutputs:
-    """Labels and panoptic maps at original size, in graph.
+    """Instances, labels and panoptic maps at original size, in graph.
 
     Args:
       outputs: of the network, batched.
@@ -229,25 +230,37 @@ def batch_outputs(
     Returns:
       Batched `ImageOutputs`; maps are padded with 0 to the largest original size.
     """
-    if outputs.semantic_logits is None:
-        return ImageOutputs(detections=outputs.detections)
-    has_panoptic = outputs.detections is not None
+    has_instances = outputs.detections is not None
+    has_semantics = outputs.semantic_logits is not None
     padded_hw = tf.reduce_max(original_hw, 0)
     both_hw = tf.stack([image_hw, image_hw if semantic_hw is None else semantic_hw], 1)  # [B, 2, 2]
 
     def one_image(image_outputs, hw, full_hw):
         instance_hw, labels_hw = hw[0], hw[1]
-        rest = padded_hw - full_hw
-        padding = [[0, rest[0]], [0, rest[1]]]
-        labels = semantic_labels.semantic_labels(image_outputs.semantic_logits, labels_hw, full_hw)
-        maps = {"labels": tf.pad(tf.cast(labels, tf.int32), padding)}
-        if has_panoptic:
+        found = {}
+        if has_instances:
+            detections = image_outputs.detections
+            found["detections"] = instances.place_instances(detections, instance_hw, full_hw)
+        if has_semantics:
+            rest = padded_hw - full_hw
+            padding = [[0, rest[0]], [0, rest[1]]]
+            logits = image_outputs.semantic_logits
+            labels = semantic_labels.semantic_labels(logits, labels_hw, full_hw)
+            found["labels"] = tf.pad(tf.cast(labels, tf.int32), padding)
+        if has_instances and has_semantics:
             result = fusion.fuse_image(image_outputs, instance_hw, full_hw, settings, labels)
-            maps["panoptic"] = result._replace(panoptic_ids=tf.pad(result.panoptic_ids, padding))
-        return maps
+            ids = tf.pad(result.panoptic_ids, padding)
+            found["panoptic"] = result._replace(panoptic_ids=ids)
+        return found
 
-    signature = {"labels": tf.TensorSpec([None, None], tf.int32)}
-    if has_panoptic:
+    signature: Dict[str, Any] = {}
+    if has_instances:
+        signature["detections"] = tf.nest.map_structure(
+            lambda part: tf.TensorSpec(part.shape[1:], part.dtype), outputs.detections
+        )
+    if has_semantics:
+        signature["labels"] = tf.TensorSpec([None, None], tf.int32)
+    if has_instances and has_semantics:
         signature["panoptic"] = segment_table.result_signature(outputs)
-    maps = fusion.map_images(one_image, outputs, both_hw, original_hw, signature)
-    return ImageOutputs(detections=outputs.detections, **maps)
+    found = fusion.map_images(one_image, outputs, both_hw, original_hw, signature)
+    return ImageOutputs(**found)

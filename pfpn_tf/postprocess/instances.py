@@ -141,22 +141,18 @@ def _paste(mask_logits, box, hw):
     return mask
 
 
-def instances_at_original_size(
-    detections: structures.Detections, image_hw, original_hw
-) -> OriginalInstances:
-    """`place_instances` outside the graph, for AP, result files and drawing.
+def original_instances(placed: structures.Detections, hw: Tuple[int, int]) -> OriginalInstances:
+    """The instances of one image as arrays, for AP, result files and drawing.
 
     Args:
-      detections: of one image, without the batch axis: tensors or arrays.
-      image_hw: [2] content size in the network input.
-      original_hw: [2].
+      placed: from `place_instances`, tensors or arrays.
+      hw: (h, w) original size.
     """
-    with tf.device("CPU:0"):
-        placed = place_instances(
-            structures.Detections(*map(tf.constant, detections)),
-            tf.constant(image_hw),
-            tf.constant(original_hw),
-        )
-    boxes, scores, class_ids, num, mask_logits = (x.numpy() for x in tf.nest.flatten(placed))
-    hw = int(original_hw[0]), int(original_hw[1])
-    return OriginalInstances(boxes[:num], scores[:num], class_ids[:num], mask_logits[:num], hw)
+    num = int(placed.num_detections)
+    return OriginalInstances(
+        boxes=np.asarray(placed.boxes)[:num],
+        scores=np.asarray(placed.scores)[:num],
+        class_ids=np.asarray(placed.class_ids)[:num],
+        mask_logits=np.asarray(placed.mask_logits)[:num],
+        hw=hw,
+    )

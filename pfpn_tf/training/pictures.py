@@ -11,7 +11,7 @@ from pfpn_tf.data import predictions
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.evaluation import counts
 from pfpn_tf.evaluation.evaluator import Evaluator
-from pfpn_tf.postprocess.instances import instances_at_original_size
+from pfpn_tf.postprocess.instances import original_instances
 from pfpn_tf.utils import visualize
 
 NUM_IMAGES = 4
@@ -39,14 +39,14 @@ def draw(
         parts = [
             photo,
             visualize.overlay_panoptic(photo, gt_ids, truth.segments, info),
-            _overlay(photo, outputs, example["image_hw"], config.model, info),
+            _overlay(photo, outputs, config.model, info),
         ]
         titles = ["photo", "ground truth", "prediction"]
         drawn[f"panoptic/{i}"] = visualize.side_by_side(parts, titles)
     return drawn
 
 
-def _overlay(photo, outputs, image_hw, config, info):
+def _overlay(photo, outputs, config, info):
     if outputs.panoptic is not None:
         ids = outputs.panoptic.panoptic_ids[: photo.shape[0], : photo.shape[1]]
         segments = predictions.segments_info(outputs.panoptic._asdict())
@@ -55,7 +55,7 @@ def _overlay(photo, outputs, image_hw, config, info):
         colors = info.semantic_colors(config.semantic_targets)
         labels = outputs.labels[: photo.shape[0], : photo.shape[1]]
         return visualize.blend(photo, visualize.color_semantic(labels, colors))
-    found = instances_at_original_size(outputs.detections, image_hw, photo.shape[:2])
+    found = original_instances(outputs.detections, photo.shape[:2])
     sure = found.scores >= config.fusion_score_threshold
     class_ids = found.class_ids[sure]
     return visualize.overlay_instances(

@@ -28,7 +28,7 @@ def test_drawn_predictions_are_neither_all_right_nor_all_wrong():
     outputs = outputs._replace(detections=outputs.detections._replace(scores=scores))
     annotations = [{**annotation, "image_id": 0} for annotation in truth.annotations]
     truth = truth._replace(annotations=annotations)
-    accumulators.add(0, outputs, truth, truth.hw, lambda: photo)
+    accumulators.add(0, outputs, truth, lambda: photo)
     metrics = accumulators.result()
     assert 0.2 < metrics["panoptic"]["All"]["pq"] < 1
     assert 0.2 < metrics["semantic_branch"]["miou"] <= 1

@@ -145,9 +145,9 @@ def test_mask_rcnn_in_both_styles(test_data, name, stem_divisor, scores):
     images, hw, original_hw = network_input(test_data(PHOTO).read_bytes(), config)
     golden = np.load(test_data(f"golden/mmdetection/{name}_000000142238.npz"))
     found = tf.function(model, autograph=False)(images, hw[tf.newaxis]).detections
-    found = instances.instances_at_original_size(
-        tf.nest.map_structure(lambda x: x[0], found), hw, original_hw
-    )
+    found = tf.nest.map_structure(lambda x: x[0], found)
+    found = instances.place_instances(found, hw, original_hw)
+    found = instances.original_instances(found, original_hw)
     boxes = yxyx(golden["det_boxes_orig"])
     assert len(found.boxes) == len(boxes)
     assert_close("scores by rank", found.scores, golden["det_scores"], scores)

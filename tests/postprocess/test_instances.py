@@ -42,9 +42,14 @@ def paste_placed(detections, image_hw, original_hw):
     return placed, masks
 
 
+def placed_instances(detections, image_hw, original_hw):
+    placed = instances.place_instances(detections, image_hw, original_hw)
+    return instances.original_instances(placed, original_hw)
+
+
 def check_both(detections, image_hw, original_hw):
     keep, boxes, masks = expected_masks(detections, image_hw, original_hw)
-    lazy = instances.instances_at_original_size(detections, image_hw, original_hw)
+    lazy = placed_instances(detections, image_hw, original_hw)
     np.testing.assert_array_equal(lazy.boxes, boxes)
     np.testing.assert_array_equal(lazy.scores, detections.scores[keep])
     np.testing.assert_array_equal(lazy.class_ids, detections.class_ids[keep])
@@ -90,7 +95,7 @@ def test_no_detections():
 
 def test_lazy_masks_suit_pycocotools():
     detections = make_detections(np.random.default_rng(4), (40, 60))
-    found = instances.instances_at_original_size(detections, (40, 60), (80, 120))
+    found = placed_instances(detections, (40, 60), (80, 120))
     mask = next(found.masks())
     assert coco_mask.area(coco_mask.encode(mask)) == mask.sum() > 0
 
@@ -107,7 +112,7 @@ def test_masks_of_detectron2(test_data):
         np.int32(num),
         data["mask_logits"],
     )
-    ours = instances.instances_at_original_size(detections, image_hw, original_hw)
+    ours = placed_instances(detections, image_hw, original_hw)
     np.testing.assert_allclose(ours.boxes, data["det_boxes_orig"][:, [1, 0, 3, 2]], atol=1e-4)
     theirs = np.unpackbits(data["det_masks_packbits"], axis=-1)[
         :, : original_hw[0] * original_hw[1]

@@ -195,7 +195,8 @@ def test_instances_as_pngs_of_their_windows(plain):
     detections = structures.Detections(
         **{name: raw[name][0] for name in structures.Detections._fields}
     )
-    expected = instances.instances_at_original_size(detections, raw["image_hw"][0], (90, 130))
+    placed = instances.place_instances(detections, raw["image_hw"][0], (90, 130))
+    expected = instances.original_instances(placed, (90, 130))
     count = int(reply["num_instances"])
     assert count == len(expected.boxes) >= 2
     np.testing.assert_allclose(reply["boxes"][:count], expected.boxes, atol=1e-4)
