@@ -52,7 +52,10 @@ def fetch(url: str, path: str, algorithm: str = "sha256", digest: str = "") -> s
         with open(part, "ab") as f:
             with contextlib.suppress(OSError):  # some network disks have no locks
                 fcntl.flock(f, fcntl.LOCK_EX)  # of processes that share a cache one downloads
-            if not os.path.exists(path):
+            if os.path.exists(path):  # Another process was quicker.
+                with contextlib.suppress(FileNotFoundError):
+                    os.remove(part)
+            else:
                 _receive(url, f, path)
                 _check_digest(part, url, algorithm, digest)
                 os.replace(part, path)

@@ -117,6 +117,19 @@ def test_two_that_share_a_cache_download_once(get):
     assert_whole(get)
 
 
+def test_the_slower_of_two_leaves_nothing(get, monkeypatch):
+    """The file comes between its look and its turn."""
+
+    def other_is_done(*args):
+        with open(get.path, "wb") as f:
+            f.write(CONTENT)
+
+    monkeypatch.setattr(download.fcntl, "flock", other_is_done)
+    get("whole")
+    assert get.server.seen == []
+    assert_whole(get)
+
+
 @pytest.mark.parametrize("kind", ["no_ranges", "whole"])
 def test_what_cannot_go_on_starts_again(get, kind):
     """The server has no ranges, or no more bytes than are there already."""
