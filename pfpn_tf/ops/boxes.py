@@ -112,8 +112,9 @@ def decode(
     """
     deltas = deltas / tf.constant(weights, deltas.dtype)
     anchor_centre, anchor_size = _centre_and_size(anchors)
-    centre = deltas[..., :2] * anchor_size + anchor_centre
-    log_scale = tf.minimum(deltas[..., 2:], MAX_LOG_SCALE)
+    shift, log_scale = tf.split(deltas, 2, axis=-1)
+    centre = shift * anchor_size + anchor_centre
+    log_scale = tf.minimum(log_scale, MAX_LOG_SCALE)
     if clamp_small:
         log_scale = tf.maximum(log_scale, -MAX_LOG_SCALE)
     size = tf.exp(log_scale) * anchor_size
@@ -121,5 +122,6 @@ def decode(
 
 
 def _centre_and_size(boxes):
-    size = boxes[..., 2:] - boxes[..., :2]  # [..., 2] h, w
-    return boxes[..., :2] + 0.5 * size, size
+    start, end = tf.split(boxes, 2, axis=-1)
+    size = end - start  # [..., 2] h, w
+    return start + 0.5 * size, size

@@ -82,12 +82,11 @@ def multilevel_roi_align(
 
     sum_dtype = tf.float64 if dtype == tf.float64 else tf.float32
     tables = [tf.cast(tf.reshape(level, [-1, channels]), sum_dtype) for level in levels]
-    # The taps of all levels at once: level by level they would be most of the graph.
-    boxes = boxes / stride[:, None] - 0.5
-    rows, columns = (
-        _mean_taps(boxes[:, axis], boxes[:, axis + 2], hw[:, axis], output_size, sampling_ratio)
-        for axis in (0, 1)
-    )
+    # The taps of all levels and both axes at once: one by one they would be most of the graph.
+    borders = tf.split(boxes / stride[:, None] - 0.5, 2, axis=1)  # 2 x [n, 2]
+    start, end, limit = (tf.reshape(tf.transpose(x), [-1]) for x in (*borders, hw))  # 3 x [2n]
+    taps = _mean_taps(start, end, limit, output_size, sampling_ratio)
+    rows, columns = (AxisTaps(*parts) for parts in zip(*(tf.split(x, 2) for x in taps)))
     # From here on a row's pixel is the place of its first feature vector in the level's table.
     first = (image * hw[:, 0])[:, None, None]
     rows = rows._replace(pixel=(first + rows.pixel) * hw[:, 1, None, None])

@@ -57,7 +57,7 @@ def read_header(image_bytes: tf.Tensor, max_pixels: int) -> Header:
     data = _Bytes(image_bytes)
     matches = tf.stack([tf.strings.substr(image_bytes, 0, len(s)) == s for s in _STARTS])
     kind = tf.argmax(tf.cast(matches, tf.int32), output_type=tf.int32)
-    height, width, orientation, num_bytes = tf.switch_case(
+    height, width, exif, num_bytes = tf.switch_case(
         kind,
         [
             lambda: _jpeg_header(data),
@@ -66,6 +66,7 @@ def read_header(image_bytes: tf.Tensor, max_pixels: int) -> Header:
             lambda: _bmp_header(data),
         ],
     )
+    orientation = _exif_orientation(data, exif)
     pixels = tf.cast(height, tf.int64) * tf.cast(width, tf.int64)
     webp = (data.big(0, 4) == _word(b"RIFF")) & (data.big(8, 4) == _word(b"WEBP"))
     error = _first_error(
@@ -177,7 +178,7 @@ class _Bytes:
         return tf.where(little, self.little(position, count), self.big(position, count))
 
     def _number(self, position, factors):
-        taken = self.at(tf.expand_dims(position, -1) + tf.range(len(factors)))  # [..., count]
+        taken = self.at(tf.expand_dims(position, -1) + list(range(len(factors))))  # [..., count]
         return tf.reduce_sum(taken * tf.constant(factors), -1)
 
 
@@ -204,7 +205,7 @@ def _png_header(data):
         return position, tf.where(found, here, exif)
 
     _, exif = _walk(step, (8, 0), lambda state: state[0] + 8 < data.size)
-    return data.big(20, 4), data.big(16, 4), _exif_orientation(data, exif), data.size
+    return data.big(20, 4), data.big(16, 4), exif, data.size
 
 
 def _gif_header(data):
@@ -241,12 +242,12 @@ def _gif_header(data):
     found = inside & tf.reduce_all(frame[2:] > 0)
     # A frame that is not all there is the decoder's to refuse.
     end = tf.where(end > 0, end, data.size)
-    return tf.where(found, height, 0), tf.where(found, width, 0), tf.constant(1), end
+    return tf.where(found, height, 0), tf.where(found, width, 0), tf.constant(0), end
 
 
 def _bmp_header(data):
     height = tf.abs(data.little(22, 4))  # negative: top row first
-    return height, data.little(18, 4), tf.constant(1), data.size
+    return height, data.little(18, 4), tf.constant(0), data.size
 
 
 def _is_plain_bmp(data):
@@ -277,11 +278,13 @@ def _jpeg_header(data):
         )
 
     _, exif, height, width = _walk(step, (2, 0, 0, 0), lambda state: state[0] + 3 < data.size)
-    return height, width, _exif_orientation(data, exif), data.size
+    return height, width, exif, data.size
 
 
 def _exif_orientation(data, start):
-    """The orientation in the TIFF structure at `start`; 1 if there is none or no valid one."""
+    """The orientation in the TIFF structure at `start`; 1 if there is no valid one, or `start` is
+    0.
+    """
     little = data.at(start) == 0x49  # "II", else "MM"
     directory = start + data.number(start + 4, 4, little)
     count = tf.minimum(data.number(directory, 2, little), _MAX_EXIF_ENTRIES)
