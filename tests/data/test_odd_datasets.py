@@ -1,6 +1,5 @@
 """What annotation tools and users do to a dataset: read as meant, said, or refused clearly."""
 
-import json
 import os
 
 import cv2
@@ -11,126 +10,39 @@ from PIL import Image
 from pfpn_tf.data import coco_instances, coco_panoptic, convert, photos, tfrecord
 from pfpn_tf.utils.errors import UserError
 from tests.data import tiny
+from tests.data.edits import (
+    PHOTO,
+    PNG,
+    along_rows,
+    as_floats,
+    as_texts,
+    backslashes,
+    edit,
+    entry,
+    every,
+    first,
+    ids_are,
+    instances,
+    mask_rle,
+    panoptic,
+    rewrite,
+    segment,
+    to_corners,
+    turn,
+    upright_with_a_tag,
+)
 
 IMAGES = [
     (40, 60, [(5, 0, 4, 6, 18, 24), (20, 0, 20, 40, 30, 56)]),
     (32, 24, [(20, 0, 3, 2, 15, 12)]),
     (32, 24, []),
 ]
-PNG, PHOTO = "panoptic/0.png", "images/0.png"
 
 
 @pytest.fixture
 def folder(tmp_path):
     tiny.make(tmp_path / "d", IMAGES)
     return tmp_path / "d"
-
-
-def edit(name, change):
-    def damage(folder):
-        content = json.loads((folder / name).read_text())
-        change(content)
-        (folder / name).write_text(json.dumps(content))
-
-    return damage
-
-
-def panoptic(change):
-    return edit("panoptic.json", change)
-
-
-def instances(change):
-    return edit("instances.json", change)
-
-
-def entry(*path, **new):
-    """A damage: new values in an entry of the panoptic JSON."""
-
-    def change(content):
-        for key in path:
-            content = content[key]
-        content.update(new)
-
-    return panoptic(change)
-
-
-def segment(position, **new):
-    """A damage of a segment of the first image."""
-    return entry("annotations", 0, "segments_info", position, **new)
-
-
-def every(key, function):
-    """A damage of one field of every instance annotation."""
-    return instances(lambda c: [a.update({key: function(a[key])}) for a in c["annotations"]])
-
-
-def first(**new):
-    return instances(lambda c: c["annotations"][0].update(new))
-
-
-def rewrite(name, change):
-    return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes()))
-
-
-def ids_are(height, width):
-    """A damage: another panoptic PNG, of sky and grass alone."""
-    return lambda folder: tiny.save_ids(folder / PNG, tiny.id_map(height, width, []))
-
-
-def turn(folder, orientation, stored):
-    """Saves the first photo as a camera does: other pixels, and how to turn them."""
-    exif = Image.Exif()
-    exif[0x112] = orientation
-    pixels = stored(np.array(Image.open(folder / PHOTO)))
-    Image.fromarray(np.ascontiguousarray(pixels)).save(folder / PHOTO, exif=exif.tobytes())
-
-
-def upright_with_a_tag(folder):
-    """A photo whose edges fit its segments, and an orientation that was left behind."""
-    Image.open(folder / PNG).save(folder / PHOTO)
-    turn(folder, 3, lambda p: p)
-
-
-def to_corners(box):
-    return [box[0], box[1], box[0] + box[2], box[1] + box[3]]
-
-
-def mask_rle(**new):
-    """A damage: the first instance as RLE, its 18 columns of 14 pixels one after the other."""
-    counts = [6 * 40 + 4, *[14, 26] * 17, 14, 36 * 40 + 22]
-    return first(segmentation={"size": [40, 60], "counts": counts, **new})
-
-
-def along_rows(folder):
-    mask = np.zeros((40, 60), np.uint8)
-    mask[4:18, 6:24] = 1
-    edges = np.flatnonzero(np.diff(mask.ravel())) + 1
-    runs = np.diff([0, *edges, mask.size]).tolist()
-    first(segmentation={"size": [40, 60], "counts": runs})(folder)
-
-
-def backslashes(folder):
-    for kind, key in (("images", "images"), ("panoptic", "annotations")):
-        (folder / kind / "a").mkdir()
-        (folder / kind / "0.png").rename(folder / kind / "a/0.png")
-        panoptic(lambda c, key=key: c[key][0].update(file_name="a\\0.png"))(folder)
-
-
-def as_texts(content):
-    for image in content["images"]:
-        image.update({k: str(image[k]) for k in ("id", "height", "width")})
-    content["images"][0]["id"] = 10  # One number, so the texts are numbers, too.
-    for annotation in content["annotations"]:
-        annotation["image_id"] = str(annotation["image_id"])
-        for s in annotation["segments_info"]:
-            s.update({k: str(v) for k, v in s.items()})
-    for category in content["categories"]:
-        category.update(id=str(category["id"]), isthing=str(category["isthing"]))
-
-
-def as_floats(content):
-    for entry in content["images"] + content["categories"]:
-        entry.update({k: float(v) for k, v in entry.items() if isinstance(v, int)})
 
 
 # Damage -> the records are those of the good files.
@@ -439,10 +351,10 @@ def test_image_ids_of_any_kind_survive(folder, ids):
     from pfpn_tf.evaluation.counts import read_truth
 
     def rename(content):
-        for entry, image_id in zip(content["images"], ids):
-            entry["id"] = image_id
-        for entry in content["annotations"]:
-            entry["image_id"] = ids[entry["image_id"] - 10]
+        for image, image_id in zip(content["images"], ids):
+            image["id"] = image_id
+        for annotation in content["annotations"]:
+            annotation["image_id"] = ids[annotation["image_id"] - 10]
 
     for name in ("panoptic.json", "instances.json"):
         edit(name, rename)(folder)
