@@ -2,11 +2,13 @@
 
 The list is names after one another or a file:
 
-- text: a name a line; the first line is value 0.
+- text: a name a line; the first line is value 0, unless all lines are a value and a name, such as
+  `0 sky`. Lines that begin with # do not count, nor does LabelMe's `__ignore__` at the top.
 - CVAT's labelmap.txt: `name:r,g,b:parts:actions` a line.
 - CSV with the columns name, r, g, b, such as CamVid's class_dict.csv; a column value, id, index or
   idx tells the values, otherwise the first class is value 0.
 - JSON: a list of names, an object from values to names or back, or COCO's categories.
+- YAML: the same, or under `names`, such as the data.yaml of YOLO.
 """
 
 import csv
@@ -15,10 +17,13 @@ import os
 import re
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
+import yaml
+
 from pfpn_tf.data import coco_json
 from pfpn_tf.utils.errors import UserError
 
 _VALUE_COLUMNS = "value", "id", "index", "idx"
+_NUMBERED = re.compile(r"(\d+)(?:\s*[:,;]\s*|\s+)(\S.*)")
 _LABELMAP = re.compile(r"([^:]+):(\d+),(\d+),(\d+):[^:]*:[^:]*")
 
 
@@ -53,7 +58,7 @@ def read_classes(names: Sequence[str]) -> List[LabelClass]:
       UserError: the file is missing or malformed, or a name or value occurs twice.
     """
     where = f"--class_names={','.join(names)}"[:200]
-    if len(names) == 1 and (os.path.exists(names[0]) or re.search(r"\.\w{3,4}$", names[0])):
+    if len(names) == 1 and (os.path.exists(names[0]) or re.search(r"\.\w{2,6}$|/", names[0])):
         where = names[0]
         classes = _from_file(where)
     else:
@@ -84,15 +89,35 @@ def _from_file(path):
     suffix = os.path.splitext(path)[1].lower()
     if suffix == ".json" or text.lstrip().startswith(("{", "[")):
         return _from_json(coco_json.load_json(path, "The list of classes"), path)
+    if suffix in (".yaml", ".yml"):
+        return _from_json(_names_of_yaml(text, path), path)
     lines = [line.strip() for line in text.rstrip().splitlines()]
     if suffix == ".csv":
         return _from_table(lines, path)
     if any(map(_LABELMAP.fullmatch, lines)):
-        lines = [line for line in lines if line and not line.startswith("#")]
+        lines = [line for line in _without_comments(lines) if line]
         return [_from_labelmap(value, line, path) for value, line in enumerate(lines)]
     if "" in lines:
         raise UserError(f"{path}: line {lines.index('') + 1} is empty; each line names a class.")
+    lines = _without_comments(lines)
+    numbered = [match for match in map(_NUMBERED.fullmatch, lines) if match]
+    if lines and len(numbered) == len(lines):
+        return [LabelClass(int(match[1]), match[2]) for match in numbered]
+    if lines[:1] == ["__ignore__"]:
+        lines = lines[1:]
     return [LabelClass(value, line) for value, line in enumerate(lines)]
+
+
+def _without_comments(lines):
+    return [line for line in lines if not line.startswith("#")]
+
+
+def _names_of_yaml(text, path):
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: is no YAML ({' '.join(str(error).split())}).") from None
+    return content["names"] if isinstance(content, dict) and "names" in content else content
 
 
 def _from_labelmap(value, line, path):

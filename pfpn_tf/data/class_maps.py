@@ -1,7 +1,9 @@
 """Class maps: pictures whose pixels hold the class, one beside each photo.
 
 A map is a grey picture (of 1 to 16 bits) or one with a palette, whose values are the classes, or an
-RGB picture whose colours are those of the list of classes. The colours of a palette do not count.
+RGB picture whose colours are those of the list of classes. The colours of a palette count where
+all that occur are colours of the list: some tools save a picture in colours with a palette, in an
+order of its own.
 
 Shapes: h, w size of the map · n colours.
 """
@@ -173,6 +175,7 @@ class ClassMaps:
                         " height); a class map has a value for each pixel of the photo."
                     )
                 pixels = np.asarray(picture)
+                palette = picture.getpalette("RGB") or []
         except DataError:
             raise
         except Exception:  # Pillow's parsers raise whatever they stumble over.
@@ -182,6 +185,8 @@ class ClassMaps:
             raise DataError(f"{path}: has 16 bits a colour; save the classes as a grey PNG.")
         if mode in ("LA", "PA"):
             pixels = pixels[..., 0]
+        if palette and pixels.ndim == 2:
+            pixels = self._listed_colors(pixels, np.reshape(palette, [-1, 3]))
         if pixels.ndim == 3:
             return self._from_colors(path, pixels[..., :3])
         if color_type == 0:  # Pillow spreads 2 and 4 bits over 0..255.
@@ -189,6 +194,16 @@ class ClassMaps:
         if pixels.dtype.kind == "f":
             raise DataError(f"{path}: holds fractions; a class map holds whole numbers.")
         return pixels.astype(np.int64)
+
+    def _listed_colors(self, values, palette):
+        """The colours [h, w, 3] of values [h, w] where the list of classes has all, else the values
+        themselves.
+        """
+        present = np.unique(values)
+        if present[-1] < len(palette):
+            if set(map(tuple, palette[present].tolist())) <= self._colors.keys():
+                return palette[values]
+        return values
 
     def _from_colors(self, path, rgb):
         if (rgb == rgb[..., :1]).all() and not self._colors:  # Grey, saved with three channels.

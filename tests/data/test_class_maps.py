@@ -46,6 +46,7 @@ ENCODINGS = {
     "BMP": lambda p: Image.fromarray(VALUES).save(p, "BMP"),
     "TIFF": lambda p: Image.fromarray(VALUES).save(p, "TIFF"),
     "colours": lambda p: Image.fromarray(COLORS[VALUES]).save(p),
+    "colours in a palette": lambda p: Image.fromarray(COLORS[VALUES]).quantize(8).save(p),
 }
 
 
@@ -67,7 +68,7 @@ def maps(folder, encode=ENCODINGS["grey"], names=(), **given):
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_class_maps_of_every_kind(tmp_path, encoding):
     names = NAMES
-    if encoding == "colours":
+    if encoding.startswith("colours"):
         (tmp_path / "class_dict.csv").write_text(TABLE)
         names = [str(tmp_path / "class_dict.csv")]
     dataset = maps(tmp_path, ENCODINGS[encoding], names)
@@ -215,6 +216,11 @@ LISTS = {
     "class_dict.csv": TABLE,
     "labelmap.txt": "# label:color_rgb:parts:actions\nsky:128,128,128::\ngrass:0,200,0::\n"
     "cat:200,0,0::\n",
+    "numbered.txt": "2 cat\n0: sky\n1,grass\n",
+    "commented.names": "# classes\nsky\ngrass\ncat\n",
+    "labels.txt": "__ignore__\nsky\ngrass\ncat\n",
+    "data.yaml": "nc: 3\nnames:\n- sky\n- grass\n- cat\n",
+    "numbers.yml": "names: {0: sky, 1: grass, 2: cat}\n",
 }
 
 
@@ -240,6 +246,8 @@ def test_lists_of_classes(tmp_path, name):
         ("a.csv", 'name\n"sky\ncat\n', "is no CSV"),
         ("a.csv", "value,name\nx,sky\n", 'line 2: "value" must be a whole number'),
         ("a.txt", "sk\ty\ncat", 'a.txt: class 0: "name" must be a text'),
+        ("a.yaml", "names: [sky", "is no YAML"),
+        ("a.yaml", "names: sky", "expected a list of names"),
         ("labelmap.txt", "sky:1,2,3::\ncat:1,2", "expected name:r,g,b::"),
     ],
 )
@@ -247,8 +255,8 @@ def test_lists_of_classes_that_cannot_be_read(tmp_path, name, text, words):
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=words):
         class_list.read_classes([str(tmp_path / name)])
-    with pytest.raises(UserError, match="nowhere.txt cannot be read"):
-        class_list.read_classes(["nowhere.txt"])
+    with pytest.raises(UserError, match="nowhere.names cannot be read"):
+        class_list.read_classes(["nowhere.names"])
 
 
 def test_records_of_another_task_stay_apart(tmp_path):
