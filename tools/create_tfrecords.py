@@ -109,6 +109,8 @@ def main():
     if not 0 <= args.val_fraction < 1:
         raise UserError(f"--val_fraction={args.val_fraction:g} must be between 0 and 1.")
     flags_lib.check_files([name for name in sources.PATHS if getattr(args, name)])
+    if "," in args.output_dir:  # The settings of the recipe take it for two paths.
+        raise UserError(f"--output_dir={args.output_dir} must be a path without a comma.")
     for name in ("num_shards", "num_workers", "epochs"):
         if not 0 <= getattr(args, name) <= 1_000_000:
             raise UserError(f"--{name}={getattr(args, name)} must be 0 to 1000000.")

@@ -38,6 +38,7 @@ class CocoImages:
 
     Attributes:
       source: path of the JSON.
+      instances_json: path of the instances' JSON; empty: there is none.
       info: the dataset's categories.
       images: entries of the JSON.
       has_string_ids: whether image ids are texts (Cityscapes) rather than numbers (COCO).
@@ -62,7 +63,7 @@ class CocoImages:
         self._select(given.image_ids)
 
     def _open(self, given, source, images, sizes=True):
-        self.source = source
+        self.source, self.instances_json = source, given.instances_json
         self.images = coco_json.checked_images(images, self.source, sizes)
         for n, image in enumerate(self.images):
             if not photo_folder.ends(image["file_name"]):

@@ -18,7 +18,7 @@ import tensorflow as tf
 from absl import logging
 
 from pfpn_tf.data import categories as categories_lib
-from pfpn_tf.data import coco_instances, coco_panoptic, statistics, tfrecord
+from pfpn_tf.data import class_list, coco_instances, coco_panoptic, statistics, tfrecord
 from pfpn_tf.data.coco_json import DataError
 from pfpn_tf.data.record import ALLOW
 from pfpn_tf.utils import process, progress
@@ -36,8 +36,10 @@ ABSENT = (
     " the values of the maps"
 )
 NO_THINGS = "images hold not one instance of a thing class"
-# If it is so of more than half of all instances, the two JSON files do not go together.
-EXCEPTIONS = (coco_instances.BESIDE, coco_instances.OUTSIDE)
+SAME_NAME = "classes have the name of another one"
+# If it is so of more than half of all objects, the two JSON files do not go together, or polygons
+# are no pixels.
+EXCEPTIONS = (coco_instances.BESIDE, coco_instances.OUTSIDE, coco_instances.NO_PIXEL)
 
 
 def convert(dataset: coco_panoptic.CocoImages, output_dir: str, split: str, *args, **kwargs):
@@ -118,6 +120,7 @@ def _write(dataset, split, paths, num_workers, skip_bad):
             f"{dataset.source}: none of its {len(dataset)} images is usable."
             f" {found.notes.lines()[0]}"
         )
+    _check_names(dataset.info, found.notes)
     _check_instances(dataset, counts, found.notes)
     for line in found.notes.lines():
         logging.warning("%s", line)
@@ -227,6 +230,14 @@ def _summary(found, dataset, num_shards):
     }
 
 
+def _check_names(info, notes):
+    first = {}
+    for category in info.categories:
+        other = first.setdefault(class_list.key(category.name), category)
+        if other is not category:
+            notes.add(SAME_NAME, f"{category.id} {category.name!r} and {other.id} {other.name!r}")
+
+
 def _check_instances(dataset, counts, notes):
     """Says where the whole split would teach that nothing is a thing, or other things."""
     if dataset.info.task == "semantic":
@@ -234,10 +245,15 @@ def _check_instances(dataset, counts, notes):
         return
     allowed, where = dataset.allow_mismatch, dataset.source
     things = sum(counts["segments_by_category"][str(c.id)] for c in dataset.info.things)
+    objects = counts["instances"] + counts["crowds"] + notes.count(coco_instances.NO_PIXEL)
     for what in EXCEPTIONS:
-        if notes.count(what) > 0.5 * (counts["instances"] + counts["crowds"]) and not allowed:
-            raise UserError(f"{notes.line(what)}. That is more than half. {ALLOW}")
+        if notes.count(what) > 0.5 * objects and not allowed:
+            raise UserError(
+                f"{notes.line(what)}. That is more than half; are segmentation and bbox in pixels"
+                f" of the photos? {ALLOW}"
+            )
     if counts["instances"] == 0 and counts["crowds"]:
+        where = dataset.instances_json or where
         notes.contradiction(ONLY_CROWDS, where, allowed, counts["crowds"])
     elif counts["instances"] == 0 and things:
         notes.contradiction(NO_INSTANCES, where, allowed, things)

@@ -346,6 +346,27 @@ def test_objects_without_a_pixel_are_left_out(folder):
     assert len(record.instances) == 1 and record.notes.count(coco_instances.NO_PIXEL) == 1
 
 
+def test_polygons_in_fractions_are_no_small_objects(folder):
+    def as_fractions(content):
+        for annotation in content["annotations"]:
+            annotation.pop("bbox")
+            annotation["segmentation"] = [[0.1, 0.1, 0.4, 0.1, 0.4, 0.5]]
+
+    instances(as_fractions)(folder)
+    with pytest.raises(UserError, match="more than half; are segmentation and bbox in pixels"):
+        converted(folder)
+
+
+def test_classes_of_one_name_are_told(folder, caplog):
+    def rename(content):
+        stuff = [one for one in content["categories"] if not one["isthing"]]
+        stuff[0]["name"], stuff[1]["name"] = "water", "Water "
+
+    panoptic(rename)(folder)
+    converted(folder)
+    assert "1 classes have the name of another one" in caplog.text
+
+
 @pytest.mark.parametrize("ids", [[7, 2**70, -3], ["1", "01", "001"], ["²", "a/b", "a b"]])
 def test_image_ids_of_any_kind_survive(folder, ids):
     from pfpn_tf.evaluation.counts import read_truth
