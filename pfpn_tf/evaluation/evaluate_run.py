@@ -37,7 +37,8 @@ class EvaluationOptions:
       settings: settings that replace those of the run, by flag name.
       output_dir: where metrics.json, report and predictions go, and TensorBoard's events in the
         folder tensorboard; empty: RUN_DIR/eval/STEP and RUN_DIR/tensorboard/eval. Of two runs it is
-        the directory of the instance run, and STEP_with_NAME with the name of the semantic run.
+        the directory of the instance run, and STEP_with_NAME with the name of the semantic run;
+        settings of mirror images and several sizes add _flip and _scales_0.75_1.
       save_predictions: whether to write predictions in COCO format.
       weights: "raw"; "ema", the moving averages of --ema_decay; "both", which puts the files of the
         averages into the folder ema; "auto": both if the checkpoint has averages.
@@ -89,8 +90,8 @@ def evaluate_run(
         --task=instance or panoptic.
 
     Returns:
-      See `Evaluator.evaluate`; `checkpoint` and `weights` are added, and with both `ema`, the
-      metrics of the averages; `cityscapes` if asked for.
+      See `Evaluator.evaluate`; `checkpoint` and `weights` are added, `settings` if there are any,
+      and with both `ema`, the metrics of the averages; `cityscapes` if asked for.
 
     Raises:
       UserError: the directory, the checkpoint, the records or an option is not usable, or two runs
@@ -133,13 +134,15 @@ def _evaluate(runs: List[_Run], config: Config, options: EvaluationOptions) -> D
         prefixes = gather(
             [restore.find_checkpoint(run.directory, options.checkpoint or None) for run in runs]
         )[0]
+        kinds = _kinds(prefixes, options.weights)
         step = checkpoints.step_of(prefixes[0])
         output_dir, events_dir = _directories(runs, step, options)
         for folder in (output_dir, events_dir) if gather.workers.is_chief else ():
             files.make_writable(folder, "output_dir")
         runner = evaluator.Evaluator(config, info, networks[0].model, strategy, *networks[1:])
+        settings = {"settings": dict(options.settings)} if options.settings else {}
         found = []
-        for kind, beside in zip(_kinds(prefixes, options.weights), ("", output_folder.AVERAGES)):
+        for kind, beside in zip(kinds, ("", output_folder.AVERAGES)):
             for run, network, prefix in zip(runs, networks, prefixes):
                 restore.restore_for_inference(
                     network.model, run.directory, prefix, averages=kind == "ema"
@@ -153,7 +156,7 @@ def _evaluate(runs: List[_Run], config: Config, options: EvaluationOptions) -> D
             )
             directory = os.path.join(output_dir, beside)
             metrics = runner.evaluate(directory, save_predictions=options.save_predictions)
-            metrics = {"checkpoint": names, "weights": kind, **metrics}
+            metrics = {"checkpoint": names, "weights": kind, **settings, **metrics}
             if gather.workers.is_chief:
                 _add_benchmarks(metrics, directory, runs, config, options, runner.found.image_ids)
                 tensorboard.write_evaluation(
@@ -238,8 +241,14 @@ def _build(run, strategy):
 
 def _kinds(prefixes, weights):
     """Which weights to evaluate, in order."""
+    without = [prefix for prefix in prefixes if not restore.has_averages(prefix)]
+    if weights in ("ema", "both") and without:
+        raise UserError(
+            f"--eval_weights={weights}: {without[0]} holds no moving averages; the run had"
+            " --ema_decay=0."
+        )
     if weights == "auto":
-        weights = "both" if all(restore.has_averages(prefix) for prefix in prefixes) else "raw"
+        weights = "raw" if without else "both"
     return ["raw", "ema"] if weights == "both" else [weights]
 
 
@@ -251,6 +260,11 @@ def _directories(runs, step, options):
     name, events = (f"{step}_{split}", f"eval_{split}") if split else (str(step), "eval")
     if len(runs) > 1:
         name, events = f"{name}_with_{runs[1].name}", f"{events}_with_{runs[1].name}"
+    views = "_flip" if options.settings.get("semantic_flip") else ""
+    if "semantic_scales" in options.settings:
+        scales = options.settings["semantic_scales"]
+        views += "_scales_" + "_".join(f"{scale:g}" for scale in scales)
+    name, events = name + views, events + views
     directory = runs[0].directory
     return os.path.join(directory, "eval", name), os.path.join(
         directory, run_directory.TENSORBOARD, events

@@ -52,16 +52,22 @@ class InstanceFiles:
             {
                 **c,
                 "id": coco_json.field(c, "id", coco_json.CATEGORY_ID, f"{where}: categories[{n}]"),
+                "name": coco_json.name(c.get("name")) or str(c.get("id")),
             }
             for n, c in enumerate(gt["categories"])
         ]
         self._match = coco_json.matcher(ids)
         self._results = self._read_results(pred_json)
-        self._kinds = [
-            kind
-            for kind, key in (("bbox", "bbox"), ("segm", "segmentation"))
-            if all(key in result for result in self._results)
-        ]
+        self._kinds = []
+        for kind, key, what in (("bbox", "bbox", "box"), ("segm", "segmentation", "mask")):
+            missing = sum(key not in result for result in self._results)
+            if not missing:
+                self._kinds.append(kind)
+            elif missing < len(self._results):
+                self._notes.append(
+                    f'{missing} of {len(self._results)} results have no "{key}", so there is no'
+                    f" {what} AP."
+                )
         if not self._kinds:
             raise UserError(
                 f'The instance results JSON {pred_json}: every entry must carry "bbox", or every'

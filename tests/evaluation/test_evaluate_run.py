@@ -1,12 +1,14 @@
 """Evaluating run directories: one, its moving averages, and two halves of one."""
 
 import json
+import os
 import pathlib
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from pfpn_tf.config import Config
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.evaluation import evaluate_run as evaluate_run_lib
 from pfpn_tf.evaluation import evaluator
@@ -148,12 +150,23 @@ def test_weights_and_their_averages(run_dir, evaluated, config, info, tmp_path):
         assert (tmp_path / "eval/7" / name).exists()
 
 
+def test_results_with_several_views_stand_apart():
+    run = evaluate_run_lib._Run("r", Config(), None, "panoptic")
+    settings = {"semantic_flip": True, "semantic_scales": (0.75, 1.0)}
+    options = EvaluationOptions(settings=settings, split="val")
+    assert evaluate_run_lib._directories([run], 7, options) == (
+        os.path.join("r", "eval", "7_val_flip_scales_0.75_1"),
+        os.path.join("r", "tensorboard", "eval_val_flip_scales_0.75_1"),
+    )
+
+
 def test_no_averages_to_evaluate(run_dir):
     without, with_averages = (restore.find_checkpoint(run_dir, step) for step in ("0", "7"))
     assert evaluate_run_lib._kinds([without], "auto") == ["raw"]
     assert evaluate_run_lib._kinds([with_averages], "raw") == ["raw"]
-    with pytest.raises(ValueError, match="no moving averages"):
-        evaluate_run(run_dir, EvaluationOptions("0", weights="ema"))
+    for weights in ("ema", "both"):  # Before anything is evaluated.
+        with pytest.raises(ValueError, match="no moving averages"):
+            evaluate_run_lib._kinds([with_averages, without], weights)
     with pytest.raises(ValueError, match="--eval_weights=mean must be one of auto, raw, ema, both"):
         evaluate_run(run_dir, EvaluationOptions(weights="mean"))
 

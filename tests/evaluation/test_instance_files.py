@@ -92,6 +92,9 @@ def test_odd_results(instances, case):
     notes = metrics.pop("notes", [])
     told = any("1 results do not count" in note and "(77)" in note for note in notes)
     assert told == (case == "class unknown")
+    missing = {"one without box": "no box AP", "one without mask": "no mask AP"}.get(case)
+    assert bool(missing) == any("1 of 2 results have no" in note for note in notes)
+    assert not missing or missing in notes[0]
     assert set(metrics) == kinds
     for kind in kinds:
         assert metrics[kind]["AP"] == pytest.approx(expected)
