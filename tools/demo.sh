@@ -95,4 +95,5 @@ echo "The best and the worst images beside the truth:"
 find "$PWD/$run/eval" -name report.html
 echo "What the exported model makes of each image that it has not seen: $PWD/$predictions/pictures"
 printf '\nThe demo took %d min %02d s.\n' $((SECONDS / 60)) $((SECONDS % 60))
+echo "To go on with the commands of README.md: . .venv/bin/activate"
 echo "Photo, truth and prediction of the first three, not chosen: $PWD/demo/contact_sheet.png"
