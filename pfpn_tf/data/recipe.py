@@ -282,7 +282,7 @@ def stuff_limit(statistics: Statistics) -> Section:
     small = area[order][min(np.searchsorted(below, LOST_STUFF), len(area) - 1)]
     limit = int(min(scaled, small))
     reason = (
-        f"The paper's limit of 4096 pixels for stuff on COCO is {scaled:.0f} at this image size."
+        f"The paper's limit of 4096 pixels for stuff on COCO is {int(scaled)} at this image size."
         f" {LOST_STUFF:.0%} of the true segments, averaged over the classes, are below {small:.0f}."
     )
     return Section(reason, {"fusion_stuff_area_threshold_px": limit})

@@ -209,8 +209,8 @@ def matching_files(pattern: str, flag: str) -> List[str]:
         found = _of_one_split(part, [f for f in matching(part) if os.path.isfile(f)])
         if not found:
             raise UserError(
-                f"--{flag}={pattern}: no file matches {part}; tools/create_tfrecords.py writes"
-                " such files."
+                f"--{flag}={pattern}: no file matches {os.path.abspath(part)};"
+                " tools/create_tfrecords.py writes such files."
             )
         files += found
     if not files:

@@ -248,6 +248,11 @@ def _notes_on_files(gt, pred):
         messages.append(
             f"{repeated} predictions are for an image listed before; the last of an image counts."
         )
+    twice_true = len(gt["annotations"]) - len({match(a["image_id"]) for a in gt["annotations"]})
+    if twice_true:
+        messages.append(
+            f"{twice_true} ground-truth annotations are for an image listed before; each counts."
+        )
     twice = [i for i, n in collections.Counter(c["id"] for c in gt["categories"]).items() if n > 1]
     if twice:
         messages.append(f"Category {twice[0]} is listed more than once; the last entry counts.")

@@ -41,6 +41,16 @@ def check(config: config_lib.Config, num_replicas: int) -> None:
             "--backbone_norm=frozen_bn without --init_weights does not normalise at all; "
             "use --backbone_norm=group_norm to train from scratch."
         )
+    train = config.train
+    late = [step for step in train.lr_decay_steps if step >= train.train_steps]
+    if train.warmup_steps >= train.train_steps or late:
+        logging.warning(
+            "--train_steps=%d ends before the schedule of the learning rate does:"
+            " --warmup_steps=%d, --lr_decay_steps=%s.",
+            train.train_steps,
+            train.warmup_steps,
+            ",".join(map(str, train.lr_decay_steps)),
+        )
 
 
 def _records(config) -> List[str]:

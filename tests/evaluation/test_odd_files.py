@@ -79,6 +79,9 @@ def files(folder):
 
 EMPTY = panoptic_png.encode_ids(np.zeros(SIZES[1]))
 NUMBERS = {
+    "true image twice, each counts": edit(
+        "gt", lambda c: c["annotations"].append(c["annotations"][1])
+    ),
     "as it is": lambda folder: None,
     "alpha": save_with_alpha,
     "interlaced and trailing bytes": rewrite(lambda png: png + b"\0" * 100),
@@ -266,6 +269,7 @@ def test_errors_name_what_is_wrong(folder, case):
     "case, words",
     [
         ("image twice, last counts", "1 predictions are for an image listed before"),
+        ("true image twice, each counts", "1 ground-truth annotations are for an image listed"),
         ("more images", "1 predicted images are not in the ground truth"),
         ("prediction's categories differ", "Category 3 is 'sand' in the prediction"),
         ("no things", "Things is null"),

@@ -226,3 +226,11 @@ def test_records_of_other_classes(tiny_config, tmp_path, flag):
 def test_instances_of_a_dataset_without_things(tiny_config, task):
     with pytest.raises(UserError, match=f"--task={task} needs thing classes.*--task=semantic"):
         panoptic_fpn.build_model(tiny_config.replace(task=task).model, 0, 5)
+
+
+def test_a_schedule_longer_than_the_training_is_told(tiny_config, caplog):
+    checks.check(tiny_config.replace(train_steps=5, warmup_steps=1, lr_decay_steps=(3,)), 1)
+    assert "schedule" not in caplog.text
+    checks.check(tiny_config.replace(train_steps=5, warmup_steps=1, lr_decay_steps=(3, 8)), 1)
+    assert "--train_steps=5 ends before the schedule" in caplog.text
+    assert "--warmup_steps=1, --lr_decay_steps=3,8" in caplog.text
