@@ -300,8 +300,8 @@ def _encode(image) -> Tuple[str, bytes]:
         )
     if image.mode.startswith(("I", "F")):  # Pillow would cut values off at 255.
         raise UserError(
-            f"A PIL image must have 8 bits a channel, not mode {image.mode}; scale it to 0..255, or"
-            " give the path of its file."
+            f"A PIL image must have 8 bits a channel, not mode {image.mode}; scale it to 0..255"
+            " (or give the path of its file if that has 16 bits a channel)."
         )
     stream = io.BytesIO()
     try:

@@ -31,6 +31,7 @@ from typing import (
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import BITSPERSAMPLE, SAMPLEFORMAT
 
 from pfpn_tf.data import panoptic_png, predictions
 from pfpn_tf.data.categories import DatasetInfo
@@ -126,8 +127,20 @@ def upright_pixels(image_bytes: bytes, formats: Optional[Tuple[str, ...]] = None
     Args:
       image_bytes: the file.
       formats: those that it may have, by Pillow's names.
+
+    Raises:
+      UserError: its values have no range that is known: neither 8 nor 16 bits a channel.
     """
     with Image.open(io.BytesIO(image_bytes), formats=formats) as stored:
+        tags = getattr(stored, "tag_v2", {})  # of a TIFF
+        bits, signs = tags.get(BITSPERSAMPLE, (16,)), tags.get(SAMPLEFORMAT, (1,))
+        if stored.mode == "F" or stored.mode.startswith("I") and (bits, signs) != ((16,), (1,)):
+            kind = {1: "", 2: "signed ", 3: "floating-point "}.get(signs[0], "")
+            raise UserError(
+                f"mode {stored.mode} with {kind}values of {bits[0] if tags else 32} bits has no"
+                " fixed range; scale them to 0..255, and save the image with 8 bits a channel (or"
+                " to 0..65535, with 16 bits without sign)"
+            )
         image = ImageOps.exif_transpose(stored)
         if image.mode.startswith("I"):  # 16 bits, of which Pillow would keep the lower 8
             high = (np.asarray(image).astype(np.int64) >> 8).astype(np.uint8)

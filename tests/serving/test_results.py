@@ -136,6 +136,29 @@ def test_formats_that_the_model_has_not_are_read_upright(suffix, tmp_path):
     np.testing.assert_array_equal(read, np.rot90(expected, -1))
 
 
+def test_values_without_a_fixed_range_are_refused(tmp_path):
+    """Of 16 bits the upper 8 are kept; of others nobody knows which bits make the picture."""
+    ramp = np.arange(0, 65536, 257).reshape(16, 16)
+    for suffix in ("tif", "pgm", "png"):
+        Image.fromarray(ramp.astype(np.uint16)).save(tmp_path / f"a.{suffix}")
+        read = results.upright_pixels(results.read_image(str(tmp_path / f"a.{suffix}")))
+        np.testing.assert_array_equal(read[..., 1], ramp // 257)
+    for dtype, tags, words in (
+        (np.float32, {}, "mode F with floating-point values of 32 bits"),
+        (np.int32, {}, "mode I with signed values of 32 bits"),
+        (np.uint16, {339: 2}, "mode I with signed values of 16 bits"),
+        ("12 bits", {}, "mode I;16 with values of 12 bits"),
+    ):
+        values = (ramp // 257).astype(np.uint16 if dtype == "12 bits" else dtype)
+        Image.fromarray(values).save(tmp_path / "b.tif", tiffinfo=tags)
+        if dtype == "12 bits":  # Pillow writes none: the file's BitsPerSample is changed.
+            bits = b"\x02\x01\x03\0\x01\0\0\0"
+            content = (tmp_path / "b.tif").read_bytes()
+            (tmp_path / "b.tif").write_bytes(content.replace(bits + b"\x10", bits + b"\x0c"))
+        with pytest.raises(ValueError, match=f"cannot be decoded: {words} .*scale them to 0..255"):
+            results.read_image(str(tmp_path / "b.tif"))
+
+
 def test_damaged_files_of_these_formats_are_named(tmp_path):
     save_photo(tmp_path / "a.tif", 40, 70)
     content = (tmp_path / "a.tif").read_bytes()
