@@ -13,7 +13,7 @@ import os
 from typing import Any, Callable, Dict, List, Mapping, Sequence, Tuple, Union, overload
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pfpn_tf.data import coco_json, panoptic_png, predictions
 from pfpn_tf.data.categories import DatasetInfo
@@ -227,7 +227,7 @@ class Model:
     def __call__(self, images):
         """The `Result` of an image, or a list of them of a list of images.
 
-        EXIF orientation is applied to files and encoded images.
+        EXIF orientation is applied to files, encoded images and PIL images.
 
         Args:
           images: a `Photo`, or a list of them. An array is RGB.
@@ -305,7 +305,7 @@ def _encode(image) -> Tuple[str, bytes]:
         )
     stream = io.BytesIO()
     try:
-        image.convert("RGB").save(stream, "PNG", compress_level=1)
+        ImageOps.exif_transpose(image).convert("RGB").save(stream, "PNG", compress_level=1)
     except (ValueError, OSError) as error:  # Closed, cut off or without a pixel.
         raise UserError(f"The image cannot be used ({error}).") from None
     return "image", stream.getvalue()

@@ -89,6 +89,15 @@ def test_every_kind_of_image_gives_the_same(model, result, pixels, tmp_path):
     np.testing.assert_array_equal(model(grey).ids, model(np.stack([grey] * 3, -1)).ids)
 
 
+def test_an_image_of_pillow_is_turned_as_its_file_is(model, pixels, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "turned.jpg", exif=exif)
+    of_path, of_image = model([tmp_path / "turned.jpg", Image.open(tmp_path / "turned.jpg")])
+    assert of_image.ids.shape == of_path.ids.shape == (90, 60)
+    assert of_image.draw().size == of_path.draw().size
+
+
 def test_an_export_answers_as_the_run_directory(run_dir, result, pixels):
     np.testing.assert_array_equal(pfpn_tf.load(pathlib.Path(run_dir))(pixels).ids, result.ids)
 
