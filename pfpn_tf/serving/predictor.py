@@ -90,7 +90,7 @@ def load_saved_model(directory: str) -> Predictor:
     """A `Predictor` of an exported model.
 
     Raises:
-      UserError: no SavedModel of this project there.
+      UserError: no SavedModel of this project there, or a damaged one.
     """
     if not os.path.isfile(os.path.join(directory, "saved_model.pb")):
         versions = [
@@ -102,8 +102,16 @@ def load_saved_model(directory: str) -> Predictor:
         if versions:
             hint = f"Is it {versions[-1]}?"
         raise UserError(f"{directory} holds no saved_model.pb. {hint}")
-    with quiet.errors_only():
-        loaded = tf.saved_model.load(directory)
+    try:
+        with quiet.errors_only():
+            loaded = tf.saved_model.load(directory)
+    except Exception as error:  # Damaged files lead TensorFlow to many kinds of errors.
+        # The first line says what is wrong; the next ones give advice for other cases.
+        cause = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(
+            f"{directory} cannot be loaded; it is damaged or incomplete. Copy or export it again."
+            f" ({cause})"
+        ) from error
     missing = {"serving_rest", "panoptic", "metadata"} - set(loaded.signatures)
     if missing:
         raise UserError(

@@ -3,15 +3,18 @@
 import base64
 import json
 import os
+import shutil
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
+import pfpn_tf
 from pfpn_tf.data import coco_json, panoptic_png
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.serving import predictor, results
+from pfpn_tf.utils.errors import UserError
 from tests import processes
 
 
@@ -197,3 +200,19 @@ def test_directory_without_saved_model(content, saved_model, tmp_path):
     hint = "." if content == "directory" else ".*Is it.*1"
     with pytest.raises(ValueError, match="no saved_model.pb" + hint):
         predictor.load_saved_model(directory)
+
+
+@pytest.mark.parametrize("damage", ["empty graph", "cut graph", "no variables"])
+def test_a_damaged_export_is_named(damage, saved_model, tmp_path):
+    copy = tmp_path / "1"
+    shutil.copytree(saved_model, copy)
+    if damage == "no variables":
+        shutil.rmtree(copy / "variables")
+    else:
+        os.truncate(copy / "saved_model.pb", 0 if damage == "empty graph" else 1000)
+    message = (
+        f"{copy} cannot be loaded; it is damaged or incomplete. Copy or export it again. \\(.+"
+    )
+    with pytest.raises(UserError, match=message) as error:
+        pfpn_tf.load(copy)
+    assert "\n" not in str(error.value) and "experimental_io_device" not in str(error.value)
