@@ -13,6 +13,7 @@ setting of the run can be given on top. Exit codes: 0 all done, 1 some images co
 drawn or written (the others are done), 2 unusable settings or files.
 """
 
+import os
 import sys
 
 from absl import flags
@@ -24,6 +25,7 @@ from pfpn_tf.utils.errors import UserError
 
 FLAGS = flags.FLAGS
 SOME_FAILED = 1
+NUM_SHOWN = 3  # images of the contact sheet
 
 flags.DEFINE_string("run_dir", "", "Run of a training, instead of an exported model.")
 flags.DEFINE_string("checkpoint", "", "A step, best, or a path without suffix; empty: the newest.")
@@ -53,18 +55,23 @@ def main():
         raise UserError("Give --images (files, folders or globs), or --video (one file).")
     flags_lib.check_given(["output_dir"])
     settings = flags_lib.given_settings()
-    if settings and FLAGS.saved_model:
+    fixed = [*settings, *(["checkpoint"] if FLAGS.checkpoint else [])]
+    if fixed and FLAGS.saved_model:
         raise UserError(
-            f"--{next(iter(settings))} cannot be changed in an exported model; give it to "
+            f"--{fixed[0]} cannot be changed in an exported model; give it to "
             "export_saved_model.py, or use --run_dir."
         )
     check_contact_sheet()
-    from pfpn_tf.serving import predictor, results
+    from pfpn_tf.serving import model as model_lib
+    from pfpn_tf.serving import results
+
+    paths = results.find_images(FLAGS.images)
+    shown = [os.path.basename(path) for path in paths[:NUM_SHOWN]]
+    model_lib.truths(FLAGS.panoptic_json, shown)  # Errors come before the work.
+    from pfpn_tf.serving import predictor
 
     if FLAGS.video:
         video = predictor.Video(FLAGS.video)
-    else:
-        paths = results.find_images(FLAGS.images)
     flags_lib.make_output_dir("output_dir")
     if FLAGS.saved_model:
         model = predictor.load_saved_model(FLAGS.saved_model)
@@ -93,7 +100,7 @@ def predict_images(model, paths):
     options = FLAGS.overlays, FLAGS.serving_reply
     with results.Writer(FLAGS.output_dir, model.info, *options) as writer:
         with progress.Bar("Predicting", len(paths), "image") as bar:
-            num_kept = 3 if FLAGS.contact_sheet else 0
+            num_kept = NUM_SHOWN if FLAGS.contact_sheet else 0
             failures, shown = model.predict_files(
                 paths, writer, progress=bar.update, num_kept=num_kept
             )

@@ -147,10 +147,15 @@ def contact_sheet(found: Sequence[Result], panoptic_json: str = "") -> Image.Ima
       UserError: there is no result, or the truth of an image is missing or damaged.
     """
     _check_any(found)
-    truths = _truths(panoptic_json, [result.file_name for result in found])
+    of_images = truths(panoptic_json, [result.file_name for result in found])
     columns = []
-    for result, truth in zip(found, truths):
+    for result, truth in zip(found, of_images):
         photo = result._pixels()
+        if truth and truth[0].shape != photo.shape[:2]:
+            raise UserError(
+                f"{panoptic_json}: the map of {result.file_name} has {truth[0].shape} pixels, the"
+                f" photo {photo.shape[:2]}; is it the truth of other photos?"
+            )
         scale = min(_SHEET_SIDE / max(photo.shape[:2]), results.MAX_SCALE)
         maps = {"truth": truth, "prediction": (result.ids, result._entries, result._info)}
         column = {"photo": visualize.resize(photo, scale)}
@@ -173,8 +178,12 @@ def _check_any(found):
         raise UserError("There is no result; give those of at least one image.")
 
 
-def _truths(panoptic_json, names):
-    """(ids, segments_info, `DatasetInfo`) of each image of a COCO panoptic JSON; None without."""
+def truths(panoptic_json: str, names: Sequence[str]) -> list:
+    """(ids, segments_info, `DatasetInfo`) of each image of a COCO panoptic JSON; None without.
+
+    Raises:
+      UserError: the truth of an image is missing or damaged.
+    """
     if not panoptic_json:
         return [None] * len(names)
     content = coco_json.load_panoptic_json(panoptic_json, "panoptic", True, with_images=True)
@@ -183,15 +192,15 @@ def _truths(panoptic_json, names):
     id_of = {os.path.basename(image["file_name"]): image["id"] for image in images}
     match = coco_json.matcher(id_of.values())
     annotations = {match(a["image_id"]): a for a in content["annotations"]}
-    truths = []
+    found = []
     for name in names:
         if id_of.get(name) not in annotations:
             raise UserError(f"{panoptic_json} has no annotation of an image with the name {name}.")
         entry = coco_json.checked_annotation(annotations[id_of[name]], panoptic_json, "panoptic")
         folder = coco_json.png_folder(panoptic_json)
         ids = panoptic_png.read(folder, entry["file_name"], entry["image_id"], "panoptic")
-        truths.append((ids, entry["segments_info"], info))
-    return truths
+        found.append((ids, entry["segments_info"], info))
+    return found
 
 
 def seen_pixels(image: bytes) -> np.ndarray:

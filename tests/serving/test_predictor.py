@@ -216,3 +216,15 @@ def test_a_damaged_export_is_named(damage, saved_model, tmp_path):
     with pytest.raises(UserError, match=message) as error:
         pfpn_tf.load(copy)
     assert "\n" not in str(error.value) and "experimental_io_device" not in str(error.value)
+
+
+def test_what_does_not_fit_together_is_refused_before_the_work(photos, tmp_path):
+    flags = "tools/predict.py", "--saved_model=none", f"--images={photos}", "--output_dir=none"
+    done = processes.call(*flags, "--checkpoint=best", expect=2)
+    assert "--checkpoint cannot be changed in an exported model" in done.stderr
+    truth = tmp_path / "panoptic.json"
+    categories = [{"id": 1, "name": "sky", "isthing": 0}]
+    truth.write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
+    sheet = f"--contact_sheet={tmp_path / 'sheet.png'}", f"--panoptic_json={truth}"
+    done = processes.call(*flags, *sheet, expect=2)
+    assert f"{truth} has no annotation of an image with the name 0000" in done.stderr
