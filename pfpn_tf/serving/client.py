@@ -5,6 +5,7 @@ gRPC needs tensorflow-serving-api (the extra `serving`); REST needs nothing, not
 
 import abc
 import base64
+import contextlib
 import http.client
 import json
 import random
@@ -16,6 +17,8 @@ from urllib import parse
 
 import numpy as np
 
+from pfpn_tf.data import predictions
+from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.serving.model import Model
 from pfpn_tf.serving.results import Refused, refusal
 from pfpn_tf.utils.errors import UserError
@@ -167,26 +170,55 @@ class RestConnection(Connection):
         self._local = threading.local()
 
     def _versions(self):
-        versions = self._request("GET", self._path).get("model_version_status", [])
-        return [(int(version["version"]), version["state"]) for version in versions]
+        content = self._request("GET", self._path)
+        with self._reading():
+            versions = content["model_version_status"]
+            return [(int(version["version"]), str(version["state"])) for version in versions]
 
     def metadata(self) -> Dict[str, Any]:
-        return json.loads(self._predict("metadata", [{"request": ""}])[0])
+        (text,) = self._predict("metadata", [{"request": ""}])
+        with self._reading():
+            metadata = json.loads(text)
+            DatasetInfo.from_coco_categories(metadata["categories"])
+            _all_thresholds({}, metadata)
+            return metadata
 
     def _ask(self, signature, images, inputs):
         columns = {name: values.tolist() for name, values in inputs.items()}
         columns["image_bytes"] = [{"b64": base64.b64encode(image).decode()} for image in images]
         rows = [dict(zip(columns, values)) for values in zip(*columns.values())]
         replies = []
-        for row in self._predict(signature, rows):
-            error = row.pop("error", "")
-            reply = {name.removesuffix("_bytes"): _from_json(value) for name, value in row.items()}
-            replies.append({**reply, "error": error})
+        found = self._predict(signature, rows)
+        with self._reading():
+            for row in found:
+                error = row.pop("error", "")
+                reply = {n.removesuffix("_bytes"): _from_json(value) for n, value in row.items()}
+                _check_reply(signature, reply, error)
+                replies.append({**reply, "error": error})
         return replies
 
     def _predict(self, signature_name, instances):
         body = json.dumps({"signature_name": signature_name, "instances": instances})
-        return self._request("POST", f"{self._path}:predict", body)["predictions"]
+        content = self._request("POST", f"{self._path}:predict", body)
+        with self._reading():
+            found = content["predictions"]
+            if len(found) != len(instances):
+                raise ValueError(f"{len(found)} predictions for {len(instances)} instances")
+            return found
+
+    @contextlib.contextmanager
+    def _reading(self):
+        """Tells what JSON lacks, or has of another type, as an error of the server."""
+        try:
+            yield
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise self._foreign(f"{type(error).__name__}: {error}") from None
+
+    def _foreign(self, reason):
+        return ServerError(
+            f"{self._parts.geturl()} gives what is not an answer of this model's server ({reason});"
+            " is it TensorFlow Serving with a model of export_saved_model.py?"
+        )
 
     def _request(self, method, path, body=None):
         fresh = not hasattr(self._local, "socket")
@@ -202,18 +234,23 @@ class RestConnection(Connection):
         status, content = response
         try:
             content = json.loads(content)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ServerError(
                 f"{self._parts.geturl()} answers HTTP status {status} and no JSON: is it the REST "
                 f"port of TensorFlow Serving ({REST_PORT})?"
             ) from None
-        if status == 400:
-            raise Refused(refusal(content.get("error", "")))
+        if not isinstance(content, dict):
+            raise self._foreign(f"HTTP status {status} and no JSON object")
+        if status == http.client.OK:
+            return content
+        text = content.get("error")
         if status == http.client.SERVICE_UNAVAILABLE:
-            raise Unavailable(f"{self._parts.geturl()}{path}: {content.get('error', status)}")
-        if status != 200:
-            raise ServerError(f"{self._parts.geturl()}{path}: {content.get('error', status)}")
-        return content
+            raise Unavailable(f"{self._parts.geturl()}{path}: {text or status}")
+        if not text or not isinstance(text, str):
+            raise self._foreign(f"HTTP status {status} and no text of an error")
+        if status == http.client.BAD_REQUEST:
+            raise Refused(refusal(text))
+        raise ServerError(f"{self._parts.geturl()}{path}: {text}")
 
     def _send(self, method, path, body):
         if not hasattr(self._local, "socket"):
@@ -246,6 +283,20 @@ class RestConnection(Connection):
             return ServerError(f"{self._parts.geturl()}: {error}; see --ca_file")
         text = getattr(error, "strerror", None) or error
         return Unavailable(f"{self._parts.geturl()}: {text}; is the server running there?")
+
+
+def _check_reply(signature, reply, error):
+    """Raises what a reader of this reply would, or ValueError."""
+    if signature == "serving_instances":
+        columns = ("boxes", "scores", "category_ids", "windows", "masks_png")
+        if min(len(reply[name]) for name in columns) < reply["num_instances"]:
+            raise ValueError("less rows than instances")
+    else:
+        predictions.segments_info(reply)
+        if not isinstance(reply["panoptic_png"], bytes):
+            raise ValueError("panoptic_png_bytes is not in base64")
+    if not isinstance(error, str):
+        raise ValueError("error is no text")
 
 
 def _from_json(value):

@@ -265,6 +265,39 @@ def test_a_server_that_is_silent_or_another_one(tmp_path):
         pages.server_close()
 
 
+ROW = {"panoptic_png_bytes": {"b64": ""}, "num_segments": 1, "boxes": [[0, 0, 1, 1]]}
+
+
+@pytest.mark.parametrize(
+    "status, content",
+    [
+        *((200, content) for content in ([], None, 7, {}, {"predictions": None})),
+        *((200, {"predictions": found}) for found in ([], {}, [1], ["x"], ["{}"], [{}], [ROW])),
+        *((200, {"predictions": [{**ROW, "num_segments": number}]}) for number in (None, "x", [])),
+        (200, {"predictions": [{**ROW, "num_segments": 0, "error": 7}]}),
+        (200, {"predictions": [{**ROW, "num_segments": 0, "panoptic_png_bytes": {}}]}),
+        (200, {"predictions": [json.dumps({"categories": [{"id": "x"}]})]}),
+        *((200, {"model_version_status": found}) for found in (None, [{}], [{"version": "x"}])),
+        *((400, content) for content in ([], {}, {"error": ""}, {"error": {"code": 3}})),
+        (404, {"message": "no route"}),
+    ],
+)
+def test_json_of_another_server(status, content):
+    connection = client.connect("http://h:1/path", "panoptic")
+    connection._send = lambda *request: (status, json.dumps(content).encode())
+    photo = [b"\xff\xd8\xff"]
+    for ask in (
+        connection.status,
+        connection.metadata,
+        connection.model,
+        lambda: connection.predict(photo),
+        lambda: connection.predict(photo, {"score_threshold": 0.5}),
+        lambda: connection.predict_instances(photo),
+    ):
+        with pytest.raises(client.ServerError, match="http://h:1/path gives what is not an answer"):
+            ask()
+
+
 @pytest.mark.parametrize(
     "url", ["localhost:8500", "ftp://localhost:1", "http://", "http://h:x", "grpc://[::1:8500"]
 )
