@@ -72,9 +72,16 @@ def refusal(message: str) -> str:
 def find_images(patterns: Sequence[str]) -> List[str]:
     """Files that files, folders and globs name, without repetition, in order.
 
+    Args:
+      patterns: of a list that was split at its commas; what has a name with commas in it, and is
+        the only one, is found all the same.
+
     Raises:
       UserError: one of them names nothing.
     """
+    for comma in (",", ", "):
+        if len(patterns) > 1 and os.path.exists(comma.join(patterns)):
+            patterns = [comma.join(patterns)]
     paths = []
     for pattern in patterns:
         if os.path.isdir(pattern):
@@ -92,9 +99,12 @@ def find_images(patterns: Sequence[str]) -> List[str]:
         else:
             found = [path for path in matching(pattern) if os.path.isfile(path)]
             if not found:
+                advice = (
+                    " A name with a comma stands in double quotes: --images='\"a,b.jpg\",c.jpg'."
+                )
                 raise UserError(
                     f"--images={pattern}: no such file or folder, and no file matches it as a "
-                    "pattern."
+                    f"pattern.{advice if len(patterns) > 1 else ''}"
                 )
         paths += found
     return list(dict.fromkeys(paths))

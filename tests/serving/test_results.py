@@ -12,6 +12,7 @@ from pfpn_tf.data import panoptic_png
 from pfpn_tf.data import predictions as predictions_lib
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.serving import results
+from pfpn_tf.utils.errors import UserError
 from tests.serving.test_predictor import save_photo
 
 INFO = DatasetInfo.from_coco_categories([{"id": 7, "name": "sky", "isthing": 0}])
@@ -134,6 +135,15 @@ def test_formats_that_the_model_has_not_are_read_upright(suffix, tmp_path):
     read = results.upright_pixels(results.read_image(path))
     expected = results.upright_pixels(results.read_image(str(tmp_path / "plain.png")))
     np.testing.assert_array_equal(read, np.rot90(expected, -1))
+
+
+def test_names_with_commas(tmp_path):
+    photos(tmp_path, "a,b.jpg", "c, d.jpg")
+    for name in ("a,b.jpg", "c, d.jpg"):
+        path = str(tmp_path / name)
+        assert results.find_images([part.strip() for part in path.split(",")]) == [path]
+    with pytest.raises(UserError, match="/a: no such file .* A name with a comma stands in double"):
+        results.find_images([str(tmp_path / "a"), "b.jpg", str(tmp_path / "c, d.jpg")])
 
 
 def test_values_without_a_fixed_range_are_refused(tmp_path):
