@@ -42,6 +42,11 @@ _KINDS = {
 }
 """What absl calls a kind of flag, and what we do."""
 
+_OF_WEIGHTS = ("weights", "init_weights")
+"""Flags that take a path or a name of published weights."""
+_PUBLISHED = ("detectron2://", "mmdet://")
+"""What these names begin with."""
+
 # Errors of the system that the user can mend. Others, such as those of a network disk, may pass.
 _MENDABLE = {
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
@@ -137,7 +142,7 @@ def _guarded(main, argv):
     if len(argv) > 1:
         _fail(f"Unexpected argument {argv[1]!r}; every option is a --flag=value.")
     try:
-        _refuse_remote_paths()
+        _refuse_remote_paths(flags.FLAGS)
         sys.exit(main())
     except (UserError, OSError) as error:
         if logging.get_verbosity() >= logging.DEBUG or not _explains_itself(error):
@@ -162,12 +167,13 @@ def _is_data_loss(error):
     return tensorflow is not None and isinstance(error, tensorflow.errors.DataLossError)
 
 
-def _refuse_remote_paths():
+def _refuse_remote_paths(flag_values):
     """Every flag is a setting, a name or a path, but for the address of a server."""
-    for name in set(flags.FLAGS) - {"url"}:
-        value = flags.FLAGS[name].value
+    for name in set(flag_values) - {"url"}:
+        value = flag_values[name].value
         for path in value if isinstance(value, (list, tuple)) else [value]:
-            if isinstance(path, str):
+            published = name in _OF_WEIGHTS and str(path).startswith(_PUBLISHED)
+            if isinstance(path, str) and not published:
                 refuse_remote(path, name)
 
 
