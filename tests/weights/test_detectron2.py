@@ -250,6 +250,24 @@ def test_to_run_dir_and_back(tmp_path, dataset_info):
     assert_tensors(safe_pickle.read(back).tensors, tensors)
 
 
+def test_no_training_and_no_source_is_overwritten(tmp_path, dataset_info):
+    config = config_lib.Config().replace(**tiny.NETWORK, dataset_info=dataset_info)
+    run_dir, file = tmp_path / "run", tmp_path / "given.pkl"
+    (run_dir / "checkpoints").mkdir(parents=True)
+    (run_dir / "checkpoints" / "ckpt-0.index").touch()  # as a conversion leaves it
+    run_directory.check_new(str(run_dir))
+    (run_dir / "checkpoints" / "ckpt-300.index").touch()
+    file.touch()
+    for weights, target, message in (
+        ("given.pkl", run_dir, "run holds the checkpoints of a training.* Give a new folder"),
+        (str(run_dir), f"{run_dir}/", "run/ is --weights as well. Give a new folder"),
+        (str(run_dir), file, "given.pkl is a file; choose another folder"),
+    ):
+        with pytest.raises(ValueError, match=rf"^--run_dir=.*{message}"):
+            convert.to_run_dir(weights, config, str(target))
+    assert [path.name for path in run_dir.iterdir()] == ["checkpoints"]
+
+
 def test_backbone_to_run_dir(tmp_path, dataset_info):
     config = config_lib.Config().replace(**tiny.NETWORK, dataset_info=dataset_info)
     tensors = backbone_tensors(tiny_model())
