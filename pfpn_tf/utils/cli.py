@@ -85,7 +85,7 @@ def command(main: Callable[[], Any]) -> Callable[[], NoReturn]:
         logging.get_absl_handler().setFormatter(_Formatter())
         signal.signal(signal.SIGTERM, _terminate)
         parse = functools.partial(_parse_flags, sys.modules[main.__module__])
-        app.run(lambda argv: _guarded(main, argv), flags_parser=parse)
+        app.run(lambda argv: _guarded(main), flags_parser=parse)
 
     return run
 
@@ -114,10 +114,23 @@ def _parse_flags(module, argv):
         os._exit(0)  # Python's own exit would flush a closed pipe once more.
     try:
         arguments = list(recipes.expand(argv[1:]))
-        return flags.FLAGS([argv[0], *(argument for argument, _ in arguments)])
+        rest = flags.FLAGS([argv[0], *(argument for argument, _ in arguments)])
     except (flags.Error, UserError) as error:
         message = str(error) if isinstance(error, UserError) else _explain(error, arguments)
         _fail(f"{message}\nSee {os.path.basename(argv[0])} --help.")
+    if rest[1:]:
+        _fail(_unexpected(rest[1], arguments))
+    return rest
+
+
+def _unexpected(argument, arguments):
+    place = dict(reversed(arguments)).get(argument)
+    if place:
+        return (
+            f"{place}: Unexpected line {argument!r}. A flagfile has a --flag=value on each line,"
+            " like recipe.flags in a run directory; it is no YAML or JSON."
+        )
+    return f"Unexpected argument {argument!r}; every option is a --flag=value."
 
 
 def _explain(error, arguments):
@@ -138,9 +151,7 @@ def _explain(error, arguments):
     return f"{place}: {message}" if place else message
 
 
-def _guarded(main, argv):
-    if len(argv) > 1:
-        _fail(f"Unexpected argument {argv[1]!r}; every option is a --flag=value.")
+def _guarded(main):
     try:
         _refuse_remote_paths(flags.FLAGS)
         sys.exit(main())

@@ -56,6 +56,10 @@ def test_a_wrong_flag_in_a_flagfile_is_named_with_its_line(tmp_path):
     assert call("--flagfile", str(typed)).startswith(
         f"Error: {typed}:3: --train_steps=5.5 must be a whole number."
     )
+    inner.write_text("# a recipe\ntask: panoptic\n")
+    assert call(f"--flagfile={outer}").startswith(
+        f"Error: {inner}:2: Unexpected line 'task: panoptic'. A flagfile has a --flag=value"
+    )
     inner.write_text("\ufeff--learning_rate=0.1\n", encoding="utf-8")
     assert call(f"--flagfile={outer}") == "started\n"
 
