@@ -20,7 +20,7 @@ from typing import Any, Callable, Dict, NamedTuple
 import numpy as np
 
 from pfpn_tf.utils.errors import UserError
-from pfpn_tf.weights import other_formats
+from pfpn_tf.weights import other_formats, prefixes
 
 Tensors = Dict[str, np.ndarray]
 """Values by name."""
@@ -77,13 +77,6 @@ _WEIGHTS_KEYS = (
     *("model", "state_dict", "model_state", "model_state_dict", "blobs", "weights", "net"),
     *("checkpoint", "network", "module", "params"),
 )
-# Detectron2's and MMDetection's names begin with these. Anything else with which every name begins
-# is a prefix.
-_PARTS = (
-    *("backbone", "bottom_up", "stem", "neck", "proposal_generator", "rpn_head", "roi_heads"),
-    *("roi_head", "sem_seg_head", "semantic_head"),
-)
-_NORMALISATION = ("pixel_mean", "pixel_std")  # some tools write them without the others' prefix
 _DAMAGE = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,
@@ -128,7 +121,7 @@ def _checkpoint(content):
         keys = ", ".join(map(str, list(content)[:5]))
         raise UserError(f"holds no tensors{f', but {keys}' if keys else ''}.")
     text = next((text for text in texts if isinstance(text, str)), "")
-    return Checkpoint(_without_common_prefix(tensors), text)
+    return Checkpoint(prefixes.of_the_network(tensors), text)
 
 
 def _dicts_of_tensors(content, levels=2, path=""):
@@ -142,15 +135,6 @@ def _dicts_of_tensors(content, levels=2, path=""):
     for key, value in content.items() if levels else ():
         inside.update(_dicts_of_tensors(value, levels - 1, f"{path}.{key}".lstrip(".")))
     return inside
-
-
-def _without_common_prefix(tensors):
-    names = [name for name in tensors if name not in _NORMALISATION]
-    firsts = {name.partition(".")[0] if "." in name else "" for name in names}
-    if len(names) < 2 or len(firsts) > 1 or firsts & {"", *_PARTS}:
-        return tensors
-    prefix = f"{firsts.pop()}."
-    return _without_common_prefix({k.removeprefix(prefix): v for k, v in tensors.items()})
 
 
 # --------------------------------------------------------------------------------------------------

@@ -109,6 +109,16 @@ def test_problems_are_listed_together():
         np.testing.assert_array_equal(v, value)
 
 
+def test_whole_numbers_are_no_weights():
+    model = tiny_model()
+    tensors = random_tensors(model)
+    tensors["odd"] = np.array(3)
+    detectron2.matches(model, tensors)
+    tensors["roi_heads.box_head.fc2.bias"] = np.ones(16, np.int8)
+    with pytest.raises(ValueError, match=r"1 of \d+ .*, first roi_heads.box_head.fc2.bias \(int8"):
+        detectron2.load(model, tensors)
+
+
 def test_names_match_by_their_end_and_the_longest_wins():
     model = tiny_model()
     tensors = random_tensors(model)

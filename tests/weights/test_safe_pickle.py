@@ -229,6 +229,19 @@ def test_what_stands_before_every_name_is_taken_off(tensors_of, prefix):
         assert set(found) - {"pixel_mean"} == {"a", "b"}
 
 
+def test_what_stands_beside_the_network_is_left_out(tensors_of):
+    for names in (("backbone.res2.a", "roi_heads.b"), ("conv1.weight", "layer1.0.a")):
+        tensors = {f"net.model.{name}": np.ones(2) for name in names}
+        content = {**tensors, "criterion.weight": np.ones(2), "pixel_mean": np.ones(3)}
+        assert set(tensors_of(pickle.dumps(content))) == {*names, "pixel_mean"}
+
+
+def test_two_networks_in_one_file_are_told(tensors_of):
+    names = [f"{who}.{part}.a" for who in ("student", "teacher") for part in ("backbone", "neck")]
+    with pytest.raises(ValueError, match="several networks: .* with student. and teacher.: save"):
+        tensors_of(pickle.dumps({"state_dict": dict.fromkeys(names, np.ones(2))}))
+
+
 def test_what_parts_of_the_network_begin_with_stays(tensors_of):
     tensors = {f"backbone.{n}": np.ones(2) for n in "ab"}
     assert set(tensors_of(pickle.dumps(tensors))) == set(tensors)
