@@ -115,13 +115,19 @@ def _checkpoint(content):
         raise UserError(
             f"holds a {kind}, not a dict of tensors. Of a whole model save its state_dict()."
         )
-    tensors = {str(k): _resolve(v) for k, v in content.items()}
+    tensors = {_text(k): _resolve(v) for k, v in content.items()}
     tensors = {k: v for k, v in tensors.items() if isinstance(v, np.ndarray)}
     if not tensors:
         keys = ", ".join(map(str, list(content)[:5]))
         raise UserError(f"holds no tensors{f', but {keys}' if keys else ''}.")
     text = next((text for text in texts if isinstance(text, str)), "")
     return Checkpoint(prefixes.of_the_network(tensors), text)
+
+
+def _text(key):
+    """A name, which Python 2 wrote as bytes."""
+    encoded = isinstance(key, _Call) and key.name == "_codecs.encode"
+    return _bytes(key).decode("latin1") if encoded or isinstance(key, bytes) else str(key)
 
 
 def _dicts_of_tensors(content, levels=2, path=""):

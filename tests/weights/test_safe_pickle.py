@@ -264,6 +264,14 @@ def test_weights_are_found_under_their_keys(tensors_of, wrap):
     assert_tensors(tensors_of(pickle.dumps(wrap(tensors))), tensors)
 
 
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_names_may_be_bytes(tensors_of, protocol):
+    assert set(tensors_of(pickle.dumps({b"ab": np.ones(2), b"c": np.ones(2)}, protocol))) == {
+        "ab",
+        "c",
+    }
+
+
 def test_several_dicts_of_tensors_are_listed(tensors_of):
     content = {"g": {"a": np.ones(2)}, "d": {"net_d": {"a": np.ones(2), "b": np.ones(2)}}}
     with pytest.raises(ValueError, match=r"several dicts of tensors: g \(1\), d\.net_d \(2\)"):
