@@ -50,7 +50,9 @@ def read(path: str) -> Checkpoint:
       UserError: the file is no checkpoint, or its weights hold something that is not data.
     """
     if not os.path.isfile(path):
-        raise UserError(f"--weights={path}: no such file.")
+        prefix = os.path.exists(f"{path}.index")
+        hint = " It is a TensorFlow checkpoint: give the run directory that it lies in."
+        raise UserError(f"--weights={path}: no such file.{hint if prefix else ''}")
     try:
         with open(path, "rb") as f:
             other_formats.refuse(f)
