@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from pfpn_tf.runs import checkpoints, run_directory
+from pfpn_tf.utils import quiet
 from pfpn_tf.utils.errors import UserError
 
 
@@ -29,14 +30,16 @@ def restore_for_inference(
       UserError: no such checkpoint, or it does not hold all weights of the model.
     """
     prefix = find_checkpoint(run_dir, checkpoint)
-    try:
-        status = tf.train.Checkpoint(model=model).read(prefix)
-        status.expect_partial()  # the optimizer's part is not wanted
-        status.assert_existing_objects_matched()
-    except (AssertionError, *checkpoints.READ_ERRORS) as error:
-        raise UserError(
-            f"{prefix} does not fit the network of {run_dir}: {str(error).splitlines()[0][:300]}"
-        ) from None
+    problem = None
+    with quiet.errors_only():  # of all that is not read when it fails, a line each
+        try:
+            status = tf.train.Checkpoint(model=model).read(prefix)
+            status.expect_partial()  # the optimizer's part is not wanted
+            status.assert_existing_objects_matched()
+        except (AssertionError, *checkpoints.READ_ERRORS) as error:
+            problem = str(error).splitlines()[0][:300]
+    if problem is not None:
+        raise UserError(f"{prefix} does not fit the network of {run_dir}: {problem}")
     if averages:
         _restore_averages(model, prefix)
     return prefix

@@ -83,6 +83,28 @@ def check(run_dir: str, config: config_lib.Config, info: categories.DatasetInfo)
       UserError: as `prepare`.
     """
     _check_same_run(run_dir, config, info)
+    _check_place(run_dir)
+
+
+def check_new(run_dir: str) -> None:
+    """Checks that weights can be written to a folder and replace at most converted ones.
+
+    Raises:
+      UserError: a training has written it, or it cannot be written.
+    """
+    folders = [os.path.join(run_dir, folder) for folder in (CHECKPOINTS, BEST)]
+    saved = {name for folder in folders if os.path.isdir(folder) for name in os.listdir(folder)}
+    later = [name for name in saved if name.endswith(".index") and name != "ckpt-0.index"]
+    if later or os.path.exists(os.path.join(run_dir, VERSIONS)):
+        raise UserError(
+            f"--run_dir={run_dir} holds the checkpoints of a training, which converted weights"
+            " would replace. Give a new folder."
+        )
+    _check_place(run_dir)
+
+
+def _check_place(run_dir):
+    """Checks that a folder can be made and written, and leaves nothing there."""
     existing = os.path.abspath(run_dir)
     while not os.path.isdir(existing):
         if os.path.exists(existing):

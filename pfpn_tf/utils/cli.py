@@ -42,6 +42,11 @@ _KINDS = {
 }
 """What absl calls a kind of flag, and what we do."""
 
+_OF_WEIGHTS = ("weights", "init_weights")
+"""Flags that take a path or a name of published weights."""
+_PUBLISHED = ("detectron2://", "mmdet://")
+"""What these names begin with."""
+
 # Errors of the system that the user can mend. Others, such as those of a network disk, may pass.
 _MENDABLE = {
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
@@ -80,7 +85,7 @@ def command(main: Callable[[], Any]) -> Callable[[], NoReturn]:
         logging.get_absl_handler().setFormatter(_Formatter())
         signal.signal(signal.SIGTERM, _terminate)
         parse = functools.partial(_parse_flags, sys.modules[main.__module__])
-        app.run(lambda argv: _guarded(main, argv), flags_parser=parse)
+        app.run(lambda argv: _guarded(main), flags_parser=parse)
 
     return run
 
@@ -109,10 +114,23 @@ def _parse_flags(module, argv):
         os._exit(0)  # Python's own exit would flush a closed pipe once more.
     try:
         arguments = list(recipes.expand(argv[1:]))
-        return flags.FLAGS([argv[0], *(argument for argument, _ in arguments)])
+        rest = flags.FLAGS([argv[0], *(argument for argument, _ in arguments)])
     except (flags.Error, UserError) as error:
         message = str(error) if isinstance(error, UserError) else _explain(error, arguments)
         _fail(f"{message}\nSee {os.path.basename(argv[0])} --help.")
+    if rest[1:]:
+        _fail(_unexpected(rest[1], arguments))
+    return rest
+
+
+def _unexpected(argument, arguments):
+    place = dict(reversed(arguments)).get(argument)
+    if place:
+        return (
+            f"{place}: Unexpected line {argument!r}. A flagfile has a --flag=value on each line,"
+            " like recipe.flags in a run directory; it is no YAML or JSON."
+        )
+    return f"Unexpected argument {argument!r}; every option is a --flag=value."
 
 
 def _explain(error, arguments):
@@ -133,11 +151,9 @@ def _explain(error, arguments):
     return f"{place}: {message}" if place else message
 
 
-def _guarded(main, argv):
-    if len(argv) > 1:
-        _fail(f"Unexpected argument {argv[1]!r}; every option is a --flag=value.")
+def _guarded(main):
     try:
-        _refuse_remote_paths()
+        _refuse_remote_paths(flags.FLAGS)
         sys.exit(main())
     except (UserError, OSError) as error:
         if logging.get_verbosity() >= logging.DEBUG or not _explains_itself(error):
@@ -162,12 +178,13 @@ def _is_data_loss(error):
     return tensorflow is not None and isinstance(error, tensorflow.errors.DataLossError)
 
 
-def _refuse_remote_paths():
+def _refuse_remote_paths(flag_values):
     """Every flag is a setting, a name or a path, but for the address of a server."""
-    for name in set(flags.FLAGS) - {"url"}:
-        value = flags.FLAGS[name].value
+    for name in set(flag_values) - {"url"}:
+        value = flag_values[name].value
         for path in value if isinstance(value, (list, tuple)) else [value]:
-            if isinstance(path, str):
+            published = name in _OF_WEIGHTS and str(path).startswith(_PUBLISHED)
+            if isinstance(path, str) and not published:
                 refuse_remote(path, name)
 
 

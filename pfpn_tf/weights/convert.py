@@ -67,8 +67,12 @@ def to_run_dir(
       The checkpoint's prefix.
 
     Raises:
-      UserError: the weights cannot be read or do not fit.
+      UserError: the weights cannot be read or do not fit, or the directory is that of a training,
+        or of the weights themselves.
     """
+    if os.path.realpath(weights) == os.path.realpath(run_dir):
+        raise UserError(f"--run_dir={run_dir} is --weights as well. Give a new folder.")
+    run_directory.check_new(run_dir)
     info = categories.DatasetInfo.load(config.data.dataset_info)
     if source:
         detectron2_config.check_classes(source, info)
@@ -132,7 +136,7 @@ def known_config(weights: str, stride_in_1x1: Optional[bool] = None) -> Optional
         return None
     if os.path.isdir(weights):
         dataset_info = os.path.join(weights, run_directory.DATASET_INFO)
-        return run_directory.load_run(weights)[0].replace(dataset_info=dataset_info)
+        return run_directory.load_run(weights, "weights")[0].replace(dataset_info=dataset_info)
     checkpoint = safe_pickle.read(weights)
     tensors, of_mmdetection = checkpoint.tensors, mmdetection.is_mmdetection(checkpoint.tensors)
     if of_mmdetection:

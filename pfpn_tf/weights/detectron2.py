@@ -204,9 +204,19 @@ def matches(model: tf.keras.Model, tensors: Tensors) -> List[Tuple[Parameter, Op
 
     A tensor whose name is the end of a Detectron2 name, such as res2.0.conv1.weight, is taken for
     it; the longest such name wins. A tensor that would be meant for several is meant for none.
+
+    Raises:
+      UserError: a tensor that is meant for a parameter has whole numbers.
     """
     found = [(p, _matching_name(p.name, tensors)) for p in parameters(model)]
     uses = collections.Counter(name for _, name in found)
+    whole = [name for name in uses if name and tensors[name].dtype.kind != "f"]
+    if whole:
+        raise UserError(
+            f"{len(whole)} of {len(found)} tensors are whole numbers, first {whole[0]}"
+            f" ({tensors[whole[0]].dtype}), as of a quantized network. Give those of the network"
+            " in float."
+        )
     return [(p, name if uses[name] == 1 else None) for p, name in found]
 
 

@@ -162,7 +162,10 @@ def _of_others(model, config):
         check_settings(config, zoo.config(weights), weights)
     tensors, _ = convert.read(weights, model.config)
     told = convert.untold(weights, config, backbone_only=True)
-    matches = detectron2.matches(model, tensors)
+    try:
+        matches = detectron2.matches(model, tensors)
+    except UserError as error:
+        raise UserError(f"--init_weights={weights}: {error}") from None
     paths = {v.ref(): path for path, v in restore.model_variables(model).items()}
     values = {paths[p.variable.ref()]: _ours(p, tensors[name]) for p, name in matches if name}
     classes = _names(zoo.coco_info(), "other")

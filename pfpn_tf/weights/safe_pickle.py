@@ -20,6 +20,7 @@ from typing import Any, Callable, Dict, NamedTuple
 import numpy as np
 
 from pfpn_tf.utils.errors import UserError
+from pfpn_tf.weights import other_formats, prefixes
 
 Tensors = Dict[str, np.ndarray]
 """Values by name."""
@@ -49,10 +50,12 @@ def read(path: str) -> Checkpoint:
       UserError: the file is no checkpoint, or its weights hold something that is not data.
     """
     if not os.path.isfile(path):
-        raise UserError(f"--weights={path}: no such file.")
+        prefix = os.path.exists(f"{path}.index")
+        hint = " It is a TensorFlow checkpoint: give the run directory that it lies in."
+        raise UserError(f"--weights={path}: no such file.{hint if prefix else ''}")
     try:
         with open(path, "rb") as f:
-            _refuse_text(f)
+            other_formats.refuse(f)
             return _checkpoint(_load(f))
     except _Refused as error:
         raise UserError(
@@ -62,25 +65,20 @@ def read(path: str) -> Checkpoint:
     except UserError as error:
         raise UserError(f"{path} {error}") from None
     except _DAMAGE as error:
-        text = _start_of_text(path)
+        text = other_formats.start_of_text(path)
         raise UserError(
             f"{path} is a text and no weights; it begins with {text!r}."
             if text
             else f"{path} is damaged or no checkpoint ({type(error).__name__}: {error})."
+            f" {other_formats.EXPECTED} If it should be one, copy or download it again: it may be"
+            " cut off."
         ) from None
 
 
 _WEIGHTS_KEYS = (
     *("model", "state_dict", "model_state", "model_state_dict", "blobs", "weights", "net"),
-    "checkpoint",
+    *("checkpoint", "network", "module", "params"),
 )
-# Detectron2's and MMDetection's names begin with these. Anything else with which every name begins
-# is a prefix.
-_PARTS = (
-    *("backbone", "bottom_up", "stem", "neck", "proposal_generator", "rpn_head", "roi_heads"),
-    *("roi_head", "sem_seg_head", "semantic_head"),
-)
-_NORMALISATION = ("pixel_mean", "pixel_std")  # some tools write them without the others' prefix
 _DAMAGE = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,
@@ -98,31 +96,6 @@ _DAMAGE = (
 )
 
 
-def _refuse_text(f):
-    """Names what people download in place of weights."""
-    start = f.read(512).lstrip(b"\xef\xbb\xbf \t\r\n")
-    f.seek(0)
-    if start.startswith(b"version https://git-lfs"):
-        raise UserError("is a Git LFS pointer, not the weights themselves; run `git lfs pull`.")
-    if start.startswith((b"<", b"{")):
-        raise UserError(
-            "is a web page or a server's message, not weights: the address leads to a page about"
-            " the file, or the download was refused. Open it in a text editor to see which."
-        )
-
-
-def _start_of_text(path):
-    """The first line of a text file, empty for other files."""
-    try:
-        with open(path, "rb") as f:
-            start = f.read(80)
-        utf_16 = start.startswith((b"\xff\xfe", b"\xfe\xff"))
-        lines = start.decode("utf-16" if utf_16 else "utf-8").strip().splitlines()
-    except (OSError, UnicodeDecodeError):
-        return ""
-    return lines[0] if lines and all(line.isprintable() for line in lines) else ""
-
-
 def _checkpoint(content):
     meta = content.get("meta") if isinstance(content, dict) else None
     texts = [meta.get(key) for key in ("config", "cfg")] if isinstance(meta, dict) else []
@@ -130,26 +103,46 @@ def _checkpoint(content):
     while inner is not None:
         content = inner
         found = [content.get(key) for key in _WEIGHTS_KEYS] if isinstance(content, dict) else []
-        inner = next((value for value in found if isinstance(value, dict)), None)
+        inner = next((value for value in found if _dicts_of_tensors(value)), None)
+    inside = _dicts_of_tensors(content)
+    if len(inside) > 1:
+        listed = ", ".join(f"{path} ({len(value)})" for path, value in inside.items())
+        raise UserError(
+            f"holds several dicts of tensors: {listed}. Save the one that is meant, as"
+            ' {"model": it}, in a file of its own.'
+        )
+    content = next(iter(inside.values()), content)
     if not isinstance(content, dict):
         kind = content.name if isinstance(content, _Call) else type(content).__name__
-        raise UserError(f"holds a {kind}, not a dict of tensors.")
-    tensors = {str(k): _resolve(v) for k, v in content.items()}
+        raise UserError(
+            f"holds a {kind}, not a dict of tensors. Of a whole model save its state_dict()."
+        )
+    tensors = {_text(k): _resolve(v) for k, v in content.items()}
     tensors = {k: v for k, v in tensors.items() if isinstance(v, np.ndarray)}
     if not tensors:
         keys = ", ".join(map(str, list(content)[:5]))
         raise UserError(f"holds no tensors{f', but {keys}' if keys else ''}.")
     text = next((text for text in texts if isinstance(text, str)), "")
-    return Checkpoint(_without_common_prefix(tensors), text)
+    return Checkpoint(prefixes.of_the_network(tensors), text)
 
 
-def _without_common_prefix(tensors):
-    names = [name for name in tensors if name not in _NORMALISATION]
-    firsts = {name.partition(".")[0] if "." in name else "" for name in names}
-    if len(names) < 2 or len(firsts) > 1 or firsts & {"", *_PARTS}:
-        return tensors
-    prefix = f"{firsts.pop()}."
-    return _without_common_prefix({k.removeprefix(prefix): v for k, v in tensors.items()})
+def _text(key):
+    """A name, which Python 2 wrote as bytes."""
+    encoded = isinstance(key, _Call) and key.name == "_codecs.encode"
+    return _bytes(key).decode("latin1") if encoded or isinstance(key, bytes) else str(key)
+
+
+def _dicts_of_tensors(content, levels=2, path=""):
+    """The outermost dicts with tensors in them, by their keys; at most two levels down."""
+    if not isinstance(content, dict):
+        return {}
+    names = {value.name for value in content.values() if isinstance(value, _Call)}
+    if names & (_DATA.keys() - {_NUMBER}):
+        return {path: content}
+    inside = {}
+    for key, value in content.items() if levels else ():
+        inside.update(_dicts_of_tensors(value, levels - 1, f"{path}.{key}".lstrip(".")))
+    return inside
 
 
 # --------------------------------------------------------------------------------------------------
@@ -170,7 +163,10 @@ def _load_torch_zip(f):
     members = archive.namelist()
     pickles = [name for name in members if name.endswith("/data.pkl")]
     if len(pickles) != 1:
-        raise UserError("is a zip file without one data.pkl, so PyTorch has not saved it.")
+        raise UserError(
+            "is a zip file without one data.pkl, so PyTorch has not saved it. If weights were"
+            f" packed, unpack it and give the file inside. It holds {', '.join(members[:3])}."
+        )
     root = pickles[0][: -len("data.pkl")]
     if f"{root}byteorder" in members and archive.read(f"{root}byteorder") != b"little":
         raise UserError("holds big-endian tensors, which are not supported.")
@@ -216,7 +212,9 @@ class _Unpickler(pickle._Unpickler):
     def find_class(self, module, name):
         if (module, name) == ("collections", "OrderedDict"):
             return collections.OrderedDict
-        return type("_Call", (_Call,), {"name": f"{module}.{name}"})
+        return type(
+            "_Call", (_Call,), {"name": f"{module}.{name}".replace("numpy._core.", "numpy.core.")}
+        )
 
     def persistent_load(self, pid):
         _, dtype, key = pid[:3]
@@ -253,6 +251,9 @@ class _Call:
 # Data
 
 
+_UNSUPPORTED = "which is not supported. Convert the weights to float32 and save them again."
+
+
 class _Refused(Exception):
     """The weights ask for a class or function that is not data."""
 
@@ -260,7 +261,9 @@ class _Refused(Exception):
 def _resolve(value):
     """The value with its arrays and tensors built."""
     if isinstance(value, _Call):
-        build = _DATA.get(value.name.replace("numpy._core.", "numpy.core."))
+        build = _DATA.get(value.name)
+        if not build and re.match(r"torch\._(utils|tensor)\._rebuild_\w+$", value.name):
+            raise UserError(f"holds a tensor of {value.name}, {_UNSUPPORTED}")
         if not build:
             raise _Refused(value.name)
         return build(value)
@@ -282,6 +285,8 @@ class _Storage:
         self.read: Callable[[], bytes] = bytes
 
     def dtype(self):
+        if self.kind not in _TORCH_DTYPES and self.kind.startswith("torch."):
+            raise UserError(f"holds a tensor of {self.kind}, {_UNSUPPORTED}")
         if self.kind not in _TORCH_DTYPES:
             raise _Refused(self.kind)
         return _TORCH_DTYPES[self.kind]
@@ -338,8 +343,10 @@ def _numpy_from_buffer(call):
 def _dtype(call):
     code, order = call.arguments[0], call.state[1]
     code = code.decode() if isinstance(code, bytes) else code
-    if not re.fullmatch(r"[biuf]\d+", code):
+    if code.startswith("O"):
         raise _Refused(f"an array of numpy dtype {code!r}")
+    if not re.fullmatch(r"[biuf]\d+", code):
+        raise UserError(f"holds an array of numpy dtype {code!r}, {_UNSUPPORTED}")
     return np.dtype(code).newbyteorder(order if order in "<>" else "=")
 
 
@@ -356,10 +363,11 @@ def _bytes(data):
     return data
 
 
+_NUMBER = "numpy.core.multiarray.scalar"
 _DATA = {
     "numpy.core.multiarray._reconstruct": _numpy_array,
     "numpy.core.numeric._frombuffer": _numpy_from_buffer,
-    "numpy.core.multiarray.scalar": lambda call: None,  # a number is no weight
+    _NUMBER: lambda call: None,  # a number is no weight
     "torch._utils._rebuild_tensor": _torch_tensor,
     "torch._utils._rebuild_tensor_v2": _torch_tensor,
     "torch._utils._rebuild_parameter": lambda call: _resolve(call.arguments[0]),

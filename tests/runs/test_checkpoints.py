@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import gc
+import logging
 import os
 import pathlib
 import resource
@@ -262,6 +264,19 @@ def test_restore_for_inference_by_step_and_its_errors(tmp_path):
         restore.restore_for_inference(net(0, with_extra=True), str(tmp_path))
     with pytest.raises(ValueError, match="does not fit"):
         restore.restore_for_inference(net(0, classes=9), str(tmp_path))
+
+
+def test_a_network_that_does_not_fit_is_told_in_one_line(tmp_path):
+    save_steps(tmp_path, [1])
+    lines = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    tf.get_logger().addHandler(handler)
+    with pytest.raises(ValueError, match="does not fit"):
+        restore.restore_for_inference(net(0, classes=9), str(tmp_path))
+    gc.collect()
+    tf.get_logger().removeHandler(handler)
+    assert not lines
 
 
 def test_not_a_run_directory(tmp_path):

@@ -3,7 +3,11 @@
 import os
 
 import pytest
+from absl import flags
 
+from pfpn_tf.utils import cli
+from pfpn_tf.utils.errors import UserError
+from pfpn_tf.weights import zoo
 from tests.processes import run_code
 
 CODE = """
@@ -51,6 +55,10 @@ def test_a_wrong_flag_in_a_flagfile_is_named_with_its_line(tmp_path):
     )
     assert call("--flagfile", str(typed)).startswith(
         f"Error: {typed}:3: --train_steps=5.5 must be a whole number."
+    )
+    inner.write_text("# a recipe\ntask: panoptic\n")
+    assert call(f"--flagfile={outer}").startswith(
+        f"Error: {inner}:2: Unexpected line 'task: panoptic'. A flagfile has a --flag=value"
     )
     inner.write_text("\ufeff--learning_rate=0.1\n", encoding="utf-8")
     assert call(f"--flagfile={outer}") == "started\n"
@@ -117,3 +125,15 @@ def test_a_warning_is_shown_like_an_error():
     code = "from pfpn_tf.utils import cli\ncli.command(lambda: cli.logging.warning('%d odd', 2))()"
     done = run_code(code)
     assert done.stderr == "Warning: 2 odd\n"
+
+
+@pytest.mark.parametrize("flag", ["weights", "init_weights"])
+def test_names_of_published_weights_are_no_remote_paths(flag):
+    values = flags.FlagValues()
+    flags.DEFINE_string(flag, "", "", flag_values=values)
+    for model in zoo.MODELS:
+        values(["", f"--{flag}={model.full_name}"])
+        cli._refuse_remote_paths(values)
+    values(["", f"--{flag}=gs://bucket/model.pth"])
+    with pytest.raises(UserError, match=rf"--{flag}=gs://bucket/model.pth: only local paths"):
+        cli._refuse_remote_paths(values)

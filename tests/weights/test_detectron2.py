@@ -109,6 +109,16 @@ def test_problems_are_listed_together():
         np.testing.assert_array_equal(v, value)
 
 
+def test_whole_numbers_are_no_weights():
+    model = tiny_model()
+    tensors = random_tensors(model)
+    tensors["odd"] = np.array(3)
+    detectron2.matches(model, tensors)
+    tensors["roi_heads.box_head.fc2.bias"] = np.ones(16, np.int8)
+    with pytest.raises(ValueError, match=r"1 of \d+ .*, first roi_heads.box_head.fc2.bias \(int8"):
+        detectron2.load(model, tensors)
+
+
 def test_names_match_by_their_end_and_the_longest_wins():
     model = tiny_model()
     tensors = random_tensors(model)
@@ -248,6 +258,24 @@ def test_to_run_dir_and_back(tmp_path, dataset_info):
     convert.to_run_dir(run_dir, convert.known_config(run_dir), again)
     convert.from_run_dir(again, back, "detectron2")
     assert_tensors(safe_pickle.read(back).tensors, tensors)
+
+
+def test_no_training_and_no_source_is_overwritten(tmp_path, dataset_info):
+    config = config_lib.Config().replace(**tiny.NETWORK, dataset_info=dataset_info)
+    run_dir, file = tmp_path / "run", tmp_path / "given.pkl"
+    (run_dir / "checkpoints").mkdir(parents=True)
+    (run_dir / "checkpoints" / "ckpt-0.index").touch()  # as a conversion leaves it
+    run_directory.check_new(str(run_dir))
+    (run_dir / "checkpoints" / "ckpt-300.index").touch()
+    file.touch()
+    for weights, target, message in (
+        ("given.pkl", run_dir, "run holds the checkpoints of a training.* Give a new folder"),
+        (str(run_dir), f"{run_dir}/", "run/ is --weights as well. Give a new folder"),
+        (str(run_dir), file, "given.pkl is a file; choose another folder"),
+    ):
+        with pytest.raises(ValueError, match=rf"^--run_dir=.*{message}"):
+            convert.to_run_dir(weights, config, str(target))
+    assert [path.name for path in run_dir.iterdir()] == ["checkpoints"]
 
 
 def test_backbone_to_run_dir(tmp_path, dataset_info):

@@ -1,6 +1,7 @@
 """Reading the tensors of files from anywhere, without running anything in them."""
 
 import collections
+import gzip
 import json
 import os
 import pickle
@@ -228,6 +229,19 @@ def test_what_stands_before_every_name_is_taken_off(tensors_of, prefix):
         assert set(found) - {"pixel_mean"} == {"a", "b"}
 
 
+def test_what_stands_beside_the_network_is_left_out(tensors_of):
+    for names in (("backbone.res2.a", "roi_heads.b"), ("conv1.weight", "layer1.0.a")):
+        tensors = {f"net.model.{name}": np.ones(2) for name in names}
+        content = {**tensors, "criterion.weight": np.ones(2), "pixel_mean": np.ones(3)}
+        assert set(tensors_of(pickle.dumps(content))) == {*names, "pixel_mean"}
+
+
+def test_two_networks_in_one_file_are_told(tensors_of):
+    names = [f"{who}.{part}.a" for who in ("student", "teacher") for part in ("backbone", "neck")]
+    with pytest.raises(ValueError, match="several networks: .* with student. and teacher.: save"):
+        tensors_of(pickle.dumps({"state_dict": dict.fromkeys(names, np.ones(2))}))
+
+
 def test_what_parts_of_the_network_begin_with_stays(tensors_of):
     tensors = {f"backbone.{n}": np.ones(2) for n in "ab"}
     assert set(tensors_of(pickle.dumps(tensors))) == set(tensors)
@@ -239,6 +253,10 @@ def test_what_parts_of_the_network_begin_with_stays(tensors_of):
         lambda t: {"model_state_dict": t, "epoch": 3},
         lambda t: {"state_dict": {"model": t}},
         lambda t: {"checkpoint": {"weights": t}},
+        lambda t: {"ema_state": t, "iteration": 3, "optimizer": {"state": {0: {"step": t}}}},
+        lambda t: {"model": {"module": t}, "model_ema": t, "scores": {"AP": np.float64(3)}},
+        lambda t: {"ema": t, "scores": {"AP": np.float64(3)}},
+        lambda t: {"model": {"depth": 50}, "run": {"generator": t}},
     ],
 )
 def test_weights_are_found_under_their_keys(tensors_of, wrap):
@@ -246,9 +264,49 @@ def test_weights_are_found_under_their_keys(tensors_of, wrap):
     assert_tensors(tensors_of(pickle.dumps(wrap(tensors))), tensors)
 
 
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_names_may_be_bytes(tensors_of, protocol):
+    assert set(tensors_of(pickle.dumps({b"ab": np.ones(2), b"c": np.ones(2)}, protocol))) == {
+        "ab",
+        "c",
+    }
+
+
+def test_several_dicts_of_tensors_are_listed(tensors_of):
+    content = {"g": {"a": np.ones(2)}, "d": {"net_d": {"a": np.ones(2), "b": np.ones(2)}}}
+    with pytest.raises(ValueError, match=r"several dicts of tensors: g \(1\), d\.net_d \(2\)"):
+        tensors_of(pickle.dumps(content))
+
+
+@pytest.mark.parametrize("kind", ["torch.QInt8Storage", "torch.storage.UntypedStorage"])
+def test_other_kinds_of_numbers_are_told_as_such(tmp_path, torch_content, monkeypatch, kind):
+    content, _ = torch_content
+    module, _, name = kind.rpartition(".")
+    kinds = sys.modules.get(module) or types.ModuleType(module)
+    monkeypatch.setattr(kinds, name, type(name, (), {"__module__": module}), raising=False)
+    monkeypatch.setitem(sys.modules, module, kinds)
+    storage = _Storage(getattr(kinds, name), np.zeros(2, np.int8))
+    content["model"]["odd"] = _Tensor(storage, 0, (2,), (1,))
+    _write_torch_zip(tmp_path / "model.pth", content)
+    with pytest.raises(ValueError, match=f"holds a tensor of {kind}, which is not supported"):
+        safe_pickle.read(str(tmp_path / "model.pth"))
+
+
+def test_a_part_of_a_checkpoint_is_no_weights(tmp_path):
+    (tmp_path / "ckpt-3.index").write_bytes(bytes(100))
+    for name in ("ckpt-3.index", "ckpt-3"):
+        with pytest.raises(ValueError, match="give the run directory"):
+            safe_pickle.read(str(tmp_path / name))
+
+
 @pytest.mark.parametrize(
     "content, message",
     [
+        (struct.pack("<Q", 60) + b'{"a":{"dtype":"F32"}}', "is a safetensors file; load it"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(90), "is an HDF5 file, such as Keras writes"),
+        (b"\x08\x07\x12\x07pytorch\x1a\x03", "is an ONNX file"),
+        (gzip.compress(pickle.dumps({})), "is a packed file; unpack it"),
+        (b"PK\x03\x04" + bytes(90), "is damaged: its end is missing"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer"),
         (b"\n<!DOCTYPE html><html><body>Sign in</body></html>", "is a web page"),
         (b"\xef\xbb\xbf<?xml version='1.0'?><Error>AccessDenied</Error>", "is a web page"),
