@@ -65,7 +65,11 @@ class ClassMaps:
         numbers.update(int(name) for name in ignored if name.isdecimal())
         names = {c.value: c.name for c in self.classes}
         listed = {class_list.key(c.name) for c in classes}
-        unknown = [n for n in ignored if not n.isdecimal() and n not in listed]
+        unknown = [
+            name
+            for name in given.ignore
+            if not class_list.key(name).isdecimal() and class_list.key(name) not in listed
+        ]
         if unknown:
             raise UserError(f"--ignore={unknown[0]} is neither a value nor the name of a class.")
         self._ignored, self._names = sorted(numbers), names

@@ -71,6 +71,7 @@ def read_header(image_bytes: tf.Tensor, max_pixels: int) -> Header:
     webp = (data.big(0, 4) == _word(b"RIFF")) & (data.big(8, 4) == _word(b"WEBP"))
     error = _first_error(
         (webp, "WebP is not supported; send it as JPEG, PNG, GIF or BMP"),
+        (data.size == 0, "the file is empty"),
         (
             ~tf.reduce_any(matches),
             "not a JPEG, PNG, GIF or BMP image; it has {} bytes and begins with {}",

@@ -82,6 +82,10 @@ class Result:
         self._entries = entries
         self._info = info
 
+    def __repr__(self):
+        height, width = self.ids.shape
+        return f"<{self.file_name}: {len(self.segments)} segments on {width} x {height} pixels>"
+
     def draw(self) -> Image.Image:
         """The map over the image, with names; small images are enlarged."""
         return Image.fromarray(results.draw(self._pixels(), self.ids, self._entries, self._info))

@@ -239,7 +239,14 @@ def read(weights: str, model_config: config_lib.Model) -> Tuple[safe_pickle.Tens
             f" --backbone={model_config.backbone} must be one of {', '.join(_APPLICATIONS)}, with"
             " --stride_in_1x1. For others give a file."
         )
-    application = getattr(tf.keras.applications, name)(include_top=False, weights=IMAGENET)
+    build = getattr(tf.keras.applications, name)
+    try:
+        application = build(include_top=False, weights=IMAGENET)
+    except Exception as error:  # Keras has no other class for a failed download.
+        raise UserError(
+            f"The weights {IMAGENET} of Keras cannot be had: {str(error).splitlines()[0]}. Or give"
+            " detectron2://ImageNetPretrained/MSRA/R-50.pkl, or a file."
+        ) from None
     return imagenet.from_keras_application(application), True
 
 

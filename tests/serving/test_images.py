@@ -45,7 +45,7 @@ REASONS = {
     "truncated.jpg": r"the pixel data are damaged or cut off; the header says \[427 640\]",
     "header_only.jpg": "no size in the header of the image, which has 20 bytes",
     "text.jpg": r"not a JPEG, PNG, GIF or BMP image; it has \d+ bytes and begins with \[",
-    "empty.jpg": "not a JPEG, PNG, GIF or BMP image; it has 0 bytes",
+    "empty.jpg": "the file is empty",
     "page.png": "not a JPEG, PNG, GIF or BMP image",
     "corrupt.png": r"the pixel data are damaged or cut off; the header says \[107 160\]",
     "claims_60000x60000.png": "the image is too large: 60000 x 60000 .* at most 40000000 pixels",

@@ -64,6 +64,7 @@ def test_a_thing_and_stuff(known):
     assert cat.box == (1, 2, 3, 5) and cat.area == cat.mask().sum() == 6
     assert repr(cat) == "<cat 300: 6 pixels, box (1, 2, 3, 5), score 0.75>"
     assert repr(grass) == "<grass 9: 12 pixels, box (0, 0, 3, 6), score 0.50>"
+    assert repr(known) == "<cat.png: 2 segments on 6 x 4 pixels>"
 
 
 def test_the_lines_of_the_readme(saved_model, pixels, tmp_path, monkeypatch, capsys):

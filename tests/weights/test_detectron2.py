@@ -8,6 +8,7 @@ from pfpn_tf import config as config_lib
 from pfpn_tf.data import categories
 from pfpn_tf.model import panoptic_fpn, resnet
 from pfpn_tf.runs import restore, run_directory
+from pfpn_tf.utils.errors import UserError
 from pfpn_tf.weights import convert, detectron2, imagenet, safe_pickle
 from tests import processes, tiny
 
@@ -228,6 +229,16 @@ def test_keras_application_gives_the_same_features():
     expected = application(rgb[..., ::-1], training=False)
     ours = model.backbone(rgb)["c5"]
     np.testing.assert_allclose(ours, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_keras_weights_that_cannot_be_downloaded(monkeypatch):
+    def fail(**settings):
+        raise Exception("URL fetch failure on resnet50.h5: None -- Name or service not known")
+
+    monkeypatch.setattr(tf.keras.applications, "ResNet50", fail)
+    config = config_lib.Config().replace(stride_in_1x1=True).model
+    with pytest.raises(UserError, match="imagenet of Keras cannot be had: URL fetch .* or a file"):
+        convert.read("imagenet", config)
 
 
 # --------------------------------------------------------------------------------------------------
