@@ -51,7 +51,7 @@ def test_tool_skips_bad_files_and_says_so(tool_run):
     skipped = [line for line in done.stderr.splitlines() if line.startswith("Skipped")]
     assert len(skipped) == 2
     assert "broken.jpg: no size in the header of the image" in skipped[0]
-    assert "empty.png: not a JPEG, PNG, GIF or BMP image" in skipped[1]
+    assert "empty.png: the file is empty" in skipped[1]
     assert "Wrote 4 of 6" in done.stdout
 
 

@@ -35,6 +35,8 @@ def test_a_run_leaves_everything_behind(tiny_config, tmp_path, caplog):
         eval_losses=True,
         image_interval_steps=3,
         backbone_norm="sync_bn",  # without a warning that the backbone has no norm
+        warmup_steps=2,  # nor one that the schedule is longer than the training
+        lr_decay_steps=(),
     )
     # TensorFlow's own logger as `set_up_runtime` leaves it: it counts traces over all tests of the
     # process.
@@ -57,9 +59,9 @@ def test_a_run_leaves_everything_behind(tiny_config, tmp_path, caplog):
         assert min(line[n] for n in ("loss/total", "gradient_norm", "images_per_second")) > 0
         assert 0 <= line["positive_anchors"] <= 16 and 0 <= line["foreground_rois"] <= 4
         assert 0 <= line["input_wait"] <= 1
-    # Warm-up: step i, counted from 0, has 0.01 * (0.001 + 0.999 i / 4).
+    # Warm-up: step i, counted from 0, has 0.01 * (0.001 + 0.999 i / 2).
     assert [line["learning_rate"] for line in lines] == pytest.approx(
-        [0.01 * (0.001 + 0.999 * i / 4) for i in (0, 1, 2)], rel=1e-5
+        [0.01 * (0.001 + 0.999 * i / 2) for i in (0, 1, 2)], rel=1e-5
     )
     assert run_directory.load_run(run_dir)[0] == config
     written = [run_directory.RECIPE, run_directory.VERSIONS, "checkpoints/ckpt-3.index"]
