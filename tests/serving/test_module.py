@@ -149,7 +149,11 @@ def test_a_bad_image_leaves_the_others_of_its_batch_alone(name, loaded):
     good = encode(photo(40, 50))
     alone = serve(image_bytes=tf.constant([good]))
     assert alone["error"][0] == b""
-    bad = {b"": b"the file is empty", b"GIF87a": b"no size in", good[:-40]: b"the pixel data are damaged"}
+    bad = {
+        b"": b"the file is empty",
+        b"GIF87a": b"no size in",
+        good[:-40]: b"the pixel data are damaged",
+    }
     batch = serve(image_bytes=tf.constant([good, *bad, good]))
     for i, reason in enumerate(bad.values(), 1):
         assert batch["error"][i].numpy().startswith(reason)
