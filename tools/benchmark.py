@@ -3,7 +3,7 @@
 
     python tools/benchmark.py --what=inference
     python tools/benchmark.py --what=train --crop_size=512,512 --global_batch_size=2 --breakdown
-    python tools/benchmark.py --what=pq --num_images=5000 --num_processes=2
+    python tools/benchmark.py --what=pq --num_images=5000
 
 --what is one of
 
@@ -15,8 +15,6 @@
     pq              scoring panoptic files, beside panopticapi
     scale           a tiny network on --num_records records: first batch, resume at --resume_step,
                     memory of --train_steps steps and of an evaluation of --max_images
-    eval_memory     memory of an evaluation over its length
-    roi_align, group_norm, fusion   single operations
 
 Times are medians of --repeats calls after warm-up. Settings of model and data are flags as
 everywhere. --output_json also writes a file. --breakdown, with inference, train or step, prints a
@@ -38,7 +36,6 @@ flags.DEFINE_string("what", "", "What to measure; see above.")
 flags.DEFINE_integer("repeats", 7, "Timed calls, after warm-up.")
 flags.DEFINE_string("saved_model", "", "Directory of an exported model.")
 flags.DEFINE_integer("num_images", 0, "Images, or requests of serving_memory; 0: its own number.")
-flags.DEFINE_integer("num_processes", 0, "Processes that score files; 0: one per CPU.")
 flags.DEFINE_integer("num_instances", 10, "Instances of a drawn training image.")
 flags.DEFINE_integer("serving_batch_size", 1, "Images of a request.")
 flags.DEFINE_integer("num_records", 120_000, "Records of the rehearsal.")

@@ -30,7 +30,7 @@ from pfpn_tf.utils.errors import UserError
 FLAGS = flags.FLAGS
 RUN_FLAGS = ("checkpoint", "eval_weights", "split", "save_predictions")
 PANOPTIC_FILES = ("gt_panoptic_json", "pred_panoptic_json")
-PANOPTIC_FLAGS = ("gt_panoptic_dir", "pred_panoptic_dir", "image_dir", "semantic", "num_processes")
+PANOPTIC_FLAGS = ("gt_panoptic_dir", "pred_panoptic_dir", "image_dir", "semantic", "num_threads")
 INSTANCE_FILES = ("gt_instances_json", "pred_instances_json")
 
 flags.DEFINE_string("run_dir", "", "Run to evaluate: the --run_dir of a training.")
@@ -84,9 +84,7 @@ flags.DEFINE_string(
     "cityscapes_gt_dir", "", "gtFine/val or another split: also Cityscapes' own IoU, iIoU and AP."
 )
 flags.DEFINE_string("metrics_json", "", "Write all metrics here, as fractions at full precision.")
-flags.DEFINE_integer(
-    "num_processes", 0, "Processes that score files; 0: one per CPU.", lower_bound=0
-)
+flags.DEFINE_integer("num_threads", 0, "Threads that score files; 0: one per CPU.", lower_bound=0)
 flags_lib.define_config_flags()
 
 
@@ -197,7 +195,7 @@ def _score_files():
 
 
 def _panoptic(files):
-    metrics = files.score(FLAGS.num_processes, FLAGS.output_dir, FLAGS.image_dir)
+    metrics = files.score(FLAGS.num_threads, FLAGS.output_dir, FLAGS.image_dir)
     if not FLAGS.semantic:
         del metrics["semantic"]
     return metrics

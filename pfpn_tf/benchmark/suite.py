@@ -5,8 +5,6 @@ from typing import Any, Callable, Dict, Mapping, NamedTuple
 
 from pfpn_tf import config as config_lib
 from pfpn_tf.benchmark import (
-    components,
-    evaluator,
     inference,
     measure,
     panoptic_quality,
@@ -14,7 +12,6 @@ from pfpn_tf.benchmark import (
     serving_memory,
     training,
 )
-from pfpn_tf.utils import process
 from pfpn_tf.utils.errors import UserError
 
 
@@ -24,7 +21,6 @@ class Options(NamedTuple):
     Attributes:
       repeats: timed calls.
       num_images: images, or requests; 0: as many as the benchmark takes by itself.
-      num_processes: for scoring; 0: one per CPU.
       num_instances: of a drawn training image.
       saved_model: directory of an export; may be empty.
       serving_batch_size: images of a request.
@@ -34,7 +30,6 @@ class Options(NamedTuple):
 
     repeats: int = 7
     num_images: int = 0
-    num_processes: int = 0
     num_instances: int = 10
     saved_model: str = ""
     serving_batch_size: int = 1
@@ -92,10 +87,6 @@ def _inference(settings, options):
     return {"precision": precision, **figures}
 
 
-def _component(function):
-    return lambda settings, o: measure.in_fresh_process(function, o.repeats)
-
-
 _config = config_lib.from_mapping
 BENCHMARKS: Dict[str, Callable[[Dict[str, Any], Options], Dict[str, Any]]] = {
     "inference": _inference,
@@ -110,14 +101,10 @@ BENCHMARKS: Dict[str, Callable[[Dict[str, Any], Options], Dict[str, Any]]] = {
     ),
     "input": lambda settings, o: training.benchmark_input(_config(settings), o.repeats),
     "pq": lambda settings, o: panoptic_quality.benchmark_panoptic_quality(
-        o.num_images or 5000, o.num_processes or process.num_cores(), o.repeats
+        o.num_images or 1000, o.repeats
     ),
     "scale": lambda settings, o: scale.benchmark_scale(
         _config({**scale.SETTINGS, **settings}), o.num_records, o.resume_step
     ),
-    "eval_memory": lambda settings, o: evaluator.benchmark_evaluator_memory(o.num_images or 1000),
-    "roi_align": _component(components.benchmark_roi_align),
-    "group_norm": _component(components.benchmark_group_norm),
-    "fusion": _component(components.benchmark_fusion),
 }
 """Name of a benchmark to function of settings and options; the names are those of --what."""

@@ -208,10 +208,8 @@ def drawn_batch(
     num_semantic_classes: int = 54,
 ) -> Dict[str, np.ndarray]:
     """A drawn batch with the keys of `pipeline.build_dataset`; boxes of COCO-like sizes."""
-    from pfpn_tf.benchmark.components import random_boxes
-
     rng = np.random.default_rng(0)
-    boxes = np.stack([random_boxes(rng, num_instances, hw) for _ in range(batch_size)])
+    boxes = np.stack([_boxes(rng, num_instances, hw) for _ in range(batch_size)])
     masks = np.zeros((batch_size, num_instances, *hw), np.uint8)
     for b, m in np.ndindex(batch_size, num_instances):
         y1, x1, y2, x2 = boxes[b, m].round().astype(int)
@@ -229,6 +227,14 @@ def drawn_batch(
         "gt_masks": masks,
         "gt_semantic": rng.integers(0, num_semantic_classes, (batch_size, *hw)).astype(np.uint8),
     }
+
+
+def _boxes(rng, count, hw):
+    """Boxes of 16 to 512 pixels, small ones more often: [count, 4] yxyx."""
+    sides = 2.0 ** rng.uniform(4.0, 9.0, (count, 1)) * 2.0 ** rng.uniform(-0.5, 0.5, (count, 2))
+    sides = np.minimum(sides, hw)
+    start = rng.uniform(0.0, 1.0, (count, 2)) * (np.array(hw) - sides)
+    return np.concatenate([start, start + sides], axis=1).astype(np.float32)
 
 
 @contextlib.contextmanager

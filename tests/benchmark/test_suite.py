@@ -66,8 +66,8 @@ def test_inference_of_a_random_network():
     "name, settings, options, message",
     [
         ("nothing", {}, {}, "--what=nothing must be one of inference"),
-        ("fusion", {}, {"breakdown": True}, "--breakdown is for --what=inference, train or step"),
-        ("fusion", {}, {"repeats": 0}, "--repeats=0 must be at least 1"),
+        ("pq", {}, {"breakdown": True}, "--breakdown is for --what=inference, train or step"),
+        ("pq", {}, {"repeats": 0}, "--repeats=0 must be at least 1"),
         ("serving_memory", {}, {}, "--saved_model is required"),
         ("inference", {}, {"saved_model": "no/such"}, "no/such holds no saved_model.pb"),
         ("serving_memory", {}, {"saved_model": "no/such"}, "--saved_model=no/such holds no"),

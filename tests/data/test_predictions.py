@@ -45,13 +45,11 @@ def test_written_files_score_perfectly(tmp_path):
     assert metrics["semantic"]["miou"] == 1.0 and metrics["notes"] == []
 
 
-def test_number_of_processes_changes_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("pfpn_tf.evaluation.score_files._IMAGES_PER_BLOCK", 2)
+def test_number_of_threads_changes_nothing(tmp_path):
     write_dataset(tmp_path, 7)
-    monkeypatch.setattr("pfpn_tf.utils.process.num_cores", lambda: 2)
-    expected = score(tmp_path, num_processes=1)
-    for processes in (0, 3):
-        assert score(tmp_path, num_processes=processes) == expected
+    expected = score(tmp_path, num_threads=1)
+    for threads in (0, 3):
+        assert score(tmp_path, num_threads=threads) == expected
 
 
 def test_failed_writer_leaves_no_json(tmp_path):

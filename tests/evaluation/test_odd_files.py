@@ -368,7 +368,7 @@ BOTH = "--gt_panoptic_json=gt.json --pred_panoptic_json=pred.json"
         (f"{BOTH} --max_images=-1", "at least 0"),
         (f"{BOTH} --metrics_json=gt", "a folder"),
         ("--gt_instances_json=gt.json --pred_instances_json=pred.json --semantic", "--semantic"),
-        ("--run_dir=gt --num_processes=2", "--num_processes"),
+        ("--run_dir=gt --num_threads=2", "--num_threads"),
     ],
 )
 def test_tool_refuses_what_has_no_effect(folder, arguments, message):
