@@ -53,6 +53,10 @@ def main():
         raise UserError("Give --saved_model for an exported model, or --run_dir for a training.")
     if bool(FLAGS.images) == bool(FLAGS.video):
         raise UserError("Give --images (files, folders or globs), or --video (one file).")
+    if FLAGS.images and not FLAGS.save_predictions:
+        raise UserError(
+            "--nosave_predictions is of --video; of images COCO's format is always written."
+        )
     flags_lib.check_given(["output_dir"])
     settings = flags_lib.given_settings()
     fixed = [*settings, *(["checkpoint"] if FLAGS.checkpoint else [])]

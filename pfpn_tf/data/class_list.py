@@ -87,10 +87,10 @@ def _from_file(path):
         reason = getattr(error, "strerror", None) or "it is no text"
         raise UserError(f"--class_names={path} cannot be read ({reason}).") from None
     suffix = os.path.splitext(path)[1].lower()
-    if suffix == ".json" or text.lstrip().startswith(("{", "[")):
-        return _from_json(coco_json.load_json(path, "The list of classes"), path)
     if suffix in (".yaml", ".yml"):
         return _from_json(_names_of_yaml(text, path), path)
+    if suffix == ".json" or text.lstrip().startswith(("{", "[")):
+        return _from_json(coco_json.load_json(path, "The list of classes"), path)
     lines = [line.strip() for line in text.rstrip().splitlines()]
     if suffix == ".csv":
         return _from_table(lines, path)

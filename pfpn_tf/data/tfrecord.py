@@ -58,9 +58,8 @@ FEATURES: Dict[str, Tuple[Optional[List[int]], tf.DType]] = {
     "image/panoptic/segment/iscrowd": (None, tf.int64),
 }
 
-# Written first, so that an index is read from the first bytes of each record.
+# Written first, as a message of its own of less than 128 bytes, from which an index is read.
 _HEAD = ("image/height", "image/width")
-_HEAD_BYTES = 128
 
 
 def encode_example(record: Record, info: DatasetInfo) -> bytes:
@@ -253,7 +252,7 @@ def _scan(path):
     with open(path, "rb") as f:
         while offset < size:
             f.seek(offset)
-            start = f.read(12 + _HEAD_BYTES)
+            start = f.read(12 + 2 + 128)
             length = struct.unpack("<Q", start[:8])[0] if len(start) >= 12 else size
             end = offset + 12 + length + 4  # length and its checksum, the record, its checksum
             if end > size:
@@ -261,8 +260,8 @@ def _scan(path):
                     f"{path}: no TFRecord, or cut off at byte {size}: the record at {offset} ends"
                     f" at {end}."
                 )
-            hw = _head_hw(start[12:])
-            if hw is None:
+            hw = _parsed_hw(start[12 : 14 + start[13]]) if length > 1 else None
+            if hw is None:  # Another tool's record, in an order of its own.
                 f.seek(offset + 12)
                 hw = _parsed_hw(f.read(length))
             if hw is None:
@@ -275,25 +274,12 @@ def _scan(path):
 
 
 def _parsed_hw(serialized):
-    """Height and width of a record that may be another tool's; None if it has none."""
+    """Height and width of a record, or of the message at its head; None if it has none."""
     try:
         feature = tf.train.Example.FromString(serialized).features.feature
         return tuple(feature[key].int64_list.value[0] for key in _HEAD)
     except (DecodeError, IndexError):
         return None
-
-
-def _head_hw(head):
-    values = []
-    for key in _HEAD:
-        # key, then Feature { int64_list { value: packed varint } }, all lengths in one byte
-        match = re.search(
-            re.escape(key.encode()) + rb"\x12.\x1a.\x0a.([\x80-\xff]*[\x00-\x7f])", head, re.DOTALL
-        )
-        if match is None:
-            return None
-        values.append(sum((byte & 127) << (7 * i) for i, byte in enumerate(match[1])))
-    return tuple(values)
 
 
 def _feature(key, value):

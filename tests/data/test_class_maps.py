@@ -221,6 +221,7 @@ LISTS = {
     "labels.txt": "__ignore__\nsky\ngrass\ncat\n",
     "data.yaml": "nc: 3\nnames:\n- sky\n- grass\n- cat\n",
     "numbers.yml": "names: {0: sky, 1: grass, 2: cat}\n",
+    "flow.yaml": "{names: [sky, grass, cat]}\n",
 }
 
 

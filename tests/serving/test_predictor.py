@@ -222,6 +222,8 @@ def test_what_does_not_fit_together_is_refused_before_the_work(photos, tmp_path)
     flags = "tools/predict.py", "--saved_model=none", f"--images={photos}", "--output_dir=none"
     done = processes.call(*flags, "--checkpoint=best", expect=2)
     assert "--checkpoint cannot be changed in an exported model" in done.stderr
+    done = processes.call(*flags, "--nosave_predictions", expect=2)
+    assert "--nosave_predictions is of --video" in done.stderr
     truth = tmp_path / "panoptic.json"
     categories = [{"id": 1, "name": "sky", "isthing": 0}]
     truth.write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
