@@ -7,7 +7,7 @@
 
 --what is one of
 
-    inference       the exported model: load, first answer, answer, memory, graph; of --saved_model,
+    inference       the exported model: load, first answer, answer, memory; of --saved_model,
                     or with random weights; --precision, --serving_batch_size
     serving_memory  memory of --saved_model over --num_images requests of random sizes
     train           the training step, the input and both together

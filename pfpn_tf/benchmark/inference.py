@@ -53,7 +53,7 @@ def benchmark_inference(
     Returns:
       load_ms, first_answer_ms; "panoptic" (decoded image to panoptic map) and "serving_default"
       (JPEG to PNG) as `measure.timed`; num_segments; peak_memory_mib, of which import_memory_mib
-      is TensorFlow's Python, which a server does without; nodes; image_hw, batch_size; "breakdown"
+      is TensorFlow's Python, which a server does without; image_hw, batch_size; "breakdown"
       from `breakdown.measured`, if asked for.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -73,7 +73,6 @@ def benchmark_inference(
             precision if with_breakdown else "",
             {name: batch_size * count for name, count in counts.items()},
         )
-        result["nodes"] = count_nodes(saved_model)
     return {**result, "image_hw": list(image_hw), "batch_size": batch_size}
 
 
@@ -223,31 +222,6 @@ def answer(
             run_bytes, repeats, result["serving_default"], counts, breakdown_precision
         )
     return result
-
-
-def count_nodes(saved_model: str) -> Dict[str, int]:
-    """Nodes of the graph with its functions: "all", and those that signature "panoptic" runs."""
-    from tensorflow.core.protobuf import saved_model_pb2
-
-    with open(os.path.join(saved_model, "saved_model.pb"), "rb") as f:
-        (meta_graph,) = saved_model_pb2.SavedModel.FromString(f.read()).meta_graphs
-    functions = {f.signature.name: f for f in meta_graph.graph_def.library.function}
-    total = len(meta_graph.graph_def.node) + sum(len(f.node_def) for f in functions.values())
-    output = next(iter(meta_graph.signature_def["panoptic"].outputs.values())).name.split(":")[0]
-    call = next(node for node in meta_graph.graph_def.node if node.name == output)
-    reached, waiting = set(), _called(call)
-    while waiting:
-        name = waiting.pop()
-        if name in functions and name not in reached:
-            reached.add(name)
-            waiting += [called for node in functions[name].node_def for called in _called(node)]
-    return {"all": total, "panoptic": sum(len(functions[name].node_def) for name in reached)}
-
-
-def _called(node):
-    """Names of the functions in the attributes of a NodeDef."""
-    values = node.attr.values()
-    return [f.name for value in values for f in [value.func, *value.list.func] if f.name]
 
 
 def photo(hw):

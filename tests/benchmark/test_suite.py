@@ -53,7 +53,6 @@ def test_inference_of_a_random_network():
     report = suite.run("inference", {**tiny.SETTINGS, "precision": "bfloat16"}, options)
     assert report["precision"] == "bfloat16"
     assert report["batch_size"] == 2
-    assert 0 < report["nodes"]["panoptic"] < report["nodes"]["all"]
     assert report["panoptic"]["median_ms"] > 0 and report["serving_default"]["median_ms"] > 0
     assert report["load_ms"] > 0 and report["peak_memory_mib"] > 100
     found = check_breakdown(report)
