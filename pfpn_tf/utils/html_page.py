@@ -2,7 +2,8 @@
 
 import base64
 import html
-from typing import Iterable, List, Mapping, Sequence
+import io
+from typing import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -20,9 +21,7 @@ tr:nth-child(even) { background: #f7f7f7 }
 .scroll { overflow-x: auto } figure { margin: 1em 0 } figure img { max-width: 100% }
 .row { display: flex; flex-wrap: wrap; gap: 2em } .row figure { margin: 0 }
 """
-_BARS = ("#4878a8", "#e08b3a", "#6aa56a", "#a06aa8", "#8a8a8a")  # one for each split
-_BAR_AREA = 110  # height in pixels
-_MOST_BINS = 16
+_BINS = 16  # of a histogram
 
 
 def page(title: str, parts: Iterable[str]) -> str:
@@ -61,52 +60,33 @@ def histogram(title: str, values: Mapping[str, Sequence[float]], log_scale: bool
 
     Args:
       title: what the values are.
-      values: split -> its values, 0 or more.
-      log_scale: bins grow by the square root of 2, or a power of it, instead of having one width.
+      values: split -> its values, 0 or more; whole numbers unless `log_scale`.
+      log_scale: bins grow by one factor instead of having one width.
     """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter, ScalarFormatter
+
     arrays = {name: np.asarray(v, float) for name, v in values.items() if len(v)}
     if not arrays:
         return ""
-    starts = _bin_starts(np.concatenate(list(arrays.values())), log_scale)
-    edges = np.append(starts, np.inf)
-    shares = [np.histogram(v, edges)[0] / len(v) for v in arrays.values()]
-    tallest = max(float(share.max()) for share in shares)
-    bar = max(4, 20 // len(shares))
-    step = bar * len(shares) + 6
-    parts: List[str] = []
-    for i, (name, share) in enumerate(zip(arrays, shares)):
-        color = _BARS[i % len(_BARS)]
-        parts.append(
-            f"<rect x='{i * 90}' y='2' width='10' height='10' fill='{color}'/>"
-            f"<text x='{i * 90 + 14}' y='11'>{html.escape(name)}</text>"
-        )
-        for n, value in enumerate(share):
-            size = _BAR_AREA * value / tallest
-            parts.append(
-                f"<rect x='{n * step + i * bar}' y='{_BAR_AREA + 20 - size:.1f}' width='{bar - 1}'"
-                f" height='{size:.1f}' fill='{color}'><title>from {_short(starts[n])}:"
-                f" {value:.1%}</title></rect>"
-            )
-    for n in range(0, len(starts), -(-40 // step)):  # labels need 40 pixels
-        parts.append(f"<text x='{n * step}' y='{_BAR_AREA + 34}'>{_short(starts[n])}</text>")
-    size = f"width='{max(step * len(starts) + 30, 90 * len(arrays))}' height='{_BAR_AREA + 40}'"
-    drawn = f"<svg {size} font-size='11' fill='#222'>{''.join(parts)}</svg>"
-    return figure(title, f"<br>{drawn}")
-
-
-def _bin_starts(values, log_scale):
-    """Where bins begin: at each value if there are few, else at most `_MOST_BINS` regular ones."""
-    different = np.unique(values)
-    if len(different) <= _MOST_BINS // 2:
-        return different
+    chart = Figure((4.5, 2.4), layout="constrained")
+    axes = chart.add_subplot()
+    low, high = (bound([bound(v) for v in arrays.values()]) for bound in (np.min, np.max))
     if log_scale:
-        low, high = (2 * np.log2(max(v, 1.0)) for v in (different[0], different[-1]))
-        first, last = np.floor(low), np.floor(high) + 1
-        starts = 2 ** (np.arange(first, last, -(-(last - first) // _MOST_BINS)) / 2)
-        starts[0] = min(starts[0], different[0])
-        return starts
-    return np.arange(0, different[-1] + 1, -(-(different[-1] + 1) // _MOST_BINS))
-
-
-def _short(value):
-    return f"{value:.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"
+        low = max(low, 1)
+        # Over a power of two at least, so that the axis has a number.
+        edges = np.geomspace(low, 1.001 * max(high, 2 * low), _BINS + 1)
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+    else:
+        edges = np.arange(0, high + 2, max(1, high // _BINS)) - 0.5
+    shares = [np.full(len(v), 1 / len(v)) for v in arrays.values()]
+    _, _, bars = axes.hist(
+        [np.clip(v, edges[0], edges[-1]) for v in arrays.values()], edges, weights=shares
+    )
+    if len(arrays) > 1:
+        axes.legend(bars, list(arrays))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    drawn = io.BytesIO()
+    chart.savefig(drawn)
+    return figure(title, image(drawn.getvalue(), "png", title))

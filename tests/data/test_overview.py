@@ -87,7 +87,7 @@ def test_the_page_stands_alone(converted):
     page = (converted / "dataset.html").read_text()
     assert page.count("data:image/jpeg;base64,") == len(TRAIN)
     assert not re.search(r"(src|href)=.(?!data:image|#)", page)
-    assert "Dataset my [new] &lt;data&gt;" in page and page.count("<svg") == 4
+    assert "Dataset my [new] &lt;data&gt;" in page and page.count("data:image/png") == 4
     rows = {re.sub("<.*?>", " ", row).split()[0]: row for row in page.split("<tr>")[1:]}
     values = [re.sub("<.*?>", "", cell) for cell in rows["cat"].split("<td>")[1:]]
     assert values[:4] == ["cat", "thing", "2", "2"] and values[5:7] == ["none", "0"]
