@@ -5,13 +5,11 @@ TF_ENABLE_ONEDNN_OPTS, with the graph optimiser on. Each export also answers thr
 API, as in a server, on the other kind of processor than the one that exported it.
 """
 
-import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from tests import processes, tiny
 from tests.integration import processors
@@ -113,12 +111,11 @@ def test_export(found):
 
 @pytest.mark.parametrize("exported, served", [("0", "1"), ("1", "0")])
 def test_export_in_a_server_on_the_other_kind(exported, served, folder, kind, tmp_path):
-    request, saved_model = tmp_path / "request.json", folder / exported / kind / "1"
+    path, saved_model = tmp_path / "requests", folder / exported / kind / "1"
     signature = read(saved_model).signature_def["panoptic"]
-    c_api.write_request(request, signature, {"images": processors.image()})
-    library = os.path.dirname(tf.__file__)
-    finish(start(served, c_api.__file__, library, str(saved_model), str(tmp_path), str(tmp_path)))
-    reply = c_api.read_reply(request)
-    assert "error" not in reply, reply
+    c_api.write_requests(path, {"one": (signature, {"images": processors.image()})})
+    finish(start(served, c_api.__file__, str(saved_model), str(path)))
+    (reply,) = c_api.read_replies(path)[0].values()
+    assert isinstance(reply, dict), reply
     actual = {f"panoptic/{name}": value for name, value in reply.items()}
     assert_same_answers(actual, answers(np.load(folder / exported / f"{kind}.npz")))

@@ -1,16 +1,14 @@
 """Runs a SavedModel through TensorFlow's C API, as a server does, without TensorFlow's Python.
 
-As a script: `c_api.py LIBRARY_DIR SAVED_MODEL IN_DIR OUT_DIR` runs the requests of IN_DIR that
-`write_request` wrote, in order, and writes to OUT_DIR what came back, for `read_reply`. Tensors are
-stored as .npy, those of strings as .json of base64 lists; ops.pb is the OpList of every operation
-that the library knows.
+As a script: `c_api.py SAVED_MODEL REQUESTS` runs what `write_requests` wrote, in order, and adds
+what came back, for `read_replies`.
 """
 
-import base64
 import ctypes
-import json
+import importlib.util
 import os
 import pathlib
+import pickle
 import sys
 
 import numpy as np
@@ -40,8 +38,9 @@ class CallError(Exception):
         self.code = code
 
 
-def load_library(directory):
-    """The C API of the shared libraries in `directory`, the package folder of tensorflow."""
+def load_library():
+    """The C API of the installed package tensorflow, which is not imported."""
+    (directory,) = importlib.util.find_spec("tensorflow").submodule_search_locations
     ctypes.CDLL(os.path.join(directory, "libtensorflow_framework.so.2"), ctypes.RTLD_GLOBAL)
     library = ctypes.CDLL(os.path.join(directory, "libtensorflow_cc.so.2"), ctypes.RTLD_GLOBAL)
     for name in (
@@ -165,67 +164,43 @@ class SavedModel:
         return value
 
 
-def write_value(path, value):
-    """Stores an array as PATH.npy, a list of bytes as PATH.json; returns the file's name."""
-    path = pathlib.Path(path)
-    if isinstance(value, np.ndarray):
-        np.save(f"{path}.npy", value)
-        return f"{path.name}.npy"
-    text = json.dumps([base64.b64encode(item).decode() for item in value])
-    pathlib.Path(f"{path}.json").write_text(text)
-    return f"{path.name}.json"
-
-
-def read_value(path):
-    """What `write_value` stored."""
-    path = str(path)
-    if path.endswith(".npy"):
-        return np.load(path)
-    return [base64.b64decode(item) for item in json.loads(pathlib.Path(path).read_text())]
-
-
-def write_request(path, signature, inputs):
-    """Stores a request.
+def write_requests(path, requests):
+    """Stores requests.
 
     Args:
-      path: REQUEST.json.
-      signature: the `SignatureDef` that is asked.
-      inputs: name to value.
+      path: of a new file.
+      requests: name to (`SignatureDef` that is asked, input's name to value).
     """
-    assert set(inputs) == set(signature.inputs), (set(inputs), set(signature.inputs))
-    files = {
-        signature.inputs[name].name: write_value(path.with_name(f"of_{path.stem}.{name}"), value)
-        for name, value in inputs.items()
-    }
-    outputs = {name: tensor.name for name, tensor in signature.outputs.items()}
-    path.write_text(json.dumps({"inputs": files, "outputs": outputs}))
+    content = {}
+    for request, (signature, inputs) in requests.items():
+        assert set(inputs) == set(signature.inputs), (set(inputs), set(signature.inputs))
+        values = {signature.inputs[name].name: value for name, value in inputs.items()}
+        content[request] = values, {k: tensor.name for k, tensor in signature.outputs.items()}
+    pathlib.Path(path).write_bytes(pickle.dumps(content))
 
 
-def read_reply(path):
-    """Output name to value; or "error" and "code"."""
-    reply = json.loads(path.read_text())
-    if "code" in reply:
-        return reply
-    return {name: read_value(path.parent / file) for name, file in reply.items()}
+def read_replies(path):
+    """What the script has added to the file of requests.
+
+    Returns:
+      For each request output's name to value, or the error's (code, text); and the serialized
+      OpList of every operation that the library knows.
+    """
+    return pickle.loads(pathlib.Path(f"{path}.replies").read_bytes())
 
 
-def main(library_dir, saved_model, in_dir, out_dir):
-    library = load_library(library_dir)
-    in_dir, out_dir = pathlib.Path(in_dir), pathlib.Path(out_dir)
+def main(saved_model, path):
+    library = load_library()
     model = SavedModel(library, saved_model)
     operations = Buffer.from_address(library.TF_GetAllOpList())
-    (out_dir / "ops.pb").write_bytes(ctypes.string_at(operations.data, operations.length))
-    for path in sorted(in_dir.glob("request*.json")):
-        request = json.loads(path.read_text())
-        inputs = {name: read_value(in_dir / file) for name, file in request["inputs"].items()}
-        outputs = request["outputs"]
+    replies = {}
+    for name, (inputs, outputs) in pickle.loads(pathlib.Path(path).read_bytes()).items():
         try:
-            values = zip(outputs, model.run(inputs, outputs.values()))
-            stem = out_dir / f"of_{path.stem}"
-            reply = {name: write_value(f"{stem}.{name}", value) for name, value in values}
+            replies[name] = dict(zip(outputs, model.run(inputs, outputs.values())))
         except CallError as error:
-            reply = {"error": str(error), "code": error.code}
-        (out_dir / path.name).write_text(json.dumps(reply))
+            replies[name] = error.code, str(error)
+    content = replies, ctypes.string_at(operations.data, operations.length)
+    pathlib.Path(f"{path}.replies").write_bytes(pickle.dumps(content))
     assert "tensorflow" not in sys.modules
 
 

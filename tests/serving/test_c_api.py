@@ -1,16 +1,13 @@
 """The export through TensorFlow's C API, the loader of the server, in a process without Python's
 TensorFlow: every signature on photos, and requests with damaged files."""
 
-import os
-import subprocess
-import sys
-
 import cv2
 import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow.core.framework import op_def_pb2
 
+from tests import processes
 from tests.serving import c_api
 from tests.serving.test_graph import listed_ops, read
 
@@ -47,21 +44,19 @@ def requests(test_data):
 
 
 @pytest.fixture(scope="module")
-def answers(requests, saved_model, tmp_path_factory):
-    """Name to reply, with the names of the library's operations under `ops`."""
-    given, taken = tmp_path_factory.mktemp("given"), tmp_path_factory.mktemp("taken")
+def server(requests, saved_model, tmp_path_factory):
+    """Name to reply, and the names of the library's operations."""
+    path = tmp_path_factory.mktemp("c_api") / "requests"
     signatures = read(saved_model).signature_def
-    files = {name: f"request_{i}_{name}.json" for i, name in enumerate(requests)}
-    for name, (signature, inputs) in requests.items():
-        c_api.write_request(given / files[name], signatures[signature], inputs)
-    library = os.path.dirname(tf.__file__)
-    command = [sys.executable, c_api.__file__, library, saved_model, str(given), str(taken)]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    operations = op_def_pb2.OpList.FromString((taken / "ops.pb").read_bytes())
-    replies = {name: c_api.read_reply(taken / file) for name, file in files.items()}
-    return {"ops": {operation.name for operation in operations.op}, **replies}
+    c_api.write_requests(path, {k: (signatures[s], value) for k, (s, value) in requests.items()})
+    processes.call(c_api.__file__, saved_model, path)
+    replies, operations = c_api.read_replies(path)
+    return replies, {op.name for op in op_def_pb2.OpList.FromString(operations).op}
+
+
+@pytest.fixture(scope="module")
+def answers(server):
+    return server[0]
 
 
 @pytest.mark.parametrize(
@@ -96,14 +91,16 @@ def test_a_damaged_file_fails_alone_and_an_empty_request_as_a_whole(answers):
         answers["serving_default"]["panoptic_png"][0],
         b"",
     ]
-    assert answers["empty"]["code"] == INVALID_ARGUMENT
+    code, _ = answers["empty"]
+    assert code == INVALID_ARGUMENT
     (after,) = answers["after_empty"]["panoptic_png"]
     assert after == answers["serving_default"]["panoptic_png"][1]
 
 
-def test_the_library_of_the_server_knows_every_operation(answers):
-    assert len(answers["ops"]) > 1000
-    assert listed_ops() <= answers["ops"]
+def test_the_library_of_the_server_knows_every_operation(server):
+    _, operations = server
+    assert len(operations) > 1000
+    assert listed_ops() <= operations
 
 
 def test_signatures_of_the_file_are_all_tried(saved_model, requests):
