@@ -28,34 +28,25 @@ VERSION = 1
 
 
 class _Model:
-    """Signatures by name; checks requests as the server does."""
+    """Runs signatures; what is no signature or no input of it fails as an error of this process."""
 
     def __init__(self, name, loaded):
         self.name = name
-        self._loaded = loaded
+        self._signatures = loaded.signatures
         self.num_requests = 0
         self.times_busy = 0
 
-    def run(self, name, signature_name, inputs):
-        """Outputs as tensors. KeyError if there is no such model or signature."""
-        if name != self.name:
-            raise KeyError(f"Servable not found for request: Latest({name})")
-        signatures = self._loaded.signatures
-        if signature_name not in signatures:
-            raise KeyError(f"Serving signature name: {signature_name!r} not found in signature def")
+    def run(self, signature_name, inputs):
+        """Outputs as arrays; inputs that are lists, as JSON has them, get the signature's types."""
         if self.times_busy:
             self.times_busy -= 1
             raise tf.errors.UnavailableError(None, None, "The batch scheduling queue is full")
         self.num_requests += 1
-        function = signatures[signature_name]
-        expected = set(function.structured_input_signature[1])
-        if set(inputs) != expected:
-            raise ValueError(f"input tensor names {set(inputs)} are not {expected}")
-        return function(**{name: tf.constant(value) for name, value in inputs.items()})
-
-    def dtype(self, signature_name, input_name):
-        signature = self._loaded.signatures[signature_name].structured_input_signature[1]
-        return signature[input_name].dtype
+        function = self._signatures[signature_name]
+        specs = function.structured_input_signature[1]
+        types = {k: specs[k].dtype if isinstance(v, list) else None for k, v in inputs.items()}
+        outputs = function(**{name: tf.constant(inputs[name], types[name]) for name in inputs})
+        return {name: value.numpy() for name, value in outputs.items()}
 
 
 class _Grpc(
@@ -67,21 +58,15 @@ class _Grpc(
 
     def Predict(self, request, context):
         inputs = {name: tf.make_ndarray(value) for name, value in request.inputs.items()}
-        spec = request.model_spec
-        signature_name = spec.signature_name or "serving_default"
+        assert request.model_spec.name == self._model.name
         try:
-            outputs = self._model.run(spec.name, signature_name, inputs)
-        except KeyError as error:
-            context.abort(grpc.StatusCode.NOT_FOUND, error.args[0])
+            outputs = self._model.run(request.model_spec.signature_name, inputs)
         except tf.errors.UnavailableError as error:
             context.abort(grpc.StatusCode.UNAVAILABLE, error.message)
-        except (ValueError, tf.errors.InvalidArgumentError) as error:
+        except tf.errors.InvalidArgumentError as error:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        reply = predict_pb2.PredictResponse()
-        reply.model_spec.CopyFrom(spec)
-        for name, value in outputs.items():
-            reply.outputs[name].CopyFrom(tf.make_tensor_proto(value.numpy()))
-        return reply
+        protos = {name: tf.make_tensor_proto(value) for name, value in outputs.items()}
+        return predict_pb2.PredictResponse(outputs=protos)
 
     def GetModelStatus(self, request, context):
         if request.model_spec.name != self._model.name:
@@ -103,33 +88,20 @@ class _Rest(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        if self.path != f"/v1/models/{self.model.name}:predict":
-            return self._reply(404, {"error": f"Could not find {self.path}"})
+        assert self.path == f"/v1/models/{self.model.name}:predict"
         try:
-            request = json.loads(body)
-            outputs = self._run(request.get("signature_name", "serving_default"), request)
-        except KeyError as error:
-            return self._reply(404, {"error": str(error)})
+            self._reply(200, {"predictions": self._run(**json.loads(body))})
         except tf.errors.UnavailableError as error:
-            return self._reply(503, {"error": error.message})
-        except (ValueError, tf.errors.InvalidArgumentError) as error:
-            return self._reply(400, {"error": str(error)})
-        self._reply(200, {"predictions": outputs})
+            self._reply(503, {"error": error.message})
+        except tf.errors.InvalidArgumentError as error:
+            self._reply(400, {"error": str(error)})
 
-    def _run(self, signature_name, request):
-        columns = {}
-        for instance in request["instances"]:
-            for name, value in instance.items():
-                columns.setdefault(name, []).append(_from_json(value))
-        inputs = {
-            name: tf.constant(values, self.model.dtype(signature_name, name))
-            for name, values in columns.items()
-        }
-        outputs = self.model.run(self.model.name, signature_name, inputs)
-        outputs = {name: value.numpy() for name, value in outputs.items()}
+    def _run(self, signature_name, instances):
+        columns = {name: [_from_json(row[name]) for row in instances] for name in instances[0]}
+        outputs = self.model.run(signature_name, columns)
         rows = [
             {name: _to_json(name, value[i]) for name, value in outputs.items()}
-            for i in range(len(request["instances"]))
+            for i in range(len(instances))
         ]
         # A single output stands without its name.
         return [next(iter(row.values())) for row in rows] if len(outputs) == 1 else rows
