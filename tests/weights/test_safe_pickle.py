@@ -2,14 +2,15 @@
 
 import collections
 import gzip
+import io
 import json
 import os
 import pickle
 import struct
-import sys
 import tracemalloc
 import types
 import zipfile
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -94,103 +95,109 @@ def test_a_damaged_number_takes_no_memory(tensors_of):
     tracemalloc.stop()
 
 
-class _TorchPickler(pickle.Pickler):
-    """Writes what PyTorch writes, from stand-ins for its classes."""
-
-    def __init__(self, file, legacy):
-        super().__init__(file, 2)
-        self.legacy, self.storages = legacy, {}
-
-    def persistent_id(self, value):
-        if not isinstance(value, _Storage):
-            return None
-        key = str(self.storages.setdefault(id(value), (len(self.storages), value))[0])
-        extra = (None,) if self.legacy else ()
-        return ("storage", value.kind, key, "cpu", value.data.size, *extra)
+def named(name):
+    """A stand-in for a class or function of PyTorch, which need not be there."""
+    module, _, name = name.rpartition(".")
+    return type(name, (), {"__module__": module})
 
 
-class _Storage:
-    def __init__(self, kind, data):
-        self.kind, self.data = kind, data
+class Storage(NamedTuple):
+    """The memory of tensors, with the name of its class."""
+
+    kind: str
+    data: np.ndarray
 
 
-class _Tensor:
+class Tensor:
+    """A view of a storage."""
+
     def __init__(self, storage, offset, shape, strides):
         self.args = (storage, offset, shape, strides, False, collections.OrderedDict())
 
     def __reduce__(self):
-        return sys.modules["torch._utils"]._rebuild_tensor_v2, self.args
+        return named("torch._utils._rebuild_tensor_v2"), self.args
+
+
+class TorchPickler(pickle._Pickler):
+    """Writes what PyTorch writes; in Python, as the one in C imports what it names."""
+
+    def __init__(self, file, legacy=False):
+        super().__init__(file, 2)
+        self.legacy, self.storages = legacy, {}
+
+    def save_global(self, obj, name=None):
+        self.write(f"c{obj.__module__}\n{obj.__qualname__}\n".encode())
+
+    def persistent_id(self, value):
+        if not isinstance(value, Storage):
+            return None
+        key = str(self.storages.setdefault(id(value), (len(self.storages), value))[0])
+        extra = (None,) if self.legacy else ()
+        return ("storage", named(value.kind), key, "cpu", value.data.size, *extra)
 
 
 @pytest.fixture
-def torch_content(monkeypatch):
-    """A {"model": ...} of stand-in tensors: whole, a transposed view into a larger storage,
-    bfloat16, int64.
+def torch_content():
+    """A {"model": ...} of tensors: whole, a transposed view into a larger storage, bfloat16, int64;
+    and their values.
     """
-    torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
-    for name in ("FloatStorage", "BFloat16Storage", "LongStorage"):
-        setattr(torch, name, type(name, (), {"__module__": "torch"}))
-
-    def _rebuild_tensor_v2():
-        pass
-
-    _rebuild_tensor_v2.__module__ = "torch._utils"
-    _rebuild_tensor_v2.__qualname__ = "_rebuild_tensor_v2"
-    utils._rebuild_tensor_v2 = _rebuild_tensor_v2
-    monkeypatch.setitem(sys.modules, "torch", torch)
-    monkeypatch.setitem(sys.modules, "torch._utils", utils)
     floats = np.arange(12, dtype="<f4")
     brain = (np.array([1.5, -2.0], "<f4").view("<u4") >> 16).astype("<u2")
-    shared = _Storage(torch.FloatStorage, floats)
+    shared = Storage("torch.FloatStorage", floats)
     model = collections.OrderedDict(
-        whole=_Tensor(shared, 0, (3, 4), (4, 1)),
-        view=_Tensor(shared, 1, (2, 3), (1, 4)),
-        brain=_Tensor(_Storage(torch.BFloat16Storage, brain), 0, (2,), (1,)),
-        long=_Tensor(_Storage(torch.LongStorage, np.array([5], "<i8")), 0, (), ()),
+        whole=Tensor(shared, 0, (3, 4), (4, 1)),
+        view=Tensor(shared, 1, (2, 3), (1, 4)),
+        brain=Tensor(Storage("torch.BFloat16Storage", brain), 0, (2,), (1,)),
+        long=Tensor(Storage("torch.LongStorage", np.array([5], "<i8")), 0, (), ()),
     )
     whole, brain = floats.reshape(3, 4), np.array([1.5, -2.0])
     expected = {"whole": whole, "view": whole.T[1:3], "brain": brain, "long": np.array(5)}
     return {"model": model, "iteration": 3}, expected
 
 
-def _write_torch_zip(path, content):
-    with zipfile.ZipFile(path, "w") as archive:
+def torch_zip(content):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
         with archive.open("model/data.pkl", "w") as f:
-            pickler = _TorchPickler(f, legacy=False)
+            pickler = TorchPickler(f)
             pickler.dump(content)
         for key, storage in pickler.storages.values():
             archive.writestr(f"model/data/{key}", storage.data.tobytes())
+    return file.getvalue()
 
 
-def test_pytorch_zip_file(tmp_path, torch_content):
+def test_pytorch_zip_file(tensors_of, torch_content):
     content, expected = torch_content
-    path = str(tmp_path / "model.pth")
-    _write_torch_zip(path, content)
-    assert_tensors(safe_pickle.read(path).tensors, expected)
+    assert_tensors(tensors_of(torch_zip(content)), expected)
 
 
-def test_pytorch_file_of_before_1_6(tmp_path, torch_content):
+def test_pytorch_file_of_before_1_6(tensors_of, torch_content):
     content, expected = torch_content
-    path = str(tmp_path / "model.pth")
-    with open(path, "wb") as f:
-        for header in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}):
-            pickle.dump(header, f, 2)
-        pickler = _TorchPickler(f, legacy=True)
-        pickler.dump(content)
-        pickle.dump([str(key) for key, _ in pickler.storages.values()], f, 2)
-        for _, storage in pickler.storages.values():
-            f.write(struct.pack("<q", storage.data.size) + storage.data.tobytes())
-    assert_tensors(safe_pickle.read(path).tensors, expected)
+    file = io.BytesIO()
+    for header in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}):
+        pickle.dump(header, file, 2)
+    pickler = TorchPickler(file, legacy=True)
+    pickler.dump(content)
+    pickle.dump([str(key) for key, _ in pickler.storages.values()], file, 2)
+    for _, storage in pickler.storages.values():
+        file.write(struct.pack("<q", storage.data.size) + storage.data.tobytes())
+    assert_tensors(tensors_of(file.getvalue()), expected)
 
 
-def test_pytorch_view_outside_its_storage(tmp_path, torch_content):
+def test_pytorch_view_outside_its_storage(tensors_of, torch_content):
     content, _ = torch_content
     storage, *_ = content["model"]["whole"].args
-    content["model"]["view"] = _Tensor(storage, 8, (3, 4), (4, 1))
-    path = str(tmp_path / "model.pth")
-    _write_torch_zip(path, content)
+    content["model"]["view"] = Tensor(storage, 8, (3, 4), (4, 1))
     with pytest.raises(ValueError, match="outside its storage"):
-        safe_pickle.read(path).tensors
+        tensors_of(torch_zip(content))
+
+
+@pytest.mark.parametrize("kind", ["torch.QInt8Storage", "torch.storage.UntypedStorage"])
+def test_other_kinds_of_numbers_are_told_as_such(tensors_of, torch_content, kind):
+    content, _ = torch_content
+    content["model"]["odd"] = Tensor(Storage(kind, np.zeros(2, np.int8)), 0, (2,), (1,))
+    with pytest.raises(ValueError, match=f"holds a tensor of {kind}, which is not supported"):
+        tensors_of(torch_zip(content))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -276,20 +283,6 @@ def test_several_dicts_of_tensors_are_listed(tensors_of):
     content = {"g": {"a": np.ones(2)}, "d": {"net_d": {"a": np.ones(2), "b": np.ones(2)}}}
     with pytest.raises(ValueError, match=r"several dicts of tensors: g \(1\), d\.net_d \(2\)"):
         tensors_of(pickle.dumps(content))
-
-
-@pytest.mark.parametrize("kind", ["torch.QInt8Storage", "torch.storage.UntypedStorage"])
-def test_other_kinds_of_numbers_are_told_as_such(tmp_path, torch_content, monkeypatch, kind):
-    content, _ = torch_content
-    module, _, name = kind.rpartition(".")
-    kinds = sys.modules.get(module) or types.ModuleType(module)
-    monkeypatch.setattr(kinds, name, type(name, (), {"__module__": module}), raising=False)
-    monkeypatch.setitem(sys.modules, module, kinds)
-    storage = _Storage(getattr(kinds, name), np.zeros(2, np.int8))
-    content["model"]["odd"] = _Tensor(storage, 0, (2,), (1,))
-    _write_torch_zip(tmp_path / "model.pth", content)
-    with pytest.raises(ValueError, match=f"holds a tensor of {kind}, which is not supported"):
-        safe_pickle.read(str(tmp_path / "model.pth"))
 
 
 def test_a_part_of_a_checkpoint_is_no_weights(tmp_path):
