@@ -1,10 +1,7 @@
 """What setup.cfg declares is what the code imports, what the lists pin, and what tools need."""
 
-import ast
 import configparser
 import importlib.metadata
-import os
-import pathlib
 import re
 import shutil
 import subprocess
@@ -17,9 +14,9 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import pfpn_tf
+from tests.processes import ROOT
+from tests.test_source_rules import LIBRARY, TOOLS, imported_names, parse, relative
 
-ROOT = pathlib.Path(__file__).parents[1]
-TOOL_FOLDERS = ("tools", "export")
 LISTS = {
     "3.11": "constraints/classic.txt",
     "3.12": "constraints/tf_keras.txt",
@@ -81,37 +78,21 @@ def test_imports_are_declared():
     # On Python 3.11 the installed stack may be either; tf_keras is imported as tf.keras.
     distributions = importlib.metadata.packages_distributions()
     distributions.setdefault("panopticapi", ["panopticapi-lite"])  # Not on every stack.
-    sources = [
-        p for folder in ("pfpn_tf", "tools", "export") for p in (ROOT / folder).rglob("*.py")
-    ]
-    for path in sources:
-        for name in top_level_imports(path):
-            own = name == "pfpn_tf" or (ROOT / "export" / f"{name}.py").exists()
-            if own or name in sys.stdlib_module_names:
+    for path in LIBRARY + TOOLS:
+        for name in {name.split(".")[0] for _, name in imported_names(parse(path))}:
+            if name == "pfpn_tf" or name in sys.stdlib_module_names:
                 continue
             providers = {canonicalize_name(d) for d in distributions.get(name, [name])}
-            assert (
-                providers & declared
-            ), f"{path.relative_to(ROOT)} imports {name}: add it to setup.cfg"
-
-
-def top_level_imports(path):
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module.split(".")[0]
+            assert providers & declared, f"{relative(path)} imports {name}: add it to setup.cfg"
 
 
 def test_every_tool_is_a_command():
     lines = setup_cfg()["options.entry_points"]["console_scripts"].strip().splitlines()
     commands = dict(line.split(" = ") for line in lines)
     assert {"pfpn-convert", "pfpn-train", "pfpn-eval", "pfpn-export"} <= set(commands)
-    tools = [path for folder in TOOL_FOLDERS for path in (ROOT / folder).glob("[!_]*.py")]
-    assert set(commands.values()) == {
-        f"pfpn_tf.{path.parent.name}.{path.stem}:main" for path in tools
-    }
-    for path in tools:
+    modules = {f"pfpn_tf.{path.parent.name}.{path.stem}:main" for path in TOOLS}
+    assert set(commands.values()) == modules
+    for path in TOOLS:
         text = path.read_text(encoding="utf-8")
         assert "\n@cli.command\ndef main():\n" in text and "sys.path" not in text
 
@@ -150,97 +131,87 @@ def test_the_python_versions_are_told_the_same_everywhere():
         assert re.search(rf"^\| {re.escape(versions)} \|.* `{path}` \|$", readme, re.MULTILINE)
 
 
-# Stands for an interpreter: tells another version, may lack a module, and makes no environment.
-FAKE_PYTHON = """#!/bin/bash
-[[ $1 == -c ]] || {{ echo "chosen: $0 $*"; exit 3; }}
-exec {real!r} -S -c 'import sys; {lie}; exec(sys.argv[1])' "$2"
+# Stands for a Python: tells another version, may lack a module, makes no environment, installs
+# nothing, and says which checks and tests it would run, and how.
+STAND_IN = """#!/bin/bash
+[[ $1 == -c ]] && exec {real!r} -S -c 'import sys; {lie}; exec(sys.argv[1])' "$2"
+case $2 in
+  venv) echo "chosen: $0 $*"; exit 3 ;;
+  pytest) echo "$0 $TF_ENABLE_ONEDNN_OPTS ${{*: -1}}" ;;
+  black|isort|flake8|mypy) echo "check: $0 $*" ;;
+esac
+[[ " $* " != *" {failing} "* ]]
 """
 BROKEN = "sys.exit(127)"  # pyenv's command for a version that is not chosen
 NO_VENV = "sys.version_info = (3, 13); sys.modules['ensurepip'] = None"  # Debian's python3 alone
+PROGRAMS = "bash", "cat", "cksum", "dirname", "mktemp", "rm", "sort", "uniq"
 
 
 def version_is(*numbers):
     return f"sys.version_info = {numbers}"
 
 
-def run_script(checkout, command, pythons, variables):
-    """Runs a script of tools/ in a checkout of its own, with stand-ins for Pythons.
-
-    Args:
-      checkout: folder to make.
-      command: script, relative to the checkout, and arguments.
-      pythons: path to the text of the stand-in.
-      variables: of the environment.
-    """
-    (checkout / "tools").mkdir(parents=True)
-    for script in ("test.sh", "demo.sh"):
-        shutil.copy(ROOT / "tools" / script, checkout / "tools")
+@pytest.fixture
+def run(tmp_path):
+    """A function that runs a script of tools/ in a checkout where only the given Pythons are."""
+    programs, checkout = tmp_path / "some programs", tmp_path / "a checkout"
+    programs.mkdir()
+    for name in PROGRAMS:
+        (programs / name).symlink_to(shutil.which(name))
+    shutil.copytree(ROOT / "tools", checkout / "tools")
     for name in ("setup.cfg", "pyproject.toml", "constraints"):
         (checkout / name).symlink_to(ROOT / name)
-    for path, text in pythons.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-        path.chmod(0o755)
-    command = ["bash", *command]
-    return subprocess.run(command, cwd=checkout, env=variables, capture_output=True, text=True)
 
-
-@pytest.fixture
-def set_up(tmp_path):
-    """A function that runs a script in a checkout where only the given Pythons are."""
-    programs = tmp_path / "some programs"
-    programs.mkdir()
-    for name in ("bash", "cat", "cksum", "dirname", "rm"):
-        (programs / name).symlink_to(shutil.which(name))
-
-    def run(pythons, named=None, command=("tools/test.sh", "--setup_only")):
-        stand_ins = {}
+    def run(pythons, *command, failing="nothing", **variables):
         for name, lie in pythons.items():
-            path = tmp_path / name if "/" in name else programs / name
-            stand_ins[path] = FAKE_PYTHON.format(real=sys.executable, lie=lie.replace("'", '"'))
-        variables = {"PATH": f"{programs}:{tmp_path}/system"}
-        variables |= {"PYTHON": named} if named else {}
-        return run_script(tmp_path / "a checkout", command, stand_ins, variables)
+            path = (tmp_path if "/" in name else programs) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lie = lie.replace("'", '"')
+            path.write_text(STAND_IN.format(real=sys.executable, lie=lie, failing=failing))
+            path.chmod(0o755)
+        given = {name: value for name, value in variables.items() if value}
+        given["PATH"] = f"{programs}:{tmp_path}/system"
+        command = ["bash", *command]
+        return subprocess.run(command, cwd=checkout, env=given, capture_output=True, text=True)
 
     return run
+
+
+SET_UP = "tools/test.sh", "--setup_only"
 
 
 @pytest.mark.parametrize(
     "pythons, named, chosen",
     [
-        ({"python3.11": version_is(3, 11), "python3.12": version_is(3, 12)}, None, "python3.11"),
-        ({"python3.11": BROKEN, "python3.12": version_is(3, 12)}, None, "python3.12"),
-        ({"python3.11": BROKEN, "python3": version_is(3, 13)}, None, "python3"),
-        ({"python3.13": NO_VENV, "python3": version_is(3, 13)}, None, "python3"),
-        ({"python3": version_is(3, 14), "python": version_is(3, 12)}, None, "python"),
+        ({"python3.11": version_is(3, 11), "python3.12": version_is(3, 12)}, "", "python3.11"),
+        ({"python3.11": BROKEN, "python3.12": version_is(3, 12)}, "", "python3.12"),
+        ({"python3.11": BROKEN, "python3": version_is(3, 13)}, "", "python3"),
+        ({"python3.13": NO_VENV, "python3": version_is(3, 13)}, "", "python3"),
+        ({"python3": version_is(3, 14), "python": version_is(3, 12)}, "", "python"),
         ({"python3": version_is(3, 11), "my python": version_is(3, 13)}, "my python", "my python"),
+        # pyenv puts its commands before the system's.
+        ({"python3": BROKEN, "system/python3": version_is(3, 13)}, "", "system/python3"),
     ],
 )
-def test_set_up_chooses_a_python(set_up, pythons, named, chosen):
-    done = set_up(pythons, named)
+def test_set_up_chooses_a_python(run, pythons, named, chosen):
+    done = run(pythons, *SET_UP, PYTHON=named)
     assert f"{chosen} -m venv .venv" in done.stdout, done.stderr
 
 
-def test_set_up_finds_the_python_behind_one_that_fails(set_up):
-    """pyenv puts its commands before the system's."""
-    done = set_up({"python3": BROKEN, "system/python3": version_is(3, 13)})
-    assert "system/python3 -m venv .venv" in done.stdout, done.stderr
-
-
-@pytest.mark.parametrize("command", [("tools/test.sh", "--setup_only"), ("tools/demo.sh",)])
+@pytest.mark.parametrize("command", [SET_UP, ("tools/demo.sh",)])
 @pytest.mark.parametrize(
     "pythons, named, message",
     [
-        ({}, None, "no Python found; install Python 3.11, 3.12 or 3.13, or name one"),
-        ({"python3.11": BROKEN}, None, "no Python found; install"),
-        ({"python3": version_is(3, 14)}, None, "only Python 3.14 found; install Python 3.11"),
-        ({"python3": version_is(3, 10)}, None, "only Python 3.10 found; install Python 3.11"),
-        ({"python3": NO_VENV}, None, "without the module venv: apt install python3-venv (or"),
+        ({}, "", "no Python found; install Python 3.11, 3.12 or 3.13, or name one"),
+        ({"python3.11": BROKEN}, "", "no Python found; install"),
+        ({"python3": version_is(3, 14)}, "", "only Python 3.14 found; install Python 3.11"),
+        ({"python3": version_is(3, 10)}, "", "only Python 3.10 found; install Python 3.11"),
+        ({"python3": NO_VENV}, "", "without the module venv: apt install python3-venv (or"),
         ({"python3": version_is(3, 11), "new one": version_is(3, 14)}, "new one", "is Python 3.14"),
         ({"python3": version_is(3, 11)}, "python3.9", "PYTHON=python3.9 does not run; name a"),
         (
             {"a checkout/.venv/bin/python": version_is(3, 14)},
-            None,
+            "",
             ".venv has Python 3.14, not 3.11, 3.12 or",
         ),
         (
@@ -250,36 +221,21 @@ def test_set_up_finds_the_python_behind_one_that_fails(set_up):
         ),
     ],
 )
-def test_set_up_says_in_one_line_what_is_missing(set_up, command, pythons, named, message):
-    done = set_up(pythons, named, command)
+def test_set_up_says_in_one_line_what_is_missing(run, command, pythons, named, message):
+    done = run(pythons, *command, PYTHON=named)
     assert done.returncode == 2
     assert done.stderr.startswith("Error: ") and done.stderr.count("\n") == 1
     assert message in done.stderr
 
 
-# Stands for the Python of an environment: installs nothing, and says which checks and tests it
-# would run, and how.
-FAKE_ENVIRONMENT = """#!/bin/bash
-[[ $1 == -c ]] && echo {version}
-case $2 in
-  pytest) echo "$0 $TF_ENABLE_ONEDNN_OPTS ${{*: -1}}" ;;
-  black|isort|flake8|mypy) echo "check: $0 $*" ;;
-esac
-[[ " $* " != *" {failing} "* ]]
-"""
-KERNELS = "TF_ENABLE_ONEDNN_OPTS"
 CHECKS = ["black --check .", "isort --check .", "flake8", "mypy"]
 BOTH, REST, TRAINING = "both_stacks", "--ignore=tests/training", "tests/training"
 
 
-def run_with_stand_ins(folder, version, failing="nothing", onednn=None, arguments=()):
-    """Runs tools/test.sh with stand-ins for both environments."""
-    text = FAKE_ENVIRONMENT.format(version=version, failing=failing)
-    names = (".venv", ".venv_tf_keras") if version == "3.11" else (".venv",)
-    pythons = {folder / "checkout" / name / "bin" / "python": text for name in names}
-    variables = {k: v for k, v in os.environ.items() if k not in ("PYTHON", KERNELS)}
-    variables |= {KERNELS: onednn} if onednn else {}
-    return run_script(folder / "checkout", ["tools/test.sh", *arguments], pythons, variables)
+def environments(*version):
+    """Those that a user with this version of Python has."""
+    names = (".venv", ".venv_tf_keras") if version == (3, 11) else (".venv",)
+    return {f"a checkout/{name}/bin/python": version_is(*version) for name in names}
 
 
 def checks_of(output):
@@ -293,15 +249,16 @@ def parts_of(output):
 @pytest.mark.parametrize(
     "version, onednn, parts",
     [
-        ("3.11", None, [(".venv_tf_keras", 0, BOTH), (".venv", 1, REST), (".venv", 1, TRAINING)]),
-        ("3.11", "0", [(".venv_tf_keras", 0, BOTH), (".venv", 0, REST), (".venv", 0, TRAINING)]),
-        ("3.13", None, [(".venv", 0, BOTH), (".venv", 1, REST), (".venv", 1, TRAINING)]),
-        ("3.13", "1", [(".venv", 1, REST), (".venv", 1, TRAINING)]),
+        ((3, 11), "", [(".venv_tf_keras", 0, BOTH), (".venv", 1, REST), (".venv", 1, TRAINING)]),
+        ((3, 11), "0", [(".venv_tf_keras", 0, BOTH), (".venv", 0, REST), (".venv", 0, TRAINING)]),
+        ((3, 13), "", [(".venv", 0, BOTH), (".venv", 1, REST), (".venv", 1, TRAINING)]),
+        ((3, 13), "1", [(".venv", 1, REST), (".venv", 1, TRAINING)]),
     ],
 )
 @pytest.mark.parametrize("failing", [BOTH, REST, TRAINING, "nothing"])
-def test_parts_of_the_tests(tmp_path, version, onednn, parts, failing):
-    done = run_with_stand_ins(tmp_path, version, failing, onednn)
+def test_parts_of_the_tests(run, version, onednn, parts, failing):
+    pythons = environments(*version)
+    done = run(pythons, "tools/test.sh", failing=failing, TF_ENABLE_ONEDNN_OPTS=onednn)
     expected = [(folder, str(value), last) for folder, value, last in parts]
     assert parts_of(done.stdout) == expected, done.stderr
     fails = failing in [last for _, _, last in parts]
@@ -310,9 +267,9 @@ def test_parts_of_the_tests(tmp_path, version, onednn, parts, failing):
 
 
 @pytest.mark.parametrize("failing", [None, *CHECKS])
-def test_the_checks_come_first(tmp_path, failing):
+def test_the_checks_come_first(run, failing):
     """A check that fails is named at the end; the others and the tests run all the same."""
-    done = run_with_stand_ins(tmp_path, "3.13", failing)
+    done = run(environments(3, 13), "tools/test.sh", failing=failing)
     assert checks_of(done.stdout) == CHECKS
     assert done.stdout.rindex("check: ") < done.stdout.index(BOTH)
     assert len(parts_of(done.stdout)) == 3
@@ -320,8 +277,8 @@ def test_the_checks_come_first(tmp_path, failing):
     assert done.stderr == (f"FAILED, see above: {failing}\n" if failing else "")
 
 
-def test_arguments_select_tests_and_no_checks(tmp_path):
-    done = run_with_stand_ins(tmp_path, "3.13", arguments=["tests/ops"])
+def test_arguments_select_tests_and_no_checks(run):
+    done = run(environments(3, 13), "tools/test.sh", "tests/ops")
     assert checks_of(done.stdout) == []
     assert parts_of(done.stdout) == [(".venv", "0", "tests/ops"), (".venv", "1", "tests/ops")]
     assert (done.returncode, done.stderr) == (0, "")
