@@ -3,6 +3,7 @@
 from pfpn_tf.benchmark import scale
 from pfpn_tf.config import Config
 from pfpn_tf.data import convert, synthetic
+from pfpn_tf.data.categories import DatasetInfo
 from tests.data.tiny import open_panoptic
 
 SETTINGS = {
@@ -26,6 +27,18 @@ NETWORK = {
     "semantic_channels": 32,
 }
 """The settings of a smaller network still, for tests of its variables."""
+
+
+def info_of(**kinds):
+    """A `DatasetInfo` with ids from 1 on.
+
+    Args:
+      things, stuff: names; the order of the two is that of their ids.
+    """
+    classes = [(name, kind == "things") for kind, names in kinds.items() for name in names]
+    return DatasetInfo.from_coco_categories(
+        [{"id": i, "name": name, "isthing": thing} for i, (name, thing) in enumerate(classes, 1)]
+    )
 
 
 def make_records(folder):

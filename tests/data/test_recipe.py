@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from pfpn_tf.data import anchor_fit, recipe
-from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.data.statistics import Sample, Statistics
+from tests import tiny
 
 
 def drawn(images, hw, objects, median_px, spread, ratio=1.0, ratio_spread=0.5, stuff_px=()):
@@ -39,15 +39,10 @@ def drawn(images, hw, objects, median_px, spread, ratio=1.0, ratio_spread=0.5, s
     return found
 
 
-def info_of(num_stuff):
-    categories = [{"id": i, "name": f"stuff {i}", "isthing": 0} for i in range(1, num_stuff + 1)]
-    thing = {"id": num_stuff + 1, "name": "thing", "isthing": 1}
-    return DatasetInfo.from_coco_categories([*categories, thing])
-
-
 def suggest(num_stuff=0, epochs=0, **kind):
     found = drawn(stuff_px=[20000] * num_stuff, **kind)
-    return recipe.config_of(recipe.suggest(found, info_of(num_stuff), epochs=epochs)).flat()
+    info = tiny.info_of(stuff=[f"stuff {i}" for i in range(num_stuff)], things=["thing"])
+    return recipe.config_of(recipe.suggest(found, info, epochs=epochs)).flat()
 
 
 COCO = dict(images=118000, hw=(480, 640), objects=7, median_px=59, spread=1.18, num_stuff=53)

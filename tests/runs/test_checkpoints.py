@@ -15,6 +15,7 @@ import tensorflow as tf
 from pfpn_tf.config import Config, fixed_settings
 from pfpn_tf.data.categories import DatasetInfo, class_differences
 from pfpn_tf.runs import checkpoints, restore, run_directory
+from tests import tiny
 from tests.test_configs import parse_flagfile
 
 
@@ -41,9 +42,7 @@ def net(value, **kwargs):
 
 @pytest.fixture
 def info():
-    return DatasetInfo.from_coco_categories(
-        [{"id": 3, "name": "cat", "isthing": 1}, {"id": 7, "name": "sky", "isthing": 0}]
-    )
+    return tiny.info_of(things=["cat"], stuff=["sky"])
 
 
 def run_of(tmp_path, model, keep=3, writes=True):
@@ -306,13 +305,13 @@ def test_a_run_directory_of_another_config_is_refused_with_the_differences(tmp_p
 def test_classes_that_differ_are_listed(tmp_path, info):
     run_directory.prepare(str(tmp_path), Config(), info)
     other = DatasetInfo.from_coco_categories(
-        [{"id": 3, "name": "cat", "isthing": 0}, {"id": 9, "name": "sea", "isthing": 0}]
+        [{"id": 1, "name": "cat", "isthing": 0}, {"id": 9, "name": "sea", "isthing": 0}]
     )
     with pytest.raises(ValueError) as error:
         run_directory.prepare(str(tmp_path), Config(), other)
     for line in (
-        "category 3: cat (thing) there, cat (stuff) here",
-        "category 7: sky (stuff) there, missing here",
+        "category 1: cat (thing) there, cat (stuff) here",
+        "category 2: sky (stuff) there, missing here",
         "category 9: missing there, sea (stuff) here",
     ):
         assert line in str(error.value)

@@ -5,7 +5,6 @@ import pytest
 import tensorflow as tf
 
 from pfpn_tf import config as config_lib
-from pfpn_tf.data import categories
 from pfpn_tf.model import panoptic_fpn, resnet
 from pfpn_tf.runs import restore, run_directory
 from pfpn_tf.utils.errors import UserError
@@ -246,33 +245,31 @@ def test_keras_weights_that_cannot_be_downloaded(monkeypatch):
 
 
 @pytest.fixture
-def dataset_info(tmp_path):
-    info = categories.DatasetInfo.from_coco_categories(
-        [{"id": i, "name": f"class {i}", "isthing": int(i <= 3)} for i in range(1, 8)]
-    )
+def config(tmp_path):
     path = str(tmp_path / "dataset_info.json")
-    info.save(path)
-    return path
+    tiny.info_of(things="abc", stuff="defg").save(path)
+    return config_lib.Config().replace(**tiny.NETWORK, dataset_info=path)
 
 
-def test_to_run_dir_and_back(tmp_path, dataset_info):
-    config = config_lib.Config().replace(**tiny.NETWORK, dataset_info=dataset_info)
+def test_to_run_dir_and_back(tmp_path, config):
+    """By the tool, and from one run directory to another."""
     tensors = random_tensors(tiny_model())  # 3 things, 4 stuff classes and "other"
-    given, run_dir, back = (str(tmp_path / name) for name in ("given.pkl", "run", "back.pkl"))
+    given, run_dir, again, back = (f"{tmp_path}/{name}" for name in ("a.pkl", "b", "c", "d.pkl"))
     detectron2.write(given, tensors)
-    convert.to_run_dir(given, config, run_dir)
+    settings = {**tiny.NETWORK, "dataset_info": config.data.dataset_info, "weights": given}
+    flags = (f"--{name}={value}" for name, value in settings.items())
+    processes.call("tools/convert_weights.py", f"--run_dir={run_dir}", *flags)
     assert run_directory.load_run(run_dir)[0] == config
     model = tiny_model()
     restore.restore_for_inference(model, run_dir)
     np.testing.assert_array_equal(model.box_head.fc2.bias, tensors["roi_heads.box_head.fc2.bias"])
-    again = str(tmp_path / "again")
     convert.to_run_dir(run_dir, convert.known_config(run_dir), again)
-    convert.from_run_dir(again, back, "detectron2")
+    flags = f"--run_dir={again}", "--to=detectron2", f"--weights={back}"
+    processes.call("tools/convert_weights.py", *flags)
     assert_tensors(safe_pickle.read(back).tensors, tensors)
 
 
-def test_no_training_and_no_source_is_overwritten(tmp_path, dataset_info):
-    config = config_lib.Config().replace(**tiny.NETWORK, dataset_info=dataset_info)
+def test_no_training_and_no_source_is_overwritten(tmp_path, config):
     run_dir, file = tmp_path / "run", tmp_path / "given.pkl"
     (run_dir / "checkpoints").mkdir(parents=True)
     (run_dir / "checkpoints" / "ckpt-0.index").touch()  # as a conversion leaves it
@@ -289,8 +286,7 @@ def test_no_training_and_no_source_is_overwritten(tmp_path, dataset_info):
     assert [path.name for path in run_dir.iterdir()] == ["checkpoints"]
 
 
-def test_backbone_to_run_dir(tmp_path, dataset_info):
-    config = config_lib.Config().replace(**tiny.NETWORK, dataset_info=dataset_info)
+def test_backbone_to_run_dir(tmp_path, config):
     tensors = backbone_tensors(tiny_model())
     path = str(tmp_path / "backbone.pkl")
     detectron2.write(path, tensors)
@@ -302,22 +298,9 @@ def test_backbone_to_run_dir(tmp_path, dataset_info):
         np.testing.assert_array_equal(back[name], value)
 
 
-def test_imagenet_names_the_backbones_it_knows(tmp_path, dataset_info):
-    config = config_lib.Config().replace(**tiny.NETWORK, dataset_info=dataset_info)
+def test_imagenet_names_the_backbones_it_knows(tmp_path, config):
     with pytest.raises(ValueError, match="one of resnet50, resnet101, resnet152"):
         convert.to_run_dir("imagenet", config, str(tmp_path / "run"))
-
-
-def test_tool(tmp_path, dataset_info):
-    model = tiny_model()
-    given = str(tmp_path / "given.pkl")
-    detectron2.write(given, detectron2.to_detectron2(model))
-    settings = {**tiny.NETWORK, "dataset_info": dataset_info}
-    flags = [f"--weights={given}", *(f"--{name}={value}" for name, value in settings.items())]
-    for arguments in (flags, ["--to=detectron2", f"--weights={tmp_path}/back.pkl"]):
-        processes.call("tools/convert_weights.py", f"--run_dir={tmp_path}/run", *arguments)
-    back = safe_pickle.read(f"{tmp_path}/back.pkl").tensors
-    assert_tensors(back, safe_pickle.read(given).tensors)
 
 
 def test_every_plain_resnet_of_keras_is_offered():

@@ -7,30 +7,14 @@ import pytest
 import tensorflow as tf
 
 from pfpn_tf import config as config_lib
-from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.runs import checkpoints, restore
 from pfpn_tf.training import optimizer
 from pfpn_tf.weights import detectron2, initialise, safe_pickle, zoo
 from tests import tiny
 
-HERE = DatasetInfo.from_coco_categories(
-    [
-        {"id": 1, "name": "Traffic  Light", "isthing": 1},
-        {"id": 2, "name": "robot", "isthing": 1},
-        {"id": 3, "name": "SKY", "isthing": 0},
-        {"id": 4, "name": "lava", "isthing": 0},
-    ]
-)
-THERE = DatasetInfo.from_coco_categories(
-    [
-        {"id": 1, "name": "sky", "isthing": 0},
-        {"id": 2, "name": "grass", "isthing": 0},
-        {"id": 3, "name": "person", "isthing": 1},
-        {"id": 4, "name": "robots", "isthing": 1},
-        {"id": 5, "name": "traffic light", "isthing": 1},
-    ]
-)
+HERE = tiny.info_of(things=["Traffic  Light", "robot"], stuff=["SKY", "lava"])
+THERE = tiny.info_of(stuff=["sky", "grass"], things=["person", "robots", "traffic light"])
 
 
 def settings(**changes):
@@ -106,7 +90,7 @@ def assert_rows(before, after, there, things, semantic):
 
 def test_rows_of_equal_names_are_taken_from_a_run(tmp_path):
     weights, there = run_of(tmp_path)
-    before, after, taken = start(weights)
+    before, after, taken = start(weights, restored_lr_factor=0.1)
     # Things there: person, robots, traffic light; semantic: any thing, sky, grass.
     assert_rows(before, after, there, things=[2, None], semantic=[0, 1, None])
     text = "\n".join(taken.report)
@@ -114,48 +98,34 @@ def test_rows_of_equal_names_are_taken_from_a_run(tmp_path):
     assert "Rows of 1 thing classes start at random: robot" in text
     assert "Rows of 2 semantic classes are taken: any thing, SKY" in text
     assert "Rows of 1 semantic classes start at random: lava" in text
+    assert taken.report[-1] == "What is taken whole has 0.1 times the learning rate."
     taken_whole = {v.ref() for v in taken.restored}
     model_parts = len(after) - len(taken_whole)
     assert model_parts == 8  # the weights and biases of the four predictors
 
 
-def test_as_many_classes_of_other_names_are_not_taken_for_the_same(tmp_path):
-    """Equal shapes do not mean equal classes."""
-    renamed = DatasetInfo.from_coco_categories(
-        [{"id": c.id, "name": f"new {c.name}", "isthing": c.is_thing} for c in HERE.categories]
-    )
-    weights, there = run_of(tmp_path, HERE)
-    before, after, _ = start(weights, renamed)
-    assert_rows(before, after, there, things=[None, None], semantic=[0, None, None])
+RENAMED = tiny.info_of(things=["new Traffic  Light", "new robot"], stuff=["new SKY", "new lava"])
+TURNED = tiny.info_of(stuff=["lava", "SKY"], things=["robot", "Traffic  Light"])
+NAMED = tiny.info_of(stuff=["any thing"], things=["robots"])
 
 
-def test_classes_in_another_order_find_their_rows(tmp_path):
-    weights, there = run_of(tmp_path, HERE)
-    turned = DatasetInfo.from_coco_categories(
-        [{"id": 9 - c.id, "name": c.name, "isthing": c.is_thing} for c in HERE.categories]
-    )
-    before, after, taken = start(weights, turned)
-    assert_rows(before, after, there, things=[1, 0], semantic=[0, 2, 1])
-    assert len(taken.restored) == len(after)
-
-
-def test_semantic_classes_of_things_are_other_classes_than_any_thing(tmp_path):
-    weights, there = run_of(tmp_path)
-    before, after, _ = start(weights, semantic_targets="all")
-    assert_rows(before, after, there, things=[2, None], semantic=[None, None, 1, None])
-
-
-def test_a_class_called_any_thing_is_not_the_class_of_all_things(tmp_path):
-    named = DatasetInfo.from_coco_categories(
-        [
-            {"id": 1, "name": "any thing", "isthing": 0},
-            {"id": 2, "name": "robots", "isthing": 1},
-        ]
-    )
-    weights, there = run_of(tmp_path)
-    before, after, taken = start(weights, named, restored_lr_factor=0.1)
-    assert_rows(before, after, there, things=[1], semantic=[0, None])
-    assert taken.report[-1] == "What is taken whole has 0.1 times the learning rate."
+@pytest.mark.parametrize(
+    "there, here, changes, things, semantic",
+    [
+        # Equal shapes do not mean equal classes.
+        (HERE, RENAMED, {}, [None, None], [0, None, None]),
+        (HERE, TURNED, {}, [1, 0], [0, 2, 1]),
+        # Semantic classes of things are other classes than any thing.
+        (THERE, HERE, {"semantic_targets": "all"}, [2, None], [None, None, 1, None]),
+        # A class called "any thing" is not the class of all things.
+        (THERE, NAMED, {}, [1], [0, None]),
+    ],
+)
+def test_rows_go_by_names_and_kinds(tmp_path, there, here, changes, things, semantic):
+    weights, values = run_of(tmp_path, there)
+    before, after, taken = start(weights, here, **changes)
+    assert_rows(before, after, values, things, semantic)
+    assert (len(taken.restored) == len(after)) == (here is TURNED)
 
 
 def test_a_semantic_network_takes_its_part_of_a_panoptic_one(tmp_path):
@@ -176,13 +146,7 @@ def coco_file(tmp_path):
 
 def test_a_detectron2_file_of_80_and_54_classes_has_coco_names(coco_file):
     path, there = coco_file
-    info = DatasetInfo.from_coco_categories(
-        [
-            {"id": 1, "name": "sky-other-merged", "isthing": 0},
-            {"id": 2, "name": "ball", "isthing": 1},
-            {"id": 3, "name": "Dog", "isthing": 1},
-        ]
-    )
+    info = tiny.info_of(stuff=["sky-other-merged"], things=["ball", "Dog"])
     before, after, taken = start(path, info)
     coco = zoo.coco_info()
     dog = coco.thing_names.index("dog")

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from pfpn_tf import config as config_lib
-from pfpn_tf.data import categories
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.runs import checkpoints
 from pfpn_tf.weights import convert, detectron2, mmdetection, safe_pickle
@@ -50,8 +49,7 @@ def test_round_trip_through_a_file_is_exact(style, tmp_path):
     assert mmdetection.style_of(checkpoint) == style
     detectron2.load(model, *convert.read(given, config.model))
     assert_tensors(detectron2.to_detectron2(model), tensors)
-    things = [{"id": i, "name": f"class {i}", "isthing": int(i <= 3)} for i in range(1, 8)]
-    info = categories.DatasetInfo.from_coco_categories(things)
+    info = tiny.info_of(things="abc", stuff="defg")
     checkpoints.save_weights(model, config, info, run_dir)
     convert.from_run_dir(run_dir, back, "mmdetection")
     assert_tensors(safe_pickle.read(back).tensors, theirs)
