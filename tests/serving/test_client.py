@@ -16,6 +16,7 @@ pytest.importorskip("tensorflow_serving", reason="needs the extra serving")
 from pfpn_tf.serving import client, latency, results  # noqa: E402
 from tests import processes  # noqa: E402
 from tests.serving import loopback_server  # noqa: E402
+from tests.serving.photos import photo  # noqa: E402
 
 PROTOCOLS = ("grpc", "http")
 TIMEOUT_S = 900  # the first answers take long on a busy machine
@@ -31,8 +32,7 @@ def server(loaded):
 def photos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photos")
     for i, (height, width) in enumerate([(60, 90), (50, 40), (60, 90)]):
-        patches = np.random.default_rng(i).integers(0, 256, (6, 7, 3), np.uint8)
-        image = Image.fromarray(patches).resize((width, height), Image.BICUBIC)
+        image = Image.fromarray(photo(height, width, seed=i))
         image.save(folder / f"{i}{'.png' if i == 1 else '.jpg'}")
     return folder
 

@@ -12,7 +12,8 @@ from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.postprocess import fusion, instances, segment_table, semantic_labels
 from pfpn_tf.runs import run_directory
 from pfpn_tf.serving import exporter
-from tests.serving.test_module import decode_ids, encode, photo
+from tests.serving.photos import encode, photo
+from tests.serving.test_module import decode_ids
 
 IMAGES = np.stack([photo(90, 130), photo(130, 90).transpose(1, 0, 2), photo(90, 130)[::-1]])
 

@@ -1,6 +1,5 @@
 """pfpn_tf.load: what a program gets for an image."""
 
-import io
 import json
 import pathlib
 import sys
@@ -16,6 +15,7 @@ from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.serving import model as model_lib
 from pfpn_tf.utils.errors import UserError
 from tests.data import tiny
+from tests.serving.photos import encode, photo
 
 
 @pytest.fixture(scope="module")
@@ -23,15 +23,14 @@ def model(saved_model):
     return pfpn_tf.load(saved_model)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def pixels():
-    coarse = np.random.default_rng(0).integers(0, 256, (6, 7, 3), np.uint8)
-    return np.asarray(Image.fromarray(coarse).resize((90, 60), Image.BICUBIC))
+    return photo(60, 90)
 
 
 @pytest.fixture(scope="module")
-def result(model, pixels):
-    return model(pixels)
+def result(model):
+    return model(photo(60, 90))
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +80,7 @@ def test_the_lines_of_the_readme(saved_model, pixels, tmp_path, monkeypatch, cap
 def test_every_kind_of_image_gives_the_same(model, result, pixels, tmp_path):
     image = Image.fromarray(pixels)
     image.save(tmp_path / "photo.png")
-    encoded = io.BytesIO()
-    image.save(encoded, "PNG")
-    kinds = [tmp_path / "photo.png", str(tmp_path / "photo.png"), encoded.getvalue(), image]
+    kinds = [tmp_path / "photo.png", str(tmp_path / "photo.png"), encode(pixels), image]
     for other in model(kinds):
         np.testing.assert_array_equal(other.ids, result.ids)
     grey = pixels[..., 0]

@@ -1,31 +1,18 @@
 """The exported model against the network in this process."""
 
 import concurrent.futures
-import io
 import json
 import os
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
 
 from pfpn_tf.data import panoptic_png
 from pfpn_tf.runs import run_directory
 from pfpn_tf.serving import batches, exporter
 from pfpn_tf.serving import module as module_lib
-
-
-def photo(height, width):
-    """A picture with shapes in it, smooth enough for a JPEG."""
-    coarse = np.random.default_rng(height * width).integers(0, 256, (6, 7, 3), np.uint8)
-    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.BICUBIC))
-
-
-def encode(image, suffix="PNG"):
-    stream = io.BytesIO()
-    Image.fromarray(image).save(stream, suffix)
-    return stream.getvalue()
+from tests.serving.photos import encode, photo
 
 
 def decode_ids(png):

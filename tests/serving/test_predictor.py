@@ -16,22 +16,18 @@ from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.serving import predictor, results
 from pfpn_tf.utils.errors import UserError
 from tests import processes
-
-
-def save_photo(path, height, width, seed=0, **kwargs):
-    coarse = np.random.default_rng(seed).integers(0, 256, (6, 7, 3), np.uint8)
-    Image.fromarray(coarse).resize((width, height), Image.BICUBIC).save(path, **kwargs)
+from tests.serving.photos import photo
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photos")
-    save_photo(folder / "000000000042.jpg", 60, 90)
-    save_photo(folder / "with spaces ünï.PNG", 50, 40, 1)
     exif = Image.Exif()
     exif[0x0112] = 6
-    save_photo(folder / "turned.jpg", 40, 70, 2, exif=exif)
-    save_photo(folder / "web.webp", 30, 44, 3)
+    Image.fromarray(photo(60, 90)).save(folder / "000000000042.jpg")
+    Image.fromarray(photo(50, 40, 1)).save(folder / "with spaces ünï.PNG")
+    Image.fromarray(photo(40, 70, 2)).save(folder / "turned.jpg", exif=exif)
+    Image.fromarray(photo(30, 44, 3)).save(folder / "web.webp")
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut off")
     (folder / "empty.png").write_bytes(b"")
     (folder / "notes.txt").write_text("no image")
@@ -107,21 +103,14 @@ def test_the_reply_is_that_of_the_rest_signature(photos, loaded, saved_model, tm
     assert row == {name: value[0].numpy().tolist() for name, value in own.items()}
 
 
-def write_video(path, frames):
-    height, width = frames[0].shape[:2]
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 12.0, (width, height))
-    for frame in frames:
-        writer.write(frame[..., ::-1])
-    writer.release()
-
-
 @pytest.fixture(scope="module")
 def video(tmp_path_factory):
     """A file of five frames that differ, and the frames as they are read."""
     path = tmp_path_factory.mktemp("video") / "a street.avi"
-    rng = np.random.default_rng(0)
-    patches = [rng.integers(0, 256, (6, 7, 3), np.uint8) for _ in range(5)]
-    write_video(path, [cv2.resize(p, (90, 61), interpolation=cv2.INTER_CUBIC) for p in patches])
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 12.0, (90, 61))
+    for seed in range(5):
+        writer.write(photo(61, 90, seed))
+    writer.release()
     return path, list(predictor.Video(str(path)).frames())
 
 

@@ -13,7 +13,7 @@ from pfpn_tf.data import predictions as predictions_lib
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.serving import results
 from pfpn_tf.utils.errors import UserError
-from tests.serving.test_predictor import save_photo
+from tests.serving.photos import encode, photo
 
 INFO = DatasetInfo.from_coco_categories([{"id": 7, "name": "sky", "isthing": 0}])
 PIXELS = np.zeros((8, 9, 3), np.uint8)
@@ -129,12 +129,11 @@ def test_formats_that_the_model_has_not_are_read_upright(suffix, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     path = str(tmp_path / f"turned.{suffix}")
-    save_photo(path, 40, 70, exif=exif, **({"lossless": True} if suffix == "webp" else {}))
-    save_photo(tmp_path / "plain.png", 40, 70)
-    assert results.find_images([str(tmp_path)]) == [str(tmp_path / "plain.png"), path]
+    options = {"lossless": True} if suffix == "webp" else {}
+    Image.fromarray(photo(40, 70)).save(path, exif=exif, **options)
+    assert results.find_images([str(tmp_path)]) == [path]
     read = results.upright_pixels(results.read_image(path))
-    expected = results.upright_pixels(results.read_image(str(tmp_path / "plain.png")))
-    np.testing.assert_array_equal(read, np.rot90(expected, -1))
+    np.testing.assert_array_equal(read, np.rot90(photo(40, 70), -1))
 
 
 def test_names_with_commas(tmp_path):
@@ -170,8 +169,7 @@ def test_values_without_a_fixed_range_are_refused(tmp_path):
 
 
 def test_damaged_files_of_these_formats_are_named(tmp_path):
-    save_photo(tmp_path / "a.tif", 40, 70)
-    content = (tmp_path / "a.tif").read_bytes()
+    content = encode(photo(40, 70), "TIFF")
     (tmp_path / "a.tif").write_bytes(content[: len(content) // 2])
     (tmp_path / "b.heic").write_bytes(b"\0\0\0\x18ftypheic")
     answer = lambda content: reply(error=f"the model saw {content[4:]}")  # noqa: E731
