@@ -57,17 +57,6 @@ def test_save_and_load(info, tmp_path):
         DatasetInfo.load(path)
 
 
-@pytest.mark.parametrize("held", ["panoptic", "instance", "semantic"])
-@pytest.mark.parametrize("asked", ["panoptic", "instance", "semantic"])
-def test_records_serve_their_task(info, held, asked):
-    info = dataclasses.replace(info, task=held)
-    if held in ("panoptic", asked):
-        info.check_task(asked, "d.json")
-    else:
-        with pytest.raises(UserError, match=f"--task={asked} .*d.json.* --task={held}, or leave"):
-            info.check_task(asked, "d.json")
-
-
 def test_classes_do_not_differ_by_colours_and_counts(info):
     recoloured = DatasetInfo.from_coco_categories([{**c, "color": [9, 9, 9]} for c in COCO])
     assert class_differences(info, recoloured.with_split("x", {})) == []
