@@ -11,15 +11,11 @@ HW = 24, 32
 BOXES = {"a": ("cat", 4, 6, 14, 20), "b": ("dog", 2, 3, 10, 12)}  # photo -> class, y1, x1, y2, x2
 
 
-def photo(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.RandomState(len(path.name)).randint(0, 256, (*HW, 3), np.uint8)
-    Image.fromarray(pixels).save(path)
-
-
 def photos(folder, *names):
+    pixels = np.random.RandomState(0).randint(0, 256, (*HW, 3), np.uint8)
     for name in names:
-        photo(folder / name)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / name)
 
 
 def mask_of(name):
@@ -127,8 +123,3 @@ VALUES[10:] = 1
 VALUES[4:14, 6:20] = 2
 COLORS = np.array([[128, 128, 128], [0, 200, 0], [200, 0, 0]], np.uint8)
 TABLE = "name, r, g, b\nsky,128,128,128\ngrass,0,200,0\ncat,200,0,0\n"
-
-
-def grey(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(VALUES).save(path)

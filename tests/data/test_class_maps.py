@@ -11,7 +11,7 @@ from PIL import Image
 
 from pfpn_tf.data import categories, class_list, class_maps, convert, sources
 from pfpn_tf.utils.errors import UserError
-from tests.data.exports import COLORS, NAMES, TABLE, VALUES, grey, photo, photos
+from tests.data.exports import COLORS, NAMES, TABLE, VALUES, photos
 
 
 def save_palette(path, values, bits=8):
@@ -50,19 +50,23 @@ ENCODINGS = {
 }
 
 
-def maps(folder, encode=ENCODINGS["grey"], names=(), **given):
-    """The photo a.png in photos/, its map in labels/, opened."""
-    photo(folder / "photos/a.png")
-    (folder / "labels").mkdir(exist_ok=True)
-    encode(folder / "labels/a.png")
-    return sources.open_dataset(
-        sources.Given(
-            image_dir=str(folder / "photos"),
-            class_map_dir=str(folder / "labels"),
-            class_names=names or NAMES,
-            **given,
-        )
-    )
+def maps(
+    folder,
+    encode=ENCODINGS["grey"],
+    class_names=NAMES,
+    names=("a.png",),
+    labels=("a.png",),
+    folders=("photos", "labels"),
+    **given,
+):
+    """Photos and maps of these names, opened."""
+    image_dir, map_dir = (folder / name for name in folders)
+    photos(image_dir, *names)
+    for name in labels:
+        (map_dir / name).parent.mkdir(parents=True, exist_ok=True)
+        encode(map_dir / name)
+    given.update(image_dir=str(image_dir), class_map_dir=str(map_dir), class_names=class_names)
+    return sources.open_dataset(sources.Given(**given))
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -123,7 +127,7 @@ def test_colours_must_be_those_of_the_list(tmp_path):
 
 
 def test_classes_that_no_map_has_are_told(tmp_path, caplog):
-    dataset = maps(tmp_path, names=[*NAMES, "dog", "cow"])
+    dataset = maps(tmp_path, class_names=[*NAMES, "dog", "cow"])
     convert.convert(dataset, str(tmp_path / "o"), "train", num_workers=1)
     assert "2 classes have no pixel in the split" in caplog.text and "dog, cow" in caplog.text
     dataset = maps(tmp_path, lambda p: Image.fromarray(VALUES * 0 + 255).save(p))
@@ -150,33 +154,22 @@ def test_ignored_values_and_classes_are_void(tmp_path):
         maps(tmp_path, ignore=["street"])
 
 
-def paired(tmp_path, names, labels, image_dir="p", map_dir="m"):
-    photos(tmp_path / image_dir, *names)
-    for name in labels:
-        grey(tmp_path / map_dir / name)
-    given = sources.Given(
-        image_dir=str(tmp_path / image_dir),
-        class_map_dir=str(tmp_path / map_dir),
-        class_names=NAMES,
-    )
-    return sources.open_dataset(given)
-
-
-def test_maps_go_with_the_photos_of_their_names(tmp_path):
-    for n, (names, labels, *folders) in enumerate(
-        [
-            (["a.jpg", "s/b.jpg"], ["s/b.png", "a.png"]),
-            (["1/a.jpg", "2/a.jpg"], ["2/a.png", "1/a.png"]),
-            (["x/a.jpg"], ["y/a.png"]),
-            (["a.jpg", "a_1.jpg"], ["a_mask.png", "a_1_mask.png"]),
-            (["a.jpg"], ["a.png"], "one", "one"),
-            (["a.png"], ["a.png"], "p", "p/masks"),
-        ]
-    ):
-        dataset = paired(tmp_path / str(n), names, labels, *folders)
-        assert len(dataset) == len(names) and dataset.notes.lines() == []
-        for position in range(len(dataset)):
-            np.testing.assert_array_equal(dataset.read(position).category_map, VALUES)
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"names": ["a.jpg", "s/b.jpg"], "labels": ["s/b.png", "a.png"]},
+        {"names": ["1/a.jpg", "2/a.jpg"], "labels": ["2/a.png", "1/a.png"]},
+        {"names": ["x/a.jpg"], "labels": ["y/a.png"]},
+        {"names": ["a.jpg", "a_1.jpg"], "labels": ["a_mask.png", "a_1_mask.png"]},
+        {"names": ["a.jpg"], "folders": ("one", "one")},
+        {"names": ["a.png"], "folders": ("p", "p/masks")},
+    ],
+)
+def test_maps_go_with_the_photos_of_their_names(tmp_path, given):
+    dataset = maps(tmp_path, **given)
+    assert len(dataset) == len(given["names"]) and dataset.notes.lines() == []
+    for position in range(len(dataset)):
+        np.testing.assert_array_equal(dataset.read(position).category_map, VALUES)
 
 
 @pytest.mark.parametrize(
@@ -192,11 +185,11 @@ def test_maps_go_with_the_photos_of_their_names(tmp_path):
 )
 def test_maps_that_fit_no_photo_or_two(tmp_path, names, labels, words):
     with pytest.raises(UserError, match=words):
-        paired(tmp_path, names, labels)
+        maps(tmp_path, names=names, labels=labels)
 
 
 def test_missing_maps_and_photos_are_counted(tmp_path, caplog):
-    dataset = paired(tmp_path, ["a.jpg", "b.jpg", "c.jpg"], ["a.png", "z.png"])
+    dataset = maps(tmp_path, names=["a.jpg", "b.jpg", "c.jpg"], labels=["a.png", "z.png"])
     assert dataset.notes.count(class_maps.NO_PHOTO) == 1
     with pytest.raises(UserError, match="b.jpg: has no class map in .*, nor have 1 other photos"):
         dataset.read(1)

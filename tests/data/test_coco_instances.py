@@ -14,7 +14,6 @@ from tests.data.exports import (
     cvat,
     fiftyone,
     mask_of,
-    photo,
     photos,
     roboflow,
     write,
@@ -138,10 +137,10 @@ def test_instances_that_cannot_be_used(tmp_path, case):
 
 
 def test_the_end_of_a_name_finds_no_photo_of_another_image(tmp_path):
-    photo(tmp_path / "photos/1/a.png")
+    photos(tmp_path / "photos/1", "a.png")
     folder = photo_folder.PhotoFolder(tmp_path, ["cam/1/a.png"])
     assert folder.find("cam/1/a.png") == (str(tmp_path / "photos/1/a.png"), False)
-    photo(tmp_path / "photos/1/e\u0301.PNG")  # As macOS writes it.
+    photos(tmp_path / "photos/1", "e\u0301.PNG")  # As macOS writes it.
     folder = photo_folder.PhotoFolder(tmp_path, ["\u00e9.png"])
     assert folder.find("\u00e9.png")[0].endswith("e\u0301.PNG")
     folder = photo_folder.PhotoFolder(tmp_path, ["cam/1/a.png", "cam/2/a.png"])

@@ -4,12 +4,13 @@ import os
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pfpn_tf.config import Config
 from pfpn_tf.data import categories, convert, joined, pipeline, sources, statistics
 from pfpn_tf.data.record import Instance
 from pfpn_tf.utils.errors import UserError
-from tests.data.exports import HW, NAMES, VALUES, fiftyone, grey
+from tests.data.exports import HW, NAMES, VALUES, fiftyone
 
 INFO = categories.DatasetInfo.from_coco_categories(
     [{"id": i, "name": name, "isthing": i == 2} for i, name in enumerate([*NAMES[:2], "cat"])]
@@ -45,8 +46,9 @@ def test_instances_lie_on_the_map():
 
 def join_files(tmp_path, names, **given):
     path = fiftyone(tmp_path)
+    (tmp_path / "labels").mkdir()
     for name in ("a", "b"):
-        grey(tmp_path / f"labels/{name}.png")
+        Image.fromarray(VALUES).save(tmp_path / f"labels/{name}.png")
     return sources.Given(
         instances_json=str(path),
         image_dir=str(tmp_path / "data"),
