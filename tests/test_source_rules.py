@@ -150,22 +150,25 @@ def test_modules_say_what_they_are(path):
 
 
 HEAVY = ("tensorflow", "numpy", "cv2", "keras", "tf_keras")
+OF_NETWORKS = ("pfpn_tf.model", "pfpn_tf.training", "pfpn_tf.weights")
 
 
 @pytest.mark.parametrize(
-    "module, heavy",
+    "code, heavy",
     [
-        ("pfpn_tf", HEAVY),
-        ("pfpn_tf.config", HEAVY),
-        ("pfpn_tf.flags", HEAVY),
-        ("pfpn_tf.utils.cli", HEAVY),
-        ("pfpn_tf.serving.predictor", ("pfpn_tf.model", "pfpn_tf.training", "pfpn_tf.weights")),
+        ("import pfpn_tf", HEAVY),
+        ("import pfpn_tf.config", HEAVY),
+        ("import pfpn_tf.flags", HEAVY),
+        ("import pfpn_tf.utils.cli", HEAVY),
+        ("import pfpn_tf.serving.client as c; c.connect('http://h:1', 'm')", ("tensorflow",)),
+        ("import pfpn_tf.serving.predictor", OF_NETWORKS),
     ],
 )
-def test_light_imports(module, heavy):
-    """Settings, flags and messages do not wait for TensorFlow, nor an export for Keras' layers."""
-    code = f"import sys, {module}; print([m for m in {heavy} if m in sys.modules])"
-    done = processes.run_code(code)
+def test_light_imports(code, heavy):
+    """Settings, messages and REST do not wait for TensorFlow, nor an export for Keras' layers."""
+    done = processes.run_code(
+        f"{code}; import sys; print([m for m in {heavy} if m in sys.modules])"
+    )
     assert done.stdout.strip() == "[]", done.stderr
     assert "tensorflow" not in heavy or done.stderr == ""
 

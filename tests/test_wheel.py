@@ -13,8 +13,8 @@ import zipfile
 import pytest
 
 from tests import tiny
+from tests.processes import ROOT
 
-ROOT = pathlib.Path(__file__).parents[1]
 OFFLINE = ("--no-deps", "--no-index", "--no-build-isolation", "--quiet")
 CODE = """
 import sys

@@ -19,11 +19,6 @@ def test_median_of_known_times():
     assert (result["min_ms"], result["median_ms"], result["max_ms"]) == (1.0, 3.0, 10.0)
 
 
-def test_no_repeats():
-    with pytest.raises(ValueError, match="--repeats=0 must be at least 1"):
-        measure.timed(lambda: None, repeats=0)
-
-
 def _allocate(mebibytes):
     block = bytearray(mebibytes * 2**20)  # noqa: F841
     return os.getpid(), measure.peak_memory_mib()

@@ -170,12 +170,6 @@ def test_index_names_what_is_missing(folder, tmp_path):
         tfrecord.read_index("")
 
 
-def test_folders_may_have_brackets(folder, tmp_path):
-    out = tmp_path / "data[1]"
-    tiny.convert(folder, out)
-    assert len(tfrecord.read_index(f"{out}/train-*.tfrecord")) == 7
-
-
 def test_cityscapes(test_data, tmp_path):
     """Real layout, by label ids and by train ids: string ids, photos that the JSON names
     wrongly.

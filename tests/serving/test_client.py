@@ -311,12 +311,3 @@ def test_a_closed_idle_connection_is_opened_again(server, photos):
     assert connection.status() == "AVAILABLE"
     connection._local.socket.sock.shutdown(socket.SHUT_RDWR)
     assert connection.status() == "AVAILABLE"
-
-
-def test_rest_needs_no_tensorflow():
-    code = (
-        "import sys, pfpn_tf.serving.client as c; c.connect('http://h:1', 'm');"
-        "print('tensorflow' in sys.modules)"
-    )
-    done = processes.run_code(code)
-    assert done.stdout.strip() == "False", done.stderr

@@ -165,7 +165,9 @@ def test_an_image_that_is_none(model, image, message):
 
 
 def test_what_cannot_be_loaded(saved_model, tmp_path):
-    with pytest.raises(UserError, match="no saved_model.pb"):
-        pfpn_tf.load(tmp_path)
+    parent = pathlib.Path(saved_model).parent
+    for folder, hint in ((tmp_path, "Give a run directory, or"), (parent, "Is it .*/1?")):
+        with pytest.raises(UserError, match=f"{folder} holds no saved_model.pb. {hint}"):
+            pfpn_tf.load(folder)
     with pytest.raises(UserError, match="is no run directory, so checkpoint and settings"):
         pfpn_tf.load(saved_model, score_threshold=0.2)

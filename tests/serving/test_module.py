@@ -117,13 +117,6 @@ def test_png_and_table_agree_with_the_pixels(loaded):
         assert reply[name].shape[1] == 40 and not np.any(reply[name][0, count:])
 
 
-def test_rest_reply_is_the_same_under_a_name_that_rest_encodes(loaded):
-    content = tf.constant([encode(photo(40, 50))])
-    grpc = loaded.signatures["serving_default"](image_bytes=content)
-    rest = loaded.signatures["serving_rest"](image_bytes=content)
-    assert rest["panoptic_png_bytes"].numpy() == grpc["panoptic_png"].numpy()
-
-
 @pytest.mark.parametrize("hw", [(1, 1), (1, 300), (250, 3), (33, 32)])
 def test_odd_sizes(hw, loaded):
     reply = loaded.signatures["panoptic"](images=photo(*hw)[None])

@@ -183,14 +183,6 @@ def test_same_name_twice_is_numbered():
     assert list(names.values()) == ["x", "x_2", "X_3"]
 
 
-@pytest.mark.parametrize("content", ["directory", "parent"])
-def test_directory_without_saved_model(content, saved_model, tmp_path):
-    directory = str(tmp_path) if content == "directory" else os.path.dirname(saved_model)
-    hint = "." if content == "directory" else ".*Is it.*1"
-    with pytest.raises(ValueError, match="no saved_model.pb" + hint):
-        predictor.load_saved_model(directory)
-
-
 @pytest.mark.parametrize("damage", ["empty graph", "cut graph", "no variables"])
 def test_a_damaged_export_is_named(damage, saved_model, tmp_path):
     copy = tmp_path / "1"
