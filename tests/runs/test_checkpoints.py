@@ -161,23 +161,18 @@ def test_an_unwritable_place_is_an_error_that_names_the_last_good_checkpoint(tmp
     assert checkpoints.damage(str(tmp_path / "checkpoints" / "ckpt-1")) is None
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def full_disk():
     """No file can grow beyond 20 kB, as on a disk that fills up in the middle of a write."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    @contextlib.contextmanager
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-    return limit
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_a_full_disk_leaves_the_last_good_checkpoint_and_no_rubbish(tmp_path, full_disk):
+def test_a_full_disk_leaves_the_last_good_checkpoint_and_no_rubbish(tmp_path):
     model = net(1, classes=4000)  # 80 kB
     saved, step = run_of(tmp_path, model)
     saved.save(1)

@@ -132,11 +132,6 @@ def _to_json(name, value):
     return np.asarray(value).tolist()
 
 
-class _HttpServer(http.server.ThreadingHTTPServer):
-    def handle_error(self, request, client_address):
-        """Says nothing of clients that do not trust the certificate."""
-
-
 @contextlib.contextmanager
 def serve(name, loaded, host="localhost", certificate=None):
     """Serves a loaded model under a name.
@@ -156,7 +151,8 @@ def serve(name, loaded, host="localhost", certificate=None):
     handler = type("Handler", (_Rest,), {"model": model})
     is_ipv6 = ":" in host
     family = socket.AF_INET6 if is_ipv6 else socket.AF_INET
-    http_server = type("Server", (_HttpServer,), {"address_family": family})((host, 0), handler)
+    server_class = http.server.ThreadingHTTPServer
+    http_server = type("Server", (server_class,), {"address_family": family})((host, 0), handler)
     url_host = f"[{host}]" if is_ipv6 else host
     if certificate:
         chain, key = (pathlib.Path(path).read_bytes() for path in certificate)

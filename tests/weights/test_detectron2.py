@@ -10,18 +10,18 @@ from pfpn_tf.runs import restore, run_directory
 from pfpn_tf.utils.errors import UserError
 from pfpn_tf.weights import convert, detectron2, imagenet, safe_pickle
 from tests import processes, tiny
+from tests.weights.test_finetune import model_of, settings
+
+INFO = tiny.info_of(things="abc", stuff="defg")
 
 
-def tiny_model(num_things=3, **settings):
-    config = config_lib.Config().replace(**{**tiny.NETWORK, **settings})
-    return panoptic_fpn.build_model(config.model, num_things, 5)
+def tiny_model(**changes):
+    return model_of(INFO, settings(**changes))
 
 
-def renamed_tensors(tensors, **settings):
+def renamed_tensors(tensors):
     checkpoint = safe_pickle.Checkpoint(tensors, config_text="")
-    return convert.to_detectron2_names(
-        checkpoint, config_lib.Config().replace(**tiny.NETWORK, **settings).model
-    )
+    return convert.to_detectron2_names(checkpoint, settings().model)
 
 
 def random_tensors(model):
@@ -51,7 +51,7 @@ def test_names_and_shapes_are_detectron2s(test_data):
 
 
 @pytest.mark.parametrize(
-    "settings",
+    "changes",
     [
         {},
         {"task": "instance"},
@@ -60,8 +60,8 @@ def test_names_and_shapes_are_detectron2s(test_data):
         {"backbone_norm": "group_norm", "head_norm": "group_norm", "fpn_channels": 32},
     ],
 )
-def test_round_trip_is_exact(settings, tmp_path):
-    model = tiny_model(**settings)
+def test_round_trip_is_exact(changes, tmp_path):
+    model = tiny_model(**changes)
     tensors = random_tensors(model)
     detectron2.load(model, tensors)
     path = str(tmp_path / "weights.pkl")
@@ -247,8 +247,8 @@ def test_keras_weights_that_cannot_be_downloaded(monkeypatch):
 @pytest.fixture
 def config(tmp_path):
     path = str(tmp_path / "dataset_info.json")
-    tiny.info_of(things="abc", stuff="defg").save(path)
-    return config_lib.Config().replace(**tiny.NETWORK, dataset_info=path)
+    INFO.save(path)
+    return settings(dataset_info=path)
 
 
 def test_to_run_dir_and_back(tmp_path, config):
@@ -256,8 +256,8 @@ def test_to_run_dir_and_back(tmp_path, config):
     tensors = random_tensors(tiny_model())  # 3 things, 4 stuff classes and "other"
     given, run_dir, again, back = (f"{tmp_path}/{name}" for name in ("a.pkl", "b", "c", "d.pkl"))
     detectron2.write(given, tensors)
-    settings = {**tiny.NETWORK, "dataset_info": config.data.dataset_info, "weights": given}
-    flags = (f"--{name}={value}" for name, value in settings.items())
+    values = {**tiny.NETWORK, "dataset_info": config.data.dataset_info, "weights": given}
+    flags = (f"--{name}={value}" for name, value in values.items())
     processes.call("tools/convert_weights.py", f"--run_dir={run_dir}", *flags)
     assert run_directory.load_run(run_dir)[0] == config
     model = tiny_model()

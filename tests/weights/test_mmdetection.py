@@ -9,8 +9,8 @@ from pfpn_tf import config as config_lib
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.runs import checkpoints
 from pfpn_tf.weights import convert, detectron2, mmdetection, safe_pickle
-from tests import tiny
-from tests.weights.test_detectron2 import assert_tensors, random_tensors, tiny_model
+from tests.weights.test_detectron2 import INFO, assert_tensors, random_tensors, tiny_model
+from tests.weights.test_finetune import settings
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_names_of_resnet101_come_back(test_data):
 @pytest.mark.parametrize("style", ["pytorch", "caffe"])
 def test_round_trip_through_a_file_is_exact(style, tmp_path):
     stride_in_1x1 = style == "caffe"
-    config = config_lib.Config().replace(**tiny.NETWORK, stride_in_1x1=stride_in_1x1)
+    config = settings(stride_in_1x1=stride_in_1x1)
     model = tiny_model(stride_in_1x1=stride_in_1x1)
     tensors = random_tensors(model)
     theirs = mmdetection.from_detectron2_names(tensors, style)
@@ -49,8 +49,7 @@ def test_round_trip_through_a_file_is_exact(style, tmp_path):
     assert mmdetection.style_of(checkpoint) == style
     detectron2.load(model, *convert.read(given, config.model))
     assert_tensors(detectron2.to_detectron2(model), tensors)
-    info = tiny.info_of(things="abc", stuff="defg")
-    checkpoints.save_weights(model, config, info, run_dir)
+    checkpoints.save_weights(model, config, INFO, run_dir)
     convert.from_run_dir(run_dir, back, "mmdetection")
     assert_tensors(safe_pickle.read(back).tensors, theirs)
 
