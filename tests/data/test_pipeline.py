@@ -164,12 +164,6 @@ def test_flip_and_crop_keep_masks_boxes_and_pixels_together(folder):
     assert seen > 20
 
 
-def test_static_shape_of_crops(folder):
-    c = config(folder, static_shapes=True, max_instances=7, crop_size=(32, 40))
-    (batch,) = batches(c, 1)
-    assert batch["images"].shape[1:3] == batch["gt_semantic"].shape[1:] == (32, 64)
-
-
 def test_static_shapes(folder):
     c = config(
         folder, static_shapes=True, max_instances=7, global_batch_size=1, train_min_sides=(24,)

@@ -4,8 +4,6 @@ What is right comes from elsewhere: Pillow decodes and resizes, and the network 
 eagerly.
 """
 
-import json
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -16,17 +14,7 @@ from pfpn_tf.postprocess import fusion
 from pfpn_tf.runs import restore, run_directory
 from pfpn_tf.serving import results
 from tests.reference import preprocess as reference
-from tests.serving.test_images import REASONS
-
-
-@pytest.fixture(scope="module")
-def folder(test_data):
-    return test_data("data/bad_and_odd_images")
-
-
-def readable(folder):
-    entries = json.loads((folder / "manifest.json").read_text())
-    return [e for e in entries if e["file"] not in REASONS]
+from tests.serving.test_images import good_and_odd
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +43,8 @@ def eager(run_dir):
     return predict
 
 
-def test_good_and_odd_files_get_right_answers(folder, loaded, eager):
-    entries = readable(folder)
-    assert len(entries) == 29
+def test_good_and_odd_files_get_right_answers(test_data, loaded, eager):
+    folder, entries = good_and_odd(test_data)
     for entry in entries:
         name, content = entry["file"], (folder / entry["file"]).read_bytes()
         reply = loaded.signatures["serving_default"](image_bytes=tf.constant([content]))

@@ -64,27 +64,21 @@ def assert_rows(before, after, there, things, semantic):
     Args:
       things, semantic: for each class here its place there, or None.
     """
+    rows_of = {
+        "box_head/classes": [*things, -1],  # background
+        "box_head/deltas": [t if t is None else 4 * t + i for t in things for i in range(4)],
+        "mask_head/predictor": things,
+        "semantic_head/predictor": semantic,
+    }
     for path, value in after.items():
-        expected = before[path].copy()
-        axis, pairs, count = None, [], 1
-        if path.startswith(("box_head/classes", "box_head/deltas")):
-            axis, pairs = -1, list(enumerate(things))
-            count = 4 if "deltas" in path else 1
-            if "classes" in path:
-                pairs.append((len(things), there[path].shape[-1] - 1))  # background
-        elif path.startswith("mask_head/predictor"):
-            axis, pairs = 0, list(enumerate(things))
-        elif path.startswith("semantic_head/predictor"):
-            axis, pairs = -1, list(enumerate(semantic))
-        if axis is None:
-            expected = there[path]
-        for own, other in pairs:
-            for i in range(count if other is not None else 0):
-                row = np.take(there[path], count * other + i, axis)
-                if axis:
-                    expected[..., count * own + i] = row
-                else:
-                    expected[own] = row
+        axis = 0 if path.startswith("mask_head") else -1
+        expected = there[path]
+        for rows in (rows for start, rows in rows_of.items() if path.startswith(start)):
+            own = [
+                old if row is None else np.take(there[path], row, axis)
+                for row, old in zip(rows, np.moveaxis(before[path], axis, 0), strict=True)
+            ]
+            expected = np.stack(own, axis)
         np.testing.assert_array_equal(value, expected, err_msg=path)
 
 
