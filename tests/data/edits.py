@@ -5,7 +5,7 @@ import json
 import numpy as np
 from PIL import Image
 
-from tests.data import tiny
+from tests.data import exports, tiny
 
 PNG, PHOTO = "panoptic/0.png", "images/0.png"
 
@@ -61,6 +61,11 @@ def ids_are(height, width):
     return lambda folder: tiny.save_ids(folder / PNG, tiny.id_map(height, width, []))
 
 
+def again(name, key, **new):
+    """A damage: the first entry of a list once more, with new values."""
+    return edit(name, lambda c: c[key].append({**c[key][0], **new}))
+
+
 def turn(folder, orientation, stored):
     """Saves the first photo as a camera does: other pixels, and how to turn them."""
     exif = Image.Exif()
@@ -88,9 +93,7 @@ def mask_rle(**new):
 def along_rows(folder):
     mask = np.zeros((40, 60), np.uint8)
     mask[4:18, 6:24] = 1
-    edges = np.flatnonzero(np.diff(mask.ravel())) + 1
-    runs = np.diff([0, *edges, mask.size]).tolist()
-    first(segmentation={"size": [40, 60], "counts": runs})(folder)
+    first(segmentation={"size": [40, 60], "counts": exports.runs(mask.T)})(folder)
 
 
 def backslashes(folder):

@@ -7,6 +7,7 @@ import pytest
 
 from pfpn_tf.data import categories, coco_instances, convert, joined, photo_folder, sources
 from pfpn_tf.utils.errors import UserError
+from tests.data.edits import edit
 from tests.data.exports import (
     BOXES,
     HW,
@@ -129,9 +130,7 @@ def test_instances_that_cannot_be_used(tmp_path, case):
     change, words = REFUSED[case]
     path = fiftyone(tmp_path)
     photos(tmp_path, "x/twin.png", "y/twin.png")
-    content = json.loads(path.read_text())
-    change(content)
-    write(path, content)
+    edit("labels.json", change)(tmp_path)
     with pytest.raises(UserError, match=words):
         sources.open_dataset(sources.Given(instances_json=str(path))).read(0)
 

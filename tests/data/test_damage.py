@@ -16,7 +16,7 @@ from pfpn_tf.data import coco_masks, convert
 from pfpn_tf.evaluation import score_files
 from pfpn_tf.utils import process
 from pfpn_tf.utils.errors import UserError
-from tests.data import tiny
+from tests.data import exports, tiny
 
 IMAGES = [(24, 36, [(5, 0, 2, 3, 9, 12), (20, 1, 10, 20, 15, 28)]), (16, 12, [(20, 0, 3, 2, 9, 9)])]
 MAX_GROWTH_KIB = 400_000
@@ -44,8 +44,7 @@ def make(folder):
     _, crowd, last = content["annotations"]
     last["segmentation"] = coco_masks.encode_rle(dataset.read(1).instances[0].mask)
     mask = dataset.read(0).instances[1].mask
-    runs = coco_masks.rle_runs(coco_masks.encode_rle(mask), mask.shape, "")
-    crowd["segmentation"] = {"size": list(mask.shape), "counts": runs.tolist()}
+    crowd["segmentation"] = {"size": list(mask.shape), "counts": exports.runs(mask)}
     path.write_text(json.dumps(content))
 
 

@@ -13,6 +13,7 @@ from tests.data import tiny
 from tests.data.edits import (
     PHOTO,
     PNG,
+    again,
     along_rows,
     as_floats,
     as_texts,
@@ -305,11 +306,6 @@ def test_a_broken_instance_costs_no_image(folder, damage, skipped):
     counts = converted(folder, skip_bad=True)
     assert (counts["images"], counts["skipped"]) == (3, 0)
     assert (counts["instances"], counts["skipped_instances"]) == (3 - skipped, skipped)
-
-
-def again(name, key, **new):
-    """A damage: the first entry of a list once more, with new values."""
-    return edit(name, lambda c: c[key].append({**c[key][0], **new}))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from pfpn_tf import flags
 from pfpn_tf.data import overview, pipeline, statistics, tfrecord
 from pfpn_tf.data.categories import DatasetInfo
 from tests.data import tiny
+from tests.data.edits import again
 
 CAT, CAR = 5, 20
 TRAIN = [
@@ -126,11 +127,8 @@ def test_samples_are_not_drawn_again_for_another_split(tmp_path, monkeypatch):
 
 def test_warnings_stand_on_the_page_with_their_example(tmp_path):
     tiny.make(tmp_path / "d", TRAIN)
-    path = tmp_path / "d/panoptic.json"
-    content = json.loads(path.read_text())
-    content["images"].append({**content["images"][0], "id": 99})
-    content["annotations"].append({**content["annotations"][0], "image_id": 99})
-    path.write_text(json.dumps(content))
+    again("panoptic.json", "images", id=99)(tmp_path / "d")
+    again("panoptic.json", "annotations", image_id=99)(tmp_path / "d")
     tiny.convert(tmp_path / "d", tmp_path / "out")
     info = DatasetInfo.load(tmp_path / "out/dataset_info.json")
     shown = overview._warnings(load(tmp_path / "out"))

@@ -10,6 +10,7 @@ from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.data.coco_panoptic import DataError
 from tests import processes
 from tests.data import tiny
+from tests.data.edits import entry
 
 TOOL = "tools/create_tfrecords.py"
 IMAGES = [(20 + i, 30 - i, [(5, 0, 2, 3, 9, 12), (20, i % 2, 10, 15, 15, 22)]) for i in range(7)]
@@ -130,9 +131,7 @@ def test_splits_share_the_info_and_old_shards_go(folder, tmp_path):
     ]
     info = DatasetInfo.load(out / "dataset_info.json")
     assert info.splits.keys() == {"train", "val"} and info.splits["train"]["shards"] == 2
-    edited = json.loads((folder / "panoptic.json").read_text())
-    edited["categories"][0]["name"] = "clouds"
-    (folder / "panoptic.json").write_text(json.dumps(edited))
+    entry("categories", 0, name="clouds")(folder)
     with pytest.raises(ValueError, match="other categories"):
         tiny.convert(folder, out, "test")
 

@@ -15,18 +15,14 @@ from pfpn_tf.utils.errors import UserError
 EXPORT = pathlib.Path(__file__).parents[2] / "export"
 
 
-def warmup_logs(path):
+def test_warm_up_has_a_request_for_each_batch_size_that_the_model_answers(saved_model, loaded):
     prediction_log_pb2 = pytest.importorskip(
         "tensorflow_serving.apis.prediction_log_pb2", reason="needs the extra serving"
     )
-    records = tf.data.TFRecordDataset(path).as_numpy_iterator()
-    return [prediction_log_pb2.PredictionLog.FromString(record) for record in records]
-
-
-def test_warm_up_has_a_request_for_each_batch_size_that_the_model_answers(saved_model, loaded):
-    logs = warmup_logs(os.path.join(saved_model, "assets.extra", "tf_serving_warmup_requests"))
+    path = os.path.join(saved_model, "assets.extra", "tf_serving_warmup_requests")
     found = []
-    for log in logs:
+    for record in tf.data.TFRecordDataset(path).as_numpy_iterator():
+        log = prediction_log_pb2.PredictionLog.FromString(record)
         assert log.WhichOneof("log_type") == "predict_log"
         request = log.predict_log.request
         assert request.model_spec.name == "panoptic"

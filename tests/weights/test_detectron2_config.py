@@ -30,17 +30,13 @@ PANOPTIC = (
 )
 
 
-def write(tmp_path, text, name="coco/model.yaml"):
-    """`text` is the model's config, below the bases of the zoo; returns its path."""
+def read(tmp_path, text):
+    """What is found in `text`, a model's config below the bases of the zoo, and the `Config`."""
     (tmp_path / "coco").mkdir(exist_ok=True)
     (tmp_path / "Base-RCNN-FPN.yaml").write_text(BASE)
     (tmp_path / "coco" / "Base-Panoptic-FPN.yaml").write_text(PANOPTIC)
-    (tmp_path / name).write_text(text)
-    return str(tmp_path / name)
-
-
-def read(tmp_path, text):
-    found = detectron2_config.read(write(tmp_path, text))
+    (tmp_path / "coco" / "model.yaml").write_text(text)
+    found = detectron2_config.read(str(tmp_path / "coco" / "model.yaml"))
     return found, config_lib.Config().replace(**found.settings)
 
 

@@ -73,12 +73,6 @@ def get(server, tmp_path, monkeypatch):
     return fetch
 
 
-def start_with(get, content):
-    os.makedirs(os.path.dirname(get.path))
-    with open(get.part, "wb") as f:
-        f.write(content)
-
-
 def assert_whole(get):
     with open(get.path, "rb") as f:
         assert f.read() == CONTENT
@@ -133,7 +127,9 @@ def test_the_slower_of_two_leaves_nothing(get, monkeypatch):
 @pytest.mark.parametrize("kind", ["no_ranges", "whole"])
 def test_what_cannot_go_on_starts_again(get, kind):
     """The server has no ranges, or no more bytes than are there already."""
-    start_with(get, b"x" * (100 if kind == "no_ranges" else 6000))
+    os.makedirs(os.path.dirname(get.path))
+    with open(get.part, "wb") as f:
+        f.write(b"x" * (100 if kind == "no_ranges" else 6000))
     get(kind)
     assert_whole(get)
 

@@ -21,9 +21,7 @@ def settings(**changes):
     return config_lib.Config().replace(**{**tiny.NETWORK, **changes})
 
 
-@functools.lru_cache
-def _built(model_config, num_things, num_semantic_classes):
-    return panoptic_fpn.build_model(model_config, num_things, num_semantic_classes)
+_built = functools.lru_cache(panoptic_fpn.build_model)
 
 
 def model_of(info, config):
