@@ -11,9 +11,8 @@ from pfpn_tf.benchmark import inference
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.postprocess import fusion, instances, segment_table, semantic_labels
 from pfpn_tf.runs import run_directory
-from pfpn_tf.serving import exporter
+from pfpn_tf.serving import exporter, results
 from tests.serving.photos import encode, photo
-from tests.serving.test_module import decode_ids
 
 IMAGES = np.stack([photo(90, 130), photo(130, 90).transpose(1, 0, 2), photo(90, 130)[::-1]])
 
@@ -150,15 +149,6 @@ def test_instances_keep_all_masks(plain):
     assert len(pngs) and any(np.any(tf.io.decode_png(png)) for png in pngs)
 
 
-def ask_thresholds(module, images, score, overlap, area):
-    return module.serving_thresholds(
-        image_bytes=tf.constant(images),
-        score_threshold=tf.constant(score, tf.float32),
-        overlap_threshold=tf.constant(overlap, tf.float32),
-        stuff_area_threshold_px=tf.constant(area, tf.int32),
-    )
-
-
 def test_each_image_has_thresholds_of_its_own(plain):
     module, _, _ = plain
     content = encode(photo(90, 130))
@@ -167,8 +157,9 @@ def test_each_image_has_thresholds_of_its_own(plain):
     middle = float(np.sort(things)[:2].mean())  # between two, so that rounding does not matter
     most = 90 * 130 + 1  # more than the picture has
     # The third leaves out every instance, whatever it overlaps with; the last everything.
-    score, overlap, area = [0.5, middle, 0.5, np.nan], [0.5, 0.5, -1.0, 0.5], [16, 16, 16, most]
-    reply = ask_thresholds(module, [content] * 4, score, overlap, area)
+    score = np.float32([0.5, middle, 0.5, np.nan])
+    overlap, area = np.float32([0.5, 0.5, -1.0, 0.5]), np.int32([16, 16, 16, most])
+    reply = module.serving_thresholds([content] * 4, score, overlap, area)
     for name, value in default.items():
         name = name.replace("_png", "_png_bytes")
         if value.dtype != tf.string:
@@ -178,12 +169,13 @@ def test_each_image_has_thresholds_of_its_own(plain):
     assert num_things[2:] == [0, 0]
     assert int(reply["num_segments"][3]) == 0 < int(reply["num_segments"][2])
     for i in range(4):
-        alone = ask_thresholds(module, [content], score[i : i + 1], overlap[i : i + 1], [area[i]])
+        one = slice(i, i + 1)
+        alone = module.serving_thresholds([content], score[one], overlap[one], area[one])
         maps = (r["panoptic_png_bytes"][n] for r, n in ((alone, 0), (reply, i)))
-        one, other = (decode_ids(png) for png in maps)
-        assert np.mean(one != other) < 1e-3 and one.max() == reply["num_segments"][i]
+        ids, of_all = (results.decode_ids(png.numpy()) for png in maps)
+        assert np.mean(ids != of_all) < 1e-3 and ids.max() == reply["num_segments"][i]
     with pytest.raises(tf.errors.InvalidArgumentError, match="one of each threshold"):
-        ask_thresholds(module, [content] * 2, [0.5], [0.5, 0.5], [16, 16])
+        module.serving_thresholds([content] * 2, score[:1], overlap[:2], area[:2])
 
 
 def test_instances_as_pngs_of_their_windows(plain):

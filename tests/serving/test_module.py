@@ -8,15 +8,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pfpn_tf.data import panoptic_png
 from pfpn_tf.runs import run_directory
 from pfpn_tf.serving import batches, exporter
 from pfpn_tf.serving import module as module_lib
+from pfpn_tf.serving import results
 from tests.serving.photos import encode, photo
-
-
-def decode_ids(png):
-    return panoptic_png.decode_ids(png.numpy(), "map").astype(int)
 
 
 def assert_same(actual, expected):
@@ -49,9 +45,9 @@ def test_batch_of_bytes_equals_single_images(loaded):
     for i, (content, hw) in enumerate(zip(contents, sizes)):
         single = serve(image_bytes=tf.constant([content]))
         assert single["num_segments"][0] >= 2
-        ids = decode_ids(batch["panoptic_png"][i])
+        ids = results.decode_ids(batch["panoptic_png"][i].numpy())
         assert ids.shape == hw
-        np.testing.assert_array_equal(ids, decode_ids(single["panoptic_png"][0]))
+        np.testing.assert_array_equal(ids, results.decode_ids(single["panoptic_png"][0].numpy()))
         assert_same({k: v[i] for k, v in batch.items()}, {k: v[0] for k, v in single.items()})
 
 
@@ -103,7 +99,7 @@ def test_png_and_table_agree_with_the_pixels(loaded):
     image = photo(90, 130)
     reply = loaded.signatures["serving_default"](image_bytes=tf.constant([encode(image)]))
     pixels = loaded.signatures["panoptic"](images=image[None])
-    ids = decode_ids(reply["panoptic_png"][0])
+    ids = results.decode_ids(reply["panoptic_png"][0].numpy())
     np.testing.assert_array_equal(ids, pixels["panoptic_ids"][0])
     count = int(reply["num_segments"][0])
     assert count >= 2
