@@ -238,12 +238,7 @@ def test_no_server_and_wrong_names(protocol, server):
             connect(url, name).status()
         assert isinstance(error.value, client.Unavailable) == (name == "panoptic")
         assert words in str(error.value) and "\n" not in str(error.value)
-
-
-def test_the_tool_says_in_one_line_that_there_is_no_server(photos):
-    url = f"--url=grpc://localhost:{free_port()}"
-    done = call(url, f"--images={photos}", "--num_requests=1", expect=1)
-    assert "is the server running there?" in done.stderr
+    assert issubclass(client.ServerError, OSError)  # Of which a tool prints the text alone.
 
 
 def test_a_server_that_is_silent_or_another_one(tmp_path):
