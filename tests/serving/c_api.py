@@ -30,14 +30,6 @@ class Buffer(ctypes.Structure):
     _fields_ = [("data", ctypes.c_void_p), ("length", ctypes.c_size_t)]
 
 
-class CallError(Exception):
-    """What a call reports; `code` is TensorFlow's number, 3 for an invalid argument."""
-
-    def __init__(self, code, message):
-        super().__init__(message)
-        self.code = code
-
-
 def load_library():
     """The C API of the installed package tensorflow, which is not imported."""
     (directory,) = importlib.util.find_spec("tensorflow").submodule_search_locations
@@ -57,7 +49,7 @@ def load_library():
 
 
 class SavedModel:
-    """A loaded model: `run(inputs, outputs)`."""
+    """A loaded model: `run(inputs, outputs)`. Tensors are freed when the process ends."""
 
     def __init__(self, library, directory):
         self._library = library
@@ -89,7 +81,7 @@ class SavedModel:
           For each output an array, or a flat list of bytes.
 
         Raises:
-          CallError: from the call.
+          RuntimeError: (code, text) of the call; 3 is an invalid argument.
         """
         library = self._library
         given = [(self._output(name), self._tensor(value)) for name, value in inputs.items()]
@@ -109,15 +101,13 @@ class SavedModel:
             None,
             self._status,
         )
-        for _, tensor in given:
-            library.TF_DeleteTensor(ctypes.c_void_p(tensor))
         self._check()
         return [self._value(tensor) for tensor in results]
 
     def _check(self):
         code = self._library.TF_GetCode(self._status)
         if code:
-            raise CallError(code, self._library.TF_Message(self._status).decode())
+            raise RuntimeError(code, self._library.TF_Message(self._status).decode())
 
     def _output(self, tensor_name):
         name, _, index = tensor_name.rpartition(":")
@@ -151,17 +141,10 @@ class SavedModel:
         if code == _STRING:
             count = int(np.prod(shape))
             places = [ctypes.c_void_p(data + i * _STRING_SIZE) for i in range(count)]
-            value = [
-                ctypes.string_at(
-                    library.TF_StringGetDataPointer(place), library.TF_StringGetSize(place)
-                )
-                for place in places
-            ]
-        else:
-            content = ctypes.string_at(data, library.TF_TensorByteSize(tensor))
-            value = np.frombuffer(content, _DTYPES[code]).reshape(shape)
-        library.TF_DeleteTensor(tensor)
-        return value
+            pointer, size = library.TF_StringGetDataPointer, library.TF_StringGetSize
+            return [ctypes.string_at(pointer(place), size(place)) for place in places]
+        content = ctypes.string_at(data, library.TF_TensorByteSize(tensor))
+        return np.frombuffer(content, _DTYPES[code]).reshape(shape)
 
 
 def write_requests(path, requests):
@@ -197,8 +180,8 @@ def main(saved_model, path):
     for name, (inputs, outputs) in pickle.loads(pathlib.Path(path).read_bytes()).items():
         try:
             replies[name] = dict(zip(outputs, model.run(inputs, outputs.values())))
-        except CallError as error:
-            replies[name] = error.code, str(error)
+        except RuntimeError as error:
+            replies[name] = error.args
     content = replies, ctypes.string_at(operations.data, operations.length)
     pathlib.Path(f"{path}.replies").write_bytes(pickle.dumps(content))
     assert "tensorflow" not in sys.modules
