@@ -19,13 +19,11 @@ def test_hsv_adjustment_is_the_same_on_both_stacks():
     for hue, saturation, value in ((0.0, 1.0, 1.0), (0.4, 1.3, 0.9), (-1.0, 0.5, 1.2)):
         parameters = [tf.constant(v, tf.float32) for v in (hue, saturation, value)]
         ours = compat.adjust_hsv_by_tf_image(image, *parameters)
-        np.testing.assert_allclose(
-            compat.adjust_hsv(image, *parameters), ours, atol=2e-3
-        )  # two roundings of the YIQ matrices
+        # Two roundings of the YIQ matrices.
+        np.testing.assert_allclose(compat.adjust_hsv(image, *parameters), ours, atol=2e-3)
     identity = compat.adjust_hsv_by_tf_image(image, *[tf.constant(v) for v in (0.0, 1.0, 1.0)])
-    np.testing.assert_allclose(
-        identity, image, atol=2e-4
-    )  # tf.image's two matrices are inverse to 4 digits
+    # tf.image's two matrices are inverse to 4 digits.
+    np.testing.assert_allclose(identity, image, atol=2e-4)
 
 
 def test_grey_has_no_hue_and_value_scales_it():

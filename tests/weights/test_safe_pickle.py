@@ -226,32 +226,29 @@ def test_what_lies_outside_the_weights_is_not_touched(tensors_of, tmp_path, prot
     assert not trace.exists()
 
 
+PREFIXES = "model.", "module.", "_orig_mod.", "module.model._orig_mod.", "net.", "student."
+
+
 @pytest.mark.parametrize(
-    "prefix", ["model.", "module.", "_orig_mod.", "module.model._orig_mod.", "net.", "student."]
+    "given, found",
+    [
+        *(([f"{prefix}a", f"{prefix}b"], ["a", "b"]) for prefix in PREFIXES),
+        # What parts of the network begin with stays, and what stands beside it is left out.
+        (["backbone.a", "backbone.b"], ["backbone.a", "backbone.b"]),
+        (["net.model.res2.a", "net.model.roi_heads.b", "criterion.w"], ["res2.a", "roi_heads.b"]),
+        (["net.model.conv1.a", "net.model.layer1.0.a", "criterion.w"], ["conv1.a", "layer1.0.a"]),
+    ],
 )
-def test_what_stands_before_every_name_is_taken_off(tensors_of, prefix):
-    tensors = {f"{prefix}{n}": np.ones(2) for n in "ab"}
-    for content in (tensors, {**tensors, "pixel_mean": np.ones(3)}):
-        found = tensors_of(pickle.dumps({"state_dict": content}))
-        assert set(found) - {"pixel_mean"} == {"a", "b"}
-
-
-def test_what_stands_beside_the_network_is_left_out(tensors_of):
-    for names in (("backbone.res2.a", "roi_heads.b"), ("conv1.weight", "layer1.0.a")):
-        tensors = {f"net.model.{name}": np.ones(2) for name in names}
-        content = {**tensors, "criterion.weight": np.ones(2), "pixel_mean": np.ones(3)}
-        assert set(tensors_of(pickle.dumps(content))) == {*names, "pixel_mean"}
+@pytest.mark.parametrize("buffers", [[], ["pixel_mean"]])
+def test_names_are_those_of_the_network(tensors_of, given, found, buffers):
+    tensors = dict.fromkeys([*given, *buffers], np.ones(2))
+    assert set(tensors_of(pickle.dumps({"state_dict": tensors}))) == {*found, *buffers}
 
 
 def test_two_networks_in_one_file_are_told(tensors_of):
     names = [f"{who}.{part}.a" for who in ("student", "teacher") for part in ("backbone", "neck")]
     with pytest.raises(ValueError, match="several networks: .* with student. and teacher.: save"):
         tensors_of(pickle.dumps({"state_dict": dict.fromkeys(names, np.ones(2))}))
-
-
-def test_what_parts_of_the_network_begin_with_stays(tensors_of):
-    tensors = {f"backbone.{n}": np.ones(2) for n in "ab"}
-    assert set(tensors_of(pickle.dumps(tensors))) == set(tensors)
 
 
 @pytest.mark.parametrize(
