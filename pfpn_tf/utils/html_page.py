@@ -71,9 +71,10 @@ def histogram(title: str, values: Mapping[str, Sequence[float]], log_scale: bool
         return ""
     chart = Figure((4.5, 2.4), layout="constrained")
     axes = chart.add_subplot()
-    low, high = (bound([bound(v) for v in arrays.values()]) for bound in (np.min, np.max))
+    low = min(float(v.min()) for v in arrays.values())
+    high = max(float(v.max()) for v in arrays.values())
     if log_scale:
-        low = max(low, 1)
+        low = max(low, 1.0)
         # Over a power of two at least, so that the axis has a number.
         edges = np.geomspace(low, 1.001 * max(high, 2 * low), _BINS + 1)
         axes.set_xscale("log", base=2)
