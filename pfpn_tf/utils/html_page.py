@@ -82,11 +82,10 @@ def histogram(title: str, values: Mapping[str, Sequence[float]], log_scale: bool
     else:
         edges = np.arange(0, high + 2, max(1, high // _BINS)) - 0.5
     shares = [np.full(len(v), 1 / len(v)) for v in arrays.values()]
-    _, _, bars = axes.hist(
-        [np.clip(v, edges[0], edges[-1]) for v in arrays.values()], edges, weights=shares
-    )
+    clipped = [np.clip(v, edges[0], edges[-1]) for v in arrays.values()]
+    axes.hist(clipped, edges.tolist(), weights=shares, label=list(arrays))
     if len(arrays) > 1:
-        axes.legend(bars, list(arrays))
+        axes.legend()
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     drawn = io.BytesIO()
     chart.savefig(drawn)
