@@ -77,8 +77,8 @@ def send_files(connection, paths):
     options = FLAGS.overlays, FLAGS.serving_reply
     with results.Writer(FLAGS.output_dir, model.info, *options) as writer:
         try:
-            with progress.Bar("Predicting", len(paths), "image") as bar:
-                failures, _ = model.predict_files(paths, writer, FLAGS.concurrency, bar.update)
+            found = model.predict_files(paths, writer, FLAGS.concurrency)
+            failures = [result for result in found if isinstance(result, results.Failure)]
         finally:
             print(f"Wrote {writer.count} of {len(paths)} answers to {FLAGS.output_dir}.")
     for failure in failures:

@@ -35,7 +35,7 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, SAMPLEFORMAT
 
 from pfpn_tf.data import panoptic_png, predictions
 from pfpn_tf.data.categories import DatasetInfo
-from pfpn_tf.utils import overlap, visualize
+from pfpn_tf.utils import visualize
 from pfpn_tf.utils.errors import UserError
 from pfpn_tf.utils.files import atomic_write, matching
 
@@ -283,83 +283,7 @@ def draw(image: np.ndarray, ids: np.ndarray, segments, info: DatasetInfo) -> np.
     return visualize.overlay_panoptic(image, ids, segments, info, scale)
 
 
-def answer_files(
-    paths: Sequence[str],
-    answer: Callable[[bytes], Mapping[str, Any]],
-    decode: Callable[[bytes], np.ndarray],
-    writer: Writer,
-    workers: int = 1,
-    progress: Callable[[], None] = lambda: None,
-    written: Callable[[str, bytes, Mapping[str, Any]], None] = lambda *_: None,
-) -> List[Failure]:
-    """Writes the answer for every file. Reading, answering and writing overlap.
-
-    Args:
-      paths: image files.
-      answer: encoded image to reply; raises `Refused`.
-      decode: encoded image to the pixels that the model saw, for pictures.
-      writer: where the answers go.
-      workers: how many answers are asked for at a time.
-      progress: called after each file.
-      written: called with each file that is written, its content and its reply, in order.
-
-    Returns:
-      The files that could not be read, are refused, or could not be drawn or written; the others
-      are done all the same.
-    """
-    names = unique_names(paths)
-
-    def load(path):
-        try:
-            return read_image(path)
-        except _OF_ONE_FILE as error:
-            return Failure(path, _reason(error, path))
-
-    def work(image_bytes):
-        if isinstance(image_bytes, Failure):
-            return image_bytes
-        try:
-            reply = answer(image_bytes)
-        except Refused as error:
-            return error
-        reason = reply.get("error")
-        return Refused(reason) if reason else (image_bytes, reply)
-
-    def write(path, result):
-        if isinstance(result, Failure):
-            return result
-        if isinstance(result, Refused):
-            return Failure(path, str(result))
-        image_bytes, reply = result
-        try:
-            name = _readable(os.path.basename(path))
-            writer.write(names[path], name, lambda: decode(image_bytes), reply)
-        except _OF_ONE_FILE as error:
-            if writer.error:
-                raise
-            return Failure(path, _reason(error, path))
-        written(path, image_bytes, reply)
-        return None
-
-    failures = []
-    for failure in overlap.overlapped(paths, load, work, write, workers):
-        failures += [failure] if failure else []
-        progress()
-    return failures
-
-
-_OF_ONE_FILE = (OSError, ValueError, MemoryError, cv2.error)
-"""What reading, drawing and writing a file raise."""
-
-
-def _reason(error, path):
-    """What is wrong, with the name of the file if it is another one than `path`."""
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    file_name = getattr(error, "filename", None)
-    return f"{file_name}: {text}" if file_name not in (None, path) else text
-
-
-def _readable(name):
+def readable(name: str) -> str:
     """A file name as a JSON can hold it: without control characters, and all UTF-8."""
     text = os.fsencode(name).decode(errors="replace")
     return "".join("_" if char < " " else char for char in text)
@@ -370,7 +294,7 @@ def unique_names(paths: Sequence[str]) -> Dict[str, str]:
     names, taken = {}, set()
     for path in paths:
         stem = os.path.splitext(os.path.basename(path))[0]
-        stem = _readable(stem).encode()[:_NAME_BYTES].decode(errors="ignore")
+        stem = readable(stem).encode()[:_NAME_BYTES].decode(errors="ignore")
         name, count = stem, 1
         while name.lower() in taken:
             count += 1
