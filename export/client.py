@@ -16,7 +16,7 @@ import sys
 from absl import flags
 
 from pfpn_tf import flags as flags_lib
-from pfpn_tf.utils import cli, progress
+from pfpn_tf.utils import cli
 from pfpn_tf.utils.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -97,15 +97,8 @@ def measure(connection, paths):
             images.append(results.read_image(path))
         except ValueError as error:
             raise UserError(f"{path}: {error}") from None
-    with progress.Bar("Measuring", FLAGS.num_requests, "request") as bar:
-        found = latency.measure(
-            connection,
-            images,
-            FLAGS.num_requests,
-            FLAGS.concurrency,
-            FLAGS.images_per_request,
-            bar.update,
-        )
+    options = FLAGS.num_requests, FLAGS.concurrency, FLAGS.images_per_request
+    found = latency.measure(connection, images, *options)
     print(json.dumps({"concurrency": FLAGS.concurrency, **found}))
 
 
