@@ -5,7 +5,7 @@ import functools
 import glob
 import json
 import os
-import uuid
+import tempfile
 from typing import Any, Mapping, Optional, Union
 
 import cv2
@@ -189,29 +189,27 @@ def predict_video(
 def _film(path, frames_per_second):
     """Gives a function that adds a frame to an MP4 file, which has its name once it is complete."""
     path = os.path.realpath(path)
-    # OpenCV takes the format from the suffix.
-    temporary = os.path.join(os.path.dirname(path), f".{uuid.uuid4().hex}.mp4")
+    folder = os.path.dirname(path)
+    os.makedirs(folder, exist_ok=True)
     writer, count = cv2.VideoWriter(), 0
 
     def add(image):
         nonlocal count
         if not count:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
             code = cv2.VideoWriter_fourcc(*"mp4v")
             if not writer.open(temporary, code, frames_per_second, image.shape[1::-1]):
                 raise OSError(f"{path}: OpenCV cannot write this video.")
         writer.write(np.ascontiguousarray(image[..., ::-1]))
         count += 1
 
-    try:
-        yield add
-        writer.release()
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=".tmp") as hidden:
+        temporary = os.path.join(hidden, "film.mp4")  # OpenCV takes the format from the suffix.
+        try:
+            yield add
+        finally:
+            writer.release()
         if count:
             # OpenCV does not say when it fails to write.
             if cv2.VideoCapture(temporary).get(cv2.CAP_PROP_FRAME_COUNT) < count:
                 raise OSError(f"{path}: not all frames were written; is the disk full?")
             os.replace(temporary, path)
-    finally:
-        writer.release()
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
