@@ -266,7 +266,7 @@ def test_to_run_dir_and_back(tmp_path, dataset_info):
     restore.restore_for_inference(model, run_dir)
     np.testing.assert_array_equal(model.box_head.fc2.bias, tensors["roi_heads.box_head.fc2.bias"])
     again = str(tmp_path / "again")
-    convert.to_run_dir(run_dir, convert.known_config(run_dir), again)
+    convert.to_run_dir(run_dir, convert.known_config(run_dir)[0], again)
     convert.from_run_dir(again, back, "detectron2")
     assert_tensors(safe_pickle.read(back).tensors, tensors)
 
