@@ -81,17 +81,6 @@ class SGD(tf.keras.optimizers.Optimizer):
             momentum=tf.constant(self.momentum, gradient.dtype),
         )
 
-    def get_config(self):
-        config = super().get_config()
-        del config["jit_compile"], config["weight_decay"]
-        return {
-            **config,
-            "learning_rate": self._serialize_hyperparameter(self._learning_rate),
-            "momentum": self.momentum,
-            "l2": self.l2,
-            "slow": self.slow,
-        }
-
 
 def build_optimizer(config: config_lib.Train, model: tf.keras.Model) -> SGD:
     """The optimizer of a built model; scales and shifts of its norms have no weight decay."""
