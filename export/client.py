@@ -95,7 +95,7 @@ def measure(connection, paths):
     for path in paths:
         try:
             images.append(results.read_image(path))
-        except ValueError as error:
+        except results.Refused as error:
             raise UserError(f"{path}: {error}") from None
     options = FLAGS.num_requests, FLAGS.concurrency, FLAGS.images_per_request
     found = latency.measure(connection, images, *options)

@@ -133,13 +133,7 @@ def export(module: module_lib.PanopticModule, export_dir: str) -> Dict[str, Any]
         options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
         with quiet.errors_only():
             tf.saved_model.save(content, complete, signatures=signatures, options=options)
-        server_files.write(
-            complete,
-            model_name,
-            signatures,
-            module.config.export.allowed_batch_sizes,
-            module.config.export.batch_timeout_micros,
-        )
+        server_files.write(complete, model_name, signatures, module.config.export)
         if os.path.isdir(export_dir):
             os.rmdir(export_dir)
         os.rename(complete, export_dir)
@@ -148,7 +142,12 @@ def export(module: module_lib.PanopticModule, export_dir: str) -> Dict[str, Any]
 
 def check_target(export_dir: str) -> None:
     """Raises UserError if something is in the way at `export_dir`, or a package is missing."""
-    server_files.messages()  # Raises if the package is missing, before anything is computed.
+    try:
+        from tensorflow_serving.apis import prediction_log_pb2  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f'An export needs tensorflow-serving-api ({error}): pip install -e ".[serving]"'
+        ) from None
     if os.path.exists(export_dir) and (not os.path.isdir(export_dir) or os.listdir(export_dir)):
         raise UserError(
             f"--export_dir={export_dir} exists already; give a new one, say the next "

@@ -8,7 +8,6 @@ The same for a network behind TensorFlow Serving: `client.connect(...).model()`.
 imported only where pictures are drawn.
 """
 
-import contextlib
 import io
 import os
 from typing import (
@@ -87,8 +86,7 @@ class Result:
     def __init__(self, name: str, image: bytes, reply: Mapping[str, Any], info: DatasetInfo):
         self.ids = results.decode_ids(reply["panoptic_png"])
         entries = predictions.segments_info(reply)
-        names = {category.id: category.name for category in info.categories}
-        self.segments = [Segment(self.ids, e, names[e["category_id"]]) for e in entries]
+        self.segments = [Segment(self.ids, e, info.by_id[e["category_id"]].name) for e in entries]
         self.file_name = results.readable(os.path.basename(name))
         self._image = image
         self._reply = reply
@@ -287,32 +285,23 @@ class Model:
         """
         names = results.unique_names(paths)
 
-        @contextlib.contextmanager
-        def of_one_file(path):
-            """Refuses a file for what reading, drawing and writing it raise."""
+        def work(image):
+            return image, self._reply(image)
+
+        def write(path, answered):
             try:
-                yield
+                result = Result(path, *answered, self.info)
+                writer.write(names[path], result.file_name, result._pixels, result._reply)
             except (OSError, ValueError, MemoryError, cv2.error) as error:
                 if writer.error:
                     raise
                 text = getattr(error, "strerror", None) or str(error) or type(error).__name__
                 other = getattr(error, "filename", None) not in (None, path)
                 raise results.Refused(f"{error.filename}: {text}" if other else text) from error
-
-        def load(path):
-            with of_one_file(path):
-                return results.read_image(path)
-
-        def work(image):
-            return image, self._reply(image)
-
-        def write(path, answered):
-            with of_one_file(path):
-                result = Result(path, *answered, self.info)
-                writer.write(names[path], result.file_name, result._pixels, result._reply)
             return result
 
-        found = overlap.overlapped(paths, load, work, write, workers, results.Refused)
+        read = results.read_image
+        found = overlap.overlapped(paths, read, work, write, workers, results.Refused)
         bar = progress.Bar("Predicting", len(paths), "image", found)
         for result, path in zip(bar, paths):
             refused = isinstance(result, results.Refused)
@@ -325,9 +314,7 @@ def _encode(image) -> Tuple[str, bytes]:
         path = os.fspath(image)
         try:
             return path, results.read_image(path)
-        except OSError as error:
-            raise UserError(f"{path}: {error.strerror or error}.") from None
-        except ValueError as error:
+        except results.Refused as error:
             raise UserError(f"{path}: {error}.") from None
     if isinstance(image, bytes):
         return "image", image

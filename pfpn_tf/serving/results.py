@@ -114,12 +114,15 @@ def read_image(path: str) -> bytes:
     """The bytes of an image file, as PNG if the model cannot decode its format (WebP, TIFF, ...).
 
     Raises:
-      OSError, ValueError: it cannot be read.
+      Refused: it cannot be read.
     """
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise ValueError("not a regular file")
-    with open(path, "rb") as f:
-        content = f.read()
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise Refused("not a regular file")
+        with open(path, "rb") as f:
+            content = f.read()
+    except (OSError, MemoryError) as error:
+        raise Refused(getattr(error, "strerror", None) or type(error).__name__) from None
     if content.startswith(_DIRECT):
         return content
     try:
@@ -127,7 +130,7 @@ def read_image(path: str) -> bytes:
     except Image.UnidentifiedImageError:
         return content  # The model says what is wrong with it.
     except Exception as error:  # Damaged files lead Pillow to many kinds of errors.
-        raise ValueError(f"cannot be decoded: {error}") from None
+        raise Refused(f"cannot be decoded: {error}") from None
     return cv2.imencode(".png", pixels[..., ::-1])[1].tobytes()
 
 
@@ -206,7 +209,6 @@ class Writer:
         self._info = info
         self._overlays = overlays
         self._replies = replies
-        self._image_ids: set = set()
         self.error: Optional[OSError] = None
         self._predictions = predictions.PredictionWriter(
             output_dir, info.coco_categories(), instances=False, panoptic_name="predictions"
@@ -252,7 +254,7 @@ class Writer:
                 written.callback(os.unlink, path)
             try:
                 self._predictions.add_panoptic(
-                    self._image_id(name, file_name),
+                    _image_id(name),
                     reply["panoptic_png"],
                     segments,
                     file_name=f"{name}.png",
@@ -265,16 +267,6 @@ class Writer:
                 raise
             written.pop_all()  # Nothing has failed, so the files stay.
         self.count += 1
-
-    def _image_id(self, name, file_name):
-        """A number if the name is one that no other image has, else a text."""
-        image_id = int(name) if re.fullmatch("[0-9]{1,18}", name) else name
-        if image_id in self._image_ids:
-            image_id = file_name
-        while image_id in self._image_ids:
-            image_id = f"{image_id}_2"
-        self._image_ids.add(image_id)
-        return image_id
 
 
 def draw(image: np.ndarray, ids: np.ndarray, segments, info: DatasetInfo) -> np.ndarray:
@@ -289,16 +281,23 @@ def readable(name: str) -> str:
     return "".join("_" if char < " " else char for char in text)
 
 
+def _image_id(name):
+    """A name that is a number is one in predictions.json."""
+    return int(name) if re.fullmatch("[0-9]{1,18}", name) else name
+
+
 def unique_names(paths: Sequence[str]) -> Dict[str, str]:
-    """path -> its name without suffix; shortened if too long, numbered if it occurs twice."""
+    """path -> its name without suffix; shortened if too long, numbered if it occurs twice, also as
+    another writing of the same number.
+    """
     names, taken = {}, set()
     for path in paths:
         stem = os.path.splitext(os.path.basename(path))[0]
         stem = readable(stem).encode()[:_NAME_BYTES].decode(errors="ignore")
         name, count = stem, 1
-        while name.lower() in taken:
+        while str(_image_id(name)).lower() in taken:
             count += 1
             name = f"{stem}_{count}"
-        taken.add(name.lower())
+        taken.add(str(_image_id(name)).lower())
         names[path] = name
     return names
