@@ -130,7 +130,4 @@ def _schedule(config) -> List[str]:
     steps = {0, train.train_steps - 1}
     for step in (train.warmup_steps, *train.lr_decay_steps):
         steps |= {s for s in (step - 1, step) if 0 <= s < train.train_steps}
-    lines = []
-    for step in sorted(steps):
-        lines.append(f"step {step:>9,}: {float(rate(step)):.6g}")
-    return lines
+    return [f"step {step:>9,}: {float(rate(step)):.6g}" for step in sorted(steps)]

@@ -244,11 +244,10 @@ class _Run:
 
     @functools.cached_property
     def _validation_losses(self):
-        if not self._config.train.eval_losses:
+        config, trainer = self._config, self._trainer
+        if not config.train.eval_losses:
             return None
-        return ValidationLosses(
-            self._config, self._info, self._trainer.model, self._trainer.strategy
-        )
+        return ValidationLosses(config, self._info, trainer.model, trainer.strategy)
 
     def _draw(self, step):
         drawn = pictures.draw(self._evaluator, self._config, self._info)
@@ -337,12 +336,7 @@ def _log_start(config, run_dir, strategy):
         device.rpartition("device:")[2] for device in strategy.extended.worker_devices
     )
     found = run_directory.versions()
-    logging.info(
-        "pfpn_tf %s, TensorFlow %s, Python %s",
-        found["pfpn_tf"],
-        found["tensorflow"],
-        found["python"],
-    )
+    logging.info("pfpn_tf {pfpn_tf}, TensorFlow {tensorflow}, Python {python}".format(**found))
     logging.info("Run directory: %s (settings in config.json)", run_dir)
     count = workers_of(strategy).count
     logging.info(

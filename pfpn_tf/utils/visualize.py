@@ -21,7 +21,6 @@ STUFF_OPACITY = 0.38
 VOID_BRIGHTNESS = 0.45
 _DARK = (20, 20, 20)
 _GAP_PX = 8  # between images side by side, or stacked
-_SUBPIXEL_BITS = 4  # of the points of an outline
 
 
 def overlay_panoptic(
@@ -288,17 +287,9 @@ def _draw_outline(canvas, part, color, line, shortest=0):
     contours, _ = cv2.findContours(
         part.mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE, offset=(part.left, part.top)
     )
-    smooth = [_smooth(contour) for contour in contours if len(contour) >= shortest]
+    contours = [contour for contour in contours if len(contour) >= shortest]
     for line_color, width in _cased(color, line):
-        cv2.polylines(canvas, smooth, True, line_color, width, cv2.LINE_AA, _SUBPIXEL_BITS)
-
-
-def _smooth(contour):
-    """Takes the steps of single pixels out of a closed line: each point is the mean of five."""
-    points = np.float32(contour)
-    if len(points) >= 10:
-        points = np.mean([np.roll(points, shift, axis=0) for shift in range(-2, 3)], axis=0)
-    return np.int32(np.round(points * 2**_SUBPIXEL_BITS))
+        cv2.drawContours(canvas, contours, -1, line_color, width, cv2.LINE_AA)
 
 
 def _cased(color, width):

@@ -59,24 +59,19 @@ def from_keras_application(application: tf.keras.Model) -> Tensors:
     """
     names = {"0": "shortcut", "1": "conv1", "2": "conv2", "3": "conv3"}
     tensors = {}
-    for layer in application.layers:
-        match = re.fullmatch(r"conv(\d)_block(\d+)_(\d)_(conv|bn)|conv1_(conv|bn)", layer.name)
+    for conv in application.layers:
+        match = re.fullmatch(r"(?:conv(\d)_block(\d+)_(\d)|conv1)_conv", conv.name)
         if not match:
             continue
+        name = "stem.conv1"
         if match[1]:
             name = f"res{match[1]}.{int(match[2]) - 1}.{names[match[3]]}"
-        else:
-            name = "stem.conv1"
-        if layer.name.endswith("_conv"):
-            kernel, bias = layer.get_weights()
-            tensors[f"{name}.weight"] = kernel.transpose(3, 2, 0, 1)  # BGR, as Detectron2
-            mean = tensors.get(f"{name}.norm.running_mean", 0.0)
-            tensors[f"{name}.norm.running_mean"] = mean - bias
-        else:
-            gamma, beta, mean, variance = layer.get_weights()
-            tensors[f"{name}.norm.weight"] = gamma
-            tensors[f"{name}.norm.bias"] = beta
-            bias_shift = tensors.get(f"{name}.norm.running_mean", 0.0)
-            tensors[f"{name}.norm.running_mean"] = mean + bias_shift
-            tensors[f"{name}.norm.running_var"] = variance + np.float32(layer.epsilon - EPSILON)
+        norm = application.get_layer(conv.name.removesuffix("conv") + "bn")
+        kernel, bias = conv.get_weights()
+        gamma, beta, mean, variance = norm.get_weights()
+        tensors[f"{name}.weight"] = kernel.transpose(3, 2, 0, 1)  # BGR, as Detectron2
+        tensors[f"{name}.norm.weight"] = gamma
+        tensors[f"{name}.norm.bias"] = beta
+        tensors[f"{name}.norm.running_mean"] = mean - bias
+        tensors[f"{name}.norm.running_var"] = variance + np.float32(norm.epsilon - EPSILON)
     return _with_prefix(tensors)
