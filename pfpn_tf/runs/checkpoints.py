@@ -152,8 +152,8 @@ class RunCheckpoints:
             ) from None
         if self._writes:
             for newer in saved_prefixes(self.directory):
-                if step_of(newer) > step:
-                    _set_aside(newer)
+                for path in _files_of(newer) if step_of(newer) > step else ():
+                    os.replace(path, f"{self.directory}/damaged-{os.path.basename(path)}")
         self._good = prefix
         return prefix
 
@@ -222,13 +222,6 @@ def _remove_leftovers(directory):
     for path in (os.path.join(directory, name) for name in os.listdir(directory)):
         if written.fullmatch(os.path.basename(path)) and path not in whole:
             shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
-
-
-def _set_aside(prefix):
-    """Gives the files of a damaged checkpoint the prefix `damaged-`."""
-    for path in _files_of(prefix):
-        directory, name = os.path.split(path)
-        os.replace(path, os.path.join(directory, f"damaged-{name}"))
 
 
 def _files_of(prefix):

@@ -41,22 +41,13 @@ def restore_for_inference(
     if problem is not None:
         raise UserError(f"{prefix} does not fit the network of {run_dir}: {problem}")
     if averages:
-        _restore_averages(model, prefix)
+        stored = stored_values(prefix, "averages")
+        if not stored:
+            raise UserError(f"{prefix} holds no moving averages; the run had --ema_decay=0.")
+        variables = model_variables(model)
+        for path, value in stored.items():
+            variables[path].assign(value)
     return prefix
-
-
-def has_averages(prefix: str) -> bool:
-    """Whether a checkpoint holds moving averages of the weights."""
-    return bool(stored_values(prefix, "averages"))
-
-
-def _restore_averages(model, prefix):
-    stored = stored_values(prefix, "averages")
-    if not stored:
-        raise UserError(f"{prefix} holds no moving averages; the run had --ema_decay=0.")
-    for path, variable in model_variables(model).items():
-        if path in stored:
-            variable.assign(stored[path])
 
 
 def find_checkpoint(run_dir: str, checkpoint: Optional[str] = None) -> str:

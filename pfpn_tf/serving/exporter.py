@@ -134,9 +134,7 @@ def export(module: module_lib.PanopticModule, export_dir: str) -> Dict[str, Any]
         with quiet.errors_only():
             tf.saved_model.save(content, complete, signatures=signatures, options=options)
         server_files.write(complete, model_name, signatures, module.config.export)
-        if os.path.isdir(export_dir):
-            os.rmdir(export_dir)
-        os.rename(complete, export_dir)
+        os.rename(complete, export_dir)  # in place of an empty folder, if there is one
     return signatures
 
 

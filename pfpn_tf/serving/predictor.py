@@ -124,14 +124,11 @@ class Video:
 
     def frames(self):
         """[h, w, 3] uint8 RGB, one after the other."""
-        try:
-            while True:
-                read, frame = self._capture.read()
-                if not read:
-                    return
-                yield np.ascontiguousarray(frame[..., ::-1])
-        finally:
-            self._capture.release()
+        while True:
+            read, frame = self._capture.read()
+            if not read:
+                return
+            yield np.ascontiguousarray(frame[..., ::-1])
 
 
 def predict_video(
@@ -204,10 +201,8 @@ def _film(path, frames_per_second):
 
     with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=".tmp") as hidden:
         temporary = os.path.join(hidden, "film.mp4")  # OpenCV takes the format from the suffix.
-        try:
-            yield add
-        finally:
-            writer.release()
+        yield add
+        writer.release()
         if count:
             # OpenCV does not say when it fails to write.
             if cv2.VideoCapture(temporary).get(cv2.CAP_PROP_FRAME_COUNT) < count:

@@ -71,7 +71,10 @@ def _warmup_requests(signatures, batch_sizes) -> List[Tuple[str, Mapping[str, An
     """(signature, inputs): each batch size of the default, one image of the others that take
     files. With images of 480 x 640 the network's input has the shape of most photos.
     """
-    image = _drawn_jpeg(480, 640)
+    # Coloured patches with soft edges are as busy as a photo.
+    patches = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
+    picture = cv2.resize(patches, (640, 480), interpolation=cv2.INTER_CUBIC)
+    image = cv2.imencode(".jpg", picture)[1].tobytes()
     thresholds = {
         "score_threshold": np.array([0.5], np.float32),
         "overlap_threshold": np.array([0.5], np.float32),
@@ -84,10 +87,3 @@ def _warmup_requests(signatures, batch_sizes) -> List[Tuple[str, Mapping[str, An
         ("serving_instances", {"image_bytes": [image]}),
     ]
     return [(name, inputs) for name, inputs in requests if name in signatures]
-
-
-def _drawn_jpeg(height, width):
-    """A JPEG of coloured patches with soft edges, as busy as a photo."""
-    patches = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
-    image = cv2.resize(patches, (width, height), interpolation=cv2.INTER_CUBIC)
-    return cv2.imencode(".jpg", image)[1].tobytes()

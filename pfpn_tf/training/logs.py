@@ -30,15 +30,12 @@ class RunLog:
             by a run that was killed after its last checkpoint, are dropped: they will come again.
           writes: whether this process writes; of several workers only the chief does.
         """
-        self._path = os.path.join(run_dir, run_directory.METRICS) if writes else None
-        self.lines: List[Dict[str, Any]] = []
-        if self._path is None:
-            self._writer = tf.summary.create_noop_writer()
-            return
-        self.lines = _lines_until(self._path, start_step)
-        self._writer = tf.summary.create_file_writer(
-            os.path.join(run_dir, run_directory.TENSORBOARD)
-        )
+        self._path, self._writer = os.devnull, tf.summary.create_noop_writer()
+        if writes:
+            self._path = os.path.join(run_dir, run_directory.METRICS)
+            events = os.path.join(run_dir, run_directory.TENSORBOARD)
+            self._writer = tf.summary.create_file_writer(events)
+        self.lines: List[Dict[str, Any]] = _lines_until(self._path, start_step)
 
     def write(self, scalars: Mapping[str, float], step: int) -> None:
         """Writes scalars of one step.
@@ -46,14 +43,12 @@ class RunLog:
         Raises:
           OSError: they cannot be written.
         """
-        if self._path is None:
-            return
         with self.tensorboard():
             for name, value in scalars.items():
                 tf.summary.scalar(name, value, step=step)
-        line = json.dumps(
-            {"step": step, **{name: _finite_or_text(v) for name, v in scalars.items()}}
-        )
+        # JSON has no NaN and no infinity.
+        values = {n: float(v) if np.isfinite(v) else str(float(v)) for n, v in scalars.items()}
+        line = json.dumps({"step": step, **values})
         try:
             with open(self._path, "a", encoding="utf-8") as f:
                 f.write(line + "\n")
@@ -175,9 +170,3 @@ def _lines_until(path, step):
         with files.atomic_write(path) as f:
             f.writelines(kept)
     return found
-
-
-def _finite_or_text(value):
-    """JSON has no NaN and no infinity."""
-    value = float(value)
-    return value if np.isfinite(value) else str(value)

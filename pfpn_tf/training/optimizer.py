@@ -32,11 +32,9 @@ class SGD(tf.keras.optimizers.Optimizer):
         momentum: float = 0.9,
         l2: float = 0.0,
         slow: bool = False,
-        name: str = "SGD",
-        **kwargs
     ):
         # None: Keras would take a decay of 0 off every weight in each step.
-        super().__init__(name=name, weight_decay=None, jit_compile=False, **kwargs)
+        super().__init__(name="SGD", weight_decay=None, jit_compile=False)
         self._learning_rate = self._build_learning_rate(learning_rate)
         self.momentum = momentum
         self.l2 = l2

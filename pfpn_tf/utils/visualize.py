@@ -144,15 +144,10 @@ def overlay_semantic(
 def side_by_side(images: Sequence[np.ndarray], titles: Sequence[str] = ()) -> np.ndarray:
     """Images in a row at the height of the tallest, each under its title, on white."""
     height = max(image.shape[0] for image in images)
-    columns = []
-    for i, image in enumerate(images):
-        factor = height / image.shape[0]
-        if factor != 1:
-            size = (max(1, round(image.shape[1] * factor)), height)
-            image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
-        if titles:
-            image = np.concatenate([_title_bar(titles[i], image.shape[1], height), image])
-        columns.append(image)
+    columns = [resize(image, height / image.shape[0]) for image in images]
+    for i, title in enumerate(titles):
+        bar = _title_bar(title, columns[i].shape[1], height)
+        columns[i] = np.concatenate([bar, columns[i]])
     tallest = max(len(column) for column in columns)  # a narrow column has a smaller title
     aligned = [
         _on_white(column, top=tallest - len(column), left=_GAP_PX if i else 0)
