@@ -160,7 +160,7 @@ class RestConnection(Connection):
     """Talks to the REST interface. Each request has its own socket."""
 
     def __init__(self, parts: parse.SplitResult, model_name: str, timeout_s: float, authorities):
-        self._parts = parts
+        self._url = parts.geturl()
         self._path = f"{parts.path.rstrip('/')}/v1/models/{parse.quote(model_name)}"
         self._timeout_s = timeout_s
         connect_to = functools.partial(http.client.HTTPConnection, port=parts.port or REST_PORT)
@@ -219,20 +219,26 @@ class RestConnection(Connection):
 
     def _foreign(self, reason):
         return ServerError(
-            f"{self._parts.geturl()} gives what is not an answer of this model's server ({reason});"
+            f"{self._url} gives what is not an answer of this model's server ({reason});"
             " is it TensorFlow Serving with a model of export_saved_model.py?"
         )
 
     def _request(self, method, path, body=None):
         try:
             status, content = self._send(method, path, body)
+        except TimeoutError:
+            reason = f"no answer within {self._timeout_s:g} s; raise --timeout_s"
+            raise ServerError(f"{self._url}: {reason}") from None
+        except ssl.SSLError as error:
+            raise ServerError(f"{self._url}: {error}; see --ca_file") from None
         except (OSError, http.client.HTTPException) as error:
-            raise self._unreachable(error) from None
+            reason = f"{getattr(error, 'strerror', None) or error}; is the server running there?"
+            raise Unavailable(f"{self._url}: {reason}") from None
         try:
             content = json.loads(content)
         except (ValueError, RecursionError):
             raise ServerError(
-                f"{self._parts.geturl()} answers HTTP status {status} and no JSON: is it the REST "
+                f"{self._url} answers HTTP status {status} and no JSON: is it the REST "
                 f"port of TensorFlow Serving ({REST_PORT})?"
             ) from None
         if not isinstance(content, dict):
@@ -241,12 +247,12 @@ class RestConnection(Connection):
             return content
         text = content.get("error")
         if status == http.client.SERVICE_UNAVAILABLE:
-            raise Unavailable(f"{self._parts.geturl()}{path}: {text or status}")
+            raise Unavailable(f"{self._url}{path}: {text or status}")
         if not text or not isinstance(text, str):
             raise self._foreign(f"HTTP status {status} and no text of an error")
         if status == http.client.BAD_REQUEST:
             raise Refused(refusal(text))
-        raise ServerError(f"{self._parts.geturl()}{path}: {text}")
+        raise ServerError(f"{self._url}{path}: {text}")
 
     def _send(self, method, path, body):
         with contextlib.closing(self._connection()) as connection:
@@ -255,16 +261,6 @@ class RestConnection(Connection):
             )
             response = connection.getresponse()
             return response.status, response.read()
-
-    def _unreachable(self, error):
-        if isinstance(error, TimeoutError):
-            return ServerError(
-                f"{self._parts.geturl()}: no answer within {self._timeout_s:g} s; raise --timeout_s"
-            )
-        if isinstance(error, ssl.SSLError):
-            return ServerError(f"{self._parts.geturl()}: {error}; see --ca_file")
-        text = getattr(error, "strerror", None) or error
-        return Unavailable(f"{self._parts.geturl()}: {text}; is the server running there?")
 
 
 def _check_reply(signature, reply, error):
