@@ -15,7 +15,7 @@ from pfpn_tf.evaluation import evaluator
 from pfpn_tf.evaluation.evaluate_run import EvaluationOptions, evaluate_run
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.runs import checkpoints, restore
-from pfpn_tf.training import evaluation, logs
+from pfpn_tf.training import logs, train
 from pfpn_tf.training.averages import MovingAverages
 from pfpn_tf.utils.errors import UserError
 from tests import tiny
@@ -137,7 +137,7 @@ def test_weights_and_their_averages(run_dir, evaluated, config, info, tmp_path):
     restore.restore_for_inference(model, run_dir, prefix)
     weights = [v.numpy() for v in model.variables]
     log = logs.RunLog(str(tmp_path), 0)
-    found = evaluation.evaluate(
+    found = train._metrics(
         evaluator.Evaluator(config, info, model), averages, str(tmp_path), 7, log
     )
     for value, expected in ((found, both), (found["ema"], both["ema"])):

@@ -306,13 +306,6 @@ def test_addresses_are_checked(url):
         client.connect(url, "panoptic")
 
 
-def test_a_closed_idle_connection_is_opened_again(server, photos):
-    connection = connect(server["http"])
-    assert connection.status() == "AVAILABLE"
-    connection._local.socket.sock.shutdown(socket.SHUT_RDWR)
-    assert connection.status() == "AVAILABLE"
-
-
 def test_rest_needs_no_tensorflow():
     code = (
         "import sys, pfpn_tf.serving.client as c; c.connect('http://h:1', 'm');"

@@ -12,7 +12,6 @@ from PIL import Image
 
 import pfpn_tf
 from pfpn_tf.data import coco_json, panoptic_png
-from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.serving import predictor, results
 from pfpn_tf.utils.errors import UserError
 from tests import processes
@@ -91,11 +90,11 @@ def test_overlays_are_pictures_of_the_upright_image(tool_run):
 
 def test_the_reply_is_that_of_the_rest_signature(photos, loaded, saved_model, tmp_path):
     path = str(photos / "000000000042.jpg")
-    model = predictor.load_saved_model(saved_model)
+    model = predictor.load(saved_model)
     with results.Writer(str(tmp_path), model.info, overlays=False, replies=True) as writer:
-        failures, kept = model.predict_files([path], writer, num_kept=3)
-    assert not failures and [result.file_name for result in kept] == ["000000000042.jpg"]
-    np.testing.assert_array_equal(kept[0].ids, model(path).ids)
+        (result,) = model.predict_files([path], writer)
+    assert result.file_name == "000000000042.jpg"
+    np.testing.assert_array_equal(result.ids, model(path).ids)
     assert not (tmp_path / "pictures").exists()
     written = json.loads((tmp_path / "replies" / "000000000042.json").read_text())
     (row,) = written["predictions"]
@@ -146,25 +145,20 @@ def test_tool_predicts_a_video_frame_by_frame(video, saved_model, loaded, tmp_pa
     assert drawn.shape == (8 * frames[0].shape[0], 8 * frames[0].shape[1], 3)
 
 
-def test_a_video_that_fails_leaves_nothing(video, loaded, tmp_path):
+def test_a_video_that_fails_leaves_nothing(video, saved_model, tmp_path, monkeypatch):
     path, frames = video
+    model = predictor.load(saved_model)
+    answer, answered = model.answer, []
 
     def fail_at_last(image):
-        if np.array_equal(image, frames[-1]):
+        answered.append(image)
+        if len(answered) == len(frames):
             raise RuntimeError("the network broke")
-        reply = loaded.signatures["panoptic"](images=image[None])
-        reply = {name: value[0].numpy() for name, value in reply.items()}
-        return {"panoptic_png": panoptic_png.encode_ids(reply.pop("panoptic_ids")), **reply}
+        return answer(image)
 
-    categories = [{"id": 3 * i + 2, "name": f"{i}", "isthing": int(i < 4)} for i in range(7)]
-    info = DatasetInfo.from_coco_categories(categories)
-
-    class Model:
-        answer_pixels = staticmethod(fail_at_last)
-
-    Model.info = info
+    monkeypatch.setattr(model, "answer", fail_at_last)
     with pytest.raises(RuntimeError, match="the network broke"):
-        predictor.predict_video(Model, predictor.Video(str(path)), "x", str(tmp_path))
+        predictor.predict_video(model, predictor.Video(str(path)), "x", str(tmp_path))
     assert os.listdir(tmp_path) == []
 
 
@@ -199,7 +193,7 @@ def test_directory_without_saved_model(content, saved_model, tmp_path):
     directory = str(tmp_path) if content == "directory" else os.path.dirname(saved_model)
     hint = "." if content == "directory" else ".*Is it.*1"
     with pytest.raises(ValueError, match="no saved_model.pb" + hint):
-        predictor.load_saved_model(directory)
+        predictor.load(directory)
 
 
 @pytest.mark.parametrize("damage", ["empty graph", "cut graph", "no variables"])

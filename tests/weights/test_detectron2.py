@@ -266,7 +266,7 @@ def test_to_run_dir_and_back(tmp_path, dataset_info):
     restore.restore_for_inference(model, run_dir)
     np.testing.assert_array_equal(model.box_head.fc2.bias, tensors["roi_heads.box_head.fc2.bias"])
     again = str(tmp_path / "again")
-    convert.to_run_dir(run_dir, convert.known_config(run_dir), again)
+    convert.to_run_dir(run_dir, convert.known_config(run_dir)[0], again)
     convert.from_run_dir(again, back, "detectron2")
     assert_tensors(safe_pickle.read(back).tensors, tensors)
 
@@ -309,13 +309,16 @@ def test_imagenet_names_the_backbones_it_knows(tmp_path, dataset_info):
 
 
 def test_tool(tmp_path, dataset_info):
-    model = tiny_model()
     given = str(tmp_path / "given.pkl")
-    detectron2.write(given, detectron2.to_detectron2(model))
+    tensors = detectron2.to_detectron2(tiny_model())
+    tensors = {f"model.{name}": value for name, value in tensors.items()}
+    detectron2.write(given, {**tensors, "loss.weight": np.zeros(2)})
     settings = {**tiny.NETWORK, "dataset_info": dataset_info}
     flags = [f"--weights={given}", *(f"--{name}={value}" for name, value in settings.items())]
-    for arguments in (flags, ["--to=detectron2", f"--weights={tmp_path}/back.pkl"]):
-        processes.call("tools/convert_weights.py", f"--run_dir={tmp_path}/run", *arguments)
+    convert_weights = "tools/convert_weights.py", f"--run_dir={tmp_path}/run"
+    told = processes.call(*convert_weights, *flags).stderr
+    assert told.count("Not used, as it stands beside model.: loss.weight") == 1
+    processes.call(*convert_weights, "--to=detectron2", f"--weights={tmp_path}/back.pkl")
     back = safe_pickle.read(f"{tmp_path}/back.pkl").tensors
     assert_tensors(back, safe_pickle.read(given).tensors)
 
