@@ -116,6 +116,16 @@ class Result:
         """
         save([self], folder)
 
+    def write(self, writer: results.Writer, name: str, file_name: str = "") -> None:
+        """Writes the image's files; see `results.Writer.write`.
+
+        Args:
+          writer: where they go.
+          name: of the files, without suffix.
+          file_name: of the image; empty: its own.
+        """
+        writer.write(name, file_name or self.file_name, self._pixels, self._reply)
+
     def to_supervision(self):
         """The things as `supervision.Detections`, with class names and masks.
 
@@ -150,7 +160,7 @@ def save(found: Sequence[Result], folder: Union[str, "os.PathLike[str]"]) -> Non
     names = results.unique_names(keys)
     with results.Writer(os.fspath(folder), found[0]._info) as writer:
         for key, result in zip(keys, found):
-            writer.write(names[key], result.file_name, result._pixels, result._reply)
+            result.write(writer, names[key])
 
 
 def contact_sheet(found: Sequence[Result], panoptic_json: str = "") -> Image.Image:
@@ -291,7 +301,7 @@ class Model:
         def write(path, answered):
             try:
                 result = Result(path, *answered, self.info)
-                writer.write(names[path], result.file_name, result._pixels, result._reply)
+                result.write(writer, names[path])
             except (OSError, ValueError, MemoryError, cv2.error) as error:
                 if writer.error:
                     raise

@@ -174,7 +174,7 @@ def predict_video(
         def write(item, result):
             if writer:
                 frame_name = f"{name}_{item[0]:06d}"
-                writer.write(frame_name, f"{frame_name}.png", result._pixels, result._reply)
+                result.write(writer, frame_name, f"{frame_name}.png")
             if add_to_film:
                 add_to_film(np.asarray(result.draw()))
 
