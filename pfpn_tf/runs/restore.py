@@ -44,9 +44,9 @@ def restore_for_inference(
         stored = stored_values(prefix, "averages")
         if not stored:
             raise UserError(f"{prefix} holds no moving averages; the run had --ema_decay=0.")
-        variables = model_variables(model)
-        for path, value in stored.items():
-            variables[path].assign(value)
+        for path, variable in model_variables(model).items():  # of a branch, perhaps
+            if path in stored:
+                variable.assign(stored[path])
     return prefix
 
 
