@@ -16,7 +16,7 @@ import sys
 from absl import flags
 
 from pfpn_tf import flags as flags_lib
-from pfpn_tf.utils import cli, progress
+from pfpn_tf.utils import cli
 from pfpn_tf.utils.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -77,8 +77,8 @@ def send_files(connection, paths):
     options = FLAGS.overlays, FLAGS.serving_reply
     with results.Writer(FLAGS.output_dir, model.info, *options) as writer:
         try:
-            with progress.Bar("Predicting", len(paths), "image") as bar:
-                failures, _ = model.predict_files(paths, writer, FLAGS.concurrency, bar.update)
+            found = model.predict_files(paths, writer, FLAGS.concurrency)
+            failures = [result for result in found if isinstance(result, results.Failure)]
         finally:
             print(f"Wrote {writer.count} of {len(paths)} answers to {FLAGS.output_dir}.")
     for failure in failures:
@@ -95,17 +95,10 @@ def measure(connection, paths):
     for path in paths:
         try:
             images.append(results.read_image(path))
-        except ValueError as error:
+        except results.Refused as error:
             raise UserError(f"{path}: {error}") from None
-    with progress.Bar("Measuring", FLAGS.num_requests, "request") as bar:
-        found = latency.measure(
-            connection,
-            images,
-            FLAGS.num_requests,
-            FLAGS.concurrency,
-            FLAGS.images_per_request,
-            bar.update,
-        )
+    options = FLAGS.num_requests, FLAGS.concurrency, FLAGS.images_per_request
+    found = latency.measure(connection, images, *options)
     print(json.dumps({"concurrency": FLAGS.concurrency, **found}))
 
 

@@ -53,12 +53,12 @@ def main():
     if given.to != "run_dir":
         convert.from_run_dir(given.run_dir, given.weights, given.to)
     else:
-        source, base = None, None
+        source, base, checkpoint = None, None, None
         if zoo.is_name(given.weights):
             base = zoo.config(given.weights)
         elif not given.detectron2_config:
             stride = flags_lib.given_settings().get("stride_in_1x1")
-            base = convert.known_config(given.weights, stride)
+            base, checkpoint = convert.known_config(given.weights, stride)
         base = base or config_lib.Config()
         if given.detectron2_config:
             source = detectron2_config.read(given.detectron2_config)
@@ -71,7 +71,7 @@ def main():
                 "--dataset_info is required: the classes that the weights know, e.g. "
                 "configs/coco/dataset_info.json."
             )
-        convert.to_run_dir(given.weights, config, given.run_dir, source)
+        convert.to_run_dir(given.weights, config, given.run_dir, source, checkpoint)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from absl import flags
 
 import pfpn_tf
 from pfpn_tf import flags as flags_lib
-from pfpn_tf.utils import cli, progress
+from pfpn_tf.utils import cli
 from pfpn_tf.utils.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -77,10 +77,8 @@ def main():
     if FLAGS.video:
         video = predictor.Video(FLAGS.video)
     flags_lib.make_output_dir("output_dir")
-    if FLAGS.saved_model:
-        model = predictor.load_saved_model(FLAGS.saved_model)
-    else:
-        model = pfpn_tf.load(FLAGS.run_dir, FLAGS.checkpoint or None, **settings)
+    source = FLAGS.saved_model or FLAGS.run_dir
+    model = pfpn_tf.load(source, FLAGS.checkpoint or None, **settings)
     if FLAGS.video:
         return predict_video(model, video)
     return predict_images(model, paths)
@@ -102,12 +100,13 @@ def predict_images(model, paths):
     from pfpn_tf.serving import results
 
     options = FLAGS.overlays, FLAGS.serving_reply
+    failures, shown = [], []
     with results.Writer(FLAGS.output_dir, model.info, *options) as writer:
-        with progress.Bar("Predicting", len(paths), "image") as bar:
-            num_kept = NUM_SHOWN if FLAGS.contact_sheet else 0
-            failures, shown = model.predict_files(
-                paths, writer, progress=bar.update, num_kept=num_kept
-            )
+        for result in model.predict_files(paths, writer):
+            if isinstance(result, results.Failure):
+                failures.append(result)
+            elif FLAGS.contact_sheet and len(shown) < NUM_SHOWN:
+                shown.append(result)
     if shown:
         sheet = model_lib.contact_sheet(shown, FLAGS.panoptic_json)
         sheet.save(FLAGS.contact_sheet, quality=92)  # PNG has none.
@@ -121,17 +120,15 @@ def predict_video(model, video):
     from pfpn_tf.serving import predictor, results
 
     (name,) = results.unique_names([FLAGS.video]).values()
-    with progress.Bar("Predicting", video.num_frames or None, "frame") as bar:
-        count = predictor.predict_video(
-            model,
-            video,
-            name,
-            FLAGS.output_dir,
-            FLAGS.overlays,
-            FLAGS["save_predictions"].present and FLAGS.save_predictions,
-            FLAGS.serving_reply,
-            bar.update,
-        )
+    count = predictor.predict_video(
+        model,
+        video,
+        name,
+        FLAGS.output_dir,
+        FLAGS.overlays,
+        FLAGS["save_predictions"].present and FLAGS.save_predictions,
+        FLAGS.serving_reply,
+    )
     print(f"Wrote {count} frames to {FLAGS.output_dir}.")
 
 

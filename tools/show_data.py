@@ -3,8 +3,8 @@
 
     python tools/show_data.py --flagfile=configs/coco/panoptic_fpn_r50_1x.flags --output_dir=shown
 
-Each picture has the augmented, padded image with boxes, masks and class names on the left and the
-semantic target on the right, void in black. Takes every setting that train.py takes.
+Each picture has the augmented, padded image with boxes, masks and class names on the left, and with
+the semantic target on the right, void in grey stripes. Takes every setting that train.py takes.
 """
 
 import os

@@ -119,7 +119,7 @@ def _steps(config, repeats, num_instances, with_breakdown):
 
         def gradients():
             with tf.GradientTape() as tape:
-                _, losses = trainer.forward(tensors)
+                _, losses = trainer.forward(tensors, trainer.global_step)
             return tape.gradient(losses["total"], trainer.model.trainable_variables)
 
         dtype = tf.keras.mixed_precision.Policy(config.train.precision).compute_dtype

@@ -28,7 +28,7 @@ def draw_examples(
 
 
 def draw_example(example: Mapping[str, Any], config: Config, info: DatasetInfo) -> np.ndarray:
-    """The image with its instances, and the semantic target, side by side with the class colours.
+    """The image with its instances, and with the semantic target, side by side.
 
     Args:
       example: one row of a training batch, as arrays.
@@ -49,9 +49,5 @@ def draw_example(example: Mapping[str, Any], config: Config, info: DatasetInfo) 
         example["gt_masks"][things],
     )
     targets = config.model.semantic_targets
-    semantic = visualize.color_semantic(example["gt_semantic"], info.semantic_colors(targets))
-    pictures = visualize.side_by_side([instances, semantic])
-    found = [c for c in np.unique(example["gt_semantic"]) if c != 255]
-    names, colors = info.semantic_names(targets), info.semantic_colors(targets)
-    entries = [(names[c], tuple(int(v) for v in colors[c])) for c in found] + [("void", (0, 0, 0))]
-    return visualize.stack([pictures, visualize.legend(entries, pictures.shape[1])])
+    semantic = visualize.overlay_semantic(image, example["gt_semantic"], info, targets)
+    return visualize.side_by_side([instances, semantic])

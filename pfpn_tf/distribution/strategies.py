@@ -102,7 +102,7 @@ def _multi_worker_strategy(text):
         return tf.distribute.MultiWorkerMirroredStrategy()
     except tf.errors.OpError as error:
         raise UserError(
-            f"This worker cannot start at {addresses[index]} ({_first_line(error)}): the address in"
+            f"This worker cannot start at {addresses[index]} ({_line(error)}): the address in"
             " TF_CONFIG must be this machine's, with a port that is free."
         ) from None
     finally:
@@ -176,18 +176,13 @@ def losing_workers(gather: Gatherer):
         yield
         gather.wait()
     except _LOST as error:
-        text = str(error)
-        if workers.count == 1 or (
-            isinstance(error, tf.errors.InternalError) and "ollective" not in text
-        ):
+        internal = isinstance(error, tf.errors.InternalError) and "ollective" not in str(error)
+        if workers.count == 1 or internal:
             raise
-        reason = next(
-            (line for line in text.splitlines() if "aborted by" in line), text.splitlines()[0]
-        )
         raise WorkerLost(
             f"Worker {workers.index} of {workers.count} stops, as another one is gone"
-            f" ({reason[:300]}). That one's log says why. Start all workers again with the same"
-            " command: they continue from the last checkpoint."
+            f" ({_line(error, 'aborted by')}). That one's log says why. Start all workers again"
+            " with the same command: they continue from the last checkpoint."
         ) from error
     # All have done their work, but another worker may still be reading this one's part of the call
     # above: so all wait once more. Who leaves first breaks this call, which harms nobody.
@@ -203,14 +198,14 @@ def compiling(xla: bool):
     except tf.errors.OpError as error:
         if not xla or not any(words in str(error).lower() for words in _XLA_SAYS):
             raise
-        reason = next(
-            (line for line in str(error).splitlines() if "compile time" in line), _first_line(error)
-        )
         raise UserError(
             "--xla: XLA cannot compile a part of the training step on this device"
-            f" ({reason[:300]}). Train with --noxla; the same command continues otherwise."
+            f" ({_line(error, 'compile time')}). Train with --noxla; the same command continues"
+            " otherwise."
         ) from error
 
 
-def _first_line(error):
-    return str(error).partition("\n")[0][:300]
+def _line(error, words=""):
+    """The first line with these words in it, or else the first one."""
+    lines = str(error).splitlines() or [""]
+    return next((line for line in lines if words in line), lines[0])[:300]

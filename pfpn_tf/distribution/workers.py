@@ -77,17 +77,15 @@ class Gatherer:
         speaks.
         """
 
+        replicas = self._strategy.num_replicas_in_sync // self.workers.count
+
         def value(context):
-            is_first = context.replica_id_in_sync_group % self._replicas == 0
+            is_first = context.replica_id_in_sync_group % replicas == 0
             return tf.constant(words if is_first else words[:0])
 
         values = self._strategy.experimental_distribute_values_from_function(value)
         gathered = self._function(values)
         return self._strategy.experimental_local_results(gathered)[0].numpy()
-
-    @property
-    def _replicas(self):
-        return self._strategy.num_replicas_in_sync // self.workers.count
 
     def _gather(self, values):
         def replica_gather(value):

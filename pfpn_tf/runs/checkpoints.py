@@ -6,8 +6,6 @@ every tensor.
 """
 
 import contextlib
-import json
-import math
 import os
 import re
 import shutil
@@ -23,7 +21,6 @@ from pfpn_tf.runs import run_directory
 from pfpn_tf.utils import files
 from pfpn_tf.utils.errors import UserError
 
-BEST_SCORE = "score.json"
 READ_ERRORS = (tf.errors.OpError, ValueError, RuntimeError, IndexError)
 """What TensorFlow raises of a damaged checkpoint."""
 _NAME = "ckpt"
@@ -124,7 +121,6 @@ class RunCheckpoints:
         self._keep = keep
         self._writes = writes
         self._good: Optional[str] = None
-        self._best_score = _read_score(self._best_directory)
 
     def restore(self, step: Optional[int]) -> Optional[str]:
         """Restores the checkpoint of a step, as from `newest_step`; returns its prefix.
@@ -156,8 +152,8 @@ class RunCheckpoints:
             ) from None
         if self._writes:
             for newer in saved_prefixes(self.directory):
-                if step_of(newer) > step:
-                    _set_aside(newer)
+                for path in _files_of(newer) if step_of(newer) > step else ():
+                    os.replace(path, f"{self.directory}/damaged-{os.path.basename(path)}")
         self._good = prefix
         return prefix
 
@@ -173,23 +169,13 @@ class RunCheckpoints:
             self._good = prefix
         return prefix
 
-    def save_best(self, step: int, score: float) -> bool:
-        """Writes `best/ckpt-STEP` in place of the previous best, if `score` is higher.
-
-        Returns:
-          Whether it was.
+    def save_best(self, step: int) -> None:
+        """Writes `best/ckpt-STEP` in place of the previous best.
 
         Raises:
           OSError: it cannot be written.
         """
-        if not score > self._best_score:  # nor is NaN
-            return False
         self._write(prefix_of(self._best_directory, step), keep=1)
-        if self._writes:
-            with files.atomic_write(os.path.join(self._best_directory, BEST_SCORE)) as f:
-                json.dump({"step": step, "score": score}, f)
-        self._best_score = score
-        return True
 
     def _write(self, prefix, keep):
         if not self._writes:
@@ -221,14 +207,6 @@ class RunCheckpoints:
                 os.unlink(path)
 
 
-def _read_score(best_directory):
-    path = os.path.join(best_directory, BEST_SCORE)
-    if not os.path.exists(path):
-        return -math.inf
-    with open(path, encoding="utf-8") as f:
-        return json.load(f)["score"]
-
-
 def _is_read_by_all(model):
     """Whether saving a network needs all workers, since statistics are averaged over them."""
     on_read = tf.VariableSynchronization.ON_READ
@@ -244,13 +222,6 @@ def _remove_leftovers(directory):
     for path in (os.path.join(directory, name) for name in os.listdir(directory)):
         if written.fullmatch(os.path.basename(path)) and path not in whole:
             shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
-
-
-def _set_aside(prefix):
-    """Gives the files of a damaged checkpoint the prefix `damaged-`."""
-    for path in _files_of(prefix):
-        directory, name = os.path.split(path)
-        os.replace(path, os.path.join(directory, f"damaged-{name}"))
 
 
 def _files_of(prefix):

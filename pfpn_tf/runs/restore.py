@@ -41,23 +41,13 @@ def restore_for_inference(
     if problem is not None:
         raise UserError(f"{prefix} does not fit the network of {run_dir}: {problem}")
     if averages:
-        _restore_averages(model, prefix)
+        stored = stored_values(prefix, "averages")
+        if not stored:
+            raise UserError(f"{prefix} holds no moving averages; the run had --ema_decay=0.")
+        for path, variable in model_variables(model).items():  # of a branch, perhaps
+            if path in stored:
+                variable.assign(stored[path])
     return prefix
-
-
-def has_averages(prefix: str) -> bool:
-    """Whether a checkpoint holds moving averages of the weights."""
-    return bool(_stored_variables(tf.train.load_checkpoint(prefix), "averages"))
-
-
-def _restore_averages(model, prefix):
-    reader = tf.train.load_checkpoint(prefix)
-    stored = _stored_variables(reader, "averages")
-    if not stored:
-        raise UserError(f"{prefix} holds no moving averages; the run had --ema_decay=0.")
-    for path, variable in model_variables(model).items():
-        if path in stored:
-            variable.assign(reader.get_tensor(stored[path]))
 
 
 def find_checkpoint(run_dir: str, checkpoint: Optional[str] = None) -> str:
@@ -105,20 +95,17 @@ def find_init_checkpoint(init_weights: str) -> str:
     )
 
 
-def stored_values(prefix: str) -> Dict[str, np.ndarray]:
-    """Path below the model -> value, of all variables of a checkpoint's model."""
+def stored_values(prefix: str, root: str = "model") -> Dict[str, np.ndarray]:
+    """Path below the object `root` of a checkpoint -> value, of all its variables."""
     reader = tf.train.load_checkpoint(prefix)
-    return {path: reader.get_tensor(key) for path, key in _stored_variables(reader).items()}
-
-
-def _stored_variables(reader, root="model"):
-    """Path below the object `root` of a checkpoint -> key of the tensor."""
     keys = reader.get_variable_to_shape_map()
     matches = (re.fullmatch(rf"{root}/(.+)/\.ATTRIBUTES/VARIABLE_VALUE", key) for key in keys)
     # A key is the path of names in which TensorFlow writes ".S" for "/" and ".." for ".".
     unescaped = {".S": "/", "..": "."}
     return {
-        re.sub(r"\.[.S]", lambda escape: unescaped[escape[0]], match[1]): match[0]
+        re.sub(r"\.[.S]", lambda escape: unescaped[escape[0]], match[1]): reader.get_tensor(
+            match[0]
+        )
         for match in matches
         if match
     }

@@ -6,11 +6,11 @@ gRPC needs tensorflow-serving-api (the extra `serving`); REST needs nothing, not
 import abc
 import base64
 import contextlib
+import functools
 import http.client
 import json
 import random
 import ssl
-import threading
 import time
 from typing import Any, Dict, Iterable, List, Mapping, Sequence, Tuple
 from urllib import parse
@@ -157,17 +157,20 @@ def _all_thresholds(thresholds, metadata):
 
 
 class RestConnection(Connection):
-    """Talks to the REST interface. Each thread has its own socket."""
+    """Talks to the REST interface. Each request has its own socket."""
 
     def __init__(self, parts: parse.SplitResult, model_name: str, timeout_s: float, authorities):
-        self._parts = parts
+        self._url = parts.geturl()
         self._path = f"{parts.path.rstrip('/')}/v1/models/{parse.quote(model_name)}"
         self._timeout_s = timeout_s
-        self._tls = None
+        connect_to = functools.partial(http.client.HTTPConnection, port=parts.port or REST_PORT)
         if parts.scheme == "https":
             text = authorities.decode("ascii") if authorities else None
-            self._tls = ssl.create_default_context(cadata=text)
-        self._local = threading.local()
+            tls = ssl.create_default_context(cadata=text)
+            connect_to = functools.partial(
+                http.client.HTTPSConnection, port=parts.port, context=tls
+            )
+        self._connection = functools.partial(connect_to, parts.hostname, timeout=timeout_s)
 
     def _versions(self):
         content = self._request("GET", self._path)
@@ -216,27 +219,26 @@ class RestConnection(Connection):
 
     def _foreign(self, reason):
         return ServerError(
-            f"{self._parts.geturl()} gives what is not an answer of this model's server ({reason});"
+            f"{self._url} gives what is not an answer of this model's server ({reason});"
             " is it TensorFlow Serving with a model of export_saved_model.py?"
         )
 
     def _request(self, method, path, body=None):
-        fresh = not hasattr(self._local, "socket")
         try:
-            response = self._send(method, path, body)
-        except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError) as error:
-            # The server closes what was idle for long; a new socket that it closes is an error.
-            if fresh:
-                raise self._unreachable(error) from None
-            return self._request(method, path, body)
+            status, content = self._send(method, path, body)
+        except TimeoutError:
+            reason = f"no answer within {self._timeout_s:g} s; raise --timeout_s"
+            raise ServerError(f"{self._url}: {reason}") from None
+        except ssl.SSLError as error:
+            raise ServerError(f"{self._url}: {error}; see --ca_file") from None
         except (OSError, http.client.HTTPException) as error:
-            raise self._unreachable(error) from None
-        status, content = response
+            reason = f"{getattr(error, 'strerror', None) or error}; is the server running there?"
+            raise Unavailable(f"{self._url}: {reason}") from None
         try:
             content = json.loads(content)
         except (ValueError, RecursionError):
             raise ServerError(
-                f"{self._parts.geturl()} answers HTTP status {status} and no JSON: is it the REST "
+                f"{self._url} answers HTTP status {status} and no JSON: is it the REST "
                 f"port of TensorFlow Serving ({REST_PORT})?"
             ) from None
         if not isinstance(content, dict):
@@ -245,44 +247,20 @@ class RestConnection(Connection):
             return content
         text = content.get("error")
         if status == http.client.SERVICE_UNAVAILABLE:
-            raise Unavailable(f"{self._parts.geturl()}{path}: {text or status}")
+            raise Unavailable(f"{self._url}{path}: {text or status}")
         if not text or not isinstance(text, str):
             raise self._foreign(f"HTTP status {status} and no text of an error")
         if status == http.client.BAD_REQUEST:
             raise Refused(refusal(text))
-        raise ServerError(f"{self._parts.geturl()}{path}: {text}")
+        raise ServerError(f"{self._url}{path}: {text}")
 
     def _send(self, method, path, body):
-        if not hasattr(self._local, "socket"):
-            host, port = self._parts.hostname, self._parts.port
-            if self._tls:
-                self._local.socket = http.client.HTTPSConnection(
-                    host, port, timeout=self._timeout_s, context=self._tls
-                )
-            else:
-                self._local.socket = http.client.HTTPConnection(
-                    host, port or REST_PORT, timeout=self._timeout_s
-                )
-        try:
-            self._local.socket.request(
+        with contextlib.closing(self._connection()) as connection:
+            connection.request(
                 method, path, body, {"Content-Type": "application/json"} if body else {}
             )
-            response = self._local.socket.getresponse()
+            response = connection.getresponse()
             return response.status, response.read()
-        except BaseException:
-            self._local.socket.close()
-            del self._local.socket
-            raise
-
-    def _unreachable(self, error):
-        if isinstance(error, TimeoutError):
-            return ServerError(
-                f"{self._parts.geturl()}: no answer within {self._timeout_s:g} s; raise --timeout_s"
-            )
-        if isinstance(error, ssl.SSLError):
-            return ServerError(f"{self._parts.geturl()}: {error}; see --ca_file")
-        text = getattr(error, "strerror", None) or error
-        return Unavailable(f"{self._parts.geturl()}: {text}; is the server running there?")
 
 
 def _check_reply(signature, reply, error):

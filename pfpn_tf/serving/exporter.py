@@ -1,9 +1,7 @@
 """From a run directory to a SavedModel."""
 
 import os
-import shutil
 import tempfile
-import uuid
 from typing import Any, Dict, Mapping, Optional
 
 import tensorflow as tf
@@ -120,42 +118,34 @@ def export(module: module_lib.PanopticModule, export_dir: str) -> Dict[str, Any]
     model_name = os.path.basename(os.path.dirname(os.path.abspath(export_dir)))
     export_dir = os.path.realpath(export_dir)
     parent = os.path.dirname(export_dir)
-    temporary = os.path.join(parent, f".{uuid.uuid4().hex}.tmp")
-    os.makedirs(temporary)
-    try:
+    os.makedirs(parent, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=parent, prefix=".", suffix=".tmp") as folder:
         signatures = module.signatures()
-        with tempfile.TemporaryDirectory() as assets:
-            path = os.path.join(assets, METADATA)
-            with open(path, "w", encoding="utf-8") as f:
-                f.write(module.metadata_text)
-            # Saving the module itself would trace each of its functions once more, and the file
-            # would hold the network twice.
-            content = tf.Module()
-            content.weights = module.weights
-            content.metadata_asset = tf.saved_model.Asset(path)
-            # No gradients: they would only add functions that nobody calls.
-            options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-            with quiet.errors_only():
-                tf.saved_model.save(content, temporary, signatures=signatures, options=options)
-        server_files.write(
-            temporary,
-            model_name,
-            signatures,
-            module.config.export.allowed_batch_sizes,
-            module.config.export.batch_timeout_micros,
-        )
-        if os.path.isdir(export_dir):
-            os.rmdir(export_dir)
-        os.rename(temporary, export_dir)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        metadata, complete = os.path.join(folder, METADATA), os.path.join(folder, "complete")
+        with open(metadata, "w", encoding="utf-8") as f:
+            f.write(module.metadata_text)
+        # Saving the module itself would trace each of its functions once more, and the file would
+        # hold the network twice.
+        content = tf.Module()
+        content.weights = module.weights
+        content.metadata_asset = tf.saved_model.Asset(metadata)
+        # No gradients: they would only add functions that nobody calls.
+        options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+        with quiet.errors_only():
+            tf.saved_model.save(content, complete, signatures=signatures, options=options)
+        server_files.write(complete, model_name, signatures, module.config.export)
+        os.rename(complete, export_dir)  # in place of an empty folder, if there is one
     return signatures
 
 
 def check_target(export_dir: str) -> None:
     """Raises UserError if something is in the way at `export_dir`, or a package is missing."""
-    server_files.messages()  # Raises if the package is missing, before anything is computed.
+    try:
+        from tensorflow_serving.apis import prediction_log_pb2  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f'An export needs tensorflow-serving-api ({error}): pip install -e ".[serving]"'
+        ) from None
     if os.path.exists(export_dir) and (not os.path.isdir(export_dir) or os.listdir(export_dir)):
         raise UserError(
             f"--export_dir={export_dir} exists already; give a new one, say the next "

@@ -3,11 +3,12 @@
 import itertools
 import time
 from concurrent import futures
-from typing import Callable, Dict, Sequence
+from typing import Dict, Sequence
 
 import numpy as np
 
 from pfpn_tf.serving import client, results
+from pfpn_tf.utils import progress
 
 
 def measure(
@@ -16,7 +17,6 @@ def measure(
     num_requests: int,
     concurrency: int = 1,
     images_per_request: int = 1,
-    progress: Callable[[], None] = lambda: None,
 ) -> Dict[str, float]:
     """Sends requests and takes their times, after one per thread that does not count.
 
@@ -26,7 +26,6 @@ def measure(
       num_requests: in all.
       concurrency: requests on their way at the same time.
       images_per_request: images in each.
-      progress: called after each request.
 
     Returns:
       See `summary`.
@@ -47,17 +46,12 @@ def measure(
                 raise results.Refused(reply["error"])
         return time.perf_counter() - start
 
-    seconds = []
-    pool = futures.ThreadPoolExecutor(concurrency)
-    try:
+    with futures.ThreadPoolExecutor(concurrency) as pool:
         list(pool.map(send, requests[:concurrency]))
         start = time.perf_counter()
-        for done in futures.as_completed([pool.submit(send, r) for r in requests[concurrency:]]):
-            seconds.append(done.result())
-            progress()
+        done = pool.map(send, requests[concurrency:])
+        seconds = list(progress.Bar("Measuring", num_requests, "request", done))
         return summary(seconds, time.perf_counter() - start, images_per_request)
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def summary(

@@ -10,15 +10,27 @@ imported only where pictures are drawn.
 
 import io
 import os
-from typing import Any, Callable, Dict, List, Mapping, Sequence, Tuple, Union, overload
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterator,
+    List,
+    Mapping,
+    Sequence,
+    Tuple,
+    Union,
+    overload,
+)
 
+import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
 from pfpn_tf.data import coco_json, panoptic_png, predictions
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.serving import results
-from pfpn_tf.utils import visualize
+from pfpn_tf.utils import overlap, progress, visualize
 from pfpn_tf.utils.errors import UserError
 
 _SHEET_SIDE = 640  # pixels of the longer side of each picture of a contact sheet
@@ -74,9 +86,8 @@ class Result:
     def __init__(self, name: str, image: bytes, reply: Mapping[str, Any], info: DatasetInfo):
         self.ids = results.decode_ids(reply["panoptic_png"])
         entries = predictions.segments_info(reply)
-        names = {category.id: category.name for category in info.categories}
-        self.segments = [Segment(self.ids, e, names[e["category_id"]]) for e in entries]
-        self.file_name = os.path.basename(name)
+        self.segments = [Segment(self.ids, e, info.by_id[e["category_id"]].name) for e in entries]
+        self.file_name = results.readable(os.path.basename(name))
         self._image = image
         self._reply = reply
         self._entries = entries
@@ -91,7 +102,10 @@ class Result:
         return Image.fromarray(results.draw(self._pixels(), self.ids, self._entries, self._info))
 
     def _pixels(self):
-        return seen_pixels(self._image)
+        """[h, w, 3] uint8 RGB, by the decoder that the network has."""
+        from pfpn_tf.serving import images
+
+        return images.upright_pixels(self._image).numpy()
 
     def save(self, folder: Union[str, "os.PathLike[str]"]) -> None:
         """Writes the map in COCO panoptic format, and the picture of `draw`.
@@ -101,6 +115,16 @@ class Result:
         `pfpn_tf.serving.model.save`.
         """
         save([self], folder)
+
+    def write(self, writer: results.Writer, name: str, file_name: str = "") -> None:
+        """Writes the image's files; see `results.Writer.write`.
+
+        Args:
+          writer: where they go.
+          name: of the files, without suffix.
+          file_name: of the image; empty: its own.
+        """
+        writer.write(name, file_name or self.file_name, self._pixels, self._reply)
 
     def to_supervision(self):
         """The things as `supervision.Detections`, with class names and masks.
@@ -136,7 +160,7 @@ def save(found: Sequence[Result], folder: Union[str, "os.PathLike[str]"]) -> Non
     names = results.unique_names(keys)
     with results.Writer(os.fspath(folder), found[0]._info) as writer:
         for key, result in zip(keys, found):
-            writer.write(names[key], result.file_name, result._pixels, result._reply)
+            result.write(writer, names[key])
 
 
 def contact_sheet(found: Sequence[Result], panoptic_json: str = "") -> Image.Image:
@@ -207,13 +231,6 @@ def truths(panoptic_json: str, names: Sequence[str]) -> list:
     return found
 
 
-def seen_pixels(image: bytes) -> np.ndarray:
-    """[h, w, 3] uint8 RGB of an encoded image, by the decoder that the network has."""
-    from pfpn_tf.serving import images
-
-    return images.upright_pixels(image).numpy()
-
-
 class Model:
     """A network that answers for images; from `pfpn_tf.load`, or `model` of a client's connection.
 
@@ -252,39 +269,53 @@ class Model:
             return [self(image) for image in images]
         name, encoded = _encode(images)
         try:
-            reply = self.answer(encoded)
-            if reply["error"]:
-                raise results.Refused(reply["error"])
+            return Result(name, encoded, self._reply(encoded), self.info)
         except results.Refused as error:
             raise UserError(f"{name}: {error}") from None
-        return Result(name, encoded, reply, self.info)
+
+    def _reply(self, image):
+        reply = self.answer(image)
+        if reply["error"]:
+            raise results.Refused(reply["error"])
+        return reply
 
     def predict_files(
-        self,
-        paths: Sequence[str],
-        writer: results.Writer,
-        workers: int = 1,
-        progress: Callable[[], None] = lambda: None,
-        num_kept: int = 0,
-    ) -> Tuple[List[results.Failure], List[Result]]:
-        """Writes the answer for every file.
+        self, paths: Sequence[str], writer: results.Writer, workers: int = 1
+    ) -> Iterator[Union[Result, results.Failure]]:
+        """Writes the answer for every file. Reading, answering and writing overlap.
 
         Args:
-          paths, writer, workers, progress: see `results.answer_files`.
-          num_kept: of how many of the files written, the first ones, the results are returned.
+          paths: image files.
+          writer: where the answers go.
+          workers: how many answers are asked for at a time.
 
-        Returns:
-          The files without a prediction, and the results kept.
+        Yields:
+          For each file its result, or why it could not be read, is refused, or could not be drawn
+          or written.
         """
-        kept: List[Result] = []
+        names = results.unique_names(paths)
 
-        def keep(path, image, reply):
-            if len(kept) < num_kept:
-                kept.append(Result(path, image, reply, self.info))
+        def work(image):
+            return image, self._reply(image)
 
-        answer, decode = self.answer, seen_pixels
-        failures = results.answer_files(paths, answer, decode, writer, workers, progress, keep)
-        return failures, kept
+        def write(path, answered):
+            try:
+                result = Result(path, *answered, self.info)
+                result.write(writer, names[path])
+            except (OSError, ValueError, MemoryError, cv2.error) as error:
+                if writer.error:
+                    raise
+                text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+                other = getattr(error, "filename", None) not in (None, path)
+                raise results.Refused(f"{error.filename}: {text}" if other else text) from error
+            return result
+
+        read = results.read_image
+        found = overlap.overlapped(paths, read, work, write, workers, results.Refused)
+        bar = progress.Bar("Predicting", len(paths), "image", found)
+        for result, path in zip(bar, paths):
+            refused = isinstance(result, results.Refused)
+            yield results.Failure(path, str(result)) if refused else result
 
 
 def _encode(image) -> Tuple[str, bytes]:
@@ -293,9 +324,7 @@ def _encode(image) -> Tuple[str, bytes]:
         path = os.fspath(image)
         try:
             return path, results.read_image(path)
-        except OSError as error:
-            raise UserError(f"{path}: {error.strerror or error}.") from None
-        except ValueError as error:
+        except results.Refused as error:
             raise UserError(f"{path}: {error}.") from None
     if isinstance(image, bytes):
         return "image", image

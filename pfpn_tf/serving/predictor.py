@@ -1,65 +1,51 @@
 """Panoptic predictions of image files or a video, by a network in this process."""
 
 import contextlib
+import functools
 import glob
 import json
 import os
-import uuid
-from typing import Any, Callable, Dict, Mapping, Optional, Union
+import tempfile
+from typing import Any, Mapping, Optional, Union
 
 import cv2
 import numpy as np
 import tensorflow as tf
 
-from pfpn_tf.data import panoptic_png, predictions
 from pfpn_tf.runs import run_directory
 from pfpn_tf.serving import model as model_lib
 from pfpn_tf.serving import results
-from pfpn_tf.utils import overlap, quiet
+from pfpn_tf.utils import overlap, progress, quiet
 from pfpn_tf.utils.errors import UserError
 
 
-class Predictor(model_lib.Model):
-    """A network in this process."""
+def _model(signatures: Mapping[str, Any], owner: Any) -> model_lib.Model:
+    """A network in this process.
 
-    def __init__(self, signatures: Mapping[str, Any], owner: Any):
-        """Takes the signatures of an export or a module.
+    Args:
+      signatures: of an export or a module, name to function; see `module`.
+      owner: of the variables, which the functions hold only weakly.
+    """
+    metadata = signatures["metadata"](request=tf.constant([""]))["metadata_json"]
+    answer = functools.partial(_answer, owner, signatures["serving_rest"])
+    return model_lib.Model(answer, json.loads(metadata[0].numpy()))
 
-        Args:
-          signatures: name to function; see `module`.
-          owner: of the variables, which the functions hold only weakly.
-        """
-        metadata = signatures["metadata"](request=tf.constant([""]))["metadata_json"]
-        super().__init__(self._answer, json.loads(metadata[0].numpy()))
-        self._signatures = signatures
-        self._owner = owner
 
-    def _answer(self, image_bytes):
-        reply = self._ask("serving_rest", image_bytes=tf.constant([image_bytes]))
-        png, error = bytes(reply.pop("panoptic_png_bytes")), bytes(reply["error"]).decode()
-        return {**reply, "panoptic_png": png, "error": error}
-
-    def answer_pixels(self, image: np.ndarray) -> Dict[str, Any]:
-        """The reply for one image [h, w, 3] uint8 RGB, as arrays; with `panoptic_png` of it.
-
-        Raises:
-          results.Refused: it is too large.
-        """
-        reply = self._ask("panoptic", images=tf.constant(image[None]))
-        return {"panoptic_png": panoptic_png.encode_ids(reply.pop("panoptic_ids")), **reply}
-
-    def _ask(self, signature, **inputs):
-        """The only reply in a batch of one, as arrays."""
-        try:
-            reply = self._signatures[signature](**inputs)
-            return {name: value[0].numpy() for name, value in reply.items()}
-        except (tf.errors.InvalidArgumentError, tf.errors.ResourceExhaustedError) as error:
-            raise results.Refused(results.refusal(str(error))) from None
+def _answer(owner, serving_rest, image_bytes):
+    """The reply for one image."""
+    del owner  # It only has to live as long as the model.
+    try:
+        replies = serving_rest(image_bytes=tf.constant([image_bytes]))
+        reply = {name: value[0].numpy() for name, value in replies.items()}
+    except (tf.errors.InvalidArgumentError, tf.errors.ResourceExhaustedError) as error:
+        raise results.Refused(results.refusal(str(error))) from None
+    png, reason = bytes(reply.pop("panoptic_png_bytes")), bytes(reply["error"]).decode()
+    return {**reply, "panoptic_png": png, "error": reason}
 
 
 def load(
     source: Union[str, "os.PathLike[str]"], checkpoint: Optional[str] = None, **settings: Any
-) -> Predictor:
+) -> model_lib.Model:
     """The network of an export or a run directory.
 
     Args:
@@ -77,21 +63,16 @@ def load(
         from pfpn_tf.serving import exporter
 
         module = exporter.load_module(source, checkpoint, settings)
-        return Predictor(module.functions, module)
+        return _model(module.functions, module)
     if checkpoint or settings:
         raise UserError(
             f"{source} is no run directory, so checkpoint and settings cannot be chosen; they are"
             " fixed when a network is exported."
         )
-    return load_saved_model(source)
+    return _load_saved_model(source)
 
 
-def load_saved_model(directory: str) -> Predictor:
-    """A `Predictor` of an exported model.
-
-    Raises:
-      UserError: no SavedModel of this project there, or a damaged one.
-    """
+def _load_saved_model(directory):
     if not os.path.isfile(os.path.join(directory, "saved_model.pb")):
         versions = [
             d
@@ -112,13 +93,13 @@ def load_saved_model(directory: str) -> Predictor:
             f"{directory} cannot be loaded; it is damaged or incomplete. Copy or export it again."
             f" ({cause})"
         ) from error
-    missing = {"serving_rest", "panoptic", "metadata"} - set(loaded.signatures)
+    missing = {"serving_rest", "metadata"} - set(loaded.signatures)
     if missing:
         raise UserError(
             f"{directory} was not exported by export_saved_model.py: it has no "
             f"{', '.join(sorted(missing))}."
         )
-    return Predictor(loaded.signatures, loaded)
+    return _model(loaded.signatures, loaded)
 
 
 class Video:
@@ -143,30 +124,26 @@ class Video:
 
     def frames(self):
         """[h, w, 3] uint8 RGB, one after the other."""
-        try:
-            while True:
-                read, frame = self._capture.read()
-                if not read:
-                    return
-                yield np.ascontiguousarray(frame[..., ::-1])
-        finally:
-            self._capture.release()
+        while True:
+            read, frame = self._capture.read()
+            if not read:
+                return
+            yield np.ascontiguousarray(frame[..., ::-1])
 
 
 def predict_video(
-    predictor: Predictor,
+    model: model_lib.Model,
     video: Video,
     name: str,
     output_dir: str,
     overlays: bool = True,
     save_predictions: bool = False,
     replies: bool = False,
-    progress: Callable[[], None] = lambda: None,
 ) -> int:
     """Predicts a video frame by frame. Reading, network and writing overlap.
 
     Args:
-      predictor: from `load`.
+      model: from `load`.
       video: to predict.
       name: of the files to write.
       output_dir: made if need be. NAME_overlay.mp4 holds the frames with their maps; for the rest
@@ -174,7 +151,6 @@ def predict_video(
       overlays: whether to write that video.
       save_predictions: whether to write a map per frame and predictions.json.
       replies: whether to write what TensorFlow Serving's REST interface would reply, per frame.
-      progress: called after each frame.
 
     Returns:
       The number of frames.
@@ -182,53 +158,49 @@ def predict_video(
     Raises:
       OSError: the video cannot be written.
     """
-    count = 0
     with contextlib.ExitStack() as outputs:
         writer, add_to_film = None, None
         if save_predictions or replies:
             writer = outputs.enter_context(
-                results.Writer(output_dir, predictor.info, overlays=False, replies=replies)
+                results.Writer(output_dir, model.info, overlays=False, replies=replies)
             )
         if overlays:
             path = os.path.join(output_dir, f"{name}_overlay.mp4")
             add_to_film = outputs.enter_context(_film(path, video.frames_per_second))
 
-        def write(item, reply):
-            index, frame = item
-            if writer:
-                frame_name = f"{name}_{index:06d}"
-                writer.write(frame_name, f"{frame_name}.png", lambda: frame, reply)
-            if add_to_film:
-                ids = results.decode_ids(reply["panoptic_png"])
-                segments = predictions.segments_info(reply)
-                add_to_film(results.draw(frame, ids, segments, predictor.info))
+        def load(item):
+            return cv2.imencode(".bmp", item[1][..., ::-1])[1].tobytes()
 
-        frames = enumerate(video.frames())
-        for _ in overlap.overlapped(frames, lambda item: item[1], predictor.answer_pixels, write):
-            count += 1
-            progress()
-    return count
+        def write(item, result):
+            if writer:
+                frame_name = f"{name}_{item[0]:06d}"
+                result.write(writer, frame_name, f"{frame_name}.png")
+            if add_to_film:
+                add_to_film(np.asarray(result.draw()))
+
+        done = overlap.overlapped(enumerate(video.frames()), load, model, write)
+        return sum(1 for _ in progress.Bar("Predicting", video.num_frames or None, "frame", done))
 
 
 @contextlib.contextmanager
 def _film(path, frames_per_second):
     """Gives a function that adds a frame to an MP4 file, which has its name once it is complete."""
     path = os.path.realpath(path)
-    # OpenCV takes the format from the suffix.
-    temporary = os.path.join(os.path.dirname(path), f".{uuid.uuid4().hex}.mp4")
+    folder = os.path.dirname(path)
+    os.makedirs(folder, exist_ok=True)
     writer, count = cv2.VideoWriter(), 0
 
     def add(image):
         nonlocal count
         if not count:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
             code = cv2.VideoWriter_fourcc(*"mp4v")
             if not writer.open(temporary, code, frames_per_second, image.shape[1::-1]):
                 raise OSError(f"{path}: OpenCV cannot write this video.")
         writer.write(np.ascontiguousarray(image[..., ::-1]))
         count += 1
 
-    try:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=".tmp") as hidden:
+        temporary = os.path.join(hidden, "film.mp4")  # OpenCV takes the format from the suffix.
         yield add
         writer.release()
         if count:
@@ -236,7 +208,3 @@ def _film(path, frames_per_second):
             if cv2.VideoCapture(temporary).get(cv2.CAP_PROP_FRAME_COUNT) < count:
                 raise OSError(f"{path}: not all frames were written; is the disk full?")
             os.replace(temporary, path)
-    finally:
-        writer.release()
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)

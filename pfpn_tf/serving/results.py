@@ -35,7 +35,7 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, SAMPLEFORMAT
 
 from pfpn_tf.data import panoptic_png, predictions
 from pfpn_tf.data.categories import DatasetInfo
-from pfpn_tf.utils import overlap, visualize
+from pfpn_tf.utils import visualize
 from pfpn_tf.utils.errors import UserError
 from pfpn_tf.utils.files import atomic_write, matching
 
@@ -114,12 +114,15 @@ def read_image(path: str) -> bytes:
     """The bytes of an image file, as PNG if the model cannot decode its format (WebP, TIFF, ...).
 
     Raises:
-      OSError, ValueError: it cannot be read.
+      Refused: it cannot be read.
     """
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise ValueError("not a regular file")
-    with open(path, "rb") as f:
-        content = f.read()
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise Refused("not a regular file")
+        with open(path, "rb") as f:
+            content = f.read()
+    except (OSError, MemoryError) as error:
+        raise Refused(getattr(error, "strerror", None) or type(error).__name__) from None
     if content.startswith(_DIRECT):
         return content
     try:
@@ -127,7 +130,7 @@ def read_image(path: str) -> bytes:
     except Image.UnidentifiedImageError:
         return content  # The model says what is wrong with it.
     except Exception as error:  # Damaged files lead Pillow to many kinds of errors.
-        raise ValueError(f"cannot be decoded: {error}") from None
+        raise Refused(f"cannot be decoded: {error}") from None
     return cv2.imencode(".png", pixels[..., ::-1])[1].tobytes()
 
 
@@ -206,7 +209,6 @@ class Writer:
         self._info = info
         self._overlays = overlays
         self._replies = replies
-        self._image_ids: set = set()
         self.error: Optional[OSError] = None
         self._predictions = predictions.PredictionWriter(
             output_dir, info.coco_categories(), instances=False, panoptic_name="predictions"
@@ -252,7 +254,7 @@ class Writer:
                 written.callback(os.unlink, path)
             try:
                 self._predictions.add_panoptic(
-                    self._image_id(name, file_name),
+                    _image_id(name),
                     reply["panoptic_png"],
                     segments,
                     file_name=f"{name}.png",
@@ -266,16 +268,6 @@ class Writer:
             written.pop_all()  # Nothing has failed, so the files stay.
         self.count += 1
 
-    def _image_id(self, name, file_name):
-        """A number if the name is one that no other image has, else a text."""
-        image_id = int(name) if re.fullmatch("[0-9]{1,18}", name) else name
-        if image_id in self._image_ids:
-            image_id = file_name
-        while image_id in self._image_ids:
-            image_id = f"{image_id}_2"
-        self._image_ids.add(image_id)
-        return image_id
-
 
 def draw(image: np.ndarray, ids: np.ndarray, segments, info: DatasetInfo) -> np.ndarray:
     """The panoptic map over its image, small images enlarged so that labels have room."""
@@ -283,98 +275,29 @@ def draw(image: np.ndarray, ids: np.ndarray, segments, info: DatasetInfo) -> np.
     return visualize.overlay_panoptic(image, ids, segments, info, scale)
 
 
-def answer_files(
-    paths: Sequence[str],
-    answer: Callable[[bytes], Mapping[str, Any]],
-    decode: Callable[[bytes], np.ndarray],
-    writer: Writer,
-    workers: int = 1,
-    progress: Callable[[], None] = lambda: None,
-    written: Callable[[str, bytes, Mapping[str, Any]], None] = lambda *_: None,
-) -> List[Failure]:
-    """Writes the answer for every file. Reading, answering and writing overlap.
-
-    Args:
-      paths: image files.
-      answer: encoded image to reply; raises `Refused`.
-      decode: encoded image to the pixels that the model saw, for pictures.
-      writer: where the answers go.
-      workers: how many answers are asked for at a time.
-      progress: called after each file.
-      written: called with each file that is written, its content and its reply, in order.
-
-    Returns:
-      The files that could not be read, are refused, or could not be drawn or written; the others
-      are done all the same.
-    """
-    names = unique_names(paths)
-
-    def load(path):
-        try:
-            return read_image(path)
-        except _OF_ONE_FILE as error:
-            return Failure(path, _reason(error, path))
-
-    def work(image_bytes):
-        if isinstance(image_bytes, Failure):
-            return image_bytes
-        try:
-            reply = answer(image_bytes)
-        except Refused as error:
-            return error
-        reason = reply.get("error")
-        return Refused(reason) if reason else (image_bytes, reply)
-
-    def write(path, result):
-        if isinstance(result, Failure):
-            return result
-        if isinstance(result, Refused):
-            return Failure(path, str(result))
-        image_bytes, reply = result
-        try:
-            name = _readable(os.path.basename(path))
-            writer.write(names[path], name, lambda: decode(image_bytes), reply)
-        except _OF_ONE_FILE as error:
-            if writer.error:
-                raise
-            return Failure(path, _reason(error, path))
-        written(path, image_bytes, reply)
-        return None
-
-    failures = []
-    for failure in overlap.overlapped(paths, load, work, write, workers):
-        failures += [failure] if failure else []
-        progress()
-    return failures
-
-
-_OF_ONE_FILE = (OSError, ValueError, MemoryError, cv2.error)
-"""What reading, drawing and writing a file raise."""
-
-
-def _reason(error, path):
-    """What is wrong, with the name of the file if it is another one than `path`."""
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    file_name = getattr(error, "filename", None)
-    return f"{file_name}: {text}" if file_name not in (None, path) else text
-
-
-def _readable(name):
+def readable(name: str) -> str:
     """A file name as a JSON can hold it: without control characters, and all UTF-8."""
     text = os.fsencode(name).decode(errors="replace")
     return "".join("_" if char < " " else char for char in text)
 
 
+def _image_id(name):
+    """A name that is a number is one in predictions.json."""
+    return int(name) if re.fullmatch("[0-9]{1,18}", name) else name
+
+
 def unique_names(paths: Sequence[str]) -> Dict[str, str]:
-    """path -> its name without suffix; shortened if too long, numbered if it occurs twice."""
+    """path -> its name without suffix; shortened if too long, numbered if it occurs twice, also as
+    another writing of the same number.
+    """
     names, taken = {}, set()
     for path in paths:
         stem = os.path.splitext(os.path.basename(path))[0]
-        stem = _readable(stem).encode()[:_NAME_BYTES].decode(errors="ignore")
+        stem = readable(stem).encode()[:_NAME_BYTES].decode(errors="ignore")
         name, count = stem, 1
-        while name.lower() in taken:
+        while str(_image_id(name)).lower() in taken:
             count += 1
             name = f"{stem}_{count}"
-        taken.add(name.lower())
+        taken.add(str(_image_id(name)).lower())
         names[path] = name
     return names

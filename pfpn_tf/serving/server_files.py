@@ -8,13 +8,13 @@ waits for that.
 """
 
 import os
-from typing import Any, Iterable, List, Mapping, Sequence, Tuple
+from typing import Any, Iterable, List, Mapping, Tuple
 
 import cv2
 import numpy as np
 import tensorflow as tf
 
-from pfpn_tf.utils.errors import UserError
+from pfpn_tf import config as config_lib
 from pfpn_tf.utils.files import atomic_write
 
 BATCHING = "batching_params.pbtxt"
@@ -37,27 +37,8 @@ num_batch_threads {{ value: 1 }}
 """
 
 
-def messages():
-    """The module of the messages that warm-up takes.
-
-    Raises:
-      UserError: tensorflow-serving-api is missing.
-    """
-    try:
-        from tensorflow_serving.apis import prediction_log_pb2
-    except ImportError as error:
-        raise UserError(
-            f'An export needs tensorflow-serving-api ({error}): pip install -e ".[serving]"'
-        ) from None
-    return prediction_log_pb2
-
-
 def write(
-    version_dir: str,
-    model_name: str,
-    signatures: Iterable[str],
-    batch_sizes: Sequence[int],
-    timeout_micros: int,
+    version_dir: str, model_name: str, signatures: Iterable[str], settings: config_lib.Export
 ) -> None:
     """Writes warm-up requests and batching parameters into the directory of an export.
 
@@ -65,17 +46,19 @@ def write(
       version_dir: with saved_model.pb.
       model_name: under which the server will serve it.
       signatures: names of those that the model has.
-      batch_sizes: allowed ones, rising.
-      timeout_micros: how long a batch may wait to be filled.
+      settings: sizes of batches, and how long one may wait to be filled.
     """
+    from tensorflow_serving.apis import prediction_log_pb2
+
+    batch_sizes, timeout = settings.allowed_batch_sizes, settings.batch_timeout_micros
     with atomic_write(os.path.join(version_dir, BATCHING)) as f:
         sizes = "\n".join(f"allowed_batch_sizes: {size}" for size in batch_sizes)
-        f.write(_BATCHING_TEXT.format(sizes=sizes, largest=batch_sizes[-1], timeout=timeout_micros))
+        f.write(_BATCHING_TEXT.format(sizes=sizes, largest=batch_sizes[-1], timeout=timeout))
     path = os.path.join(version_dir, WARMUP)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with tf.io.TFRecordWriter(path) as writer:
         for signature_name, inputs in _warmup_requests(signatures, batch_sizes):
-            log = messages().PredictionLog()
+            log = prediction_log_pb2.PredictionLog()
             request = log.predict_log.request
             request.model_spec.name = model_name
             request.model_spec.signature_name = signature_name
@@ -88,7 +71,10 @@ def _warmup_requests(signatures, batch_sizes) -> List[Tuple[str, Mapping[str, An
     """(signature, inputs): each batch size of the default, one image of the others that take
     files. With images of 480 x 640 the network's input has the shape of most photos.
     """
-    image = _drawn_jpeg(480, 640)
+    # Coloured patches with soft edges are as busy as a photo.
+    patches = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
+    picture = cv2.resize(patches, (640, 480), interpolation=cv2.INTER_CUBIC)
+    image = cv2.imencode(".jpg", picture)[1].tobytes()
     thresholds = {
         "score_threshold": np.array([0.5], np.float32),
         "overlap_threshold": np.array([0.5], np.float32),
@@ -101,10 +87,3 @@ def _warmup_requests(signatures, batch_sizes) -> List[Tuple[str, Mapping[str, An
         ("serving_instances", {"image_bytes": [image]}),
     ]
     return [(name, inputs) for name, inputs in requests if name in signatures]
-
-
-def _drawn_jpeg(height, width):
-    """A JPEG of coloured patches with soft edges, as busy as a photo."""
-    patches = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
-    image = cv2.resize(patches, (width, height), interpolation=cv2.INTER_CUBIC)
-    return cv2.imencode(".jpg", image)[1].tobytes()

@@ -110,7 +110,7 @@ def _memory(built, batch_spec) -> List[str]:
         "gradients": memory.size_of(variables) * (1 if parts == 1 else 2),
         "batch": sum(s.shape.num_elements() * s.dtype.size for s in batch_spec.values()),
         "activations": memory.kept_for_gradients(
-            lambda batch: built.forward(batch)[1]["total"], variables, part_spec
+            lambda batch: built.forward(batch, built.global_step)[1]["total"], variables, part_spec
         ),
     }
     lines = [f"{name:<16}{num_bytes / 2**20:>10,.0f} MiB" for name, num_bytes in sizes.items()]
@@ -130,7 +130,4 @@ def _schedule(config) -> List[str]:
     steps = {0, train.train_steps - 1}
     for step in (train.warmup_steps, *train.lr_decay_steps):
         steps |= {s for s in (step - 1, step) if 0 <= s < train.train_steps}
-    lines = []
-    for step in sorted(steps):
-        lines.append(f"step {step:>9,}: {float(rate(step)):.6g}")
-    return lines
+    return [f"step {step:>9,}: {float(rate(step)):.6g}" for step in sorted(steps)]

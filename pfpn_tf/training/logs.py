@@ -1,22 +1,25 @@
 """What a run says about itself: progress lines, TensorBoard, metrics.jsonl."""
 
+import contextlib
 import json
 import os
 import time
-from typing import Any, Dict, List, Mapping
+from typing import Any, Dict, Iterator, List, Mapping
 
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from pfpn_tf.evaluation import tensorboard
-from pfpn_tf.evaluation.evaluator import Evaluator
 from pfpn_tf.runs import run_directory
 from pfpn_tf.utils import files
 
 
 class RunLog:
-    """Writes the scalars of a run to TensorBoard and, one JSON object a line, to metrics.jsonl."""
+    """Writes the scalars of a run to TensorBoard and, one JSON object a line, to metrics.jsonl.
+
+    Attributes:
+      lines: what metrics.jsonl held at the start, an entry a line.
+    """
 
     def __init__(self, run_dir: str, start_step: int, writes: bool = True):
         """Opens the logs.
@@ -27,14 +30,12 @@ class RunLog:
             by a run that was killed after its last checkpoint, are dropped: they will come again.
           writes: whether this process writes; of several workers only the chief does.
         """
-        self._path = os.path.join(run_dir, run_directory.METRICS) if writes else None
-        if self._path is None:
-            self._writer = tf.summary.create_noop_writer()
-            return
-        _drop_later_lines(self._path, start_step)
-        self._writer = tf.summary.create_file_writer(
-            os.path.join(run_dir, run_directory.TENSORBOARD)
-        )
+        self._path, self._writer = os.devnull, tf.summary.create_noop_writer()
+        if writes:
+            self._path = os.path.join(run_dir, run_directory.METRICS)
+            events = os.path.join(run_dir, run_directory.TENSORBOARD)
+            self._writer = tf.summary.create_file_writer(events)
+        self.lines: List[Dict[str, Any]] = _lines_until(self._path, start_step)
 
     def write(self, scalars: Mapping[str, float], step: int) -> None:
         """Writes scalars of one step.
@@ -42,15 +43,12 @@ class RunLog:
         Raises:
           OSError: they cannot be written.
         """
-        if self._path is None:
-            return
-        with self._writer.as_default():
+        with self.tensorboard():
             for name, value in scalars.items():
                 tf.summary.scalar(name, value, step=step)
-        self._writer.flush()
-        line = json.dumps(
-            {"step": step, **{name: _finite_or_text(v) for name, v in scalars.items()}}
-        )
+        # JSON has no NaN and no infinity.
+        values = {n: float(v) if np.isfinite(v) else str(float(v)) for n, v in scalars.items()}
+        line = json.dumps({"step": step, **values})
         try:
             with open(self._path, "a", encoding="utf-8") as f:
                 f.write(line + "\n")
@@ -60,24 +58,11 @@ class RunLog:
                 " and start the same command again; it continues from the last checkpoint."
             ) from error
 
-    def lines(self) -> List[Dict[str, Any]]:
-        """What metrics.jsonl holds so far, an entry a line."""
-        if self._path is None or not os.path.exists(self._path):
-            return []
-        with open(self._path, encoding="utf-8") as f:
-            return [json.loads(line) for line in f]
-
-    def write_pictures(self, pictures: Dict[str, np.ndarray], step: int) -> None:
-        """Writes pictures, [h, w, 3] uint8 each, to TensorBoard."""
+    @contextlib.contextmanager
+    def tensorboard(self) -> Iterator[None]:
+        """What `tf.summary` is given inside goes to the TensorBoard of the run."""
         with self._writer.as_default():
-            for name, picture in pictures.items():
-                tf.summary.image(name, picture[np.newaxis], step=step)
-        self._writer.flush()
-
-    def write_report(self, evaluator: Evaluator, metrics: Dict[str, Any], step: int) -> None:
-        """Writes tables and pictures of an evaluation to TensorBoard; `write` takes its scalars."""
-        with self._writer.as_default():
-            tensorboard.write_report(evaluator, metrics, step)
+            yield
         self._writer.flush()
 
 
@@ -167,25 +152,21 @@ def parameter_counts(model: tf.keras.Model) -> List[str]:
     return [line(layer.name, layer) for layer in model.layers] + [line("total", model)]
 
 
-def _drop_later_lines(path, step):
+def _lines_until(path, step):
+    """What metrics.jsonl holds up to a step, an entry a line; later lines are dropped from it."""
     if not os.path.exists(path):
-        return
-    kept, dropped = [], False
+        return []
+    kept, found = [], []
     with open(path, encoding="utf-8") as f:
-        for line in f:
-            try:
-                keep = json.loads(line)["step"] <= step
-            except (ValueError, KeyError, TypeError):  # a line cut short by a kill
-                keep = False
-            kept += [line] if keep else []
-            dropped |= not keep
-    if dropped:
+        lines = f.readlines()
+    for line in lines:
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # a line cut short by a kill
+            entry = json.loads(line)
+            if entry["step"] <= step:
+                kept.append(line)
+                found.append(entry)
+    if kept != lines:
         logging.info("Dropping the lines of %s after step %d.", path, step)
         with files.atomic_write(path) as f:
             f.writelines(kept)
-
-
-def _finite_or_text(value):
-    """JSON has no NaN and no infinity."""
-    value = float(value)
-    return value if np.isfinite(value) else str(value)
+    return found

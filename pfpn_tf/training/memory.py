@@ -1,6 +1,5 @@
 """Memory: the peak of this process, and an estimate for a training step before there is one."""
 
-import resource
 from typing import Callable, Dict, Iterable, List
 
 import tensorflow as tf
@@ -14,18 +13,12 @@ _NO_ACTIVATIONS = ("Const", "Placeholder", "ReadVariableOp", "VarHandleOp")
 
 def peak() -> Dict[str, int]:
     """Peak bytes of this process so far, by place: "main memory", "GPU:0", ..."""
-    found = {"main memory": _peak_of_main_memory()}
+    kibi = process.memory_kib("VmHWM")
+    found = {} if kibi is None else {"main memory": kibi * 1024}
     for device in tf.config.list_logical_devices("GPU"):
         used = tf.config.experimental.get_memory_info(device.name)["peak"]
         found[device.name.rpartition("device:")[2]] = used
     return found
-
-
-def _peak_of_main_memory():
-    kibi = process.memory_kib("VmHWM")
-    if kibi is None:  # not Linux; there a child's peak starts at its parent's
-        kibi = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kibi * 1024
 
 
 def size_of(variables: Iterable[tf.Variable]) -> int:

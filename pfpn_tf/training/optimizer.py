@@ -32,11 +32,9 @@ class SGD(tf.keras.optimizers.Optimizer):
         momentum: float = 0.9,
         l2: float = 0.0,
         slow: bool = False,
-        name: str = "SGD",
-        **kwargs
     ):
         # None: Keras would take a decay of 0 off every weight in each step.
-        super().__init__(name=name, weight_decay=None, jit_compile=False, **kwargs)
+        super().__init__(name="SGD", weight_decay=None, jit_compile=False)
         self._learning_rate = self._build_learning_rate(learning_rate)
         self.momentum = momentum
         self.l2 = l2
@@ -80,17 +78,6 @@ class SGD(tf.keras.optimizers.Optimizer):
             grad=gradient,
             momentum=tf.constant(self.momentum, gradient.dtype),
         )
-
-    def get_config(self):
-        config = super().get_config()
-        del config["jit_compile"], config["weight_decay"]
-        return {
-            **config,
-            "learning_rate": self._serialize_hyperparameter(self._learning_rate),
-            "momentum": self.momentum,
-            "l2": self.l2,
-            "slow": self.slow,
-        }
 
 
 def build_optimizer(config: config_lib.Train, model: tf.keras.Model) -> SGD:

@@ -52,9 +52,8 @@ def _overlay(photo, outputs, config, info):
         segments = predictions.segments_info(outputs.panoptic._asdict())
         return visualize.overlay_panoptic(photo, ids, segments, info)
     if outputs.labels is not None:
-        colors = info.semantic_colors(config.semantic_targets)
         labels = outputs.labels[: photo.shape[0], : photo.shape[1]]
-        return visualize.blend(photo, visualize.color_semantic(labels, colors))
+        return visualize.overlay_semantic(photo, labels, info, config.semantic_targets)
     found = original_instances(outputs.detections, photo.shape[:2])
     sure = found.scores >= config.fusion_score_threshold
     class_ids = found.class_ids[sure]

@@ -6,19 +6,12 @@ import tensorflow as tf
 from pfpn_tf import config as config_lib
 
 
-def effective_learning_rate(config: config_lib.Train) -> float:
-    """The rate after warm-up: scaled linearly with the batch if `base_batch_size` is given."""
-    if not config.base_batch_size:
-        return config.learning_rate
-    return config.learning_rate * config.global_batch_size / config.base_batch_size
-
-
 class Schedule(tf.keras.optimizers.schedules.LearningRateSchedule):
     """The learning rate of each step, counted from 0.
 
-    Step i of the warm-up of n steps has the rate times f (1 - i / n) + i / n, with f the
-    `warmup_factor`. From each of `lr_decay_steps` on, that step included, the rate is
-    `lr_decay_factor` of what it was.
+    The rate is scaled linearly with the batch if `base_batch_size` is given. Step i of the warm-up
+    of n steps has the rate times f (1 - i / n) + i / n, with f the `warmup_factor`. From each of
+    `lr_decay_steps` on, that step included, the rate is `lr_decay_factor` of what it was.
     """
 
     def __init__(self, config: config_lib.Train):
@@ -28,9 +21,10 @@ class Schedule(tf.keras.optimizers.schedules.LearningRateSchedule):
         config = self._config
         step = tf.cast(step, tf.int64)
         drops = tf.math.count_nonzero(step >= np.array(config.lr_decay_steps, np.int64))
-        rates = effective_learning_rate(config) * config.lr_decay_factor ** np.arange(
-            len(config.lr_decay_steps) + 1
-        )
+        rate = config.learning_rate
+        if config.base_batch_size:
+            rate = rate * config.global_batch_size / config.base_batch_size
+        rates = rate * config.lr_decay_factor ** np.arange(len(config.lr_decay_steps) + 1)
         rate = tf.gather(rates.astype(np.float32), drops)
         if not config.warmup_steps:
             return rate

@@ -9,6 +9,7 @@ import threading
 import time
 from typing import Optional
 
+import numpy as np
 import tensorflow as tf
 from absl import logging
 
@@ -16,10 +17,10 @@ from pfpn_tf import config as config_lib
 from pfpn_tf.data import pipeline
 from pfpn_tf.distribution import strategies
 from pfpn_tf.distribution.workers import Gatherer, workers_of
-from pfpn_tf.evaluation import report
+from pfpn_tf.evaluation import output_folder, report, tensorboard
 from pfpn_tf.evaluation.evaluator import Evaluator
 from pfpn_tf.runs import checkpoints, run_directory
-from pfpn_tf.training import checks, evaluation, logs, memory, pictures
+from pfpn_tf.training import checks, logs, memory, pictures
 from pfpn_tf.training.trainer import StopRequested, build_trainer, distributed_dataset
 from pfpn_tf.training.validation_losses import ValidationLosses
 from pfpn_tf.weights import initialise
@@ -119,7 +120,7 @@ class _Run:
         # so that a run remembers when it is continued.
         logged = {
             line["step"]: _score(line)
-            for line in self._log.lines()
+            for line in self._log.lines
             if any(name.startswith("eval/") for name in line)
         }
         self._scores = self._gather(logged)[0]
@@ -172,17 +173,22 @@ class _Run:
         if step and is_due and step not in self._scores:
             self._evaluate(step)
 
-    def _reason_to_stop(self):
-        """What to say if the last --early_stop_evals evaluations have not risen above the best
-        before them; otherwise nothing. Those with nothing to score do not count.
-        """
-        patience = self._config.train.early_stop_evals
+    def _best(self):
+        """The best score so far, its step, and how many evaluations have not risen above it."""
         best, best_step, since = -math.inf, 0, 0
         for step, score in sorted(self._scores.items()):
             if score is not None:
                 since += 1
                 if score > best:
                     best, best_step, since = score, step, 0
+        return best, best_step, since
+
+    def _reason_to_stop(self):
+        """What to say if the last --early_stop_evals evaluations have not risen above the best
+        before them; otherwise nothing. Those with nothing to score do not count.
+        """
+        patience = self._config.train.early_stop_evals
+        best, best_step, since = self._best()
         if not patience or since < patience:
             return ""
         return (
@@ -238,35 +244,59 @@ class _Run:
 
     @functools.cached_property
     def _validation_losses(self):
-        if not self._config.train.eval_losses:
+        config, trainer = self._config, self._trainer
+        if not config.train.eval_losses:
             return None
-        return ValidationLosses(
-            self._config, self._info, self._trainer.model, self._trainer.strategy
-        )
+        return ValidationLosses(config, self._info, trainer.model, trainer.strategy)
 
     def _draw(self, step):
         drawn = pictures.draw(self._evaluator, self._config, self._info)
-        self._log.write_pictures(drawn, step)
+        with self._log.tensorboard():
+            for name, picture in drawn.items():
+                tf.summary.image(name, picture[np.newaxis], step=step)
 
     def _evaluate(self, step):
         """Evaluates, and keeps the weights if they are the best so far."""
         evaluator, averages = self._evaluator, self._trainer.averages
-        metrics = evaluation.evaluate(
+        metrics = _metrics(
             evaluator, averages, self._run_dir, step, self._log, self._validation_losses
         )
         scalars = report.all_scalars(metrics, evaluator.categories)
         tables = report.table(metrics), report.class_table(metrics, evaluator.categories)
         logging.info("Evaluation at step %d:\n%s\n\n%s", step, *tables)
-        score = self._scores[step] = _score(scalars)
+        score, (best, *_) = _score(scalars), self._best()
+        self._scores[step] = score
         if score is None:
             logging.warning(
                 "The evaluation at step %d had nothing to score: --eval_records hold no annotations"
                 " for --task=%s. No checkpoint is kept as the best.", step, self._config.model.task
             )  # fmt: skip
-        elif self._saved.save_best(step, score):
+        elif score > best:
+            self._saved.save_best(step)
             logging.info("Best evaluation so far; kept in %s.", run_directory.BEST)
         # Last: it says that all of this has been done.
         self._log.write({**scalars, "eval/num_images": metrics["num_images"]}, step)
+
+
+def _metrics(evaluator, averages, run_dir, step, log, losses=None):
+    """Evaluates the weights, and their averages as `ema` if there are any; with the losses as
+    `losses` if they are asked for and there is something to score.
+    """
+
+    def evaluated(output_dir):
+        metrics = evaluator.evaluate(output_dir, save_predictions=False)
+        if losses and report.flat_scalars(metrics):
+            metrics["losses"] = losses()
+        return metrics
+
+    output_dir = os.path.join(run_dir, "eval", str(step))
+    metrics = evaluated(output_dir)
+    with log.tensorboard():
+        tensorboard.write_report(evaluator, metrics, step)
+    if averages.variables:
+        with averages.in_place_of_weights():
+            metrics["ema"] = evaluated(os.path.join(output_dir, output_folder.AVERAGES))
+    return metrics
 
 
 def _score(scalars):
@@ -306,12 +336,7 @@ def _log_start(config, run_dir, strategy):
         device.rpartition("device:")[2] for device in strategy.extended.worker_devices
     )
     found = run_directory.versions()
-    logging.info(
-        "pfpn_tf %s, TensorFlow %s, Python %s",
-        found["pfpn_tf"],
-        found["tensorflow"],
-        found["python"],
-    )
+    logging.info("pfpn_tf {pfpn_tf}, TensorFlow {tensorflow}, Python {python}".format(**found))
     logging.info("Run directory: %s (settings in config.json)", run_dir)
     count = workers_of(strategy).count
     logging.info(

@@ -196,7 +196,7 @@ class Trainer(orbit.StandardTrainer):
     def _part_gradients(self, batch, step, loss_scale):
         """Scaled gradients of the total loss, and this replica's share of the scalars."""
         with tf.GradientTape() as tape:
-            outputs, losses = self._losses(batch, step)
+            outputs, losses = self.forward(batch, step)
             scaled = losses["total"] * tf.cast(loss_scale, losses["total"].dtype)
         gradients = tape.gradient(
             scaled, self._variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
@@ -206,11 +206,8 @@ class Trainer(orbit.StandardTrainer):
         scalars = {name: tf.cast(value, tf.float64) for name, value in scalars.items()}
         return [tf.convert_to_tensor(g) for g in gradients], scalars
 
-    def forward(self, batch):
-        """The network's outputs for a batch, and its losses."""
-        return self._losses(batch, self.global_step)
-
-    def _losses(self, batch, step):
+    def forward(self, batch, step):
+        """The network's outputs for a batch, and the losses in this step."""
         outputs = self._network(batch)
         return outputs, panoptic_fpn_losses(outputs, ground_truth(batch), self.config, step)
 

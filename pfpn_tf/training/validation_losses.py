@@ -45,7 +45,9 @@ class ValidationLosses:
             self._num_images = min(self._num_images, config.eval.max_images)
         self._dataset = strategy.distribute_datasets_from_function(self._images)
         self._function = tf.function(
-            self._step, input_signature=[self._dataset.element_spec], autograph=False
+            lambda batch: strategy.run(self._terms, args=(batch,)),
+            input_signature=[self._dataset.element_spec],
+            autograph=False,
         )
 
     def __call__(self) -> Dict[str, float]:
@@ -74,9 +76,6 @@ class ValidationLosses:
         own = pipeline.validation_dataset(self._config, self._info, context)
         filler = pipeline.validation_dataset(self._config.replace(max_images=1), self._info)
         return own.concatenate(filler.cache().repeat())
-
-    def _step(self, batch):
-        return self._strategy.run(self._terms, args=(batch,))
 
     def _terms(self, batch):
         """Name -> [2] float64, sum and count of one image."""

@@ -71,9 +71,10 @@ def histogram(title: str, values: Mapping[str, Sequence[float]], log_scale: bool
         return ""
     chart = Figure((4.5, 2.4), layout="constrained")
     axes = chart.add_subplot()
-    low, high = (bound([bound(v) for v in arrays.values()]) for bound in (np.min, np.max))
+    low = min(float(v.min()) for v in arrays.values())
+    high = max(float(v.max()) for v in arrays.values())
     if log_scale:
-        low = max(low, 1)
+        low = max(low, 1.0)
         # Over a power of two at least, so that the axis has a number.
         edges = np.geomspace(low, 1.001 * max(high, 2 * low), _BINS + 1)
         axes.set_xscale("log", base=2)
@@ -81,11 +82,10 @@ def histogram(title: str, values: Mapping[str, Sequence[float]], log_scale: bool
     else:
         edges = np.arange(0, high + 2, max(1, high // _BINS)) - 0.5
     shares = [np.full(len(v), 1 / len(v)) for v in arrays.values()]
-    _, _, bars = axes.hist(
-        [np.clip(v, edges[0], edges[-1]) for v in arrays.values()], edges, weights=shares
-    )
+    clipped = [np.clip(v, edges[0], edges[-1]) for v in arrays.values()]
+    axes.hist(clipped, edges.tolist(), weights=shares, label=list(arrays))
     if len(arrays) > 1:
-        axes.legend(bars, list(arrays))
+        axes.legend()
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     drawn = io.BytesIO()
     chart.savefig(drawn)

@@ -6,7 +6,7 @@ Pictures are [h, w, 3] uint8 RGB and are written on; spots are (y, x) of an uppe
 import functools
 import importlib.util
 import os
-from typing import Iterable, List, Sequence, Tuple
+from typing import Iterable, Sequence, Tuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -53,7 +53,7 @@ class Tags:
         self._canvas = canvas
         self._text_px = text_px
         self._pad = text_px // 4
-        self._boxes: List[Tuple[int, int, int, int]] = []
+        self._covered = np.zeros(canvas.shape[:2], bool)
         self._pixels_left = _COVERED_SHARE * canvas.shape[0] * canvas.shape[1]
 
     def size(self, text: str) -> Tuple[int, int]:
@@ -89,13 +89,9 @@ class Tags:
         for top, left in spots:
             top = min(max(top, 0), picture_height - height)
             left = min(max(left, 0), picture_width - width)
-            box = (top, left, top + height, left + width)
-            if top >= 0 and left >= 0 and not any(_touch(box, other) for other in self._boxes):
-                self._boxes.append(box)
+            plate = np.s_[top : top + height, left : left + width]
+            if top >= 0 and left >= 0 and not self._covered[plate].any():
+                self._covered[plate] = True
                 self._pixels_left -= width * height
                 return top, left
         return None
-
-
-def _touch(a, b):
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]

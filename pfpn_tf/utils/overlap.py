@@ -3,7 +3,7 @@
 import collections
 import itertools
 from concurrent import futures
-from typing import Any, Callable, Deque, Iterable, Iterator
+from typing import Any, Callable, Deque, Iterable, Iterator, Tuple, Type, Union
 
 _AHEAD = 4  # items read, and results written, while the step between is at work
 
@@ -14,6 +14,7 @@ def overlapped(
     work: Callable[[Any], Any],
     write: Callable[[Any, Any], Any],
     workers: int = 1,
+    expected: Union[Type[Exception], Tuple[Type[Exception], ...]] = (),
 ) -> Iterator[Any]:
     """Runs `write(item, work(load(item)))` for each item; steps of different items overlap.
 
@@ -21,12 +22,13 @@ def overlapped(
       items: read as they are needed.
       load, write: run in a thread each, one item after the other, in order.
       work: runs in `workers` threads.
+      expected: errors that stand in place of their item's result, and end nothing.
 
     Yields:
       What `write` returns, in the order of the items.
 
     Raises:
-      What a step raises, in place of its item's result; what has not begun then never does.
+      What else a step raises, in place of its item's result; what has not begun then never does.
     """
     loader, writer = futures.ThreadPoolExecutor(1), futures.ThreadPoolExecutor(1)
     worker = futures.ThreadPoolExecutor(workers)
@@ -42,7 +44,11 @@ def overlapped(
         for item in itertools.islice(items, _AHEAD + workers):
             submit(item)
         while waiting:
-            yield waiting.popleft().result()
+            try:
+                result = waiting.popleft().result()
+            except expected as error:
+                result = error
+            yield result
             for item in itertools.islice(items, 1):
                 submit(item)
     finally:

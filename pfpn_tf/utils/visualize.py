@@ -6,7 +6,8 @@ line of a light colour lies on a wider dark one, so that both show on light and 
 """
 
 import colorsys
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+import types
+from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -20,7 +21,6 @@ STUFF_OPACITY = 0.38
 VOID_BRIGHTNESS = 0.45
 _DARK = (20, 20, 20)
 _GAP_PX = 8  # between images side by side, or stacked
-_SUBPIXEL_BITS = 4  # of the points of an outline
 
 
 def overlay_panoptic(
@@ -29,7 +29,6 @@ def overlay_panoptic(
     segments: Sequence[Mapping[str, Any]],
     info,
     scale: float = 1.0,
-    draw_labels: bool = True,
 ) -> np.ndarray:
     """Translucent segments with outlines and labels over the image.
 
@@ -74,8 +73,7 @@ def overlay_panoptic(
                 _draw_outline(canvas, part, _line_color(colors[i]), _line_width(text_px))
             else:  # Specks of stuff would fill the picture with outlines.
                 _draw_outline(canvas, part, _lighter(colors[i], 0.2), 1, shortest=3 * text_px)
-    if draw_labels:
-        _draw_labels(canvas, parts, [_caption(s, info) for s in segments], colors, things, text_px)
+    _draw_labels(canvas, parts, [_caption(s, info) for s in segments], colors, things, text_px)
     return canvas
 
 
@@ -84,24 +82,22 @@ def overlay_instances(
     boxes: np.ndarray,
     captions: Sequence[str],
     colors: Sequence[Color],
-    masks: Optional[Sequence[np.ndarray]] = None,
-    scale: float = 1.0,
+    masks: Sequence[np.ndarray],
 ) -> np.ndarray:
-    """Boxes, and masks if given, with captions over the image.
+    """Boxes and masks with captions over the image.
 
     Args:
       image: [h, w, 3] uint8.
       boxes: [N, 4] yxyx pixels.
-      captions: N texts; empty ones are not drawn.
+      captions: N texts.
       colors: N RGB colours.
       masks: N arrays [h, w] of 0 and 1; may overlap, later ones lie on top.
-      scale: changes the picture's size first.
     """
-    canvas = resize(image, scale).copy()
+    canvas = image.copy()
     text_px = _text_height(canvas.shape)
     line = _line_width(text_px)
-    for mask, color in zip(() if masks is None else masks, colors):
-        part = _Part.of(_resize_order(np.asarray(mask, np.int32) - 1, scale), 0)
+    for mask, color in zip(masks, colors):
+        part = _Part.of(mask, 1)
         if part is None:
             continue
         height, width = part.mask.shape
@@ -112,49 +108,46 @@ def overlay_instances(
         )
         _draw_outline(canvas, part, _line_color(color), line)
     for box, color in zip(boxes, colors):
-        y0, x0, y1, x1 = (int(round(float(c) * scale)) for c in box)
+        y0, x0, y1, x1 = (int(round(float(c))) for c in box)
         corners = (x0, y0), (max(x1 - 1, x0), max(y1 - 1, y0))
         for line_color, width in _cased(_line_color(color), line):
             cv2.rectangle(canvas, *corners, line_color, width)
     tags = lettering.Tags(canvas, text_px)
     for box, caption, color in zip(boxes, captions, colors):
-        y0, x0 = (int(round(float(c) * scale)) for c in box[:2])
+        y0, x0 = (int(round(float(c))) for c in box[:2])
         _, height = tags.size(caption)
-        if caption:
-            spots = [(y0 + lines * height, x0) for lines in (-1, 0, 1, -2, 2)]
-            tags.draw(caption, spots, _line_color(color))
+        spots = [(y0 + lines * height, x0) for lines in (-1, 0, 1, -2, 2)]
+        tags.draw(caption, spots, _line_color(color))
     return canvas
 
 
-def color_semantic(labels: np.ndarray, colors: np.ndarray) -> np.ndarray:
-    """A semantic map in colours.
+def overlay_semantic(
+    image: np.ndarray, labels: np.ndarray, info, semantic_targets: str
+) -> np.ndarray:
+    """`overlay_panoptic` of a semantic map.
 
     Args:
-      labels: [h, w] integers; those outside of `colors` are void, which is black.
-      colors: [S, 3] uint8.
+      image: [h, w, 3] uint8.
+      labels: [h, w] semantic classes; all other values are void.
+      info: `DatasetInfo`, for names and colours.
+      semantic_targets: the setting, which says what the classes are.
     """
-    table = np.pad(np.asarray(colors, np.uint8).reshape(-1, 3), [(0, 1), (0, 0)])
-    labels = np.asarray(labels).astype(np.int64)
-    return table[np.where((labels < 0) | (labels >= len(colors)), len(colors), labels)]
-
-
-def blend(image: np.ndarray, colored: np.ndarray, opacity: float = 0.6) -> np.ndarray:
-    """`colored` laid over `image`."""
-    return cv2.addWeighted(image, 1 - opacity, colored, opacity, 0)
+    found = zip(info.semantic_names(semantic_targets), info.semantic_colors(semantic_targets))
+    classes = {
+        i: types.SimpleNamespace(id=i, name=name, color=color, is_thing=False)
+        for i, (name, color) in enumerate(found)
+    }
+    segments = [{"id": i, "category_id": i} for i in classes]
+    return overlay_panoptic(image, labels, segments, types.SimpleNamespace(by_id=classes))
 
 
 def side_by_side(images: Sequence[np.ndarray], titles: Sequence[str] = ()) -> np.ndarray:
     """Images in a row at the height of the tallest, each under its title, on white."""
     height = max(image.shape[0] for image in images)
-    columns = []
-    for i, image in enumerate(images):
-        factor = height / image.shape[0]
-        if factor != 1:
-            size = (max(1, round(image.shape[1] * factor)), height)
-            image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
-        if titles:
-            image = np.concatenate([_title_bar(titles[i], image.shape[1], height), image])
-        columns.append(image)
+    columns = [resize(image, height / image.shape[0]) for image in images]
+    for i, title in enumerate(titles):
+        bar = _title_bar(title, columns[i].shape[1], height)
+        columns[i] = np.concatenate([bar, columns[i]])
     tallest = max(len(column) for column in columns)  # a narrow column has a smaller title
     aligned = [
         _on_white(column, top=tallest - len(column), left=_GAP_PX if i else 0)
@@ -176,27 +169,6 @@ def stack(images: Sequence[np.ndarray]) -> np.ndarray:
 def _on_white(image, top=0, left=0, right=0):
     white = (255, 255, 255)
     return cv2.copyMakeBorder(image, top, 0, left, right, cv2.BORDER_CONSTANT, value=white)
-
-
-def legend(
-    entries: Sequence[Tuple[str, Sequence[int]]], width: int, text_px: int = 14
-) -> np.ndarray:
-    """Colour swatches with names, in as many columns as the width has room for."""
-    pad = text_px // 2
-    swatch = round(1.5 * text_px)
-    widest = max([lettering.text_size(name, text_px)[0] for name, _ in entries] or [1])
-    columns = max(1, width // (swatch + widest + 3 * pad))
-    cell = width // columns
-    line = text_px + 2 * pad
-    rows = -(-len(entries) // columns)
-    canvas = np.full((max(1, rows) * line, width, 3), 255, np.uint8)
-    for i, (name, color) in enumerate(entries):
-        y, x = (i // columns) * line + pad, (i % columns) * cell + pad
-        corner = (x + swatch, y + text_px)
-        cv2.rectangle(canvas, (x, y), corner, tuple(int(c) for c in color), -1)
-        cv2.rectangle(canvas, (x, y), corner, (90, 90, 90), 1)
-        lettering.write(canvas, name, (y - pad // 4, corner[0] + pad), _DARK, text_px)
-    return canvas
 
 
 def segment_colors(segments: Sequence[Mapping[str, Any]], info) -> List[Color]:
@@ -310,17 +282,9 @@ def _draw_outline(canvas, part, color, line, shortest=0):
     contours, _ = cv2.findContours(
         part.mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE, offset=(part.left, part.top)
     )
-    smooth = [_smooth(contour) for contour in contours if len(contour) >= shortest]
+    contours = [contour for contour in contours if len(contour) >= shortest]
     for line_color, width in _cased(color, line):
-        cv2.polylines(canvas, smooth, True, line_color, width, cv2.LINE_AA, _SUBPIXEL_BITS)
-
-
-def _smooth(contour):
-    """Takes the steps of single pixels out of a closed line: each point is the mean of five."""
-    points = np.float32(contour)
-    if len(points) >= 10:
-        points = np.mean([np.roll(points, shift, axis=0) for shift in range(-2, 3)], axis=0)
-    return np.int32(np.round(points * 2**_SUBPIXEL_BITS))
+        cv2.drawContours(canvas, contours, -1, line_color, width, cv2.LINE_AA)
 
 
 def _cased(color, width):

@@ -50,6 +50,7 @@ def to_run_dir(
     config: config_lib.Config,
     run_dir: str,
     source: Optional[detectron2_config.Detectron2Config] = None,
+    checkpoint: Optional[safe_pickle.Checkpoint] = None,
 ) -> str:
     """Writes a run directory that evaluation, export, prediction and `--init_weights` take.
 
@@ -62,9 +63,10 @@ def to_run_dir(
       config: settings; the network must be that of the weights.
       run_dir: the directory to write.
       source: the model's own config, from which the settings come.
+      checkpoint: of the file, if it has been read already.
 
     Returns:
-      The checkpoint's prefix.
+      The prefix of what is written.
 
     Raises:
       UserError: the weights cannot be read or do not fit, or the directory is that of a training,
@@ -81,7 +83,7 @@ def to_run_dir(
     if os.path.isdir(weights):
         restore.restore_for_inference(model, weights)
     else:
-        tensors, backbone_only = read(weights, config.model)
+        tensors, backbone_only = read(weights, config.model, checkpoint)
         if source and source.rgb:  # Detectron2's networks see BGR, unless the config says otherwise
             stem = next((name for name in tensors if name.endswith("stem.conv1.weight")), None)
             tensors.update({stem: tensors[stem][:, ::-1]} if stem else {})
@@ -119,7 +121,9 @@ def published_run(name: str) -> str:
     return run_dir
 
 
-def known_config(weights: str, stride_in_1x1: Optional[bool] = None) -> Optional[config_lib.Config]:
+def known_config(
+    weights: str, stride_in_1x1: Optional[bool] = None
+) -> Tuple[Optional[config_lib.Config], Optional[safe_pickle.Checkpoint]]:
     """The settings of the published network that a file holds, as its tensors tell.
 
     Args:
@@ -128,15 +132,17 @@ def known_config(weights: str, stride_in_1x1: Optional[bool] = None) -> Optional
 
     Returns:
       The settings, or None: it is a backbone alone, or a network that nobody publishes for COCO.
+      And what was read of a file.
 
     Raises:
       UserError: the file cannot be read, or it may be of either style.
     """
     if weights == IMAGENET:
-        return None
+        return None, None
     if os.path.isdir(weights):
+        config, _ = run_directory.load_run(weights, "weights")
         dataset_info = os.path.join(weights, run_directory.DATASET_INFO)
-        return run_directory.load_run(weights, "weights")[0].replace(dataset_info=dataset_info)
+        return config.replace(dataset_info=dataset_info), None
     checkpoint = safe_pickle.read(weights)
     tensors, of_mmdetection = checkpoint.tensors, mmdetection.is_mmdetection(checkpoint.tensors)
     if of_mmdetection:
@@ -145,7 +151,7 @@ def known_config(weights: str, stride_in_1x1: Optional[bool] = None) -> Optional
     panoptic = "sem_seg_head.predictor.bias" in tensors
     classes = tensors.get("roi_heads.box_predictor.cls_score.bias", np.zeros(0))
     if depth is None or len(classes) != 81:
-        return None
+        return None, checkpoint
     if not of_mmdetection:
         task = "panoptic" if panoptic else "instance"
         arguments = [recipes.flagfile("base/detectron2"), f"--task={task}"]
@@ -162,7 +168,7 @@ def known_config(weights: str, stride_in_1x1: Optional[bool] = None) -> Optional
         if stride_in_1x1 or style == "caffe":
             arguments += ["--stride_in_1x1", "--pixel_std=1,1,1"]
     logging.info("The tensors of %s are those of %s.", weights, " ".join(arguments))
-    return zoo.config_of(arguments)
+    return zoo.config_of(arguments), checkpoint
 
 
 def untold(weights: str, config: config_lib.Config, backbone_only: bool) -> List[str]:
@@ -216,18 +222,22 @@ def from_run_dir(run_dir: str, weights: str, project: str) -> None:
     logging.info("Wrote %d tensors of %s to %s.", len(tensors), run_dir, weights)
 
 
-def read(weights: str, model_config: config_lib.Model) -> Tuple[safe_pickle.Tensors, bool]:
+def read(
+    weights: str,
+    model_config: config_lib.Model,
+    checkpoint: Optional[safe_pickle.Checkpoint] = None,
+) -> Tuple[safe_pickle.Tensors, bool]:
     """The weights by Detectron2's names, and whether they are those of a backbone alone.
 
     Args:
-      weights: as in `to_run_dir`.
+      weights, checkpoint: as in `to_run_dir`.
       model_config: the network; says which of Keras' ResNets "imagenet" is.
 
     Raises:
       UserError: the weights cannot be read.
     """
     if weights != IMAGENET or os.path.exists(weights):
-        checkpoint = safe_pickle.read(zoo.local_file(weights))
+        checkpoint = checkpoint or safe_pickle.read(zoo.local_file(weights))
         try:
             return to_detectron2_names(checkpoint, model_config)
         except UserError as error:

@@ -136,7 +136,7 @@ def read(path: str) -> Detectron2Config:
       UserError: a file is missing or no config, or it describes what this network cannot be: every
         such key, with its value and what this network has.
     """
-    keys = _flat(_with_bases(path, ()))
+    keys = _with_bases(path, ())
 
     def get(key, default):
         return keys.get(key, default)
@@ -254,6 +254,7 @@ def _read_pixels(get, settings, problems) -> bool:
 
 
 def _with_bases(path, above) -> Dict[str, Any]:
+    """Key, such as MODEL.MASK_ON, -> value of a file on top of its bases."""
     if path in above:
         raise UserError(f"{path}: _BASE_ leads back to this file.")
     try:
@@ -269,18 +270,9 @@ def _with_bases(path, above) -> Dict[str, Any]:
         raise UserError(f"{path} is no Detectron2 config; expected keys such as MODEL.")
     base = content.pop("_BASE_", None)
     if base is None:
-        return content
+        return _flat(content)
     base_path = os.path.join(os.path.dirname(path), os.path.expanduser(str(base)))
-    return _merged(_with_bases(os.path.normpath(base_path), (*above, path)), content)
-
-
-def _merged(base, changes):
-    """`base` with the values of `changes`, table by table."""
-    result = dict(base)
-    for key, value in changes.items():
-        both = isinstance(value, dict) and isinstance(base.get(key), dict)
-        result[key] = _merged(base[key], value) if both else value
-    return result
+    return _with_bases(os.path.normpath(base_path), (*above, path)) | _flat(content)
 
 
 def _flat(content, prefix="") -> Dict[str, Any]:

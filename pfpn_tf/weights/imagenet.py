@@ -9,6 +9,8 @@ from pfpn_tf.ops.group_norm import EPSILON
 from pfpn_tf.utils.errors import UserError
 from pfpn_tf.weights.safe_pickle import Tensors
 
+_PREFIX = "backbone.bottom_up."
+
 
 def from_caffe2(tensors: Tensors) -> Tensors:
     """A backbone with Caffe2's names by Detectron2's names.
@@ -34,20 +36,16 @@ def from_caffe2(tensors: Tensors) -> Tensors:
         block = re.fullmatch(r"res(\d)_(\d+)_(branch\w+?)_(w|bn_s|bn_b|bn_rm|bn_riv)", name)
         stem = re.fullmatch(r"(?:res_)?conv1_(w|bn_s|bn_b|bn_rm|bn_riv)", name)
         if block and block[3] in convs:
-            name = f"res{block[1]}.{block[2]}.{convs[block[3]]}.{ends[block[4]]}"
+            name = f"{_PREFIX}res{block[1]}.{block[2]}.{convs[block[3]]}.{ends[block[4]]}"
         elif stem:
-            name = f"stem.conv1.{ends[stem[1]]}"
+            name = f"{_PREFIX}stem.conv1.{ends[stem[1]]}"
         renamed[name] = value
     # Files whose batch norms are folded into scale and shift carry no statistics.
     for name in [n for n in renamed if n.endswith("norm.weight")]:
         start = name[: -len("weight")]
         renamed.setdefault(start + "running_mean", np.zeros_like(renamed[name]))
         renamed.setdefault(start + "running_var", np.ones_like(renamed[name]))
-    return _with_prefix(renamed)
-
-
-def _with_prefix(tensors):
-    return {f"backbone.bottom_up.{name}": value for name, value in tensors.items()}
+    return renamed
 
 
 def from_keras_application(application: tf.keras.Model) -> Tensors:
@@ -59,24 +57,19 @@ def from_keras_application(application: tf.keras.Model) -> Tensors:
     """
     names = {"0": "shortcut", "1": "conv1", "2": "conv2", "3": "conv3"}
     tensors = {}
-    for layer in application.layers:
-        match = re.fullmatch(r"conv(\d)_block(\d+)_(\d)_(conv|bn)|conv1_(conv|bn)", layer.name)
+    for conv in application.layers:
+        match = re.fullmatch(r"(?:conv(\d)_block(\d+)_(\d)|conv1)_conv", conv.name)
         if not match:
             continue
+        name = f"{_PREFIX}stem.conv1"
         if match[1]:
-            name = f"res{match[1]}.{int(match[2]) - 1}.{names[match[3]]}"
-        else:
-            name = "stem.conv1"
-        if layer.name.endswith("_conv"):
-            kernel, bias = layer.get_weights()
-            tensors[f"{name}.weight"] = kernel.transpose(3, 2, 0, 1)  # BGR, as Detectron2
-            mean = tensors.get(f"{name}.norm.running_mean", 0.0)
-            tensors[f"{name}.norm.running_mean"] = mean - bias
-        else:
-            gamma, beta, mean, variance = layer.get_weights()
-            tensors[f"{name}.norm.weight"] = gamma
-            tensors[f"{name}.norm.bias"] = beta
-            bias_shift = tensors.get(f"{name}.norm.running_mean", 0.0)
-            tensors[f"{name}.norm.running_mean"] = mean + bias_shift
-            tensors[f"{name}.norm.running_var"] = variance + np.float32(layer.epsilon - EPSILON)
-    return _with_prefix(tensors)
+            name = f"{_PREFIX}res{match[1]}.{int(match[2]) - 1}.{names[match[3]]}"
+        norm = application.get_layer(conv.name.removesuffix("conv") + "bn")
+        kernel, bias = conv.get_weights()
+        gamma, beta, mean, variance = norm.get_weights()
+        tensors[f"{name}.weight"] = kernel.transpose(3, 2, 0, 1)  # BGR, as Detectron2
+        tensors[f"{name}.norm.weight"] = gamma
+        tensors[f"{name}.norm.bias"] = beta
+        tensors[f"{name}.norm.running_mean"] = mean - bias
+        tensors[f"{name}.norm.running_var"] = variance + np.float32(norm.epsilon - EPSILON)
+    return tensors

@@ -15,7 +15,7 @@ from pfpn_tf.evaluation import evaluator
 from pfpn_tf.evaluation.evaluate_run import EvaluationOptions, evaluate_run
 from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.runs import checkpoints, restore
-from pfpn_tf.training import evaluation, logs
+from pfpn_tf.training import logs, train
 from pfpn_tf.training.averages import MovingAverages
 from pfpn_tf.utils.errors import UserError
 from tests import tiny
@@ -117,6 +117,15 @@ def test_two_halves_are_the_whole_network(
     assert mixed["semantic_branch"] == alone["semantic_branch"] != whole["semantic_branch"]
 
 
+def test_a_branch_takes_its_part_of_the_averages(run_dir, config, info):
+    model = panoptic_fpn.build_for_dataset(config.replace(task="semantic").model, info)
+    restore.restore_for_inference(model, run_dir)
+    weights = [v.numpy() for v in model.trainable_variables]
+    restore.restore_for_inference(model, run_dir, averages=True)
+    for variable, value in zip(model.trainable_variables, weights):
+        np.testing.assert_array_equal(variable, value / 2)
+
+
 def test_weights_and_their_averages(run_dir, evaluated, config, info, tmp_path):
     both, run_path = evaluated, pathlib.Path(run_dir)
     folder = run_path / "eval/7"
@@ -137,7 +146,7 @@ def test_weights_and_their_averages(run_dir, evaluated, config, info, tmp_path):
     restore.restore_for_inference(model, run_dir, prefix)
     weights = [v.numpy() for v in model.variables]
     log = logs.RunLog(str(tmp_path), 0)
-    found = evaluation.evaluate(
+    found = train._metrics(
         evaluator.Evaluator(config, info, model), averages, str(tmp_path), 7, log
     )
     for value, expected in ((found, both), (found["ema"], both["ema"])):

@@ -299,10 +299,3 @@ def test_json_of_another_server(status, content):
 def test_addresses_are_checked(url):
     with pytest.raises(ValueError, match="must be grpc://HOST:8500 or http://HOST:8501"):
         client.connect(url, "panoptic")
-
-
-def test_a_closed_idle_connection_is_opened_again(server, photos):
-    connection = connect(server["http"])
-    assert connection.status() == "AVAILABLE"
-    connection._local.socket.sock.shutdown(socket.SHUT_RDWR)
-    assert connection.status() == "AVAILABLE"

@@ -86,11 +86,11 @@ def test_overlays_are_pictures_of_the_upright_image(tool_run):
 
 def test_the_reply_is_that_of_the_rest_signature(photos, loaded, saved_model, tmp_path):
     path = str(photos / "000000000042.jpg")
-    model = predictor.load_saved_model(saved_model)
+    model = predictor.load(saved_model)
     with results.Writer(str(tmp_path), model.info, overlays=False, replies=True) as writer:
-        failures, kept = model.predict_files([path], writer, num_kept=3)
-    assert not failures and [result.file_name for result in kept] == ["000000000042.jpg"]
-    np.testing.assert_array_equal(kept[0].ids, model(path).ids)
+        (result,) = model.predict_files([path], writer)
+    assert result.file_name == "000000000042.jpg"
+    np.testing.assert_array_equal(result.ids, model(path).ids)
     assert not (tmp_path / "pictures").exists()
     written = json.loads((tmp_path / "replies" / "000000000042.json").read_text())
     (row,) = written["predictions"]
@@ -134,16 +134,18 @@ def test_tool_predicts_a_video_frame_by_frame(video, saved_model, loaded, tmp_pa
     assert drawn.shape == (8 * frames[0].shape[0], 8 * frames[0].shape[1], 3)
 
 
-def test_a_video_that_fails_leaves_nothing(video, loaded, tmp_path):
+def test_a_video_that_fails_leaves_nothing(video, saved_model, tmp_path, monkeypatch):
     path, frames = video
+    model = predictor.load(saved_model)
+    answer, answered = model.answer, []
 
-    class Failing(predictor.Predictor):
-        def answer_pixels(self, image):
-            if np.array_equal(image, frames[-1]):
-                raise RuntimeError("the network broke")
-            return super().answer_pixels(image)
+    def fail_at_last(image):
+        answered.append(image)
+        if len(answered) == len(frames):
+            raise RuntimeError("the network broke")
+        return answer(image)
 
-    model = Failing(loaded.signatures, loaded)
+    monkeypatch.setattr(model, "answer", fail_at_last)
     with pytest.raises(RuntimeError, match="the network broke"):
         predictor.predict_video(model, predictor.Video(str(path)), "x", str(tmp_path))
     assert os.listdir(tmp_path) == []

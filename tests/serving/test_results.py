@@ -11,6 +11,7 @@ from PIL import Image
 from pfpn_tf.data import panoptic_png
 from pfpn_tf.data import predictions as predictions_lib
 from pfpn_tf.data.categories import DatasetInfo
+from pfpn_tf.serving import model as model_lib
 from pfpn_tf.serving import results
 from pfpn_tf.utils.errors import UserError
 from tests.serving.photos import encode, photo
@@ -39,9 +40,13 @@ def photos(folder, *names):
     return [str(folder / name) for name in names]
 
 
-def answer_files(paths, output, answer=reply, decode=lambda content: PIXELS, **options):
+def answer_files(paths, output, answer=reply, **options):
+    """The failures."""
+    model = model_lib.Model(answer, {"categories": INFO.coco_categories()})
     with results.Writer(str(output), INFO, **options) as writer:
-        return results.answer_files(paths, answer, decode, writer)
+        found = list(model.predict_files(paths, writer))
+    assert len(found) == len(paths)
+    return [result for result in found if isinstance(result, results.Failure)]
 
 
 def predictions(output):
@@ -57,7 +62,8 @@ def test_failures_of_every_step_are_of_one_file(tmp_path):
     good, dark, big, wide, taken, last = photos(
         tmp_path, "good.png", "dark.png", "big.png", "wide.png", "taken.png", "last.png"
     )
-    for path in (dark, big, wide):
+    Image.fromarray(PIXELS[:, :5]).save(wide)
+    for path in (dark, big):
         with open(path, "ab") as f:
             f.write(os.path.basename(path).encode())
     missing, folder = str(tmp_path / "missing.png"), str(tmp_path)
@@ -69,11 +75,8 @@ def test_failures_of_every_step_are_of_one_file(tmp_path):
             raise results.Refused("there is no memory for it")
         return reply(error="it is dark" if content.endswith(b"dark.png") else "")
 
-    def decode(content):
-        return PIXELS[:, :5] if content.endswith(b"wide.png") else PIXELS
-
     paths = [good, missing, folder, dark, big, wide, taken, last]
-    failures = answer_files(paths, out, answer, decode, replies=True)
+    failures = answer_files(paths, out, answer, replies=True)
     assert [failure.path for failure in failures] == paths[1:-1]
     reasons = [failure.reason for failure in failures]
     assert reasons[:2] == ["No such file or directory", "not a regular file"]

@@ -127,13 +127,6 @@ def test_loss_scale_optimizer_unscales():
     np.testing.assert_allclose(variable, [1 - 0.1 * 1.5, 2 - 0.1 * 3.0], rtol=1e-6)
 
 
-def test_config_round_trip():
-    optimizer = optimizer_lib.SGD(0.25, momentum=0.8, l2=0.01, name="mine")
-    copy = optimizer_lib.SGD.from_config(optimizer.get_config())
-    assert copy.get_config() == optimizer.get_config()
-    assert copy.momentum == 0.8 and copy.l2 == 0.01 and float(copy.learning_rate) == 0.25
-
-
 @pytest.mark.parametrize(
     "settings,num_norms",
     [

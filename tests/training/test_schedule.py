@@ -12,11 +12,12 @@ STEPS = [0, 1, 2, 499, 500, 998, 999, 1000, 1001, 59998, 59999, 60000, 60001, 79
 
 def rates(steps, **settings):
     train = Config().replace(**settings).train
+    batch = train.global_batch_size
     built = schedule.Schedule(train)
     expected = [
         sgd.schedule(
             step,
-            schedule.effective_learning_rate(train),
+            train.learning_rate * train.global_batch_size / (train.base_batch_size or batch),
             train.warmup_steps,
             train.warmup_factor,
             train.lr_decay_steps,
@@ -56,9 +57,7 @@ def test_every_step_of_short_schedules(settings):
 
 
 def test_linear_scaling_rule():
-    train = Config().replace(global_batch_size=4, base_batch_size=16).train
-    assert schedule.effective_learning_rate(train) == pytest.approx(0.005)
-    assert schedule.effective_learning_rate(Config().replace(global_batch_size=4).train) == 0.02
+    assert rates(STEPS, global_batch_size=4)[0][7] == pytest.approx(0.02)
     actual, expected = rates(STEPS, global_batch_size=4, base_batch_size=16)
     assert actual[7] == pytest.approx(0.005)
     np.testing.assert_allclose(actual, expected, rtol=1e-6)

@@ -28,17 +28,17 @@ def evaluations(monkeypatch):
 
     steps = Steps()
 
-    def evaluate(evaluator, averages, run_dir, step, log, losses):
+    def found(evaluator, averages, run_dir, step, log, losses):
         steps.append(step)
-        found = {"losses": losses()} if losses else {}
-        return {"step": step, "num_images": 2, **found}
+        of_losses = {"losses": losses()} if losses else {}
+        return {"step": step, "num_images": 2, **of_losses}
 
     def flat_scalars(metrics):
         score = steps.scores[metrics["step"]]
         losses = {f"eval_loss/{name}": v for name, v in metrics.get("losses", {}).items()}
         return {**({} if score is None else {"eval/PQ": score}), **losses}
 
-    monkeypatch.setattr(train.evaluation, "evaluate", evaluate)
+    monkeypatch.setattr(train, "_metrics", found)
     monkeypatch.setattr(train.report, "flat_scalars", flat_scalars)
     monkeypatch.setattr(train.report, "table", str)
     return steps
@@ -56,7 +56,7 @@ def test_an_evaluation_that_a_kill_cut_short_is_made_up_for(
         train_steps=train_steps, eval_interval_steps=2, checkpoint_interval_steps=2
     )
     with monkeypatch.context() as patch:
-        patch.setattr(train.evaluation, "evaluate", lambda *args: 1 / 0)
+        patch.setattr(train, "_metrics", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             train.train(config, str(tmp_path))
     assert train.train(config, str(tmp_path)) == 0

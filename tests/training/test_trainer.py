@@ -282,7 +282,9 @@ def test_half_precision_changes_the_losses_of_the_network_little(tiny_config):
     for precision in ("float32", "mixed_bfloat16", "mixed_float16"):
         built = trainer.build_trainer(config.replace(precision=precision), info, strategy)
         assert built.model.backbone.compute_dtype == precision.removeprefix("mixed_")
-        losses[precision] = {name: float(value) for name, value in built.forward(batch)[1].items()}
+        losses[precision] = {
+            name: float(value) for name, value in built.forward(batch, built.global_step)[1].items()
+        }
     for precision in ("mixed_bfloat16", "mixed_float16"):
         assert losses[precision] != losses["float32"]
         for name in ("rpn_objectness", "class", "mask", "semantic", "total"):

@@ -255,15 +255,17 @@ def test_to_run_dir_and_back(tmp_path, config):
     """By the tool, and from one run directory to another."""
     tensors = random_tensors(tiny_model())  # 3 things, 4 stuff classes and "other"
     given, run_dir, again, back = (f"{tmp_path}/{name}" for name in ("a.pkl", "b", "c", "d.pkl"))
-    detectron2.write(given, tensors)
+    prefixed = {f"model.{name}": value for name, value in tensors.items()}
+    detectron2.write(given, {**prefixed, "loss.weight": np.zeros(2)})
     values = {**tiny.NETWORK, "dataset_info": config.data.dataset_info, "weights": given}
     flags = (f"--{name}={value}" for name, value in values.items())
-    processes.call("tools/convert_weights.py", f"--run_dir={run_dir}", *flags)
+    told = processes.call("tools/convert_weights.py", f"--run_dir={run_dir}", *flags).stderr
+    assert told.count("Not used, as it stands beside model.: loss.weight") == 1
     assert run_directory.load_run(run_dir)[0] == config
     model = tiny_model()
     restore.restore_for_inference(model, run_dir)
     np.testing.assert_array_equal(model.box_head.fc2.bias, tensors["roi_heads.box_head.fc2.bias"])
-    convert.to_run_dir(run_dir, convert.known_config(run_dir), again)
+    convert.to_run_dir(run_dir, convert.known_config(run_dir)[0], again)
     flags = f"--run_dir={again}", "--to=detectron2", f"--weights={back}"
     processes.call("tools/convert_weights.py", *flags)
     assert_tensors(safe_pickle.read(back).tensors, tensors)

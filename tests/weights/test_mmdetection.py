@@ -109,7 +109,7 @@ def test_weights_that_are_not_finite_are_refused(value):
 )
 def test_settings_follow_from_the_tensors(tmp_path, depth, panoptic, style, stride_in_1x1):
     path = write_names(tmp_path, {50: 6, 101: 23}[depth], panoptic, style)
-    config = convert.known_config(path, stride_in_1x1)
+    config, _ = convert.known_config(path, stride_in_1x1)
     assert config.model.backbone == f"resnet{depth}"
     assert config.model.task == ("panoptic" if panoptic else "instance")
     assert config.model.class_agnostic_nms == panoptic and config.data.resize == "opencv"
@@ -120,8 +120,8 @@ def test_settings_follow_from_the_tensors(tmp_path, depth, panoptic, style, stri
 def test_settings_that_do_not_follow_are_asked_for(tmp_path):
     with pytest.raises(ValueError, match="add --nostride_in_1x1 for 'pytorch' or"):
         convert.known_config(write_names(tmp_path, 6, False, "unknown"))
-    assert convert.known_config(write_names(tmp_path, 6, True, "pytorch", classes=12)) is None
-    assert convert.known_config(write_names(tmp_path, 3, True, "pytorch")) is None
+    assert convert.known_config(write_names(tmp_path, 6, True, "pytorch", classes=12))[0] is None
+    assert convert.known_config(write_names(tmp_path, 3, True, "pytorch"))[0] is None
 
 
 def write_names(folder, blocks, panoptic, style, classes=81):
