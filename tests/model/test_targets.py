@@ -219,27 +219,3 @@ def test_unknown_sizes_in_a_graph():
         expected = targets.roi_targets(proposals, ground_truth, K, SEED, config)
         for a, e in zip(function(proposals, ground_truth), expected):
             np.testing.assert_allclose(a, e, atol=1e-5)
-
-
-def test_as_many_mask_slots_as_can_be_needed():
-    """A quarter of the sample may be foreground; the shape follows from the settings alone."""
-    ground_truth, proposals = example((5, 0), num_proposals=90, valid_proposals=(90, 90))
-    config = Config().replace(roi_samples_per_image=80).model
-    needed = targets.roi_targets(proposals, ground_truth, K, SEED, config)
-    most = targets.roi_targets(proposals, ground_truth, K, SEED, config, for_xla=True)
-    assert most.mask_boxes.shape == (2, 20, 4) and most.masks.shape == (2, 20, 28, 28)
-    foreground = [np.count_nonzero(rois.mask_class_ids >= 0) for rois in (needed, most)]
-    assert foreground[0] == foreground[1] > 0
-    for name, value in needed._asdict().items():
-        slots = 20 if name.startswith("mask") else 80
-        np.testing.assert_array_equal(
-            getattr(most, name)[:, : value.shape[1]], value[:, :slots], err_msg=name
-        )
-
-
-def test_double_precision_stays_double():
-    ground_truth, proposals = example()
-    proposals = proposals._replace(boxes=tf.cast(proposals.boxes, tf.float64))
-    rois = targets.roi_targets(proposals, ground_truth, K, SEED, TAKE_ALL)
-    rpn = targets.rpn_targets(tf.cast(anchors(), tf.float64), ground_truth, SEED, TAKE_ALL)
-    assert rois.deltas.dtype == rois.boxes.dtype == rpn.deltas.dtype == tf.float64

@@ -86,18 +86,6 @@ def test_rpn_nms_returns_the_callers_precision(for_xla):
     assert set(got[0][0, :, 0].numpy()) <= set(boxes[..., 0].ravel())
 
 
-def test_rpn_nms_compiles_under_xla():
-    boxes, logits = random_case([2, 3, 40])
-    check_rpn(
-        boxes,
-        logits,
-        0.3,
-        150,
-        True,
-        lambda f: tf.function(f, jit_compile=True, autograph=False),
-    )
-
-
 def check_class(boxes, scores, score_threshold, iou_threshold, max_detections, wrap=lambda f: f):
     call = wrap(lambda b, s: nms.class_nms(b, s, score_threshold, iou_threshold, max_detections))
     got_boxes, got_scores, class_ids, num = call(tf.constant(boxes), tf.constant(scores))
