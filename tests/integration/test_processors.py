@@ -6,8 +6,6 @@ API, as in a server, on the other kind of processor than the one that exported i
 """
 
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -21,19 +19,9 @@ from tests.serving.test_graph import read
 OPTIONS = ("0", "1")
 
 
-def start(option, *command):
-    variables = {"TF_ENABLE_ONEDNN_OPTS": option}
-    variables["TF_NUM_INTRAOP_THREADS"] = "1"  # two of these processes share the cores
-    environment = processes.environment(**variables)
-    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(
-        [sys.executable, *command], cwd=processes.ROOT, env=environment, **piped
-    )
-
-
-def finish(process):
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
+def start(option, folder, *command):
+    variables = {"TF_ENABLE_ONEDNN_OPTS": option, "TF_NUM_INTRAOP_THREADS": "1"}  # two at a time
+    return processes.start(*command, log=folder / "log", **variables)
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +30,9 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("processors")
     records = tiny.make_records(path)
     # At the same time: compiling, which takes most of it, keeps one core busy.
-    both = [
-        start(option, "-m", processors.__name__, str(records), str(path / option))
-        for option in OPTIONS
-    ]
-    for process in both:
-        finish(process)
+    command = "-m", processors.__name__, records
+    for process in [start(option, path, *command, path / option) for option in OPTIONS]:
+        assert process.wait() == 0, (path / "log").read_text()
     return path
 
 
@@ -117,7 +102,8 @@ def test_export_in_a_server_on_the_other_kind(exported, served, folder, kind, tm
     signature = read(saved_model).signature_def["panoptic"]
     c_api.write_request(request, signature, {"images": processors.image()})
     library = os.path.dirname(tf.__file__)
-    finish(start(served, c_api.__file__, library, str(saved_model), str(tmp_path), str(tmp_path)))
+    server = start(served, tmp_path, c_api.__file__, library, saved_model, tmp_path, tmp_path)
+    assert server.wait() == 0, (tmp_path / "log").read_text()
     reply = c_api.read_reply(request)
     assert "error" not in reply, reply
     actual = {f"panoptic/{name}": value for name, value in reply.items()}

@@ -33,7 +33,7 @@ def example(counts=(3, 1), num_proposals=40, valid_proposals=(40, 25), seed=0):
     """Ground truth and proposals of two images, padded; half the proposals lie near an instance."""
     rng = np.random.default_rng(seed)
     batch, m = len(counts), max(counts)
-    gt_boxes = np.zeros([batch, m, 4], np.float32)
+    gt_boxes = np.tile(np.float32([9, 9, 70, 90]), [batch, m, 1])  # padding must not match
     class_ids = np.full([batch, m], -1, np.int32)
     masks = np.zeros([batch, m, H, W], np.uint8)
     boxes = np.zeros([batch, num_proposals, 4], np.float32)

@@ -1,7 +1,6 @@
 """The loop: what a run leaves behind, how it stops, and what it refuses to start."""
 
 import concurrent.futures
-import json
 import os
 import signal
 
@@ -14,18 +13,13 @@ from pfpn_tf.data import pipeline
 from pfpn_tf.distribution import strategies
 from pfpn_tf.runs import checkpoints, restore, run_directory
 from pfpn_tf.training import checks, logs, loss_scale, train, trainer
-from tests.training import kill_and_resume
+from tests.training.runs import metrics, tensors
 
 FOLDERS = ("checkpoints", run_directory.BEST)
 LOSSES = [
     f"loss/{name}"
     for name in ("rpn_objectness", "rpn_box", "class", "box", "mask", "semantic", "total")
 ]
-
-
-def metrics(run_dir):
-    with open(os.path.join(run_dir, run_directory.METRICS), encoding="utf-8") as f:
-        return [json.loads(line) for line in f]
 
 
 def test_a_run_leaves_everything_behind(tiny_config, tmp_path, caplog):
@@ -51,7 +45,7 @@ def test_a_run_leaves_everything_behind(tiny_config, tmp_path, caplog):
     found = [evaluation[f"eval_{name}"] for name in LOSSES]
     assert found[-1] == pytest.approx(sum(found[:-1]), rel=1e-5) and min(found) > 0
     # Of these the first was saved before the evaluation, the second after it.
-    saved = (kill_and_resume.tensors(tmp_path / "run", 3, name) for name in FOLDERS)
+    saved = (tensors(tmp_path / "run", 3, name) for name in FOLDERS)
     tf.nest.map_structure(np.testing.assert_array_equal, *saved)
     for line in lines:
         assert set(LOSSES) <= line.keys()
@@ -328,7 +322,7 @@ def test_initialising_from_another_run(toy, tmp_path):
     train.train(toy.config.replace(train_steps=1), first)
     train.train(toy.config.replace(init_weights=first, learning_rate=1e-12, train_steps=1), second)
     name = "model/stem/kernel/.ATTRIBUTES/VARIABLE_VALUE"
-    values = [kill_and_resume.tensors(tmp_path / d, 1)[name] for d in ("first", "second")]
+    values = [tensors(tmp_path / d, 1)[name] for d in ("first", "second")]
     np.testing.assert_allclose(values[0], values[1], rtol=1e-6)
 
 

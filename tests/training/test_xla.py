@@ -10,8 +10,8 @@ from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.structures import GroundTruth
 from pfpn_tf.training import checks, train
 from tests import precision
+from tests.training.runs import metrics
 from tests.training.test_replicas import two_cpus
-from tests.training.test_trainer import metrics
 
 
 def static(config):
