@@ -30,10 +30,6 @@ def pred(change=None, **new):
     return edit("pred", lambda content: change(content["annotations"][1]))
 
 
-def without(entry, key):
-    del entry[key]
-
-
 def segment(change=None, **new):
     """A damage of the first predicted segment, 70000."""
     change = change or (lambda segment: segment.update(new))
