@@ -187,7 +187,7 @@ def step(run, reference):
 @pytest.fixture(scope="module")
 def double_run(seeded_checkpoint, take_all):
     """The same in double precision, which its layers keep from here on."""
-    with precision.float64():
+    with precision.policy():
         return Run(seeded_checkpoint, take_all)
 
 

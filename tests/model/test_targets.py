@@ -7,6 +7,7 @@ import tensorflow as tf
 from pfpn_tf.config import Config
 from pfpn_tf.model import targets
 from pfpn_tf.ops import anchors as anchor_ops
+from pfpn_tf.ops import masks as mask_ops
 from pfpn_tf.structures import GroundTruth, Proposals
 from tests.reference import targets as reference
 
@@ -116,6 +117,10 @@ def test_roi_targets_equal_plain_loops(counts, maybe_graph):
         np.testing.assert_allclose(actual.deltas[b, :n], deltas, atol=2e-5)
         np.testing.assert_array_equal(actual.deltas[b, n:], 0)
         assert foreground.sum() >= counts[b]
+    indices = actual.gt_index[:, : actual.masks.shape[1]]
+    masks = mask_ops.mask_targets(ground_truth.masks, actual.mask_boxes, indices, 28)
+    np.testing.assert_array_equal(actual.masks, masks)
+    assert np.any(masks) == any(counts)
 
 
 def test_every_foreground_roi_has_a_mask_slot():
@@ -130,29 +135,6 @@ def test_every_foreground_roi_has_a_mask_slot():
     np.testing.assert_array_equal(actual.mask_class_ids, expected[:, :slots])
     assert not np.any(foreground[:, slots:])
     assert actual.masks.shape == [2, slots, 28, 28]
-
-
-def test_mask_of_a_ground_truth_roi_is_its_mask():
-    """A 28 x 28 instance, proposed exactly: its target is the mask itself."""
-    mask = np.random.default_rng(0).integers(0, 2, [28, 28]).astype(np.uint8)
-    masks = np.zeros([1, 2, H, W], np.uint8)
-    masks[0, 1, 10:38, 50:78] = mask
-    ground_truth = GroundTruth(
-        boxes=tf.constant([[[60.0, 0, 90, 20], [10, 50, 38, 78]]]),
-        class_ids=tf.constant([[0, 3]]),
-        masks=tf.constant(masks),
-        semantic=tf.zeros([1, H, W], tf.uint8),
-    )
-    proposals = Proposals(
-        boxes=tf.constant([[[10.0, 50, 38, 78]]]),
-        logits=tf.zeros([1, 1]),
-        valid=tf.ones([1, 1], tf.bool),
-    )
-    actual = targets.roi_targets(proposals, ground_truth, K, SEED[:1], TAKE_ALL)
-    np.testing.assert_array_equal(actual.class_ids, [[3, 0, 3]])
-    np.testing.assert_array_equal(actual.gt_index, [[1, 0, 1]])
-    for slot in (0, 2):
-        np.testing.assert_array_equal(actual.masks[0, slot], mask)
 
 
 def test_random_sample_has_its_size_and_share():

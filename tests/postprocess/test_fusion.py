@@ -270,32 +270,21 @@ def test_batch_of_different_sizes_equals_single_images():
         check(one, case, image_hw[i], original_hw[i])
 
 
-def golden(test_data, name):
-    data = np.load(test_data("golden/detectron2") / f"{name}_000000142238.npz")
-    hw = np.load(test_data("golden/detectron2") / str(data["input_file"]))
-    return data, np.array(hw["resized_bgr"].shape[:2]), np.array(hw["orig_hw"])
-
-
-def golden_detections(data):
-    boxes = data["det_boxes_resized"][:, [1, 0, 3, 2]]
-    return structures.Detections(
-        boxes,
-        data["det_scores"],
-        data["det_classes"],
-        np.int32(len(boxes)),
-        data["mask_logits"].astype(np.float32),
-    )
-
-
 @pytest.mark.parametrize("name", ["b", "c"])
 def test_panoptic_map_of_detectron2(name, test_data):
-    data, image_hw, original_hw = golden(test_data, name)
-    outputs = structures.InferenceOutputs(golden_detections(data), np.zeros((1, 1, 54), np.float32))
+    folder = test_data("golden/detectron2")
+    data = np.load(folder / f"{name}_000000142238.npz")
+    photo = np.load(folder / str(data["input_file"]))
+    boxes, mask_logits = data["det_boxes_resized"][:, [1, 0, 3, 2]], data["mask_logits"]
+    detections = structures.Detections(
+        boxes, data["det_scores"], data["det_classes"], len(boxes), np.float32(mask_logits)
+    )
+    outputs = structures.InferenceOutputs(detections, np.zeros((1, 1, 54), np.float32))
     categories = np.arange(80, dtype=np.int32), np.r_[-1, 1:54].astype(np.int32)
     result = fusion.fuse_image(
         tensors(outputs),
-        tf.constant(image_hw, tf.int32),
-        tf.constant(original_hw, tf.int32),
+        tf.constant(photo["resized_bgr"].shape[:2]),
+        tf.constant(photo["orig_hw"], tf.int32),
         fusion.FusionSettings(*categories),
         tf.constant(data["sem_argmax_orig"]),
     )
