@@ -231,17 +231,13 @@ REFUSED_BY_US_ALONE = {"16 bits", "PNG with a flipped bit"}
 
 def assert_equal(metrics, expected):
     for group, theirs in zip(("All", "Things", "Stuff"), expected):
-        ours = metrics["panoptic"][group]
-        assert (ours is None) == (theirs is None)
-        if theirs:
-            numbers = [ours[name] for name in ("pq", "sq", "rq", "n")]
-            assert numbers == pytest.approx(theirs, abs=1e-12)
+        assert metrics["panoptic"][group] == (theirs and pytest.approx(theirs, abs=1e-12))
 
 
 @pytest.mark.parametrize("case", NUMBERS)
 def test_numbers_are_the_reference_s(folder, case):
     NUMBERS[case](folder)
-    expected = reference.score_files(*files(folder))
+    expected, _ = reference.score_files(*files(folder))
     assert_equal(PanopticFiles(*files(folder)).score(), expected)
 
 
@@ -249,13 +245,13 @@ def test_numbers_are_the_reference_s(folder, case):
 def test_errors_name_what_is_wrong(folder, case):
     damage, words = ERRORS[case]
     damage(folder)
-    if case not in REFUSED_BY_US_ALONE:
-        with pytest.raises(Exception):
-            reference.score_files(*files(folder))
     with pytest.raises(ValueError) as error:
         PanopticFiles(*files(folder)).score()
     for word in words:
         assert word in str(error.value)
+    if case not in REFUSED_BY_US_ALONE:
+        with pytest.raises(Exception):
+            reference.score_files(*files(folder))
 
 
 @pytest.mark.parametrize(
@@ -307,7 +303,7 @@ def test_random_damage_gives_the_reference_s_answer(folder):
         for name, content in original.items():
             content = json.loads(json.dumps(content))
             for annotation, size in zip(content["annotations"], SIZES):
-                ids = reference.read_ids(folder / name / annotation["file_name"])
+                ids = panoptic_png.read(str(folder / name), annotation["file_name"], 0, "")
                 y, x = rng.integers(0, size[0] - 6), rng.integers(0, size[1] - 6)
                 ids[y : y + 6, x : x + 6] = rng.choice([0, 1, 300, 70000, 2**24 - 1] * 5 + [4711])
                 annotation["file_name"] = f"random_{annotation['file_name']}"
@@ -329,8 +325,8 @@ def test_random_damage_gives_the_reference_s_answer(folder):
             (folder / f"random_{name}.json").write_text(json.dumps(content))
         paths = [str(folder / p) for p in ("random_gt.json", "gt", "random_pred.json", "pred")]
         try:
-            expected = reference.score_files(*paths)
-        except reference.Refused:
+            expected, _ = reference.score_files(*paths)
+        except KeyError:
             refused += 1
             with pytest.raises(ValueError, match="Image"):
                 PanopticFiles(*paths).score()

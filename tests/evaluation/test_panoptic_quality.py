@@ -7,9 +7,10 @@ import pytest
 
 from pfpn_tf.data import panoptic_png
 from pfpn_tf.evaluation.panoptic_quality import PanopticQuality
+from pfpn_tf.evaluation.score_files import PanopticFiles
 from pfpn_tf.evaluation.segment_pairs import segment_pairs
 from pfpn_tf.evaluation.semantic_iou import SemanticIoU
-from tests.evaluation.test_given_cases import score
+from tests.reference import panoptic_quality as reference
 
 CATEGORIES = [{"id": i, "isthing": int(i < 40)} for i in (1, 7, 30, 90, 200)]
 
@@ -52,7 +53,6 @@ def distort(rng, gt_ids, gt_segments):
 
 @pytest.mark.parametrize("hw", [(50, 70), (1, 200), (128, 1)])
 def test_drawn_scenes_equal_panopticapi(tmp_path, hw):
-    evaluation = pytest.importorskip("panopticapi.evaluation", reason="needs the extra panopticapi")
     rng = np.random.default_rng(3)
     contents = {name: {"categories": CATEGORIES, "annotations": []} for name in ("gt", "pred")}
     for name in contents:
@@ -67,17 +67,13 @@ def test_drawn_scenes_equal_panopticapi(tmp_path, hw):
             contents[name]["annotations"].append(annotation)
     for name, content in contents.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
-    ours = score(tmp_path)["panoptic"]
-
-    pairs = list(zip(contents["gt"]["annotations"], contents["pred"]["annotations"]))
-    folders = [str(tmp_path / name) for name in contents]
-    categories = {category["id"]: category for category in CATEGORIES}
-    theirs = evaluation.pq_compute_single_core(0, pairs, *folders, categories)
-    for category_id in categories:
-        row, stat = ours["per_class"][str(category_id)], theirs[category_id]
+    paths = [tmp_path / name for name in ("gt.json", "gt", "pred.json", "pred")]
+    ours = PanopticFiles(*map(str, paths)).score()["panoptic"]
+    (average, _, _), theirs = reference.score_files(*paths)
+    for category_id, stat in ((c["id"], theirs[c["id"]]) for c in CATEGORIES):
+        row = ours["per_class"][str(category_id)]
         assert (row["tp"], row["fp"], row["fn"]) == (stat.tp, stat.fp, stat.fn)
         assert row["iou_sum"] == pytest.approx(stat.iou, abs=1e-12)
-    average, _ = theirs.pq_average(categories, isthing=None)
     assert ours["All"] == pytest.approx(average, abs=1e-12)
     assert all(sum(row[k] for row in ours["per_class"].values()) > 10 for k in ("tp", "fp", "fn"))
 
@@ -116,6 +112,31 @@ def test_sums_do_not_depend_on_order_or_split():
     expected = run(range(30), 1)
     assert run(rng.permutation(30), 1) == expected
     assert run(rng.permutation(30), 7) == expected
+
+
+def test_perfect_crowd_void_by_hand():
+    """Ground truth, 1 row: a a a a c c c c 0 0; prediction: p p p q q q q r r r (a, p: 1; the rest
+    of class 7).
+
+    p hits a with IoU 3/4; q has 3 of 4 pixels in the crowd c and r 1 of 3 in c, 2 in void: both
+    excused.
+    """
+    gt = np.array([[1, 1, 1, 1, 2, 2, 2, 2, 0, 0]], np.uint32)
+    pred = np.array([[5, 5, 5, 6, 6, 6, 6, 7, 7, 7]], np.uint32)
+    gt_segments = [
+        {"id": 1, "category_id": 1, "area": 4, "iscrowd": 0},
+        {"id": 2, "category_id": 7, "area": 4, "iscrowd": 1},
+    ]
+    pred_segments = [
+        {"id": 5, "category_id": 1},
+        {"id": 6, "category_id": 7},
+        {"id": 7, "category_id": 7},
+    ]
+    quality = PanopticQuality(CATEGORIES)
+    quality.update(segment_pairs(gt, pred), gt_segments, pred_segments)
+    result = quality.result()
+    assert result["All"] == {"pq": 0.75, "sq": 0.75, "rq": 1.0, "n": 1}
+    assert result["Stuff"] is None
 
 
 def test_no_images():
