@@ -155,12 +155,13 @@ def test_a_non_finite_loss_stops_at_its_step_and_harms_nothing(toy, tmp_path, mo
     assert steps_saved(tmp_path) == [2]
 
 
-def test_a_finite_loss_with_a_non_finite_gradient_stops_too(toy, tmp_path, monkeypatch):
-    def losses(outputs, ground_truth, config, step):
-        loss = tf.reduce_sum(tf.sqrt(0.0 * outputs.semantic_logits))  # 0, with gradient 0 / 0
-        return {"semantic": loss, "total": loss}
+def zero_with_gradient_nan(outputs, ground_truth, config, step):
+    loss = tf.reduce_sum(tf.sqrt(0.0 * tf.cast(outputs.semantic_logits, tf.float32)))
+    return {"semantic": loss, "total": loss}
 
-    monkeypatch.setattr(trainer, "panoptic_fpn_losses", losses)
+
+def test_a_finite_loss_with_a_non_finite_gradient_stops_too(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "panoptic_fpn_losses", zero_with_gradient_nan)
     with pytest.raises(
         trainer.NonFiniteLoss, match="gradient is not finite at step 0: .*gradient_norm nan"
     ):
@@ -248,11 +249,7 @@ def test_the_loss_scale_of_float16_halves_and_skips_on_overflow(toy, monkeypatch
 
 
 def test_an_overflow_at_the_lowest_loss_scale_stops_the_run(toy, monkeypatch):
-    def losses(outputs, ground_truth, config, step):
-        loss = tf.reduce_sum(tf.sqrt(0.0 * tf.cast(outputs.semantic_logits, tf.float32)))
-        return {"semantic": loss, "total": loss}  # 0, with gradient 0 / 0
-
-    monkeypatch.setattr(trainer, "panoptic_fpn_losses", losses)
+    monkeypatch.setattr(trainer, "panoptic_fpn_losses", zero_with_gradient_nan)
     monkeypatch.setattr(loss_scale, "INITIAL", 2.0)
     config = toy.config.replace(precision="mixed_float16")
     with pytest.raises(trainer.NonFiniteLoss, match="gradient is not finite at step 1: "):
