@@ -95,11 +95,6 @@ def test_levels_of_the_paper(dtype):
     np.testing.assert_array_equal(roi_align.roi_levels(boxes), [2, 2, 3, 3, 4, 4, 5, 5])
 
 
-def test_level_depends_on_the_area_alone():
-    assert roi_align.roi_levels(tf.constant([0.0, 0.0, 50.0, 800.0])) == 3
-    assert roi_align.roi_levels(tf.constant([0.0, 0.0, 0.0, 0.0])) == 2
-
-
 @either_form
 @pytest.mark.parametrize("ratio", (2, 0))
 def test_gradient_is_the_transpose(for_xla, ratio):
