@@ -2,21 +2,9 @@
 
 import numpy as np
 
-from pfpn_tf import structures
 from pfpn_tf.postprocess import instances
+from tests.postprocess.test_fusion import golden, make_case
 from tests.reference import paste as reference
-
-
-def make_detections(rng, image_hw, num=5, width=7):
-    corner = rng.uniform(-0.2, 0.8, (width, 2)) * image_hw
-    boxes = np.concatenate([corner, corner + rng.uniform(0.02, 0.8, (width, 2)) * image_hw], 1)
-    return structures.Detections(
-        boxes=np.float32(boxes.clip(0, np.tile(image_hw, 2))),
-        scores=np.float32(np.sort(rng.uniform(0.1, 1, width))[::-1]),
-        class_ids=rng.integers(0, 3, width).astype(np.int32),
-        num_detections=np.int32(num),
-        mask_logits=np.float32(rng.normal(0.3, 1.5, (width, 28, 28))),
-    )
 
 
 def expected_masks(detections, image_hw, original_hw):
@@ -56,34 +44,25 @@ def test_equal_to_reference_at_several_sizes():
         ((33, 20), (90, 57)),
         ((32, 32), (1, 1)),
     ]:
-        check(make_detections(rng, image_hw), image_hw, original_hw)
+        check(make_case(rng, image_hw).detections, image_hw, original_hw)
 
 
 def test_boxes_that_are_empty_are_dropped_from_the_middle():
-    detections = make_detections(np.random.default_rng(2), (40, 60))
+    detections = make_case(np.random.default_rng(2), (40, 60)).detections
     detections.boxes[1] = [5, 5, 5, 9]
     detections.boxes[2] = [40, 10, 40, 20]
     keep, _, _ = expected_masks(detections, (40, 60), (80, 120))
-    assert len(keep) == 3
+    assert len(keep) == 4
     check(detections, (40, 60), (80, 120))
 
 
 def test_no_detections():
-    check(make_detections(np.random.default_rng(2), (40, 60), num=0), (40, 60), (30, 20))
+    check(make_case(np.random.default_rng(2), (40, 60), num=0).detections, (40, 60), (30, 20))
 
 
 def test_masks_of_detectron2(test_data):
-    data = np.load(test_data("golden/detectron2") / "b_000000142238.npz")
-    hw = np.load(test_data("golden/detectron2") / str(data["input_file"]))
-    image_hw, original_hw = hw["resized_bgr"].shape[:2], tuple(hw["orig_hw"])
-    num = len(data["det_scores"])
-    detections = structures.Detections(
-        data["det_boxes_resized"][:, [1, 0, 3, 2]],
-        data["det_scores"],
-        data["det_classes"],
-        np.int32(num),
-        data["mask_logits"],
-    )
+    data, photo, detections = golden(test_data, "b")
+    image_hw, original_hw = photo["resized_bgr"].shape[:2], tuple(photo["orig_hw"])
     ours = placed_instances(detections, image_hw, original_hw)
     np.testing.assert_allclose(ours.boxes, data["det_boxes_orig"][:, [1, 0, 3, 2]], atol=1e-4)
     theirs = np.unpackbits(data["det_masks_packbits"], axis=-1)[
@@ -91,5 +70,5 @@ def test_masks_of_detectron2(test_data):
     ]
     # The file's mask logits are float16, a step of up to 0.004 around the cut.
     wrong = [np.count_nonzero(a.ravel() != b) for a, b in zip(ours.masks(), theirs)]
-    assert len(wrong) == num
+    assert len(wrong) == len(data["det_scores"])
     assert sum(wrong) <= 2e-4 * theirs.sum()
