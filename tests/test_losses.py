@@ -198,20 +198,6 @@ def test_nothing_to_count_gives_zero_losses_and_zero_gradients():
         np.testing.assert_array_equal(gradient, np.zeros(gradient.shape))
 
 
-def test_background_only_has_a_class_loss_alone():
-    outputs, ground_truth = example()
-    rois = outputs.roi_targets
-    outputs = outputs._replace(
-        roi_targets=rois._replace(
-            class_ids=tf.fill([2, 7], K),
-            valid=tf.ones([2, 7], tf.bool),
-            mask_class_ids=-tf.ones_like(rois.mask_class_ids),
-        )
-    )
-    result = losses.panoptic_fpn_losses(outputs, ground_truth, CONFIG)
-    assert result["class"] > 0 and result["box"] == 0 and result["mask"] == 0
-
-
 @pytest.mark.both_stacks
 def test_two_replicas_add_up_to_one():
     """Uneven RoIs and labelled pixels; the sum over replicas is the one-replica result."""

@@ -16,12 +16,6 @@ from pfpn_tf.evaluation import counts
 from tests.evaluation.test_instance_files import two_balls
 
 STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-CASES = [
-    "01_coco",
-    "02_coco_ties_few_images",
-    "04_coco_over_100_per_image",
-    "06_camvid_class_without_gt",
-]
 
 
 def by_image(gt, results, kind, parts=1):
@@ -57,15 +51,6 @@ def pycocotools(gt, results, kind):
 def assert_pycocotools(ours, gt, results, kind):
     expected = pycocotools(gt, results, kind)
     assert {name: ours[name] for name in STATS} == pytest.approx(expected, abs=1e-12)
-
-
-@pytest.mark.parametrize("kind", ["bbox", "segm"])
-@pytest.mark.parametrize("case", CASES)
-def test_image_by_image_equals_all_at_once(test_data, case, kind):
-    folder = test_data(f"data/pq_cases/given/instances/{case}")
-    gt = json.loads((folder / "gt.json").read_text())
-    results = json.loads((folder / f"detections_{kind}.json").read_text())
-    assert by_image(gt, results, kind, parts=3) == ap.average_precision(gt, results, kind)
 
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from pfpn_tf.model import fpn
-from tests.model.test_layers import numpy_conv
+from tests.model.test_layers import numpy_layer
 
 
 def random_features(hw):
@@ -16,13 +16,10 @@ def random_features(hw):
 
 
 def numpy_fpn(model, features):
-    def conv(layer, x):
-        return numpy_conv(x, layer.kernel.numpy(), 1) + layer.bias.numpy()
-
     merged, pyramid = 0.0, {}
     for level in (5, 4, 3, 2):
-        merged = conv(model.lateral[f"c{level}"], features[f"c{level}"]) + merged
-        pyramid[f"p{level}"] = conv(model.output_convs[f"p{level}"], merged)
+        merged = numpy_layer(model.lateral[f"c{level}"], features[f"c{level}"]) + merged
+        pyramid[f"p{level}"] = numpy_layer(model.output_convs[f"p{level}"], merged)
         merged = merged.repeat(2, axis=1).repeat(2, axis=2)
     pyramid["p6"] = pyramid["p5"][:, ::2, ::2]
     return pyramid
@@ -64,12 +61,3 @@ def test_group_norm_replaces_the_bias():
     model(random_features((32, 64)))
     names = {v.name.split("/")[-1] for v in model.variables}
     assert names == {"kernel:0", "gamma:0", "beta:0"}
-
-
-def test_the_branches_of_a_grouped_pyramid():
-    pyramid = {"p2": tf.reshape(tf.range(12.0), [1, 1, 2, 6]), "p3": tf.ones([1, 1, 1, 6])}
-    instance, semantic = fpn.branch_pyramids(pyramid, 2)
-    np.testing.assert_array_equal(instance["p2"][0, 0], [[0, 1, 2], [6, 7, 8]])
-    np.testing.assert_array_equal(semantic["p2"][0, 0], [[3, 4, 5], [9, 10, 11]])
-    assert instance["p3"].shape == semantic["p3"].shape == (1, 1, 1, 3)
-    assert fpn.branch_pyramids(pyramid, 1) == (pyramid, pyramid)

@@ -4,20 +4,8 @@ import numpy as np
 import tensorflow as tf
 
 from pfpn_tf.model import resnet, symmetric_decoder
-from tests.model.test_layers import numpy_conv
-from tests.ops.test_group_norm import numpy_group_norm
+from tests.model.test_resnet import numpy_block
 from tests.reference.resize import resize
-
-
-def numpy_block(block, x):
-    def conv(layer, x):
-        y = numpy_conv(x, layer.kernel.numpy(), 1, layer.groups)
-        norm = layer.norm
-        return numpy_group_norm(y, norm.gamma.numpy(), norm.beta.numpy(), norm.groups)
-
-    y = np.maximum(conv(block.conv1, x), 0)
-    y = np.maximum(conv(block.conv2, y), 0)
-    return np.maximum(conv(block.conv3, y) + (conv(block.shortcut, x) if block.shortcut else x), 0)
 
 
 def test_against_numpy(maybe_graph):

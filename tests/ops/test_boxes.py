@@ -16,10 +16,6 @@ def random_boxes(count, hw=(40.0, 90.0), seed=0):
     return np.concatenate([corner, corner + rng.uniform(1, 30, [count, 2])], axis=1)
 
 
-def test_area_is_height_times_width():
-    assert box_ops.area(tf.constant([1.0, 2.0, 4.0, 9.0])).numpy() == 21.0
-
-
 @pytest.mark.both_stacks
 def test_iou_matrix(maybe_graph):
     a, b = random_boxes(7), random_boxes(11, seed=1)
@@ -51,13 +47,6 @@ def test_iou_keeps_the_float32_order_of_operations(maybe_graph):
     anchor_area = (anchors[:, 2] - anchors[:, 0]) * (anchors[:, 3] - anchors[:, 1])
     got = maybe_graph(box_ops.iou_matrix)(tf.constant(gt), tf.constant(anchors))
     np.testing.assert_array_equal(got, inter / ((area + anchor_area) - inter))
-
-
-def test_clip_uses_the_size_of_each_image():
-    boxes = tf.constant([[[-5.0, -5.0, 99.0, 99.0]], [[3.0, 4.0, 99.0, 99.0]]])
-    got = box_ops.clip(boxes, tf.constant([[30, 40], [50, 20]]))
-    np.testing.assert_array_equal(got, [[[0, 0, 30, 40]], [[3, 4, 50, 20]]])
-    np.testing.assert_array_equal(box_ops.clip(boxes[0], [30, 40]), [[0, 0, 30, 40]])
 
 
 def test_is_empty():
