@@ -37,10 +37,7 @@ def main():
     config = trials.with_steps(pipeline.config_for_records(flags_lib.given_settings()), args.steps)
     rows = trials.rows(config, args.sweep, args.num_trials)
     flags_lib.make_output_dir("output_dir")
-    try:
-        results = queue.run_all(trials.experiments_of(rows), args.output_dir)
-    except queue.Stopped as stopped:
-        return stopped.code
+    results = queue.run_all(trials.experiments_of(rows), args.output_dir)
     model, steps = config.model, config.train.train_steps
     title = f"{model.task} {model.backbone}, {steps:,} steps of {config.train.global_batch_size}"
     print(trials.write_report(rows, results, args.output_dir, f"{title} images"))
