@@ -268,8 +268,8 @@ def function_of(
     # How long a whole network takes depends on what its weights detect, and by chance that doubled
     # from one process to the next. Seeded, networks have the same weights in what they share.
     tf.keras.utils.set_random_seed(0)
-    *classes, image_hw = example
-    model = panoptic_fpn.PanopticFPN(network, *classes)
+    num_thing_classes, num_semantic_classes, image_hw = example
+    model = panoptic_fpn.PanopticFPN(network, num_thing_classes, num_semantic_classes)
     if part == PYRAMID:
         model.fpn(model.backbone(tf.zeros([1, 64, 64, 3])))  # their weights, and none of the heads
     else:
