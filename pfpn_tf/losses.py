@@ -74,7 +74,10 @@ def sums_and_counts(
         mask_pixels = rois.masks.shape[-2] * rois.masks.shape[-1]
         counts["mask"] = tf.math.count_nonzero(rois.mask_class_ids >= 0) * mask_pixels
     if outputs.semantic_logits is not None:
-        sums["semantic"] = semantic_loss(outputs.semantic_logits, ground_truth.semantic)
+        # L_s, divided by the number of labelled pixels (section 3.2).
+        sums["semantic"] = upsampled_cross_entropy(
+            outputs.semantic_logits, ground_truth.semantic, VOID
+        )
         counts["semantic"] = tf.math.count_nonzero(ground_truth.semantic != VOID)
     return sums, counts
 
@@ -202,21 +205,6 @@ def mask_loss(mask_logits: tf.Tensor, targets: RoiTargets) -> tf.Tensor:
     losses = tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits)
     foreground = targets.mask_class_ids >= 0  # [B, F]
     return _masked_sum(losses, foreground[:, :, tf.newaxis, tf.newaxis])
-
-
-def semantic_loss(semantic_logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    """L_s: sum of the softmax cross-entropy over the labelled pixels, at full resolution.
-
-    Divided by the number of labelled pixels (section 3.2). The logits are upsampled 4x, bilinearly.
-
-    Args:
-      semantic_logits: [B, h, w, S].
-      labels: [B, 4 h, 4 w] uint8 classes; 255 is void.
-
-    Returns:
-      Scalar.
-    """
-    return upsampled_cross_entropy(semantic_logits, labels, VOID)
 
 
 def _l1_sum(deltas, targets, mask):

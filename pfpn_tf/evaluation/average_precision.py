@@ -12,40 +12,19 @@ import hotcoco
 import numpy as np
 
 _KEYS = {"bbox": "bbox", "segm": "segmentation"}
-
-
-def average_precision(
-    gt: Dict[str, Any], results: List[Dict[str, Any]], iou_type: str
-) -> Dict[str, Any]:
-    """COCO's twelve numbers and the AP of each class.
-
-    Args:
-      gt: content of a COCO instances JSON; `instance_files` checks those of users.
-      results: COCO results with `bbox` or `segmentation`.
-      iou_type: "bbox" or "segm".
-
-    Returns:
-      AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl and AR (= AR100) as fractions,
-      -1 where there is no ground truth, as pycocotools has it; `per_class`: by category id AP,
-      AP50, AP75, None without ground truth.
-    """
-    images = {image["id"]: image for image in gt["images"]}
-    precision = AveragePrecision(gt["categories"], iou_type)
-    places = dict(enumerate(images[i] for i in _sorted(images)))
-    precision.update(places, gt["annotations"], results)
-    return precision.result()
+_OTHER_IDS = 2**62  # images whose ids are not numbers count from here on, after all others
 
 
 class AveragePrecision:
-    """The same numbers, a few images at a time: of each image only scores and matches are kept, no
-    masks.
+    """COCO's twelve numbers and the AP of each class, over any number of images: of each only
+    scores and matches are kept, no masks.
     """
 
     def __init__(self, categories: Iterable[Dict[str, Any]], iou_type: str):
         """Args: categories: COCO categories of the things. iou_type: "bbox" or "segm"."""
         self._key = _KEYS[iou_type]
         # hotcoco's ids are integers: here the place of a category in the order of the ids.
-        self._classes = {c: n for n, c in enumerate(_sorted({c["id"] for c in categories}))}
+        self._classes = {c: n for n, c in enumerate(sorted({c["id"] for c in categories}))}
         names = [{"id": n, "name": str(c)} for c, n in self._classes.items()]
         self._matches = hotcoco.StreamingEval(names, iou_type)
 
@@ -55,13 +34,13 @@ class AveragePrecision:
         """Adds images. What belongs to other images or unknown categories does not count.
 
         Args:
-          images: by an integer of its own, the COCO entry of each image with id, height, width. Of
-            detections with equal scores, those of the image with the lower integer come first;
-            pycocotools orders images by id.
+          images: by its position among all, the COCO entry of each image with id, height, width.
+            Of detections with equal scores, those of the image with the lower id come first, as
+            pycocotools has it; of ids that are no numbers, those of the lower position.
           annotations: COCO annotations of the images.
           results: COCO results of the images.
         """
-        places = {image["id"]: place for place, image in images.items()}
+        places = {image["id"]: _place(image["id"], n) for n, image in images.items()}
 
         def kept(entries, *keys):
             return [
@@ -77,8 +56,11 @@ class AveragePrecision:
             ]
 
         sizes = [
-            {"id": place, **{side: image[side] for side in ("height", "width") if image.get(side)}}
-            for place, image in images.items()
+            {
+                "id": places[image["id"]],
+                **{side: image[side] for side in ("height", "width") if image.get(side)},
+            }
+            for image in images.values()
         ]
         self._matches.update(sizes, kept(annotations, "area", "iscrowd"), kept(results, "score"))
 
@@ -87,7 +69,13 @@ class AveragePrecision:
         self._matches = hotcoco.StreamingEval.merge([self._matches, other._matches])
 
     def result(self) -> Dict[str, Any]:
-        """See `average_precision`."""
+        """The numbers of the images so far.
+
+        Returns:
+          AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl and AR (= AR100) as
+          fractions, -1 where there is no ground truth, as pycocotools has it; `per_class`: by
+          category id AP, AP50, AP75, None without ground truth.
+        """
         evaluation: Any = copy.copy(self._matches).finalize()
         evaluation.accumulate()
         # IoU threshold, recall, class, area (all, small, medium, large), detections (1, 10, 100).
@@ -122,6 +110,10 @@ def _mean(values, otherwise):
     return float(np.mean(known)) if known.size else otherwise
 
 
-def _sorted(ids):
-    """Numbers before strings."""
-    return sorted(ids, key=lambda i: (isinstance(i, str), i))
+def _place(image_id, position):
+    """The integer by which hotcoco orders an image: pycocotools' order, that of the ids, where they
+    are numbers. Other ids come after these, by their position.
+    """
+    if isinstance(image_id, int) and 0 <= image_id < _OTHER_IDS:
+        return image_id
+    return _OTHER_IDS + position

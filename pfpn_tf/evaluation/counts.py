@@ -15,10 +15,8 @@ from pfpn_tf.evaluation.inference import ImageOutputs
 from pfpn_tf.evaluation.panoptic_quality import PanopticQuality
 from pfpn_tf.evaluation.segment_pairs import segment_pairs
 from pfpn_tf.evaluation.semantic_iou import THINGS, SemanticIoU
-from pfpn_tf.postprocess.instances import original_instances
+from pfpn_tf.postprocess.instances import full_masks, original_instances
 from pfpn_tf.utils.errors import UserError
-
-_OTHER_IDS = 2**62  # AP counts images whose ids are not numbers from here on, after all others
 
 
 class ImageTruth(NamedTuple):
@@ -186,13 +184,13 @@ class EvaluationMetrics:
         self._branch.update(segment_pairs(truth.panoptic_ids, pred_ids), gt, pred)
 
     def _add_instances(self, position, outputs, truth, writer):
-        instances = original_instances(outputs.detections, truth.hw)
+        instances = original_instances(outputs.detections)
         results = predictions.instance_results(
             truth.image_id,
             instances.boxes,
             instances.scores,
             self._info.thing_category_ids[instances.class_ids],
-            instances.masks(),
+            full_masks(instances, truth.hw),
         )
         if writer:
             writer.add_instances(results)
@@ -200,7 +198,7 @@ class EvaluationMetrics:
             return
         image = {"id": truth.image_id, "height": truth.hw[0], "width": truth.hw[1]}
         for precision in self._precision.values():
-            precision.update({_place(truth.image_id, position): image}, truth.annotations, results)
+            precision.update({position: image}, truth.annotations, results)
 
     def merge(self, other: "EvaluationMetrics") -> None:
         """Adds another worker's images; their ids come after those of this one."""
@@ -238,12 +236,3 @@ def _decimal(value):
     """Undoes float32: COCO writes boxes with two decimals."""
     rounded = round(float(value), 2)
     return rounded if abs(rounded - value) < 1e-4 else float(value)
-
-
-def _place(image_id, position):
-    """The integer by which AP orders an image: pycocotools' order, that of the ids, where they are
-    numbers. Other ids come after these, in the order of the split.
-    """
-    if isinstance(image_id, int) and 0 <= image_id < _OTHER_IDS:
-        return image_id
-    return _OTHER_IDS + position

@@ -95,7 +95,8 @@ class Evaluator:
           Fractions at full precision, as far as the network has them: `panoptic` (see
           `PanopticQuality.result`), `semantic` (IoU of the panoptic maps, see
           `SemanticIoU.result`), `semantic_branch` (that of the branch's own argmax, the paper's
-          mIoU), `bbox` and `segm` (see `average_precision`); `num_images`, `seconds`, `notes`.
+          mIoU), `bbox` and `segm` (see `AveragePrecision.result`); `num_images`, `seconds` and
+          `notes`.
 
         Raises:
           UserError: records and network do not fit.

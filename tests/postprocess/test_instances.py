@@ -44,16 +44,17 @@ def paste_placed(detections, image_hw, original_hw):
 
 def placed_instances(detections, image_hw, original_hw):
     placed = instances.place_instances(detections, image_hw, original_hw)
-    return instances.original_instances(placed, original_hw)
+    found = instances.original_instances(placed)
+    return found, instances.full_masks(found, original_hw)
 
 
 def check_both(detections, image_hw, original_hw):
     keep, boxes, masks = expected_masks(detections, image_hw, original_hw)
-    lazy = placed_instances(detections, image_hw, original_hw)
+    lazy, lazy_masks = placed_instances(detections, image_hw, original_hw)
     np.testing.assert_array_equal(lazy.boxes, boxes)
     np.testing.assert_array_equal(lazy.scores, detections.scores[keep])
     np.testing.assert_array_equal(lazy.class_ids, detections.class_ids[keep])
-    lazy_masks = list(lazy.masks())
+    lazy_masks = list(lazy_masks)
     assert len(lazy_masks) == len(keep)
     placed, dense = paste_placed(
         tf.nest.map_structure(tf.constant, detections),
@@ -95,8 +96,7 @@ def test_no_detections():
 
 def test_lazy_masks_suit_pycocotools():
     detections = make_detections(np.random.default_rng(4), (40, 60))
-    found = placed_instances(detections, (40, 60), (80, 120))
-    mask = next(found.masks())
+    mask = next(placed_instances(detections, (40, 60), (80, 120))[1])
     assert coco_mask.area(coco_mask.encode(mask)) == mask.sum() > 0
 
 
@@ -112,12 +112,12 @@ def test_masks_of_detectron2(test_data):
         np.int32(num),
         data["mask_logits"],
     )
-    ours = placed_instances(detections, image_hw, original_hw)
+    ours, masks = placed_instances(detections, image_hw, original_hw)
     np.testing.assert_allclose(ours.boxes, data["det_boxes_orig"][:, [1, 0, 3, 2]], atol=1e-4)
     theirs = np.unpackbits(data["det_masks_packbits"], axis=-1)[
         :, : original_hw[0] * original_hw[1]
     ]
     # The file's mask logits are float16, a step of up to 0.004 around the cut.
-    wrong = [np.count_nonzero(a.ravel() != b) for a, b in zip(ours.masks(), theirs)]
+    wrong = [np.count_nonzero(a.ravel() != b) for a, b in zip(masks, theirs)]
     assert len(wrong) == num
     assert sum(wrong) <= 2e-4 * theirs.sum()
