@@ -89,6 +89,7 @@ class EvaluationMetrics:
 
     Attributes:
       num_scored, num_unannotated: images with and without ground truth.
+      maps: `SemanticIoU` of the panoptic maps over the categories; None without them.
       gallery: the best and worst images; None without panoptic maps.
       image_ids: in the order of evaluation.
     """
@@ -99,10 +100,10 @@ class EvaluationMetrics:
         self._info = info
         categories = info.coco_categories()
         task = model_config.task
-        self._quality = self._maps = self._branch = self.gallery = None
+        self._quality = self.maps = self._branch = self.gallery = None
         if task == "panoptic":
             self._quality = PanopticQuality(categories)
-            self._maps = SemanticIoU.of_categories(categories)
+            self.maps = SemanticIoU.of_categories(categories)
             self.gallery = Gallery(info)
         if task in ("panoptic", "semantic"):
             self._branch = self._branch_accumulator(model_config.semantic_targets)
@@ -120,11 +121,6 @@ class EvaluationMetrics:
         self._class_of = {c.id: names[classes[i]] for i, c in enumerate(self._info.categories)}
         self._branch_classes = names
         return SemanticIoU(names, things)
-
-    @property
-    def confusion(self):
-        """[C, C + 1] pixels of the panoptic maps over the categories, void last."""
-        return self._maps.confusion
 
     def add(
         self,
@@ -164,7 +160,7 @@ class EvaluationMetrics:
             return
         pairs, name = segment_pairs(truth.panoptic_ids, ids), f"Image {truth.image_id}"
         matches = self._quality.update(pairs, truth.segments, segments, name)
-        self._maps.update(pairs, truth.segments, segments)
+        self.maps.update(pairs, truth.segments, segments)
         gt = truth.panoptic_ids, truth.segments
         self.gallery.add(position, name, matches, lambda: (photo(), gt, (ids, segments)))
 
@@ -209,7 +205,7 @@ class EvaluationMetrics:
             mine.merge(its)
 
     def _accumulators(self):
-        found = [self._quality, self._maps, self._branch, self.gallery, *self._precision.values()]
+        found = [self._quality, self.maps, self._branch, self.gallery, *self._precision.values()]
         return [accumulator for accumulator in found if accumulator is not None]
 
     def result(self) -> Dict[str, Any]:
@@ -223,7 +219,7 @@ class EvaluationMetrics:
                 return metrics
         if self._quality:
             metrics["panoptic"] = self._quality.result()
-            metrics["semantic"] = self._maps.result()
+            metrics["semantic"] = self.maps.result()
             metrics["notes"] += self._quality.notes()
         if self._branch:
             metrics["semantic_branch"] = self._branch.result()

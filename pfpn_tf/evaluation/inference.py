@@ -5,7 +5,7 @@ Shapes: B images · H, W padded size · h, w original size · D detections · S 
 H4, W4 padded size / 4.
 """
 
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import tensorflow as tf
 
@@ -47,25 +47,6 @@ class Network(NamedTuple):
     model: tf.keras.Model
 
 
-class Input(NamedTuple):
-    """A batch as one network wants it.
-
-    Attributes:
-      images: [B, H, W, 3] normalised, zero in the padding.
-      image_hw: [B, 2] int32 content size.
-    """
-
-    images: tf.Tensor
-    image_hw: tf.Tensor
-
-
-class _View(NamedTuple):
-    """One look of the semantic branch: which input, and whether mirrored."""
-
-    position: int
-    flip: bool
-
-
 class Inference:
     """Forward passes and fusion of an evaluation.
 
@@ -99,7 +80,7 @@ class Inference:
         self._two_networks = semantic is not None
         self._fusion = fusion.fusion_settings(info, config.model)
         self.settings: List[config_lib.Config] = [config]
-        self._views: List[_View] = []
+        self._views: List[Tuple[int, bool]] = []  # which input, and whether mirrored
         self._frame = 0
         if config.model.task == "instance":
             return
@@ -108,7 +89,7 @@ class Inference:
         flips = (False, True) if config.eval.semantic_flip else (False,)
         for scale in config.eval.semantic_scales:
             position = self._input(config, own, scale)
-            self._views += [_View(position, flip) for flip in flips]
+            self._views += [(position, flip) for flip in flips]
 
     def _input(self, config, own, scale):
         """Position in `settings` of the input that network `own` wants at a scale."""
@@ -120,48 +101,46 @@ class Inference:
             self.settings.append(made)
         return self.settings.index(made)
 
-    def __call__(self, inputs: List[Input], original_hw: tf.Tensor) -> ImageOutputs:
+    def __call__(
+        self, inputs: Sequence[Tuple[tf.Tensor, tf.Tensor]], original_hw: tf.Tensor
+    ) -> ImageOutputs:
         """In graph.
 
         Args:
-          inputs: as many as `settings`, made by them.
+          inputs: as many as `settings`, made by them: images [B, H, W, 3], normalised and zero in
+            the padding, and their content size, [B, 2] int32.
           original_hw: [B, 2] int32.
 
         Returns:
           Batched `ImageOutputs`; maps are padded with 0 to the largest original size.
         """
-        plain = _View(self._frame, False)
+        images, image_hw = inputs[0]
         outputs = structures.InferenceOutputs()
-        if self._config.model.task != "semantic" or plain in self._views:
-            outputs = self._model(inputs[0].images, inputs[0].image_hw, training=False)
+        if self._config.model.task != "semantic" or (self._frame, False) in self._views:
+            outputs = self._model(images, image_hw, training=False)
         if self._views:
             own = None if self._two_networks else outputs.semantic_logits
             outputs = outputs._replace(semantic_logits=self._semantic_logits(inputs, own))
-        frame = inputs[self._frame]
-        return batch_outputs(
-            outputs,
-            inputs[0].image_hw,
-            original_hw,
-            self._fusion,
-            frame.image_hw,
-        )
+        _, semantic_hw = inputs[self._frame]
+        return batch_outputs(outputs, image_hw, original_hw, self._fusion, semantic_hw)
 
     def _semantic_logits(self, inputs, known):
         """[B, H4, W4, S] in the frame of scale 1; `known` are those of its plain view, if
         computed.
         """
-        frame = inputs[self._frame]
-        size = tf.shape(frame.images)[1:3] // semantic_labels.SEMANTIC_STRIDE
+        frame_images, frame_hw = inputs[self._frame]
+        size = tf.shape(frame_images)[1:3] // semantic_labels.SEMANTIC_STRIDE
         probs = []
-        for view in self._views:
-            images, image_hw = inputs[view.position]
-            is_known = known is not None and view == (self._frame, False)
-            if view.flip:
+        for position, flip in self._views:
+            images, image_hw = inputs[position]
+            is_plain = (position, flip) == (self._frame, False)
+            if flip:
                 images = mirror(images, image_hw)
+            is_known = known is not None and is_plain
             logits = known if is_known else self._semantic_model.semantic_logits(images)
-            if len(self._views) == 1 and view == (self._frame, False):
+            if len(self._views) == 1 and is_plain:
                 return logits
-            probs.append(resample(tf.nn.softmax(logits), image_hw, size, frame.image_hw, view.flip))
+            probs.append(resample(tf.nn.softmax(logits), image_hw, size, frame_hw, flip))
         mean = tf.add_n(probs) / len(probs)
         # A logarithm of 0 would turn into not-a-number where fusion weighs it with 0.
         return tf.math.log(tf.maximum(mean, 1e-30))
@@ -214,7 +193,7 @@ def batch_outputs(
     image_hw: tf.Tensor,
     original_hw: tf.Tensor,
     settings: fusion.FusionSettings,
-    semantic_hw: Optional[tf.Tensor] = None,
+    semantic_hw: tf.Tensor,
 ) -> ImageOutputs:
     """Instances, labels and panoptic maps at original size, in graph.
 
@@ -222,7 +201,7 @@ def batch_outputs(
       outputs: of the network, batched.
       image_hw: [B, 2] int32. original_hw: [B, 2] int32.
       settings: from `fusion.fusion_settings`.
-      semantic_hw: [B, 2] int32 content size of what the semantic branch saw, if not `image_hw`.
+      semantic_hw: [B, 2] int32 content size of what the semantic branch saw.
 
     Returns:
       Batched `ImageOutputs`; maps are padded with 0 to the largest original size.
@@ -230,7 +209,7 @@ def batch_outputs(
     has_instances = outputs.detections is not None
     has_semantics = outputs.semantic_logits is not None
     padded_hw = tf.reduce_max(original_hw, 0)
-    both_hw = tf.stack([image_hw, image_hw if semantic_hw is None else semantic_hw], 1)  # [B, 2, 2]
+    both_hw = tf.stack([image_hw, semantic_hw], 1)  # [B, 2, 2]
 
     def one_image(image_outputs, hw, full_hw):
         instance_hw, labels_hw = hw[0], hw[1]
