@@ -78,36 +78,21 @@ class AveragePrecision:
         """
         evaluation: Any = copy.copy(self._matches).finalize()
         evaluation.accumulate()
-        # IoU threshold, recall, class, area (all, small, medium, large), detections (1, 10, 100).
-        precision = evaluation.eval["precision"][..., -1]  # [10, 101, K, 4]
-        recall = evaluation.eval["recall"]  # [10, K, 4, 3]
-        parts = {
-            "AP": precision[..., 0],
-            "AP50": precision[0, ..., 0],
-            "AP75": precision[5, ..., 0],
-            "APs": precision[..., 1],
-            "APm": precision[..., 2],
-            "APl": precision[..., 3],
-            "AR1": recall[..., 0, 0],
-            "AR10": recall[..., 0, 1],
-            "AR100": recall[..., 0, 2],
-            "ARs": recall[..., 1, 2],
-            "ARm": recall[..., 2, 2],
-            "ARl": recall[..., 3, 2],
-        }
-        stats = {name: _mean(part, -1.0) for name, part in parts.items()}
+        evaluation.summary_lines()  # computes the numbers without printing them
+        stats = dict(zip(evaluation.metric_keys(), evaluation.stats.tolist()))
+        # From IoU threshold, recall, class, area and detections: [10, 101, K].
+        precision = evaluation.eval["precision"][..., 0, -1]
+        parts = {"AP": precision, "AP50": precision[0], "AP75": precision[5]}
         per_class = {
-            str(category_id): {
-                name: _mean(parts[name][..., n], None) for name in ("AP", "AP50", "AP75")
-            }
+            str(category_id): {name: _mean(part[..., n]) for name, part in parts.items()}
             for category_id, n in self._classes.items()
         }
         return {**stats, "AR": stats["AR100"], "per_class": per_class}
 
 
-def _mean(values, otherwise):
+def _mean(values):
     known = values[values > -1]
-    return float(np.mean(known)) if known.size else otherwise
+    return float(np.mean(known)) if known.size else None
 
 
 def _place(image_id, position):
