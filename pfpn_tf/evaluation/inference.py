@@ -135,7 +135,8 @@ class Inference:
             images, image_hw = inputs[position]
             is_plain = (position, flip) == (self._frame, False)
             if flip:
-                images = mirror(images, image_hw)
+                # The content from left to right; the padding stays where it is.
+                images = tf.reverse_sequence(images, image_hw[:, 1], seq_axis=2, batch_axis=0)
             is_known = known is not None and is_plain
             logits = known if is_known else self._semantic_model.semantic_logits(images)
             if len(self._views) == 1 and is_plain:
@@ -144,15 +145,6 @@ class Inference:
         mean = tf.add_n(probs) / len(probs)
         # A logarithm of 0 would turn into not-a-number where fusion weighs it with 0.
         return tf.math.log(tf.maximum(mean, 1e-30))
-
-
-def mirror(images: tf.Tensor, image_hw: tf.Tensor) -> tf.Tensor:
-    """Mirrors the content from left to right; the padding stays where it is.
-
-    Args:
-      images: [B, H, W, C]. image_hw: [B, 2] int.
-    """
-    return tf.reverse_sequence(images, image_hw[:, 1], seq_axis=2, batch_axis=0)
 
 
 def resample(

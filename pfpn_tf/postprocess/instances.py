@@ -31,10 +31,8 @@ def scale_boxes(boxes: tf.Tensor, image_hw: tf.Tensor, original_hw: tf.Tensor) -
     Returns:
       [D, 4] yxyx pixels of the original image, in the dtype of `boxes`; some may be empty.
     """
-    original_hw = tf.cast(original_hw, tf.float64)
-    scale = tf.cast(original_hw / tf.cast(image_hw, tf.float64), boxes.dtype)
-    limit = tf.cast(tf.tile(original_hw, [2]), boxes.dtype)
-    return tf.clip_by_value(boxes * tf.tile(scale, [2]), tf.zeros_like(limit), limit)
+    scale = tf.cast(tf.cast(original_hw, tf.float64) / tf.cast(image_hw, tf.float64), boxes.dtype)
+    return box_ops.clip(boxes * tf.tile(scale, [2]), original_hw)
 
 
 def box_windows(boxes: tf.Tensor) -> tf.Tensor:

@@ -54,14 +54,6 @@ def labels(model, config, images, hw, semantic=None):
     return run(inputs, size).labels[0].numpy()
 
 
-def test_flip_is_its_own_inverse_and_moves_only_the_content():
-    images = photo(20, 36)
-    turned = inference.mirror(images, tf.constant([[20, 36]]))
-    np.testing.assert_array_equal(turned[:, :, :36], images[:, :, 35::-1])
-    np.testing.assert_array_equal(turned[:, :, 36:], 0)
-    np.testing.assert_array_equal(inference.mirror(turned, tf.constant([[20, 36]])), images)
-
-
 def test_mirrored_maps_come_back_exactly():
     """20 x 36 pixels are 5 x 9 cells of a map of 8 x 16."""
     maps = tf.random.normal([2, 8, 16, 3])
@@ -99,7 +91,8 @@ def test_maps_of_another_scale_keep_their_place():
 @pytest.mark.parametrize("width", [36, 64])
 def test_flip_makes_any_network_equivariant(width):
     images, hw = photo(20, width), [20, width]
-    turned = inference.mirror(images, tf.constant([hw]))
+    turned = images.numpy()
+    turned[:, :, :width] = turned[:, :, width - 1 :: -1]  # the content alone
     config = SEMANTIC.replace(semantic_flip=True)
     found = labels(Branch(), config, images, hw)
     np.testing.assert_array_equal(labels(Branch(), config, turned, hw), found[:, ::-1])
