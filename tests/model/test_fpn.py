@@ -64,12 +64,3 @@ def test_group_norm_replaces_the_bias():
     model(random_features((32, 64)))
     names = {v.name.split("/")[-1] for v in model.variables}
     assert names == {"kernel:0", "gamma:0", "beta:0"}
-
-
-def test_the_branches_of_a_grouped_pyramid():
-    pyramid = {"p2": tf.reshape(tf.range(12.0), [1, 1, 2, 6]), "p3": tf.ones([1, 1, 1, 6])}
-    instance, semantic = fpn.branch_pyramids(pyramid, 2)
-    np.testing.assert_array_equal(instance["p2"][0, 0], [[0, 1, 2], [6, 7, 8]])
-    np.testing.assert_array_equal(semantic["p2"][0, 0], [[3, 4, 5], [9, 10, 11]])
-    assert instance["p3"].shape == semantic["p3"].shape == (1, 1, 1, 3)
-    assert fpn.branch_pyramids(pyramid, 1) == (pyramid, pyramid)

@@ -82,20 +82,6 @@ def test_gradient_of_a_grouped_or_dilated_conv(stride, groups, dilation, maybe_g
     np.testing.assert_allclose(dkernel[2, 0, 1, channels - 1], by_hand, atol=1e-4)
 
 
-@pytest.mark.parametrize("training", [False, True])
-def test_frozen_batch_norm(training):
-    x = np.random.normal(size=(1, 4, 5, 3)).astype(np.float32)
-    conv = layers.Conv(8, 1, norm="frozen_bn", relu=True)
-    conv(x)
-    gamma, beta, mean = np.random.normal(size=(3, 8))
-    variance = np.random.uniform(0.5, 2, size=8)
-    conv.norm.set_weights([gamma, beta, mean, variance])
-    plain = numpy_conv(x, conv.kernel.numpy(), 1)
-    expected = np.maximum((plain - mean) / np.sqrt(variance + 1e-5) * gamma + beta, 0)
-    np.testing.assert_allclose(conv(x, training=training), expected, atol=1e-5)
-    assert [v.name for v in conv.trainable_variables] == [conv.kernel.name]
-
-
 @pytest.mark.both_stacks
 def test_folding_a_frozen_norm_keeps_the_result():
     x = tf.random.normal([1, 4, 5, 3])

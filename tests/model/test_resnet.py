@@ -64,23 +64,12 @@ def test_forward_against_numpy(maybe_graph, backbone, stride_in_1x1, training):
     randomise_norms(model)
     features = maybe_graph(lambda x: model(x, training=training))(images)
     expected = numpy_resnet(model, images, stride_in_1x1)
+    assert all("kernel" in weight.name for weight in model.trainable_variables)
     assert list(features) == ["c2", "c3", "c4", "c5"]
     for level, value in expected.items():
         stride = 2 ** int(level[1])
         assert features[level].shape[1:3] == (64 // stride, 96 // stride)
         np.testing.assert_allclose(features[level], value, atol=1e-4 * np.abs(value).max())
-
-
-def test_one_more_pixel_on_the_left_shifts_nothing():
-    """Explicit padding: an impulse at the input stays centred, whatever the parity of the size."""
-    model = resnet.ResNet("resnet_tiny")
-    for width in (64, 96):
-        image = np.zeros((1, 64, width, 3), np.float32)
-        features = model(image)
-        image[0, 32, 32] = 100.0
-        change = np.abs(model(image)["c2"].numpy() - features["c2"].numpy()).sum(axis=(0, 3))
-        np.testing.assert_array_equal(np.argwhere(change).min(axis=0), [6, 6])
-        np.testing.assert_array_equal(np.argwhere(change).max(axis=0), [10, 10])
 
 
 @pytest.mark.parametrize("backbone", ["resnet_tiny", "resnext_tiny"])

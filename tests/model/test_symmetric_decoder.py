@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from pfpn_tf.model import resnet, symmetric_decoder
+from pfpn_tf.model import symmetric_decoder
 from tests.model.test_layers import numpy_conv
 from tests.ops.test_group_norm import numpy_group_norm
 from tests.reference.resize import resize
@@ -45,10 +45,3 @@ def test_against_numpy(maybe_graph):
         assert x.shape[-1] == 4 * 2**level  # the backbone's own width
         np.testing.assert_allclose(pyramid[f"p{level}"], x, atol=1e-4 * np.abs(x).max())
         below = x
-
-
-def test_as_many_blocks_as_the_backbone():
-    decoder = symmetric_decoder.SymmetricDecoder("resnet101")
-    assert [len(blocks) for blocks in decoder.stages.values()] == list(
-        resnet.ARCHITECTURES["resnet101"].blocks
-    )

@@ -235,11 +235,3 @@ def test_as_many_mask_slots_as_can_be_needed():
         np.testing.assert_array_equal(
             getattr(most, name)[:, : value.shape[1]], value[:, :slots], err_msg=name
         )
-
-
-def test_double_precision_stays_double():
-    ground_truth, proposals = example()
-    proposals = proposals._replace(boxes=tf.cast(proposals.boxes, tf.float64))
-    rois = targets.roi_targets(proposals, ground_truth, K, SEED, TAKE_ALL)
-    rpn = targets.rpn_targets(tf.cast(anchors(), tf.float64), ground_truth, SEED, TAKE_ALL)
-    assert rois.deltas.dtype == rois.boxes.dtype == rpn.deltas.dtype == tf.float64
