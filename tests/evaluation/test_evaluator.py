@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -107,13 +106,6 @@ def test_gallery_is_that_of_all_images(evaluated, single):
 
     assert merged([0, 1, 2, 3, 4, 5, 6]) == merged([6, 2], [5, 1, 3], [0, 4])
     assert merged(range(7))[0] == [p.position for p in gallery.worst[:2]]
-
-
-def test_pictures_for_tensorboard(evaluated, single):
-    pictures = single.pictures()
-    expected = {"confusion", *(f"{end}/{i}" for end in ("worst", "best") for i in range(5))}
-    assert set(pictures) == expected
-    assert all(p.dtype == np.uint8 and p.ndim == 3 for p in pictures.values())
 
 
 def test_subset_equals_files_of_the_subset(dataset, single, tmp_path):

@@ -72,12 +72,6 @@ def test_rpn_nms_keeps_a_box_at_the_threshold(for_xla):
     np.testing.assert_array_equal(got[2], [[True, True, False]])
 
 
-def test_rpn_nms_levels_do_not_suppress_each_other(for_xla):
-    boxes = np.tile(np.array([[0, 0, 9, 9]], np.float32), [1, 4, 1, 1]).reshape(1, 4, 1, 4)
-    valid = nms.rpn_nms(tf.constant(boxes), tf.zeros([1, 4, 1]), 0.5, 6, for_xla)[2]
-    np.testing.assert_array_equal(valid, [[True] * 4 + [False] * 2])
-
-
 def test_rpn_nms_returns_the_callers_precision(for_xla):
     boxes, logits = random_case([1, 2, 20])
     boxes = boxes.astype(np.float64) + 1e-9

@@ -109,21 +109,9 @@ def check(result, outputs, image_hw, original_hw, settings=SETTINGS):
 @either_way
 def test_equal_to_reference_on_random_cases(image_hw, original_hw, run):
     rng = np.random.default_rng(sum(image_hw) + sum(original_hw))
-    outputs = make_case(rng, image_hw, original_hw)
+    outputs = make_case(rng, image_hw, original_hw, padding=(32, 0))
     case = outputs, image_hw, original_hw
     check(run(*case, OTHER_SETTINGS), *case, OTHER_SETTINGS)
-
-
-def test_many_random_cases():
-    rng = np.random.default_rng(7)
-    seen = 0
-    for _ in range(12):
-        image_hw = rng.integers(16, 60, 2).astype(np.int32)
-        original_hw = rng.integers(1, 90, 2).astype(np.int32)
-        outputs = make_case(rng, image_hw, original_hw, num=rng.integers(0, 9), padding=(32, 0))
-        case = outputs, image_hw, original_hw
-        seen += len(check(run_graph(*case, OTHER_SETTINGS), *case, OTHER_SETTINGS))
-    assert seen > 20
 
 
 HW = (40, 60)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import tensorflow as tf
-from pycocotools import mask as coco_mask
 
 from pfpn_tf import structures
 from pfpn_tf.postprocess import instances
@@ -92,12 +91,6 @@ def test_boxes_that_are_empty_are_dropped_from_the_middle():
 
 def test_no_detections():
     check_both(make_detections(np.random.default_rng(2), (40, 60), num=0), (40, 60), (30, 20))
-
-
-def test_lazy_masks_suit_pycocotools():
-    detections = make_detections(np.random.default_rng(4), (40, 60))
-    mask = next(placed_instances(detections, (40, 60), (80, 120))[1])
-    assert coco_mask.area(coco_mask.encode(mask)) == mask.sum() > 0
 
 
 def test_masks_of_detectron2(test_data):
