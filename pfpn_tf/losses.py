@@ -89,33 +89,24 @@ def weighted_means(
     step: Optional[tf.Tensor] = None,
 ) -> Dict[str, tf.Tensor]:
     """weight * sum / count of each loss, and their sum, total; see `panoptic_fpn_losses`."""
-    instance_weight = train.instance_loss_weight
-    rpn_weight = 1.0 if instance_weight > 0 else 0.0
     weights = {
-        "rpn_objectness": rpn_weight,
-        "rpn_box": rpn_weight,
-        "class": instance_weight,
-        "box": instance_weight,
-        "mask": instance_weight,
+        **dict.fromkeys(("rpn_objectness", "rpn_box"), float(train.instance_loss_weight > 0)),
+        **dict.fromkeys(("class", "box", "mask"), train.instance_loss_weight),
         "semantic": train.semantic_loss_weight,
     }
-    if train.alternate_losses:
-        weights = _alternate(weights, step)
+    if train.alternate_losses:  # Table 3c: in each step those of one branch are 0.
+        assert step is not None
+        semantic_step = step % 2 == 1
+        weights = {
+            name: tf.where(semantic_step == (name == "semantic"), weight, 0.0)
+            for name, weight in weights.items()
+        }
     losses = {}
     for name, value in sums.items():
         weight = tf.cast(weights[name], value.dtype)
         losses[name] = weight * value / tf.cast(tf.maximum(counts[name], 1), value.dtype)
     losses["total"] = tf.add_n(list(losses.values()))
     return losses
-
-
-def _alternate(weights, step):
-    """The weights of one step of alternating training (Table 3c): half of them are 0."""
-    semantic_step = step % 2 == 1
-    return {
-        name: tf.where(semantic_step == (name == "semantic"), weight, 0.0)
-        for name, weight in weights.items()
-    }
 
 
 def rpn_objectness_loss(objectness_logits: tf.Tensor, targets: RpnTargets) -> tf.Tensor:

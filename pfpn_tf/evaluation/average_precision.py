@@ -55,14 +55,8 @@ class AveragePrecision:
                 if entry["image_id"] in places and entry["category_id"] in self._classes
             ]
 
-        sizes = [
-            {
-                "id": places[image["id"]],
-                **{side: image[side] for side in ("height", "width") if image.get(side)},
-            }
-            for image in images.values()
-        ]
-        self._matches.update(sizes, kept(annotations, "area", "iscrowd"), kept(results, "score"))
+        placed = [{**image, "id": places[image["id"]]} for image in images.values()]
+        self._matches.update(placed, kept(annotations, "area", "iscrowd"), kept(results, "score"))
 
     def merge(self, other: "AveragePrecision") -> None:
         """Adds the images of another accumulator with the same categories."""
