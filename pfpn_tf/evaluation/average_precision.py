@@ -12,7 +12,6 @@ import hotcoco
 import numpy as np
 
 _KEYS = {"bbox": "bbox", "segm": "segmentation"}
-_OTHER_IDS = 2**62  # images whose ids are not numbers count from here on, after all others
 
 
 class AveragePrecision:
@@ -34,13 +33,13 @@ class AveragePrecision:
         """Adds images. What belongs to other images or unknown categories does not count.
 
         Args:
-          images: by its position among all, the COCO entry of each image with id, height, width.
-            Of detections with equal scores, those of the image with the lower id come first, as
-            pycocotools has it; of ids that are no numbers, those of the lower position.
+          images: by an integer of its own, the COCO entry of each image with id, height, width. Of
+            detections with equal scores, those of the image with the lower integer come first;
+            pycocotools orders images by id.
           annotations: COCO annotations of the images.
           results: COCO results of the images.
         """
-        places = {image["id"]: _place(image["id"], n) for n, image in images.items()}
+        places = {image["id"]: place for place, image in images.items()}
 
         def kept(entries, *keys):
             return [
@@ -55,7 +54,7 @@ class AveragePrecision:
                 if entry["image_id"] in places and entry["category_id"] in self._classes
             ]
 
-        placed = [{**image, "id": places[image["id"]]} for image in images.values()]
+        placed = [{**image, "id": place} for place, image in images.items()]
         self._matches.update(placed, kept(annotations, "area", "iscrowd"), kept(results, "score"))
 
     def merge(self, other: "AveragePrecision") -> None:
@@ -87,12 +86,3 @@ class AveragePrecision:
 def _mean(values):
     known = values[values > -1]
     return float(np.mean(known)) if known.size else None
-
-
-def _place(image_id, position):
-    """The integer by which hotcoco orders an image: pycocotools' order, that of the ids, where they
-    are numbers. Other ids come after these, by their position.
-    """
-    if isinstance(image_id, int) and 0 <= image_id < _OTHER_IDS:
-        return image_id
-    return _OTHER_IDS + position

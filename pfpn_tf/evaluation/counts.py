@@ -18,6 +18,8 @@ from pfpn_tf.evaluation.semantic_iou import THINGS, SemanticIoU
 from pfpn_tf.postprocess.instances import full_masks, original_instances
 from pfpn_tf.utils.errors import UserError
 
+_OTHER_IDS = 2**62  # AP counts images whose ids are not numbers from here on, after all others
+
 
 class ImageTruth(NamedTuple):
     """Ground truth of one image, as its record has it.
@@ -194,7 +196,7 @@ class EvaluationMetrics:
             return
         image = {"id": truth.image_id, "height": truth.hw[0], "width": truth.hw[1]}
         for precision in self._precision.values():
-            precision.update({position: image}, truth.annotations, results)
+            precision.update({_place(truth.image_id, position): image}, truth.annotations, results)
 
     def merge(self, other: "EvaluationMetrics") -> None:
         """Adds another worker's images; their ids come after those of this one."""
@@ -232,3 +234,12 @@ def _decimal(value):
     """Undoes float32: COCO writes boxes with two decimals."""
     rounded = round(float(value), 2)
     return rounded if abs(rounded - value) < 1e-4 else float(value)
+
+
+def _place(image_id, position):
+    """The integer by which AP orders an image: pycocotools' order, that of the ids, where they
+    are numbers. Other ids come after these, by their position.
+    """
+    if isinstance(image_id, int) and 0 <= image_id < _OTHER_IDS:
+        return image_id
+    return _OTHER_IDS + position

@@ -79,7 +79,8 @@ class InstanceFiles:
         """`bbox` and `segm`, whichever the results carry: see `AveragePrecision.result`;
         `notes`, if there is anything to know about the numbers.
         """
-        images = dict(enumerate(sorted(self._images.values(), key=lambda image: str(image["id"]))))
+        ids = sorted(self._images, key=lambda i: (isinstance(i, str), i))  # numbers before texts
+        images = dict(enumerate(self._images[i] for i in ids))
         metrics: Dict[str, Any] = {}
         for kind in self._kinds:
             precision = AveragePrecision(self.categories, kind)

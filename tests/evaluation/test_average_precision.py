@@ -12,6 +12,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from pfpn_tf.evaluation import average_precision as ap
+from pfpn_tf.evaluation import counts
 from tests.evaluation.test_instance_files import two_balls
 
 STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -129,11 +130,11 @@ def test_perfect_and_no_detections(kind):
 def test_images_whose_ids_are_no_numbers_come_after_all_others():
     """By position, out of the way of every id that is a number."""
     ids = [3, "007", 2**40, "a", -1, 2**70, 0]
-    places = [ap._place(image_id, position) for position, image_id in enumerate(ids)]
+    places = [counts._place(image_id, position) for position, image_id in enumerate(ids)]
     assert len(set(places)) == len(ids)
     assert sorted(places) == [0, 3, 2**40, *(places[i] for i in (1, 3, 4, 5))]
     precision = ap.AveragePrecision([{"id": 1, "name": "cat"}], "bbox")
     box = {"image_id": "a", "category_id": 1, "bbox": [0, 0, 9, 9]}
     image = {"id": "a", "height": 9, "width": 9}
-    precision.update({3: image}, [{**box, "id": 1, "area": 81}], [{**box, "score": 1.0}])
+    precision.update({places[3]: image}, [{**box, "id": 1, "area": 81}], [{**box, "score": 1.0}])
     assert precision.result()["AP"] == pytest.approx(1.0)
