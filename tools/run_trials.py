@@ -20,9 +20,13 @@ from pfpn_tf.utils import cli  # before TensorFlow
 
 FAILED = 1
 
-flags.DEFINE_integer("num_trials", 5, "Trainings of each row, with the seeds from --seed on.")
+flags.DEFINE_integer(
+    "num_trials", 5, "Trainings of each row, with the seeds from --seed on.", lower_bound=1
+)
 flags.DEFINE_list("sweep", [], "lambda_s, lambda_i, aggregation, losses; empty: the recipe alone.")
-flags.DEFINE_integer("steps", 0, "Stretch or shrink the schedule to this; 0: the recipe's steps.")
+flags.DEFINE_integer(
+    "steps", 0, "Stretch or shrink the schedule to this; 0: the recipe's steps.", lower_bound=0
+)
 flags.DEFINE_string("output_dir", "", "Folder to write to; made if need be.")
 flags_lib.define_config_flags()
 
