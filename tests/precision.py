@@ -1,4 +1,4 @@
-"""Keras in double precision for a while."""
+"""Keras in another precision for a while."""
 
 import contextlib
 
@@ -6,10 +6,10 @@ import tensorflow as tf
 
 
 @contextlib.contextmanager
-def float64():
-    """Layers and initialisers made inside compute in float64, whatever was set before."""
-    tf.keras.backend.set_floatx("float64")
-    tf.keras.mixed_precision.set_global_policy("float64")
+def policy(name="float64"):
+    """Layers and initialisers made inside compute by this policy, whatever was set before."""
+    tf.keras.backend.set_floatx("float64" if name == "float64" else "float32")
+    tf.keras.mixed_precision.set_global_policy(name)
     try:
         yield
     finally:

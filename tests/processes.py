@@ -29,6 +29,13 @@ def call(script, *arguments, expect=0, cwd=ROOT):
     return done
 
 
+def start(*arguments, log, **variables):
+    """Starts Python with these arguments; what it prints is appended to the file `log`."""
+    command = [sys.executable, *map(str, arguments)]
+    with open(log, "a", encoding="utf-8") as f:
+        return subprocess.Popen(command, cwd=ROOT, env=environment(**variables), stdout=f, stderr=f)
+
+
 def run_code(code, *arguments):
     """Runs Python code and returns the process."""
     command = [sys.executable, "-c", code, *map(str, arguments)]

@@ -7,7 +7,6 @@ import numpy as np
 from PIL import Image
 
 from pfpn_tf.data import panoptic_png
-from tests.reference import panoptic_quality as reference
 
 # Image 1 (the second) is the one that gets changed.
 PRED_PNG = "pred/1.png"
@@ -28,10 +27,6 @@ def pred(change=None, **new):
     """A damage of the annotation of image 1."""
     change = change or (lambda annotation: annotation.update(new))
     return edit("pred", lambda content: change(content["annotations"][1]))
-
-
-def without(entry, key):
-    del entry[key]
 
 
 def segment(change=None, **new):
@@ -86,7 +81,7 @@ def move(new_name):
 
 def set_pixel(value):
     def damage(folder):
-        ids = reference.read_ids(folder / PRED_PNG)
+        ids = panoptic_png.read(str(folder), PRED_PNG, 1, "")
         ids[5, 7] = value
         (folder / PRED_PNG).write_bytes(panoptic_png.encode_ids(ids))
 

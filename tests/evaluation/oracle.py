@@ -1,13 +1,19 @@
 """A network that knows the answers and makes mistakes, to evaluate on drawn scenes in seconds."""
 
+import json
 import pathlib
+import sys
 
 import numpy as np
+
+from pfpn_tf import config as config_lib  # before TensorFlow
+
+# isort: split
 import tensorflow as tf
 
-from pfpn_tf import config as config_lib
 from pfpn_tf.data import convert, pipeline, synthetic
 from pfpn_tf.data.categories import DatasetInfo
+from pfpn_tf.evaluation.evaluator import Evaluator
 from pfpn_tf.structures import Detections, InferenceOutputs
 from tests import tiny
 
@@ -44,7 +50,6 @@ class Oracle(tf.keras.Model):
 
     def __init__(self, config, info, notes):
         super().__init__()
-        self._num_classes = info.num_semantic_classes(config.model.semantic_targets)
         colors = info.semantic_colors(config.model.semantic_targets).astype(np.float32)
         self._colors = tf.constant(colors - np.array(config.data.pixel_mean, np.float32))
         self._task = config.model.task
@@ -76,8 +81,7 @@ class Oracle(tf.keras.Model):
         boxes[: len(gt)] = gt * np.tile(scale, 2) + rng.uniform(-1.5, 1.5, gt.shape)
         boxes[len(gt)] = [5, 5, 40, 30]
         count = len(gt) + 1
-        boxes[:, :2] = np.maximum(boxes[:, :2], 0)
-        boxes[:, 2:] = np.minimum(boxes[:, 2:], np.tile(batch["image_hw"][0].numpy(), 1))
+        boxes = boxes.clip(0, np.tile(batch["image_hw"][0].numpy(), 2))
         category_ids = batch["instance_category_ids"][0].numpy()[: len(gt)]
         class_ids[: len(gt)] = [info.category_to_class_id[int(c)] for c in category_ids]
         class_ids[len(gt)] = 0
@@ -106,3 +110,22 @@ def run(evaluator, output_dir=None, max_images=0):
     metrics = evaluator.evaluate(output_dir, max_images)
     metrics.pop("seconds")
     return metrics
+
+
+def main(scenes, output_dir, metrics_json):
+    """One of several workers that evaluate the scenes together; TF_CONFIG says which."""
+    scenes = pathlib.Path(scenes)
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()  # before any operation
+    config, info = config_of(scenes), info_of(scenes)
+    notes = Oracle.notes(config, info)
+    with strategy.scope():
+        model = Oracle(config, info, notes)
+    evaluator = Evaluator(config, info, model, strategy)
+    metrics = {"all": run(evaluator, output_dir)}
+    metrics["one"] = run(evaluator, None, max_images=1)  # nothing for the second worker
+    pathlib.Path(metrics_json).write_text(json.dumps(metrics))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -39,14 +39,10 @@ def score(paths):
     return InstanceFiles(*map(str, paths)).score()
 
 
-def without(entry, key):
-    del entry[key]
-
-
 def change_file(path, change):
     content = json.loads(path.read_text())
-    result = change(content)
-    path.write_text(json.dumps(content if result is None else result))
+    change(content)
+    path.write_text(json.dumps(content))
 
 
 def change_results(paths, change):
@@ -54,7 +50,7 @@ def change_results(paths, change):
 
 
 def change_truth(paths, change):
-    change_file(paths[0], lambda gt: change(gt) and None)
+    change_file(paths[0], change)
 
 
 def uncompressed(results):
@@ -64,15 +60,11 @@ def uncompressed(results):
 EITHER = {"bbox", "segm"}
 ODD_RESULTS = {
     "as they are": (lambda r: None, EITHER, 1.0),
-    "empty": (lambda r: [], EITHER, 0.0),
-    "empty boxes": (lambda r: [x.update(bbox=[]) for x in r] and None, {"segm"}, 1.0),
-    "one without box": (lambda r: without(r[0], "bbox"), {"segm"}, 1.0),
-    "one without mask": (lambda r: without(r[0], "segmentation"), {"bbox"}, 1.0),
-    "captions": (
-        lambda r: [x.update(caption="a ball", keypoints=[]) for x in r] and None,
-        EITHER,
-        1.0,
-    ),
+    "empty": (lambda r: r.clear(), EITHER, 0.0),
+    "empty boxes": (lambda r: [x.update(bbox=[]) for x in r], {"segm"}, 1.0),
+    "one without box": (lambda r: r[0].pop("bbox"), {"segm"}, 1.0),
+    "one without mask": (lambda r: r[0].pop("segmentation"), {"bbox"}, 1.0),
+    "captions": (lambda r: [x.update(caption="a ball", keypoints=[]) for x in r], EITHER, 1.0),
     "class unknown": (lambda r: r[1].update(category_id=77), EITHER, 51 / 101),
     "scores": (lambda r: r[1].update(score=-3, extra=None), EITHER, 1.0),
     "empty box": (lambda r: r.append({**r[1], "bbox": [0, 0, 0, 0], "score": 0.1}), EITHER, 1.0),
@@ -103,24 +95,17 @@ def test_odd_results(instances, case):
 @pytest.mark.parametrize(
     "change, words",
     [
-        (lambda r: {"annotations": r}, ["pred.json", "list of results"]),
         (lambda r: r.append(None), ["pred.json", "entry 2"]),
         (lambda r: r[1].update(image_id=77), ["entry 1", "image 77", "no such image"]),
         (lambda r: r[1].update(image_id="two"), ["entry 1", "no such image"]),
-        (lambda r: [x.update(category_id=0) for x in r] and None, ["category_id 0", "class ids"]),
-        (lambda r: without(r[1], "score"), ["entry 1", '"score"']),
+        (lambda r: [x.update(category_id=0) for x in r], ["category_id 0", "class ids"]),
+        (lambda r: r[1].pop("score"), ["entry 1", '"score"']),
         (lambda r: r[1].update(score="half"), ["entry 1 (image 2)", '"half"']),
         (lambda r: r[1].update(score=float("nan")), ["entry 1 (image 2)", "finite"]),
-        (lambda r: without(r[1], "category_id"), ["entry 1", '"category_id"']),
+        (lambda r: r[1].pop("category_id"), ["entry 1", '"category_id"']),
         (lambda r: r[1].update(category_id=[3]), ["entry 1 (image 2)", "category_id"]),
-        (
-            lambda r: [without(r[1], "bbox"), without(r[1], "segmentation")] and None,
-            ["entry 1 (image 2)", "neither"],
-        ),
-        (
-            lambda r: [without(r[0], "bbox"), without(r[1], "segmentation")] and None,
-            ["every entry"],
-        ),
+        (lambda r: [r[1].pop("bbox"), r[1].pop("segmentation")], ["entry 1 (image 2)", "neither"]),
+        (lambda r: [r[0].pop("bbox"), r[1].pop("segmentation")], ["every entry"]),
         (lambda r: r[1].update(bbox=[1, 2, 3, None]), ["entry 1 (image 2)", "four numbers"]),
         (uncompressed, ["entry 1 (image 2)", "compressed RLE"]),
         (
@@ -136,7 +121,7 @@ def test_odd_results(instances, case):
             lambda r: r[1]["segmentation"].update(counts="~~~~~~~~~~~~~~"),
             ["entry 1 (image 2)", "no RLE"],
         ),
-        (lambda r: without(r[1]["segmentation"], "size"), ["entry 1 (image 2)", '"size"']),
+        (lambda r: r[1]["segmentation"].pop("size"), ["entry 1 (image 2)", '"size"']),
     ],
 )
 def test_broken_results_are_named(instances, change, words):
@@ -145,6 +130,12 @@ def test_broken_results_are_named(instances, change, words):
         score(instances)
     for word in words:
         assert word in str(error.value)
+
+
+def test_results_must_be_a_list(instances):
+    instances[1].write_text('{"annotations": []}')
+    with pytest.raises(ValueError, match="pred.json.*list of results"):
+        score(instances)
 
 
 @pytest.mark.parametrize(
@@ -219,13 +210,13 @@ def fractions(entry):
 )
 def test_odd_ground_truth_is_told(instances, change, words):
     change_truth(instances, change)
-    change_results(instances, lambda r: [without(x, "segmentation") for x in r] and None)
+    change_results(instances, lambda r: [x.pop("segmentation") for x in r])
     notes = score(instances)["notes"]
     assert [words in note for note in notes].count(True) == 1
 
 
 def test_results_in_fractions_are_told(instances):
-    change_results(instances, lambda r: [fractions(x) for x in r] and None)
+    change_results(instances, lambda r: [fractions(x) for x in r])
     (note,) = score(instances)["notes"]
     assert "first pixel" in note and "pred.json" in note
 
@@ -241,7 +232,7 @@ def test_results_in_fractions_are_told(instances):
 def test_masks_that_contradict_their_boxes_are_told(instances, mask):
     """Also where the results have masks alone."""
     change_truth(instances, lambda gt: gt["annotations"][1].update(segmentation=mask))
-    change_results(instances, lambda r: [without(x, "bbox") for x in r] and None)
+    change_results(instances, lambda r: [x.pop("bbox") for x in r])
     notes = score(instances)["notes"]
     assert any("1 entries have another box" in note for note in notes)
 

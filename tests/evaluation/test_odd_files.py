@@ -27,7 +27,6 @@ from tests.evaluation.edits import (
     save_with_alpha,
     segment,
     set_pixel,
-    without,
     worse_then_better,
 )
 from tests.reference import panoptic_quality as reference
@@ -165,20 +164,14 @@ PNG_ERRORS = {
 }
 IMAGE_ERRORS = {
     "file name is a number": (pred(file_name=1), ["file_name"]),
-    "no file name": (pred(lambda a: without(a, "file_name")), ["file_name"]),
+    "no file name": (pred(lambda a: a.pop("file_name")), ["file_name"]),
     "text as id": (segment(id="7000o"), ['"7000o"', "whole number"]),
     "half an id": (segment(id=0.5), ["0.5", "whole number"]),
-    "no id": (segment(lambda s: without(s, "id")), ['"id"']),
-    "text as category": (
-        segment(category_id="nine"),
-        ["segment 70000", '"category_id"', '"nine"'],
-    ),
-    "no category": (segment(lambda s: without(s, "category_id")), ["segment 70000", "category_id"]),
+    "no id": (segment(lambda s: s.pop("id")), ['"id"']),
+    "text as category": (segment(category_id="nine"), ["segment 70000", '"category_id"', '"nine"']),
+    "no category": (segment(lambda s: s.pop("category_id")), ["segment 70000", "category_id"]),
     "category is a list": (segment(category_id=[9]), ["segment 70000", "category_id"]),
-    "no segments_info": (
-        pred(lambda a: without(a, "segments_info")),
-        ['no list "segments_info"'],
-    ),
+    "no segments_info": (pred(lambda a: a.pop("segments_info")), ['no list "segments_info"']),
     "segments_info is null": (pred(segments_info=None), ['no list "segments_info"']),
     "segment is a number": (one_more(5), ["segments_info[4]", "must be an object"]),
     "image missing": (edit("pred", lambda c: c["annotations"].pop(1)), []),
@@ -191,7 +184,7 @@ OTHER_ERRORS = {
         ["Image 0 and 2 more", "pred.json"],
     ),
     "annotation without image": (
-        pred(lambda a: without(a, "image_id")),
+        pred(lambda a: a.pop("image_id")),
         ["pred.json", "annotations[1]"],
     ),
     "image id is a list": (pred(image_id=[1]), ["pred.json", "annotations[1]", "image_id"]),
@@ -200,7 +193,7 @@ OTHER_ERRORS = {
         ["pred.json", "annotations[3]"],
     ),
     "no annotations": (
-        edit("pred", lambda c: without(c, "annotations")),
+        edit("pred", lambda c: c.pop("annotations")),
         ["pred.json", '"annotations"'],
     ),
     "JSON is a list": (rewrite(lambda _: b"[]", "pred.json"), ["pred.json", "It is a list"]),
@@ -211,12 +204,12 @@ OTHER_ERRORS = {
     ),
     "JSON missing": (remove("pred.json"), ["pred.json", "No such file"]),
     "ground truth without areas": (
-        every("gt", lambda s: without(s, "area")),
+        every("gt", lambda s: s.pop("area")),
         ["Image 0", "pred/0.png", "ground-truth segment 1,", "area"],
     ),
-    "no categories": (edit("gt", lambda c: without(c, "categories")), ["gt.json", "categories"]),
+    "no categories": (edit("gt", lambda c: c.pop("categories")), ["gt.json", "categories"]),
     "no isthing": (
-        edit("gt", lambda c: without(c["categories"][1], "isthing")),
+        edit("gt", lambda c: c["categories"][1].pop("isthing")),
         ["gt.json", "isthing", "boat"],
     ),
     "ground-truth PNG missing": (remove("gt/1.png"), ["Image 1", "gt/1.png", "ground-truth"]),
@@ -238,17 +231,13 @@ REFUSED_BY_US_ALONE = {"16 bits", "PNG with a flipped bit"}
 
 def assert_equal(metrics, expected):
     for group, theirs in zip(("All", "Things", "Stuff"), expected):
-        ours = metrics["panoptic"][group]
-        assert (ours is None) == (theirs is None)
-        if theirs:
-            numbers = [ours[name] for name in ("pq", "sq", "rq", "n")]
-            assert numbers == pytest.approx(theirs, abs=1e-12)
+        assert metrics["panoptic"][group] == (theirs and pytest.approx(theirs, abs=1e-12))
 
 
 @pytest.mark.parametrize("case", NUMBERS)
 def test_numbers_are_the_reference_s(folder, case):
     NUMBERS[case](folder)
-    expected = reference.score_files(*files(folder))
+    expected, _ = reference.score_files(*files(folder))
     assert_equal(PanopticFiles(*files(folder)).score(), expected)
 
 
@@ -256,13 +245,13 @@ def test_numbers_are_the_reference_s(folder, case):
 def test_errors_name_what_is_wrong(folder, case):
     damage, words = ERRORS[case]
     damage(folder)
-    if case not in REFUSED_BY_US_ALONE:
-        with pytest.raises(Exception):
-            reference.score_files(*files(folder))
     with pytest.raises(ValueError) as error:
         PanopticFiles(*files(folder)).score()
     for word in words:
         assert word in str(error.value)
+    if case not in REFUSED_BY_US_ALONE:
+        with pytest.raises(Exception):
+            reference.score_files(*files(folder))
 
 
 @pytest.mark.parametrize(
@@ -314,7 +303,7 @@ def test_random_damage_gives_the_reference_s_answer(folder):
         for name, content in original.items():
             content = json.loads(json.dumps(content))
             for annotation, size in zip(content["annotations"], SIZES):
-                ids = reference.read_ids(folder / name / annotation["file_name"])
+                ids = panoptic_png.read(str(folder / name), annotation["file_name"], 0, "")
                 y, x = rng.integers(0, size[0] - 6), rng.integers(0, size[1] - 6)
                 ids[y : y + 6, x : x + 6] = rng.choice([0, 1, 300, 70000, 2**24 - 1] * 5 + [4711])
                 annotation["file_name"] = f"random_{annotation['file_name']}"
@@ -336,8 +325,8 @@ def test_random_damage_gives_the_reference_s_answer(folder):
             (folder / f"random_{name}.json").write_text(json.dumps(content))
         paths = [str(folder / p) for p in ("random_gt.json", "gt", "random_pred.json", "pred")]
         try:
-            expected = reference.score_files(*paths)
-        except reference.Refused:
+            expected, _ = reference.score_files(*paths)
+        except KeyError:
             refused += 1
             with pytest.raises(ValueError, match="Image"):
                 PanopticFiles(*paths).score()

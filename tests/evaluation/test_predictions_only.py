@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pfpn_tf.data import convert
+from pfpn_tf.data import convert, panoptic_png
 from pfpn_tf.data.coco_panoptic import CocoImages
 from pfpn_tf.data.given import Given
 from pfpn_tf.evaluation import coco_submission, report
@@ -17,7 +17,6 @@ from pfpn_tf.evaluation.segment_pairs import segment_pairs
 from pfpn_tf.evaluation.semantic_iou import SemanticIoU
 from pfpn_tf.training import pictures
 from tests.evaluation import oracle
-from tests.reference.panoptic_quality import read_ids
 
 NUM_IMAGES = 3
 
@@ -70,7 +69,8 @@ def test_semantic_maps_are_the_branch_s(dataset, tmp_path):
     iou = SemanticIoU(category_ids)
     annotations = json.loads((dataset / "annotations/panoptic_val.json").read_text())["annotations"]
     for annotation in annotations[:NUM_IMAGES]:
-        gt_ids = read_ids(dataset / "annotations/panoptic_val" / annotation["file_name"])
+        name = annotation["file_name"]
+        gt_ids = panoptic_png.read(str(dataset / "annotations/panoptic_val"), name, 0, "")
         found = segment_pairs(gt_ids, read_semantic(tmp_path, annotation["image_id"]))
         predicted = [{"id": i, "category_id": i} for i in category_ids]
         iou.update(found, annotation["segments_info"], predicted)

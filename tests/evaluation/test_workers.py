@@ -3,8 +3,6 @@
 import json
 import os
 import pathlib
-import subprocess
-import sys
 import types
 
 import pytest
@@ -22,20 +20,17 @@ def test_two_workers_give_the_same(tmp_path):
     all.
     """
     make_scenes(tmp_path / "scenes")
-    command = [sys.executable, "-m", "tests.evaluation.worker", tmp_path / "scenes"]
-    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    started = []
-    for i, cluster in enumerate(processes.cluster_of_workers(2)):
-        environment = processes.environment(TF_CONFIG=cluster, CUDA_VISIBLE_DEVICES="")
-        files = tmp_path / "two", tmp_path / f"metrics{i}.json"
-        process = subprocess.Popen([*command, *files], cwd=processes.ROOT, env=environment, **piped)
-        started.append(process)
+    command = "-m", "tests.evaluation.oracle", tmp_path / "scenes", tmp_path / "two"
+    log = {"log": tmp_path / "log", "CUDA_VISIBLE_DEVICES": ""}
+    started = [
+        processes.start(*command, tmp_path / f"metrics{i}.json", **log, TF_CONFIG=cluster)
+        for i, cluster in enumerate(processes.cluster_of_workers(2))
+    ]
     config, info = config_of(tmp_path / "scenes"), info_of(tmp_path / "scenes")
     one = Evaluator(config, info, Oracle(config, info, Oracle.notes(config, info)))
     expected = {"all": run(one, str(tmp_path / "one")), "one": run(one, None, max_images=1)}
     for process in started:
-        output, _ = process.communicate(timeout=1200)
-        assert process.returncode == 0, output.decode()
+        assert process.wait(timeout=1200) == 0, (tmp_path / "log").read_text()
     for i in range(2):
         assert json.loads((tmp_path / f"metrics{i}.json").read_text()) == expected
 

@@ -16,23 +16,18 @@ from tests.test_configs import ROOT, parse_flagfile
 
 SCHEDULE = {"train_steps": 4, "warmup_steps": 1, "lr_decay_steps": (3,)}
 CONFIG = config_lib.Config().replace(eval_records="x", **SCHEDULE)
-CODE = """
+STAND_IN = """
     import json, os, sys
     flags = dict(arg[2:].split("=", 1) for arg in sys.argv[1:])
-    name = os.path.basename(flags["run_dir"])
-    print(os.path.basename(sys.argv[0]), name, flush=True)
-    open(flags["run_dir"] + ".calls", "a").write(os.path.basename(sys.argv[0]) + " ")
-"""
-TRAIN = CODE + """
+    tool, name = os.path.basename(sys.argv[0]), os.path.basename(flags["run_dir"])
+    print(tool, name, flush=True)
     if name == "bad":
         sys.exit(1)
-"""
-EVAL = CODE + """
-    folder = os.path.join(flags["run_dir"], "eval", "4")
-    os.makedirs(folder)
-    seed = int(name[-1]) if name[-1].isdigit() else 0
-    metrics = {"semantic_branch": {"miou": 0.5 + seed / 100, "fwiou": 0.6}}
-    json.dump(metrics, open(os.path.join(folder, "metrics.json"), "w"))
+    if tool == "eval.py":
+        folder = os.path.join(flags["run_dir"], "eval", "4")
+        os.makedirs(folder)
+        metrics = {"semantic_branch": {"miou": 0.5 + int(name[-1]) / 100, "fwiou": 0.6}}
+        json.dump(metrics, open(os.path.join(folder, "metrics.json"), "w"))
 """
 
 
@@ -41,8 +36,8 @@ def stand_ins(tmp_path, monkeypatch):
     """Scripts of no weight in place of tools/train.py and tools/eval.py; a folder for the
     output.
     """
-    for name, code in (("train.py", TRAIN), ("eval.py", EVAL)):
-        (tmp_path / name).write_text(textwrap.dedent(code))
+    for name in ("train.py", "eval.py"):
+        (tmp_path / name).write_text(textwrap.dedent(STAND_IN))
     monkeypatch.setattr(queue, "_TOOLS", str(tmp_path))
     folder = tmp_path / "out"
     folder.mkdir()
@@ -54,8 +49,7 @@ def test_what_is_done_is_not_done_again(stand_ins):
     expected = {"run1": {"mIoU": 51.0, "fwIoU": 60.0}, "run2": {"mIoU": 52.0, "fwIoU": 60.0}}
     assert queue.run_all({"run1": runs["run1"]}, str(stand_ins)) == {"run1": expected["run1"]}
     assert queue.run_all(runs, str(stand_ins)) == expected
-    assert (stand_ins / "run1.calls").read_text() == "train.py eval.py "
-    assert (stand_ins / "run2.calls").read_text() == "train.py eval.py "
+    assert (stand_ins / "run1.log").read_text() == "train.py run1\neval.py run1\n"
     assert (stand_ins / "run2.log").read_text() == "train.py run2\neval.py run2\n"
     assert parse_flagfile(stand_ins / "run2.flags")[1] == runs["run2"]
 
@@ -63,7 +57,7 @@ def test_what_is_done_is_not_done_again(stand_ins):
 def test_a_failed_training_leaves_the_others_alone(stand_ins, caplog):
     results = queue.run_all({"bad": CONFIG, "run1": CONFIG}, str(stand_ins))
     assert results["bad"] is None and results["run1"]["mIoU"] == 51.0
-    assert (stand_ins / "bad.calls").read_text() == "train.py "
+    assert (stand_ins / "bad.log").read_text() == "train.py bad\n"
     assert "train.py failed with exit code 1" in caplog.text
 
 

@@ -115,8 +115,7 @@ def evaluate_and_export(config, export_dir):
     loaded = tf.saved_model.load(str(export_dir))
     reply = loaded.signatures["panoptic"](images=tf.constant(image()))
     return {
-        "metric_names": np.array(list(metrics)),
-        "metrics": np.array(list(metrics.values())),
+        **{f"metrics/{name}": value for name, value in metrics.items()},
         **{f"panoptic/{name}": value.numpy() for name, value in reply.items()},
     }
 

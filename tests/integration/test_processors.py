@@ -6,8 +6,6 @@ API, as in a server, on the other kind of processor than the one that exported i
 """
 
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -19,21 +17,20 @@ from tests.serving import c_api
 from tests.serving.test_graph import read
 
 OPTIONS = ("0", "1")
+# Relative and absolute, by the beginning of a name.
+TOLERANCES = {
+    # Group norm over the few pixels of a deep level divides rounding by small deviations.
+    "training/gradient_norm": (2e-3, 1e-6),
+    "training/": (2e-5, 1e-6),
+    "metrics/": (0, 0.1),
+    "panoptic/areas": (0, 10),
+    "panoptic/": (1e-4, 1e-4),  # the absolute one grows with the largest number
+}
 
 
-def start(option, *command):
-    variables = {"TF_ENABLE_ONEDNN_OPTS": option}
-    variables["TF_NUM_INTRAOP_THREADS"] = "1"  # two of these processes share the cores
-    environment = processes.environment(**variables)
-    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(
-        [sys.executable, *command], cwd=processes.ROOT, env=environment, **piped
-    )
-
-
-def finish(process):
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
+def start(option, folder, *command):
+    variables = {"TF_ENABLE_ONEDNN_OPTS": option, "TF_NUM_INTRAOP_THREADS": "1"}  # two at a time
+    return processes.start(*command, log=folder / "log", **variables)
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +39,9 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("processors")
     records = tiny.make_records(path)
     # At the same time: compiling, which takes most of it, keeps one core busy.
-    both = [
-        start(option, "-m", processors.__name__, str(records), str(path / option))
-        for option in OPTIONS
-    ]
-    for process in both:
-        finish(process)
+    command = "-m", processors.__name__, records
+    for process in [start(option, path, *command, path / option) for option in OPTIONS]:
+        assert process.wait() == 0, (path / "log").read_text()
     return path
 
 
@@ -64,61 +58,40 @@ def found(folder, kind):
     return results
 
 
-def test_training(found):
-    """Two steps: the second one shows what the first one's update made of the weights."""
-    without, with_onednn = (
-        {n.partition("/")[2]: v for n, v in result.items() if n.startswith("training/")}
-        for result in found
-    )
-    assert len(without["loss/total"]) == processors.STEPS
-    assert without["loss/total"][0] != without["loss/total"][1]
-    assert (without["gradient_norm"] > 0).all()
-    for name in without:
-        # Group norm over the few pixels of a deep level divides rounding by small deviations.
-        tolerance = 2e-3 if name == "gradient_norm" else 2e-5
-        np.testing.assert_allclose(
-            with_onednn[name], without[name], rtol=tolerance, atol=1e-6, err_msg=name
-        )
-
-
-def test_evaluation(found):
-    without, with_onednn = found
-    np.testing.assert_allclose(with_onednn["metrics"], without["metrics"], atol=0.1)
-
-
-def assert_same_answers(actual, expected):
+def assert_close(actual, expected):
     """Numbers within the noise of float32, and the same map but for a few pixels."""
     assert actual and set(actual) == set(expected)
     for name in expected:
         if name == "panoptic/panoptic_ids":
             assert (actual[name] != expected[name]).mean() <= 0.002
-        elif name == "panoptic/areas":
-            np.testing.assert_allclose(actual[name], expected[name], atol=10, err_msg=name)
-        else:
-            scale = max(1.0, np.abs(expected[name]).max())
-            np.testing.assert_allclose(
-                actual[name], expected[name], rtol=1e-4, atol=1e-4 * scale, err_msg=name
-            )
+            continue
+        beginning = next(beginning for beginning in TOLERANCES if name.startswith(beginning))
+        rtol, atol = TOLERANCES[beginning]
+        if beginning == "panoptic/":
+            atol *= max(1.0, np.abs(expected[name]).max())
+        np.testing.assert_allclose(actual[name], expected[name], rtol, atol, err_msg=name)
 
 
-def answers(result):
-    return {name: result[name] for name in result if name.startswith("panoptic/")}
-
-
-def test_export(found):
+def test_training_evaluation_and_export(found):
+    """Two steps: the second one shows what the first one's update made of the weights."""
     without, with_onednn = found
+    loss = without["training/loss/total"]
+    assert len(loss) == processors.STEPS and loss[0] != loss[1]
+    assert (without["training/gradient_norm"] > 0).all()
     assert np.min(without["panoptic/num_segments"]) >= 1
-    assert_same_answers(answers(with_onednn), answers(without))
+    assert_close(with_onednn, without)
 
 
 @pytest.mark.parametrize("exported, served", [("0", "1"), ("1", "0")])
-def test_export_in_a_server_on_the_other_kind(exported, served, folder, kind, tmp_path):
+def test_export_in_a_server_on_the_other_kind(exported, served, folder, kind, found, tmp_path):
     request, saved_model = tmp_path / "request.json", folder / exported / kind / "1"
     signature = read(saved_model).signature_def["panoptic"]
     c_api.write_request(request, signature, {"images": processors.image()})
     library = os.path.dirname(tf.__file__)
-    finish(start(served, c_api.__file__, library, str(saved_model), str(tmp_path), str(tmp_path)))
+    server = start(served, tmp_path, c_api.__file__, library, saved_model, tmp_path, tmp_path)
+    assert server.wait() == 0, (tmp_path / "log").read_text()
     reply = c_api.read_reply(request)
     assert "error" not in reply, reply
-    actual = {f"panoptic/{name}": value for name, value in reply.items()}
-    assert_same_answers(actual, answers(np.load(folder / exported / f"{kind}.npz")))
+    expected = found[OPTIONS.index(exported)]
+    answers = {name: value for name, value in expected.items() if name.startswith("panoptic/")}
+    assert_close({f"panoptic/{name}": value for name, value in reply.items()}, answers)

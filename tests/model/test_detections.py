@@ -58,3 +58,14 @@ def test_against_numpy(maybe_graph):
         np.testing.assert_allclose(found.scores[b, :num], [e[0] for e in expected], atol=1e-6)
         np.testing.assert_allclose(found.boxes[b, :num], [e[2] for e in expected], atol=1e-4)
         assert (found.class_ids[b, num:].numpy() == -1).all()
+
+
+def test_nan_is_no_detection():
+    config = config_lib.Config().replace(max_detections=40).model
+    boxes, logits, deltas = random_inputs()
+    logits[0, 3] = np.nan
+    deltas[0, 5] = np.nan
+    proposals = Proposals(tf.constant(boxes), tf.zeros([2, 40]), tf.ones([2, 40], tf.bool))
+    found = detections.detect(proposals, logits, deltas, tf.constant([[70, 90]] * 2), config)
+    assert found.num_detections[0] > 0
+    assert np.isfinite(found.boxes).all() and np.isfinite(found.scores).all()

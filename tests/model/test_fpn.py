@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from pfpn_tf.model import fpn
-from tests.model.test_layers import numpy_conv
+from tests.model.test_layers import numpy_layer
 
 
 def random_features(hw):
@@ -16,13 +16,10 @@ def random_features(hw):
 
 
 def numpy_fpn(model, features):
-    def conv(layer, x):
-        return numpy_conv(x, layer.kernel.numpy(), 1) + layer.bias.numpy()
-
     merged, pyramid = 0.0, {}
     for level in (5, 4, 3, 2):
-        merged = conv(model.lateral[f"c{level}"], features[f"c{level}"]) + merged
-        pyramid[f"p{level}"] = conv(model.output_convs[f"p{level}"], merged)
+        merged = numpy_layer(model.lateral[f"c{level}"], features[f"c{level}"]) + merged
+        pyramid[f"p{level}"] = numpy_layer(model.output_convs[f"p{level}"], merged)
         merged = merged.repeat(2, axis=1).repeat(2, axis=2)
     pyramid["p6"] = pyramid["p5"][:, ::2, ::2]
     return pyramid

@@ -5,18 +5,14 @@ import pytest
 import tensorflow as tf
 
 from pfpn_tf.model import box_head, deeplab_head, mask_head, semantic_head
-from tests.model.test_layers import numpy_conv
-from tests.ops.test_group_norm import numpy_group_norm
+from tests.model.test_layers import numpy_layer
+from tests.model.test_resnet import relu
 from tests.reference.resize import resize
 
 
 def randomise(model, stddev=0.2):
     for v in model.variables:
         v.assign(tf.random.normal(v.shape, stddev=stddev))
-
-
-def relu(x):
-    return np.maximum(x, 0)
 
 
 def test_box_head(maybe_graph):
@@ -51,7 +47,7 @@ def test_mask_head(maybe_graph, class_ids):
     assert logits.shape == (2, 3, 28, 28)
     x = rois.reshape(6, 14, 14, 6)
     for conv in head.convs:
-        x = relu(numpy_conv(x, conv.kernel.numpy(), 1) + conv.bias.numpy())
+        x = relu(numpy_layer(conv, x))
     up = np.zeros((6, 28, 28, 6))
     for a in range(2):
         for b in range(2):
@@ -79,11 +75,6 @@ def test_mask_head_without_rois():
     assert head(tf.zeros([2, 0, 14, 14, 4]), tf.zeros([2, 0], tf.int32)).shape == (2, 0, 28, 28)
 
 
-def numpy_conv_norm_relu(conv, x):
-    x = numpy_conv(x, conv.kernel.numpy(), 1, dilation=conv.dilation)
-    return relu(numpy_group_norm(x, conv.norm.gamma.numpy(), conv.norm.beta.numpy(), 32))
-
-
 @pytest.mark.parametrize("convs_per_stage", [1, 2])
 @pytest.mark.parametrize("aggregation", ["sum", "concat"])
 def test_semantic_head(maybe_graph, aggregation, convs_per_stage):
@@ -101,13 +92,13 @@ def test_semantic_head(maybe_graph, aggregation, convs_per_stage):
         x, convs = pyramid[level], list(convs)
         for _ in range({"p2": 1, "p3": 1, "p4": 2, "p5": 3}[level]):
             for _ in range(convs_per_stage):
-                x = numpy_conv_norm_relu(convs.pop(0), x)
+                x = relu(numpy_layer(convs.pop(0), x))
             if level != "p2":
                 x = resize(x, (2 * x.shape[1], 2 * x.shape[2]))
         assert not convs
         merged.append(x)
     merged = sum(merged) if aggregation == "sum" else np.concatenate(merged, -1)
-    expected = numpy_conv(merged, head.predictor.kernel.numpy(), 1) + head.predictor.bias.numpy()
+    expected = numpy_layer(head.predictor, merged)
     assert logits.shape == (2, 16, 24, 5)
     np.testing.assert_allclose(logits, expected, atol=1e-4)
 
@@ -121,10 +112,10 @@ def test_deeplab_head(maybe_graph, output_stride, rates):
     randomise(head, 0.1)
     logits = maybe_graph(head)({"p5": c5})
     assert tuple(conv.dilation for conv in head.dilated) == rates
-    pooled = numpy_conv_norm_relu(head.pooled, c5.mean(axis=(1, 2), keepdims=True))
-    views = [numpy_conv_norm_relu(conv, c5) for conv in (head.pointwise, *head.dilated)]
+    pooled = relu(numpy_layer(head.pooled, c5.mean(axis=(1, 2), keepdims=True)))
+    views = [relu(numpy_layer(conv, c5)) for conv in (head.pointwise, *head.dilated)]
     x = np.concatenate([*views, np.broadcast_to(pooled, views[0].shape)], axis=-1)
-    x = numpy_conv_norm_relu(head.refine, numpy_conv_norm_relu(head.merge, x))
-    x = numpy_conv(x, head.predictor.kernel.numpy(), 1) + head.predictor.bias.numpy()
+    x = relu(numpy_layer(head.refine, relu(numpy_layer(head.merge, x))))
+    x = numpy_layer(head.predictor, x)
     assert logits.shape == (2, 16, 24, 5)
     np.testing.assert_allclose(logits, resize(x, (16, 24)), atol=1e-4)

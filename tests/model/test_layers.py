@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from pfpn_tf.model import layers, norms
+from tests.ops.test_group_norm import numpy_group_norm
 
 
 def numpy_conv(x, kernel, stride, groups=1, dilation=1):
@@ -28,6 +29,18 @@ def numpy_conv(x, kernel, stride, groups=1, dilation=1):
                 outputs = slice(g * group_out, (g + 1) * group_out)
                 out[..., outputs] += window[..., channels] @ kernel[i, j, :, outputs]
     return out
+
+
+def numpy_layer(layer, x, stride=1):
+    """What a built `Conv` computes before its ReLU."""
+    y = numpy_conv(x, layer.kernel.numpy(), stride, layer.groups, layer.dilation)
+    norm = layer.norm
+    if norm is None:
+        return y + layer.bias.numpy()
+    if isinstance(norm, norms.GroupNorm):
+        return numpy_group_norm(y, norm.gamma.numpy(), norm.beta.numpy(), norm.groups)
+    gamma, beta, mean, variance = (w.astype(np.float64) for w in norm.get_weights())
+    return (y - mean) / np.sqrt(variance + 1e-5) * gamma + beta
 
 
 PLAIN = [

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from pfpn_tf import config
 from pfpn_tf.model import resnet
-from tests.model.test_layers import numpy_conv
+from tests.model.test_layers import numpy_layer
 
 
 def numpy_max_pool(x):
@@ -21,25 +21,24 @@ def numpy_max_pool(x):
     return np.max(windows, axis=0)
 
 
+def relu(x):
+    return np.maximum(x, 0)
+
+
+def numpy_block(block, x, stride=1, stride_in_1x1=True):
+    first, second = (stride, 1) if stride_in_1x1 else (1, stride)
+    y = relu(numpy_layer(block.conv1, x, first))
+    y = relu(numpy_layer(block.conv2, y, second))
+    y = numpy_layer(block.conv3, y)
+    return relu(y + (numpy_layer(block.shortcut, x, stride) if block.shortcut else x))
+
+
 def numpy_resnet(model, images, stride_in_1x1):
-    def conv(layer, x, stride):
-        y = numpy_conv(x, layer.kernel.numpy(), stride, layer.groups)
-        gamma, beta, mean, variance = (w.astype(np.float64) for w in layer.norm.get_weights())
-        return (y - mean) / np.sqrt(variance + 1e-5) * gamma + beta
-
-    def relu(x):
-        return np.maximum(x, 0)
-
-    x = numpy_max_pool(relu(conv(model.stem, images, 2)))
+    x = numpy_max_pool(relu(numpy_layer(model.stem, images, 2)))
     features = {}
     for s, blocks in enumerate(model.stages):
         for b, block in enumerate(blocks):
-            stride = 2 if s > 0 and b == 0 else 1
-            first, second = (stride, 1) if stride_in_1x1 else (1, stride)
-            y = relu(conv(block.conv1, x, first))
-            y = relu(conv(block.conv2, y, second))
-            y = conv(block.conv3, y, 1)
-            x = relu(y + (conv(block.shortcut, x, stride) if block.shortcut else x))
+            x = numpy_block(block, x, 2 if s > 0 and b == 0 else 1, stride_in_1x1)
         features[f"c{s + 2}"] = x
     return features
 

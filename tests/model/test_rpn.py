@@ -128,3 +128,6 @@ def test_anchors_of_all_levels(ratios):
     # Height / width of the first anchor; area 64 squared on p3.
     y1, x1, y2, x2 = anchors["p3"][0].numpy()
     np.testing.assert_allclose([(y2 - y1) / (x2 - x1), (y2 - y1) * (x2 - x1)], [ratios[0], 64**2])
+    # The last anchor in row 2 of 12 columns, which are 8 pixels apart as the rows are.
+    y1, x1, y2, x2 = anchors["p3"][3 * 12 * len(ratios) - 1].numpy()
+    np.testing.assert_allclose([y1 + y2, x1 + x2, (y2 - y1) / (x2 - x1)], [32, 176, ratios[-1]])

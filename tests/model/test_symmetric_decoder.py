@@ -3,21 +3,9 @@
 import numpy as np
 import tensorflow as tf
 
-from pfpn_tf.model import symmetric_decoder
-from tests.model.test_layers import numpy_conv
-from tests.ops.test_group_norm import numpy_group_norm
+from pfpn_tf.model import resnet, symmetric_decoder
+from tests.model.test_resnet import numpy_block
 from tests.reference.resize import resize
-
-
-def numpy_block(block, x):
-    def conv(layer, x):
-        y = numpy_conv(x, layer.kernel.numpy(), 1, layer.groups)
-        norm = layer.norm
-        return numpy_group_norm(y, norm.gamma.numpy(), norm.beta.numpy(), norm.groups)
-
-    y = np.maximum(conv(block.conv1, x), 0)
-    y = np.maximum(conv(block.conv2, y), 0)
-    return np.maximum(conv(block.conv3, y) + (conv(block.shortcut, x) if block.shortcut else x), 0)
 
 
 def test_against_numpy(maybe_graph):
@@ -45,3 +33,10 @@ def test_against_numpy(maybe_graph):
         assert x.shape[-1] == 4 * 2**level  # the backbone's own width
         np.testing.assert_allclose(pyramid[f"p{level}"], x, atol=1e-4 * np.abs(x).max())
         below = x
+
+
+def test_as_many_blocks_as_the_backbone():
+    decoder = symmetric_decoder.SymmetricDecoder("resnet101")
+    assert [len(blocks) for blocks in decoder.stages.values()] == list(
+        resnet.ARCHITECTURES["resnet101"].blocks
+    )

@@ -7,6 +7,7 @@ import tensorflow as tf
 from pfpn_tf.config import Config
 from pfpn_tf.model import targets
 from pfpn_tf.ops import anchors as anchor_ops
+from pfpn_tf.ops import masks as mask_ops
 from pfpn_tf.structures import GroundTruth, Proposals
 from tests.reference import targets as reference
 
@@ -33,7 +34,7 @@ def example(counts=(3, 1), num_proposals=40, valid_proposals=(40, 25), seed=0):
     """Ground truth and proposals of two images, padded; half the proposals lie near an instance."""
     rng = np.random.default_rng(seed)
     batch, m = len(counts), max(counts)
-    gt_boxes = np.zeros([batch, m, 4], np.float32)
+    gt_boxes = np.tile(np.float32([9, 9, 70, 90]), [batch, m, 1])  # padding must not match
     class_ids = np.full([batch, m], -1, np.int32)
     masks = np.zeros([batch, m, H, W], np.uint8)
     boxes = np.zeros([batch, num_proposals, 4], np.float32)
@@ -116,6 +117,10 @@ def test_roi_targets_equal_plain_loops(counts, maybe_graph):
         np.testing.assert_allclose(actual.deltas[b, :n], deltas, atol=2e-5)
         np.testing.assert_array_equal(actual.deltas[b, n:], 0)
         assert foreground.sum() >= counts[b]
+    indices = actual.gt_index[:, : actual.masks.shape[1]]
+    masks = mask_ops.mask_targets(ground_truth.masks, actual.mask_boxes, indices, 28)
+    np.testing.assert_array_equal(actual.masks, masks)
+    assert np.any(masks) == any(counts)
 
 
 def test_every_foreground_roi_has_a_mask_slot():
@@ -130,29 +135,6 @@ def test_every_foreground_roi_has_a_mask_slot():
     np.testing.assert_array_equal(actual.mask_class_ids, expected[:, :slots])
     assert not np.any(foreground[:, slots:])
     assert actual.masks.shape == [2, slots, 28, 28]
-
-
-def test_mask_of_a_ground_truth_roi_is_its_mask():
-    """A 28 x 28 instance, proposed exactly: its target is the mask itself."""
-    mask = np.random.default_rng(0).integers(0, 2, [28, 28]).astype(np.uint8)
-    masks = np.zeros([1, 2, H, W], np.uint8)
-    masks[0, 1, 10:38, 50:78] = mask
-    ground_truth = GroundTruth(
-        boxes=tf.constant([[[60.0, 0, 90, 20], [10, 50, 38, 78]]]),
-        class_ids=tf.constant([[0, 3]]),
-        masks=tf.constant(masks),
-        semantic=tf.zeros([1, H, W], tf.uint8),
-    )
-    proposals = Proposals(
-        boxes=tf.constant([[[10.0, 50, 38, 78]]]),
-        logits=tf.zeros([1, 1]),
-        valid=tf.ones([1, 1], tf.bool),
-    )
-    actual = targets.roi_targets(proposals, ground_truth, K, SEED[:1], TAKE_ALL)
-    np.testing.assert_array_equal(actual.class_ids, [[3, 0, 3]])
-    np.testing.assert_array_equal(actual.gt_index, [[1, 0, 1]])
-    for slot in (0, 2):
-        np.testing.assert_array_equal(actual.masks[0, slot], mask)
 
 
 def test_random_sample_has_its_size_and_share():
@@ -219,19 +201,3 @@ def test_unknown_sizes_in_a_graph():
         expected = targets.roi_targets(proposals, ground_truth, K, SEED, config)
         for a, e in zip(function(proposals, ground_truth), expected):
             np.testing.assert_allclose(a, e, atol=1e-5)
-
-
-def test_as_many_mask_slots_as_can_be_needed():
-    """A quarter of the sample may be foreground; the shape follows from the settings alone."""
-    ground_truth, proposals = example((5, 0), num_proposals=90, valid_proposals=(90, 90))
-    config = Config().replace(roi_samples_per_image=80).model
-    needed = targets.roi_targets(proposals, ground_truth, K, SEED, config)
-    most = targets.roi_targets(proposals, ground_truth, K, SEED, config, for_xla=True)
-    assert most.mask_boxes.shape == (2, 20, 4) and most.masks.shape == (2, 20, 28, 28)
-    foreground = [np.count_nonzero(rois.mask_class_ids >= 0) for rois in (needed, most)]
-    assert foreground[0] == foreground[1] > 0
-    for name, value in needed._asdict().items():
-        slots = 20 if name.startswith("mask") else 80
-        np.testing.assert_array_equal(
-            getattr(most, name)[:, : value.shape[1]], value[:, :slots], err_msg=name
-        )

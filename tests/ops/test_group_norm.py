@@ -33,16 +33,12 @@ def test_group_norm(maybe_graph, channels, groups, relu):
 )
 def test_group_norm_of_a_large_map_far_from_zero(mean, deviation):
     """The mean of many large values is rounded, by more than the deviation if that is small."""
-    x = np.random.normal(mean, deviation, size=(1, 80, 90, 32)).astype(np.float32)
+    x = np.random.normal(mean, deviation, size=(1, 80, 90, 32))
     upstream = np.random.normal(size=x.shape)
     gamma, beta = np.random.normal(size=(2, 32))
-    answers = norm_and_gradient(
-        *(tf.constant(v, tf.float32) for v in (x, gamma, beta, upstream)), 32, False
-    )
-    references = norm_and_gradient(
-        *(tf.constant(v, tf.float64) for v in (x, gamma, beta, upstream)), 32, False
-    )
-    for answer, reference in zip(answers, references):
+    inputs = [tf.constant(v, tf.float32) for v in (x, gamma, beta, upstream)]
+    answers = norm_and_gradient(*inputs, 32, False)
+    for answer, reference in zip(answers, in_float64(*inputs, 32, False)):
         tolerance = 1e-5 * max(1.0, np.abs(reference).max())
         np.testing.assert_allclose(answer, reference, atol=tolerance)
 
@@ -77,6 +73,12 @@ def norm_and_gradient(x, gamma, beta, upstream, groups, relu):
     return (y, *tape.gradient(y, [x, gamma, beta], output_gradients=upstream))
 
 
+def in_float64(x, gamma, beta, upstream, groups, relu):
+    """`norm_and_gradient` in float64."""
+    inputs = (tf.cast(v, tf.float64) for v in (x, gamma, beta, upstream))
+    return norm_and_gradient(*inputs, groups, relu)
+
+
 @pytest.mark.both_stacks
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("kind", ["usual", "zero", "constant", "half_dead", "tiny", "huge", "rare"])
@@ -97,7 +99,7 @@ def test_group_norm_of_unusual_images(channels, groups, hw, kind, relu):
     }[kind]
     inputs = [tf.constant(v, tf.float32) for v in (x, gamma, beta, upstream)]
     answers = norm_and_gradient(*inputs, groups, relu)
-    references = norm_and_gradient(*(tf.cast(v, tf.float64) for v in inputs), groups, relu)
+    references = in_float64(*inputs, groups, relu)
     # A group without variance multiplies rounding, and the gradient, by 1 / sqrt(1e-5) = 316.
     for answer, reference, unit in zip(answers, references, (1.0, 316.0, 1.0, 1.0)):
         assert np.isfinite(answer).all()
@@ -137,8 +139,7 @@ def test_group_norm_gradient_in_half_precision(dtype, tolerance):
     x, upstream = (tf.cast(v, dtype) for v in tf.unstack(tf.random.normal([2, 1, 24, 20, 32])))
     gamma, beta = tf.unstack(tf.random.normal([2, 32]))
     answers = norm_and_gradient(x, gamma, beta, upstream, 16, False)
-    inputs = (tf.cast(v, tf.float64) for v in (x, gamma, beta, upstream))
-    for answer, reference in zip(answers, norm_and_gradient(*inputs, 16, False)):
+    for answer, reference in zip(answers, in_float64(x, gamma, beta, upstream, 16, False)):
         scale = np.abs(reference).max()
         np.testing.assert_allclose(tf.cast(answer, tf.float64), reference, atol=tolerance * scale)
 
@@ -154,7 +155,6 @@ def test_float16_far_from_zero(jit_compile):
         lambda *inputs: norm_and_gradient(*inputs, 8, False), jit_compile=jit_compile
     )
     answers = function(x, gamma, beta, upstream)
-    inputs = (tf.cast(v, tf.float64) for v in (x, gamma, beta, upstream))
-    for answer, reference in zip(answers, norm_and_gradient(*inputs, 8, False)):
+    for answer, reference in zip(answers, in_float64(x, gamma, beta, upstream, 8, False)):
         tolerance = 2.0**-11 * np.abs(reference).max()
         np.testing.assert_allclose(tf.cast(answer, tf.float64), reference, atol=tolerance)

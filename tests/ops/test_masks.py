@@ -71,18 +71,6 @@ def test_an_index_without_a_mask_is_empty(for_xla):
     assert not got[0, [0, 2]].any() and got[0, 1].all()
 
 
-def test_it_compiles_under_xla():
-    gt_masks = tf.constant(blobs([2, 3, 32, 64]))
-    boxes = tf.constant([[[0.0, 0, 32, 64], [1, 2, 30, 60]], [[3, 4, 20, 50], [0, 0, 0, 0]]])
-    gt_index = tf.constant([[0, 1], [2, -1]])
-    compiled = tf.function(
-        lambda *a: masks.mask_targets(*a, 7, for_xla=True), jit_compile=True, autograph=False
-    )
-    got = compiled(gt_masks, boxes, gt_index)
-    np.testing.assert_array_equal(got, masks.mask_targets(gt_masks, boxes, gt_index, 7))
-    assert got.numpy().any()
-
-
 @pytest.mark.parametrize("forward_pass", ("", "traj1_", "traj2_", "traj3_", "after0.02_"))
 def test_detectron2_mask_targets(forward_pass, for_xla, test_data):
     """Every bit, those of values at 0.5 but for rounding included."""

@@ -141,20 +141,3 @@ def test_unknown_sizes_in_a_graph():
     features = random_features([6, 9], channels=2).astype(np.float32)
     boxes = np.array([[[0, 0, 24, 36]], [[4, 4, 16, 32]]], np.float32)
     np.testing.assert_allclose(call(features, boxes), expected(features, boxes, 4, 0), atol=1e-5)
-
-
-def test_it_compiles_under_xla():
-    features = random_features([11, 17]).astype(np.float32)
-    boxes = np.array([list(BOXES.values())] * 2, np.float32)
-
-    @tf.function(jit_compile=True, autograph=False)
-    def value_and_gradient(features, boxes):
-        with tf.GradientTape() as tape:
-            tape.watch(features)
-            pooled = pool(features, boxes, 3, 2, for_xla=True)
-            loss = tf.reduce_sum(pooled**2)
-        return pooled, tape.gradient(loss, features)
-
-    pooled, gradient = value_and_gradient(tf.constant(features), tf.constant(boxes))
-    np.testing.assert_allclose(pooled, expected(features, boxes, 3, 2), atol=1e-5)
-    assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0

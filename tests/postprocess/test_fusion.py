@@ -21,7 +21,7 @@ SETTINGS = fusion.FusionSettings(THINGS, STUFF, stuff_area_threshold_px=40)
 OTHER_SETTINGS = SETTINGS._replace(overlap_threshold=0.3, stuff_area_threshold_px=5)
 
 
-def make_case(rng, image_hw, original_hw, num=6, width=8, padding=(0, 0)):
+def make_case(rng, image_hw, num=6, width=8, padding=(0, 0)):
     """Random outputs of one image. Mask logits are blobs, so that masks have shape."""
     size = np.array([-(-s // 32) * 32 for s in image_hw]) + padding
     corner = rng.uniform(-0.1, 0.8, (width, 2)) * image_hw
@@ -51,7 +51,7 @@ def run(outputs, image_hw, original_hw, settings=SETTINGS):
 @functools.cache
 def graph_for_all_sizes(is_other):
     """As the project traces it: everything but the number of detections is unknown."""
-    outputs = make_case(np.random.default_rng(0), (32, 32), (32, 32))
+    outputs = make_case(np.random.default_rng(0), (32, 32))
     signature = tf.nest.map_structure(lambda x: tf.TensorSpec(np.shape(x), x.dtype), outputs)
     signature = signature._replace(semantic_logits=tf.TensorSpec([None, None, len(STUFF)]))
     size = tf.TensorSpec([2], tf.int32)
@@ -109,9 +109,21 @@ def check(result, outputs, image_hw, original_hw, settings=SETTINGS):
 @either_way
 def test_equal_to_reference_on_random_cases(image_hw, original_hw, run):
     rng = np.random.default_rng(sum(image_hw) + sum(original_hw))
-    outputs = make_case(rng, image_hw, original_hw, padding=(32, 0))
+    outputs = make_case(rng, image_hw)
     case = outputs, image_hw, original_hw
     check(run(*case, OTHER_SETTINGS), *case, OTHER_SETTINGS)
+
+
+def test_many_random_cases():
+    rng = np.random.default_rng(7)
+    seen = 0
+    for _ in range(12):
+        image_hw = rng.integers(16, 60, 2).astype(np.int32)
+        original_hw = rng.integers(1, 90, 2).astype(np.int32)
+        outputs = make_case(rng, image_hw, num=rng.integers(0, 9), padding=(32, 0))
+        case = outputs, image_hw, original_hw
+        seen += len(check(run_graph(*case, OTHER_SETTINGS), *case, OTHER_SETTINGS))
+    assert seen > 20
 
 
 HW = (40, 60)
@@ -234,7 +246,7 @@ def test_batch_of_different_sizes_equals_single_images():
     rng = np.random.default_rng(3)
     image_hw = np.array([[40, 64], [64, 50]], np.int32)
     original_hw = np.array([[80, 130], [31, 25]], np.int32)
-    cases = [make_case(rng, (64, 64), o) for o in original_hw]
+    cases = [make_case(rng, (64, 64)) for _ in original_hw]
     batch = tf.nest.map_structure(lambda *x: tf.constant(np.stack(x)), *cases)
 
     @tf.function(
@@ -259,31 +271,26 @@ def test_batch_of_different_sizes_equals_single_images():
 
 
 def golden(test_data, name):
-    data = np.load(test_data("golden/detectron2") / f"{name}_000000142238.npz")
-    hw = np.load(test_data("golden/detectron2") / str(data["input_file"]))
-    return data, np.array(hw["resized_bgr"].shape[:2]), np.array(hw["orig_hw"])
-
-
-def golden_detections(data):
-    boxes = data["det_boxes_resized"][:, [1, 0, 3, 2]]
-    return structures.Detections(
-        boxes,
-        data["det_scores"],
-        data["det_classes"],
-        np.int32(len(boxes)),
-        data["mask_logits"].astype(np.float32),
+    """Detectron2's arrays and its photo, and its detections as ours."""
+    folder = test_data("golden/detectron2")
+    data = np.load(folder / f"{name}_000000142238.npz")
+    photo = np.load(folder / str(data["input_file"]))
+    boxes, mask_logits = data["det_boxes_resized"][:, [1, 0, 3, 2]], data["mask_logits"]
+    detections = structures.Detections(
+        boxes, data["det_scores"], data["det_classes"], len(boxes), np.float32(mask_logits)
     )
+    return data, photo, detections
 
 
 @pytest.mark.parametrize("name", ["b", "c"])
 def test_panoptic_map_of_detectron2(name, test_data):
-    data, image_hw, original_hw = golden(test_data, name)
-    outputs = structures.InferenceOutputs(golden_detections(data), np.zeros((1, 1, 54), np.float32))
+    data, photo, detections = golden(test_data, name)
+    outputs = structures.InferenceOutputs(detections, np.zeros((1, 1, 54), np.float32))
     categories = np.arange(80, dtype=np.int32), np.r_[-1, 1:54].astype(np.int32)
     result = fusion.fuse_image(
         tensors(outputs),
-        tf.constant(image_hw, tf.int32),
-        tf.constant(original_hw, tf.int32),
+        tf.constant(photo["resized_bgr"].shape[:2]),
+        tf.constant(photo["orig_hw"], tf.int32),
         fusion.FusionSettings(*categories),
         tf.constant(data["sem_argmax_orig"]),
     )

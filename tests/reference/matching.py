@@ -3,11 +3,11 @@
 from tests.reference.boxes import iou_matrix
 
 
-def match(gt_boxes, gt_valid, anchors, positive_iou, negative_iou, allow_low_quality):
-    """Labels, index of the best ground-truth box, best IoU: lists over the anchors."""
-    real = [m for m in range(len(gt_boxes)) if gt_valid[m]]
+def match(gt_boxes, anchors, positive_iou, negative_iou, allow_low_quality):
+    """Labels, index of the best ground-truth box: lists over the anchors."""
+    real = range(len(gt_boxes))
     iou = iou_matrix(gt_boxes, anchors)
-    labels, index, best = [], [], []
+    labels, index = [], []
     for a in range(len(anchors)):
         m = max(real, key=lambda m: (iou[m, a], -m), default=None)
         value = 0.0 if m is None else iou[m, a]
@@ -16,5 +16,4 @@ def match(gt_boxes, gt_valid, anchors, positive_iou, negative_iou, allow_low_qua
             label = 1
         labels.append(label)
         index.append(0 if m is None else m)
-        best.append(value)
-    return labels, index, best
+    return labels, index

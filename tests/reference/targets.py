@@ -6,8 +6,7 @@ from tests.reference.matching import match
 
 def rpn(anchors, gt_boxes, positive_iou, negative_iou):
     """Per anchor: (label, deltas); one image, its real boxes only."""
-    real = [True] * len(gt_boxes)
-    labels, best, _ = match(gt_boxes, real, anchors, positive_iou, negative_iou, True)
+    labels, best = match(gt_boxes, anchors, positive_iou, negative_iou, True)
     return [
         (label, encode(gt_boxes[index], anchor) if label == 1 else [0.0] * 4)
         for label, index, anchor in zip(labels, best, anchors)
@@ -16,8 +15,8 @@ def rpn(anchors, gt_boxes, positive_iou, negative_iou):
 
 def rois(proposals, gt_boxes, gt_class_ids, num_classes, positive_iou):
     """Per RoI, foreground first: (box, class, index of its box, deltas); one image."""
-    boxes, real = list(proposals) + list(gt_boxes), [True] * len(gt_boxes)
-    labels, best, _ = match(gt_boxes, real, boxes, positive_iou, positive_iou, False)
+    boxes = list(proposals) + list(gt_boxes)
+    labels, best = match(gt_boxes, boxes, positive_iou, positive_iou, False)
     foreground, background = [], []
     for box, label, index in zip(boxes, labels, best):
         if label == 1:

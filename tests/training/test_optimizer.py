@@ -36,46 +36,12 @@ def test_rule_with_changing_rate(dtype, tolerance, maybe_graph):
         np.testing.assert_allclose(variable, expected, rtol=tolerance)
 
 
-def test_values_by_hand():
-    variable = tf.Variable([2.0])
-    optimizer = optimizer_lib.SGD(0.5, momentum=0.5, l2=0.1)
-    # v = 1 + 0.1 * 2 = 1.2; w = 2 - 0.5 * 1.2 = 1.4
-    optimizer.apply_gradients([(tf.constant([1.0]), variable)])
-    np.testing.assert_allclose(variable, [1.4], rtol=1e-6)
-    # v = 0.5 * 1.2 + 0 + 0.1 * 1.4 = 0.74; w = 1.4 - 0.5 * 0.74 = 1.03
-    optimizer.apply_gradients([(tf.constant([0.0]), variable)])
-    np.testing.assert_allclose(variable, [1.03], rtol=1e-6)
-
-
 def test_sparse_gradient_is_a_dense_one():
     variables = [tf.Variable([[1.0], [2.0], [3.0]]) for _ in range(2)]
     sparse = tf.IndexedSlices(tf.constant([[1.0], [2.0]]), tf.constant([2, 2]), tf.constant([3, 1]))
     for variable, gradient in zip(variables, [sparse, tf.constant([[0.0], [0.0], [3.0]])]):
         optimizer_lib.SGD(0.1, l2=0.5).apply_gradients([(gradient, variable)])
     np.testing.assert_allclose(variables[0], variables[1])
-
-
-def test_state_survives_a_checkpoint(tmp_path):
-    start, gradients = np.ones([2, 2]), _gradients([2, 2])
-
-    def new():
-        variable = tf.Variable(start, dtype=tf.float32)
-        optimizer = optimizer_lib.SGD(_Rates(), l2=0.1)
-        return variable, optimizer, tf.train.Checkpoint(variable=variable, optimizer=optimizer)
-
-    variable, optimizer, checkpoint = new()
-    for gradient in gradients[:2]:
-        optimizer.apply_gradients([(tf.constant(gradient, tf.float32), variable)])
-    path = checkpoint.save(str(tmp_path / "ckpt"))
-    variable, optimizer, checkpoint = new()
-    status = checkpoint.restore(path)  # before the optimizer has its variables
-    optimizer.build([variable])
-    status.assert_consumed()
-    assert optimizer.iterations == 2
-    for gradient in gradients[2:]:
-        optimizer.apply_gradients([(tf.constant(gradient, tf.float32), variable)])
-    expected = sgd.steps(start, gradients, RATES, 0.9, 0.1)[-1]
-    np.testing.assert_allclose(variable, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("already_summed", [False, True])
@@ -114,17 +80,6 @@ def test_two_replicas_apply_the_sum_once(policy, already_summed):
         np.testing.assert_allclose(value, expected, rtol=1e-5)
     for value in strategy.experimental_local_results(layer.bias):
         np.testing.assert_array_equal(value, [1.0])
-
-
-def test_loss_scale_optimizer_unscales():
-    variable = tf.Variable([1.0, 2.0])
-    optimizer = tf.keras.mixed_precision.LossScaleOptimizer(
-        optimizer_lib.SGD(0.1, l2=0.5), dynamic=False, initial_scale=8.0
-    )
-    scaled = tf.constant([8.0, 16.0])
-    unscaled = optimizer.get_unscaled_gradients([scaled])
-    optimizer.apply_gradients(zip(unscaled, [variable]))
-    np.testing.assert_allclose(variable, [1 - 0.1 * 1.5, 2 - 0.1 * 3.0], rtol=1e-6)
 
 
 @pytest.mark.parametrize(

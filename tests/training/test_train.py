@@ -13,8 +13,8 @@ from pfpn_tf.training import checks, dry_run, logs, train, trainer
 from pfpn_tf.utils.errors import UserError
 from pfpn_tf.weights import detectron2
 from tests import tiny
-from tests.training import kill_and_resume
-from tests.training.test_trainer import FOLDERS, metrics
+from tests.training.runs import metrics, tensors
+from tests.training.test_trainer import FOLDERS
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_validation_losses_leave_the_training_as_it_is(toy, tmp_path, evaluation
     for name, eval_losses in (("with", True), ("without", False)):
         run_dir = tmp_path / name
         assert train.train(config.replace(eval_losses=eval_losses), str(run_dir)) == 0
-        found.append((kill_and_resume.tensors(run_dir, 6), logged(run_dir, "loss/total")))
+        found.append((tensors(run_dir, 6), logged(run_dir, "loss/total")))
     tf.nest.map_structure(np.testing.assert_array_equal, *found)
     losses = logged(tmp_path / "with", "eval_loss/total")
     assert list(losses) == [2, 4, 6] and losses[2] > losses[4] > losses[6] > 0

@@ -1,7 +1,6 @@
 """The loop: what a run leaves behind, how it stops, and what it refuses to start."""
 
 import concurrent.futures
-import json
 import os
 import signal
 
@@ -14,18 +13,13 @@ from pfpn_tf.data import pipeline
 from pfpn_tf.distribution import strategies
 from pfpn_tf.runs import checkpoints, restore, run_directory
 from pfpn_tf.training import checks, logs, loss_scale, train, trainer
-from tests.training import kill_and_resume
+from tests.training.runs import metrics, tensors
 
 FOLDERS = ("checkpoints", run_directory.BEST)
 LOSSES = [
     f"loss/{name}"
     for name in ("rpn_objectness", "rpn_box", "class", "box", "mask", "semantic", "total")
 ]
-
-
-def metrics(run_dir):
-    with open(os.path.join(run_dir, run_directory.METRICS), encoding="utf-8") as f:
-        return [json.loads(line) for line in f]
 
 
 def test_a_run_leaves_everything_behind(tiny_config, tmp_path, caplog):
@@ -51,7 +45,7 @@ def test_a_run_leaves_everything_behind(tiny_config, tmp_path, caplog):
     found = [evaluation[f"eval_{name}"] for name in LOSSES]
     assert found[-1] == pytest.approx(sum(found[:-1]), rel=1e-5) and min(found) > 0
     # Of these the first was saved before the evaluation, the second after it.
-    saved = (kill_and_resume.tensors(tmp_path / "run", 3, name) for name in FOLDERS)
+    saved = (tensors(tmp_path / "run", 3, name) for name in FOLDERS)
     tf.nest.map_structure(np.testing.assert_array_equal, *saved)
     for line in lines:
         assert set(LOSSES) <= line.keys()
@@ -161,12 +155,13 @@ def test_a_non_finite_loss_stops_at_its_step_and_harms_nothing(toy, tmp_path, mo
     assert steps_saved(tmp_path) == [2]
 
 
-def test_a_finite_loss_with_a_non_finite_gradient_stops_too(toy, tmp_path, monkeypatch):
-    def losses(outputs, ground_truth, config, step):
-        loss = tf.reduce_sum(tf.sqrt(0.0 * outputs.semantic_logits))  # 0, with gradient 0 / 0
-        return {"semantic": loss, "total": loss}
+def zero_with_gradient_nan(outputs, ground_truth, config, step):
+    loss = tf.reduce_sum(tf.sqrt(0.0 * tf.cast(outputs.semantic_logits, tf.float32)))
+    return {"semantic": loss, "total": loss}
 
-    monkeypatch.setattr(trainer, "panoptic_fpn_losses", losses)
+
+def test_a_finite_loss_with_a_non_finite_gradient_stops_too(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "panoptic_fpn_losses", zero_with_gradient_nan)
     with pytest.raises(
         trainer.NonFiniteLoss, match="gradient is not finite at step 0: .*gradient_norm nan"
     ):
@@ -254,11 +249,7 @@ def test_the_loss_scale_of_float16_halves_and_skips_on_overflow(toy, monkeypatch
 
 
 def test_an_overflow_at_the_lowest_loss_scale_stops_the_run(toy, monkeypatch):
-    def losses(outputs, ground_truth, config, step):
-        loss = tf.reduce_sum(tf.sqrt(0.0 * tf.cast(outputs.semantic_logits, tf.float32)))
-        return {"semantic": loss, "total": loss}  # 0, with gradient 0 / 0
-
-    monkeypatch.setattr(trainer, "panoptic_fpn_losses", losses)
+    monkeypatch.setattr(trainer, "panoptic_fpn_losses", zero_with_gradient_nan)
     monkeypatch.setattr(loss_scale, "INITIAL", 2.0)
     config = toy.config.replace(precision="mixed_float16")
     with pytest.raises(trainer.NonFiniteLoss, match="gradient is not finite at step 1: "):
@@ -328,7 +319,7 @@ def test_initialising_from_another_run(toy, tmp_path):
     train.train(toy.config.replace(train_steps=1), first)
     train.train(toy.config.replace(init_weights=first, learning_rate=1e-12, train_steps=1), second)
     name = "model/stem/kernel/.ATTRIBUTES/VARIABLE_VALUE"
-    values = [kill_and_resume.tensors(tmp_path / d, 1)[name] for d in ("first", "second")]
+    values = [tensors(tmp_path / d, 1)[name] for d in ("first", "second")]
     np.testing.assert_allclose(values[0], values[1], rtol=1e-6)
 
 

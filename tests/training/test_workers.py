@@ -2,7 +2,17 @@
 
 import pytest
 
-from tests.training import kill_and_resume, train_process
+from tests import processes
+from tests.training import runs
+
+
+def start_workers(config, run_dir, log_dir, **environment_of_the_first):
+    """Starts two workers that log to LOG_DIR/worker-N.log."""
+    config = config.replace(distribution="multi_worker")
+    first, second = processes.cluster_of_workers(2)
+    log = log_dir / "worker-0.log"
+    chief = runs.start(config, run_dir, log, TF_CONFIG=first, **environment_of_the_first)
+    return chief, runs.start(config, run_dir, log_dir / "worker-1.log", TF_CONFIG=second)
 
 
 def test_two_workers_step_like_two_replicas_and_come_back_after_a_kill(tiny_config, tmp_path):
@@ -16,22 +26,18 @@ def test_two_workers_step_like_two_replicas_and_come_back_after_a_kill(tiny_conf
         ema_decay=0.9,
         learning_rate=1e-4,
     )
-    alone = train_process.start(
-        config, tmp_path / "alone", tmp_path / "alone.log", **{train_process.TWO_REPLICAS: "1"}
+    alone = runs.start(
+        config, tmp_path / "alone", tmp_path / "alone.log", **{runs.TWO_REPLICAS: "1"}
     )
     run_dir = tmp_path / "workers"
-    chief, other = train_process.start_workers(
-        config, run_dir, tmp_path, **{train_process.STOP_AT: "step 6"}
-    )
-    train_process.kill_when_stopped(chief)
+    chief, other = start_workers(config, run_dir, tmp_path, **{runs.STOP_AT: "step 6"})
+    runs.kill_when_stopped(chief)
     assert other.wait(timeout=1000) == 138
     log = (tmp_path / "worker-1.log").read_text()
     assert "Worker 1 of 2 stops, as another one is gone" in log and "Traceback" not in log
 
     (tmp_path / "temporary").mkdir()
-    workers = train_process.start_workers(
-        config, run_dir, tmp_path, TMPDIR=str(tmp_path / "temporary")
-    )
+    workers = start_workers(config, run_dir, tmp_path, TMPDIR=str(tmp_path / "temporary"))
     codes = [worker.wait() for worker in workers]
     assert not list((tmp_path / "temporary").iterdir())
     log = (tmp_path / "worker-0.log").read_text()
@@ -39,9 +45,9 @@ def test_two_workers_step_like_two_replicas_and_come_back_after_a_kill(tiny_conf
     assert "Continuing from" in log
     assert alone.wait() == 0, (tmp_path / "alone.log").read_text()
     first, same = (
-        {name: value for name, value in kill_and_resume.curve(folder)[1].items() if "loss/" in name}
+        {name: value for name, value in runs.curve(folder)[1].items() if "loss/" in name}
         for folder in (tmp_path / "alone", run_dir)
     )
     assert len(first) == 7 and first == pytest.approx(same, rel=2.0**-22)
-    values, states = kill_and_resume.largest_difference(tmp_path / "alone", run_dir, 9)
+    values, states = runs.largest_difference(tmp_path / "alone", run_dir, 9)
     assert values < 1e-4 and states < 1e-4

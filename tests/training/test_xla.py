@@ -10,8 +10,8 @@ from pfpn_tf.model import panoptic_fpn
 from pfpn_tf.structures import GroundTruth
 from pfpn_tf.training import checks, train
 from tests import precision
+from tests.training.runs import metrics
 from tests.training.test_replicas import two_cpus
-from tests.training.test_trainer import metrics
 
 
 def static(config):
@@ -22,7 +22,7 @@ def test_the_compiled_network_equals_the_plain_one(tiny_config):
     """In float64: every loss, every gradient and all that is drawn."""
     config, info = static(tiny_config), pipeline.load_info(tiny_config)
     batch = next(iter(pipeline.build_dataset(config, info, training=True)))
-    with precision.float64():
+    with precision.policy():
         losses, gradients, outputs = step(config, info, batch, False)
         xla_losses, xla_gradients, xla_outputs = step(config, info, batch, True)
 
@@ -82,12 +82,9 @@ def test_a_run_of_the_network(tiny_config, tmp_path):
 def test_a_compiled_run_goes_as_a_plain_one(toy, tmp_path, settings, strategy):
     """Six steps with images of two sizes, by which the loss falls."""
     config = static(toy.config).replace(**settings)
-    try:
-        for xla in (False, True):
-            where = strategy() if strategy else None
-            train.train(config.replace(xla=xla), str(tmp_path / str(xla)), where)
-    finally:
-        tf.keras.mixed_precision.set_global_policy("float32")
+    for xla in (False, True):
+        where = strategy() if strategy else None
+        train.train(config.replace(xla=xla), str(tmp_path / str(xla)), where)
     rel = 1e-5 if config.train.precision == "float32" else 2e-3
     plain, compiled = metrics(tmp_path / "False"), metrics(tmp_path / "True")
     assert len(plain) == len(compiled) == 6

@@ -1,34 +1,38 @@
-"""tools/train.py as a process on one thread.
+"""tools/train.py as a process on one thread, and what its runs leave behind.
 
 One thread adds numbers in the same order every time, so runs can be compared bit for bit.
 """
 
 import itertools
+import json
 import os
 import runpy
 import signal
-import subprocess
-import sys
+
+import pfpn_tf.utils.cli  # noqa: F401  (quiet, before TensorFlow)
+
+# isort: split
+import numpy as np
+import tensorflow as tf
 
 from tests import processes
 
 TWO_REPLICAS = "TEST_TWO_REPLICAS"
 STOP_AT = "TEST_STOP_AT"
+_OWN_TO_A_RUN = ("images_per_second", "input_wait", "peak_gib")
 
 
-def start(config, run_dir, log, **environment) -> subprocess.Popen:
+def start(config, run_dir, log, **environment):
     """Starts a training; its output is appended to the file `log`.
 
     In the environment, TWO_REPLICAS is for two replicas in the process, and STOP_AT="step 3" or
     "save 2" for a process that stops, but does not end, before its third step or in the middle of
     its second save; see `kill_when_stopped`.
     """
-    names = processes.environment(**environment)
     settings = config.replace(train_cpu_threads=1).flat().items()
     flags = [f"--{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in settings]
-    command = [sys.executable, "-m", "tests.training.train_process", *flags, f"--run_dir={run_dir}"]
-    with open(log, "a", encoding="utf-8") as f:
-        return subprocess.Popen(command, cwd=processes.ROOT, env=names, stdout=f, stderr=f)
+    module = ("-m", "tests.training.runs")
+    return processes.start(*module, *flags, f"--run_dir={run_dir}", log=log, **environment)
 
 
 def kill_when_stopped(process):
@@ -39,16 +43,47 @@ def kill_when_stopped(process):
     assert process.wait() == -signal.SIGKILL
 
 
-def start_workers(config, run_dir, log_dir, count=2, **environment_of_the_first):
-    """Starts `count` workers that reach each other through the loopback device; they log to
-    LOG_DIR/worker-N.log."""
-    config = config.replace(distribution="multi_worker")
-    started = []
-    for i, cluster in enumerate(processes.cluster_of_workers(count)):
-        environment = environment_of_the_first if i == 0 else {}
-        log = log_dir / f"worker-{i}.log"
-        started.append(start(config, run_dir, log, TF_CONFIG=cluster, **environment))
-    return started
+def metrics(run_dir):
+    """The lines of metrics.jsonl."""
+    with open(os.path.join(run_dir, "metrics.jsonl"), encoding="utf-8") as f:
+        return [json.loads(line) for line in f]
+
+
+def curve(run_dir):
+    """Step -> what metrics.jsonl says of it, but for times and memory; every step once."""
+    lines = metrics(run_dir)
+    steps = [line["step"] for line in lines]
+    assert steps == sorted(set(steps)), steps
+    return {
+        line["step"]: {k: v for k, v in line.items() if not k.startswith(_OWN_TO_A_RUN)}
+        for line in lines
+    }
+
+
+def tensors(run_dir, step, folder="checkpoints"):
+    """Everything in a checkpoint, by name."""
+    reader = tf.train.load_checkpoint(str(run_dir / folder / f"ckpt-{step}"))
+    names = [n for n in reader.get_variable_to_shape_map() if not n.startswith("_")]
+    found = {name: reader.get_tensor(name) for name in names}
+    (means,) = (name for name, value in found.items() if isinstance(value, bytes))
+    state = json.loads(found.pop(means))
+    found.update({f"{means}/{n}": value for n, value in state.pop("sums").items()}, **state)
+    return found
+
+
+def largest_difference(run_dir, other_dir, step):
+    """The largest relative difference of two runs' curves, and of their checkpoints at a step."""
+
+    def relative(a, b):
+        return np.max(np.abs(a - b) / np.maximum(np.abs(a), 1e-30)) if np.size(a) else 0.0
+
+    first, second = curve(run_dir), curve(other_dir)
+    assert first.keys() == second.keys() and len(first) > 0, (list(first), list(second))
+    values = [relative(first[s][name], second[s][name]) for s in first for name in first[s]]
+    ours, theirs = tensors(run_dir, step), tensors(other_dir, step)
+    assert ours.keys() == theirs.keys()
+    states = [np.max(np.abs(ours[n] - theirs[n])) if np.size(ours[n]) else 0.0 for n in ours]
+    return max(values), max(states)
 
 
 def _stop_at(moment, number):
@@ -71,8 +106,6 @@ def _stop_at(moment, number):
 
 
 def _main():
-    import tensorflow as tf
-
     from pfpn_tf.distribution import strategies
     from tests.training.test_replicas import two_cpus
 
@@ -89,6 +122,4 @@ def _main():
 
 
 if __name__ == "__main__":
-    import pfpn_tf.utils.cli  # noqa: F401  (quiet, before TensorFlow)
-
     _main()
