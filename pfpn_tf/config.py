@@ -490,15 +490,7 @@ class Config:
 
     def flat(self) -> Dict[str, Any]:
         """All settings as one dict, flag name to value."""
-        return {
-            field.name: getattr(group, field.name)
-            for _, group in self.groups()
-            for field in dataclasses.fields(group)
-        }
-
-    def groups(self):
-        """(group name, group) pairs in order."""
-        return [(f.name, getattr(self, f.name)) for f in dataclasses.fields(self)]
+        return {name: v for group in vars(self).values() for name, v in vars(group).items()}
 
     def replace(self, **settings) -> "Config":
         """A validated copy with some settings changed, by flag name.
@@ -514,7 +506,7 @@ class Config:
 
 def all_fields() -> Dict[str, dataclasses.Field]:
     """Flag name to dataclass field, over all groups."""
-    return {f.name: f for _, group in Config().groups() for f in dataclasses.fields(group)}
+    return {f.name: f for group in vars(Config()).values() for f in dataclasses.fields(group)}
 
 
 def fixed_settings() -> Set[str]:
@@ -540,7 +532,7 @@ def from_mapping(settings: Mapping[str, Any]) -> Config:
         problems.append(f"--{name} is not a setting.{hint}")
     values = {n: tuple(v) if isinstance(v, list) else v for n, v in settings.items()}
     groups = {}
-    for group_name, group in Config().groups():
+    for group_name, group in vars(Config()).items():
         own = {f.name: values[f.name] for f in dataclasses.fields(group) if f.name in values}
         groups[group_name] = dataclasses.replace(group, **own)
     config = Config(**groups)

@@ -1,10 +1,10 @@
-"""The training losses of section 3.2, one function each.
+"""The training losses of section 3.2.
 
 L = lambda_i (L_class + L_box + L_mask) + lambda_s L_semantic, plus the two losses of the RPN.
 
-Every loss function returns a plain sum and says what divides it; `panoptic_fpn_losses` divides by
-that number counted over all replicas. The gradients of the replicas therefore add up to the
-gradient of one replica with the whole batch, however unevenly RoIs and pixels are spread.
+Every loss is a plain sum with a count that divides it; `panoptic_fpn_losses` divides by that number
+counted over all replicas. The gradients of the replicas therefore add up to the gradient of one
+replica with the whole batch, however unevenly RoIs and pixels are spread.
 
 Shapes: B images · A anchors of all levels · R RoIs · F mask slots · K thing classes ·
 S semantic classes · h, w size of the semantic logits.
@@ -17,7 +17,7 @@ import tensorflow as tf
 from pfpn_tf import config as config_lib
 from pfpn_tf.ops.precision import as_float32_or_more
 from pfpn_tf.ops.upsampled_cross_entropy import upsampled_cross_entropy
-from pfpn_tf.structures import GroundTruth, RoiTargets, RpnTargets, TrainOutputs
+from pfpn_tf.structures import GroundTruth, TrainOutputs
 from pfpn_tf.utils.scopes import in_scope
 
 VOID = 255
@@ -59,23 +59,38 @@ def sums_and_counts(
     """
     sums, counts = {}, {}
     if outputs.rpn_targets is not None:
+        # The paper leaves the RPN's losses to Faster R-CNN, ref. [48]. Both are divided by the
+        # anchors that may be sampled, even where fewer were. Plain L1 where Faster R-CNN has smooth
+        # L1, as in Detectron2.
         rpn = outputs.rpn_targets
-        sums["rpn_objectness"] = rpn_objectness_loss(outputs.objectness_logits, rpn)
-        sums["rpn_box"] = rpn_box_loss(outputs.anchor_deltas, rpn)
+        losses = _binary_cross_entropy(outputs.objectness_logits, rpn.labels == 1)  # [B, A]
+        sums["rpn_objectness"] = _masked_sum(losses, rpn.labels >= 0)
+        sums["rpn_box"] = _l1_sum(outputs.anchor_deltas, rpn.deltas, rpn.labels == 1)
         anchors = tf.shape(rpn.labels, tf.int64)[0] * config.rpn_samples_per_image
         counts["rpn_objectness"] = counts["rpn_box"] = anchors
     if outputs.roi_targets is not None:
         rois, class_logits = outputs.roi_targets, outputs.class_logits
         assert class_logits is not None  # The network sets all fields of a branch, or none.
-        sums["class"] = class_loss(class_logits, rois)
-        sums["box"] = box_loss(outputs.box_deltas, rois, class_logits.shape[-1] - 1)
-        sums["mask"] = mask_loss(outputs.mask_logits, rois)
+        # L_c and L_b are divided by the number of sampled RoIs, background included (section 3.2).
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
+            labels=tf.maximum(rois.class_ids, 0), logits=as_float32_or_more(class_logits)
+        )  # [B, R]
+        sums["class"] = _masked_sum(losses, rois.valid)
+        num_classes = class_logits.shape[-1] - 1
+        foreground = (rois.class_ids >= 0) & (rois.class_ids < num_classes)
+        sums["box"] = _l1_sum(outputs.box_deltas, rois.deltas, foreground)
         counts["class"] = counts["box"] = tf.math.count_nonzero(rois.valid)
+        # L_m is divided by the number of foreground RoIs (section 3.2) times the pixels of a mask.
+        losses = _binary_cross_entropy(outputs.mask_logits, rois.masks)  # [B, F, 28, 28]
+        foreground = rois.mask_class_ids >= 0  # [B, F]
+        sums["mask"] = _masked_sum(losses, foreground[:, :, tf.newaxis, tf.newaxis])
         mask_pixels = rois.masks.shape[-2] * rois.masks.shape[-1]
-        counts["mask"] = tf.math.count_nonzero(rois.mask_class_ids >= 0) * mask_pixels
+        counts["mask"] = tf.math.count_nonzero(foreground) * mask_pixels
     if outputs.semantic_logits is not None:
-        sums["semantic"] = semantic_loss(outputs.semantic_logits, ground_truth.semantic)
-        counts["semantic"] = tf.math.count_nonzero(ground_truth.semantic != VOID)
+        # L_s is divided by the number of labelled pixels (section 3.2), at full resolution.
+        logits, labels = outputs.semantic_logits, ground_truth.semantic
+        sums["semantic"] = upsampled_cross_entropy(logits, labels, VOID)
+        counts["semantic"] = tf.math.count_nonzero(labels != VOID)
     return sums, counts
 
 
@@ -86,18 +101,18 @@ def weighted_means(
     step: Optional[tf.Tensor] = None,
 ) -> Dict[str, tf.Tensor]:
     """weight * sum / count of each loss, and their sum, total; see `panoptic_fpn_losses`."""
-    instance_weight = train.instance_loss_weight
-    rpn_weight = 1.0 if instance_weight > 0 else 0.0
     weights = {
-        "rpn_objectness": rpn_weight,
-        "rpn_box": rpn_weight,
-        "class": instance_weight,
-        "box": instance_weight,
-        "mask": instance_weight,
+        **dict.fromkeys(("rpn_objectness", "rpn_box"), float(train.instance_loss_weight > 0)),
+        **dict.fromkeys(("class", "box", "mask"), train.instance_loss_weight),
         "semantic": train.semantic_loss_weight,
     }
-    if train.alternate_losses:
-        weights = _alternate(weights, step)
+    if train.alternate_losses:  # Table 3c: in each step those of one branch are 0.
+        assert step is not None
+        semantic_step = step % 2 == 1
+        weights = {
+            name: tf.where(semantic_step == (name == "semantic"), weight, 0.0)
+            for name, weight in weights.items()
+        }
     losses = {}
     for name, value in sums.items():
         weight = tf.cast(weights[name], value.dtype)
@@ -106,117 +121,10 @@ def weighted_means(
     return losses
 
 
-def _alternate(weights, step):
-    """The weights of one step of alternating training (Table 3c): half of them are 0."""
-    semantic_step = step % 2 == 1
-    return {
-        name: tf.where(semantic_step == (name == "semantic"), weight, 0.0)
-        for name, weight in weights.items()
-    }
-
-
-def rpn_objectness_loss(objectness_logits: tf.Tensor, targets: RpnTargets) -> tf.Tensor:
-    """Sum of the binary cross-entropy over the anchors labelled 0 or 1.
-
-    Divided by `rpn_samples_per_image` times the images, even where fewer anchors were sampled.
-    The paper leaves the RPN's losses to Faster R-CNN, ref. [48].
-
-    Args:
-      objectness_logits: [B, A].
-      targets: labels of the anchors.
-
-    Returns:
-      Scalar.
-    """
-    logits = as_float32_or_more(objectness_logits)
-    labels = tf.cast(targets.labels == 1, logits.dtype)
-    losses = tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits)  # [B, A]
-    return _masked_sum(losses, targets.labels >= 0)
-
-
-def rpn_box_loss(anchor_deltas: tf.Tensor, targets: RpnTargets) -> tf.Tensor:
-    """Sum of |delta - target| over the four deltas of the positive anchors.
-
-    Divided by the same number as the objectness loss, not by the number of positives.
-    Plain L1 where Faster R-CNN has smooth L1, as in Detectron2.
-
-    Args:
-      anchor_deltas: [B, A, 4].
-      targets: labels and deltas of the anchors.
-
-    Returns:
-      Scalar.
-    """
-    return _l1_sum(anchor_deltas, targets.deltas, targets.labels == 1)
-
-
-def class_loss(class_logits: tf.Tensor, targets: RoiTargets) -> tf.Tensor:
-    """L_c: sum of the softmax cross-entropy over the sampled RoIs.
-
-    Divided by the number of sampled RoIs (section 3.2).
-
-    Args:
-      class_logits: [B, R, K + 1], background last.
-      targets: classes of the RoIs.
-
-    Returns:
-      Scalar.
-    """
-    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
-        labels=tf.maximum(targets.class_ids, 0), logits=as_float32_or_more(class_logits)
-    )  # [B, R]
-    return _masked_sum(losses, targets.valid)
-
-
-def box_loss(box_deltas: tf.Tensor, targets: RoiTargets, num_classes: int) -> tf.Tensor:
-    """L_b: sum of |delta - target| over the four deltas of the foreground RoIs.
-
-    Divided by the number of all sampled RoIs, background included (section 3.2).
-
-    Args:
-      box_deltas: [B, R, 4] deltas of the ground-truth class.
-      targets: classes and deltas of the RoIs.
-      num_classes: K.
-
-    Returns:
-      Scalar.
-    """
-    foreground = (targets.class_ids >= 0) & (targets.class_ids < num_classes)
-    return _l1_sum(box_deltas, targets.deltas, foreground)
-
-
-def mask_loss(mask_logits: tf.Tensor, targets: RoiTargets) -> tf.Tensor:
-    """L_m: sum of the binary cross-entropy over the mask pixels of the foreground RoIs.
-
-    Divided by the number of foreground RoIs (section 3.2) times the pixels of a mask.
-
-    Args:
-      mask_logits: [B, F, 28, 28] logits of the ground-truth class.
-      targets: masks of the foreground RoIs.
-
-    Returns:
-      Scalar.
-    """
-    logits = as_float32_or_more(mask_logits)
-    labels = tf.cast(targets.masks, logits.dtype)
-    losses = tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits)
-    foreground = targets.mask_class_ids >= 0  # [B, F]
-    return _masked_sum(losses, foreground[:, :, tf.newaxis, tf.newaxis])
-
-
-def semantic_loss(semantic_logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    """L_s: sum of the softmax cross-entropy over the labelled pixels, at full resolution.
-
-    Divided by the number of labelled pixels (section 3.2). The logits are upsampled 4x, bilinearly.
-
-    Args:
-      semantic_logits: [B, h, w, S].
-      labels: [B, 4 h, 4 w] uint8 classes; 255 is void.
-
-    Returns:
-      Scalar.
-    """
-    return upsampled_cross_entropy(semantic_logits, labels, VOID)
+def _binary_cross_entropy(logits, labels):
+    logits = as_float32_or_more(logits)
+    labels = tf.cast(labels, logits.dtype)
+    return tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits)
 
 
 def _l1_sum(deltas, targets, mask):

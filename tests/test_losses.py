@@ -1,4 +1,4 @@
-"""Losses against plain float64 loops, values by hand, and the exactness of the replica split."""
+"""Losses against plain float64 loops, and the exactness of the replica split."""
 
 import numpy as np
 import pytest

@@ -49,7 +49,9 @@ def main():
     args = flags.FLAGS
     # This process only counts: the GPU's memory is for those that measure.
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
-    from pfpn_tf.experiments import model_comparison, model_cost
+    from pfpn_tf.benchmark import measure
+    from pfpn_tf.experiments import model_cost
+    from pfpn_tf.utils.files import atomic_write
 
     image_hw = model_cost.parse_size(args.image_size)
     config = flags_lib.config_from_flags()
@@ -60,43 +62,29 @@ def main():
         f"One image of {image_hw[0]}x{image_hw[1]}; {args.num_thing_classes} thing classes, "
         f"{args.num_semantic_classes} semantic classes.\n"
     )
-    works = [model_comparison.INFERENCE] * (args.measure or args.measure_training)
-    works += [model_comparison.TRAINING] * args.measure_training
+    works = [model_cost.INFERENCE] * (args.measure or args.measure_training)
+    works += [model_cost.TRAINING] * args.measure_training
+    content = {"image_hw": image_hw}
+    rows = [model_cost.Row(f"{config.model.task} {config.model.backbone}", [config.model])]
     if args.compare:
-        rows = model_comparison.COMPARISONS[args.compare](config)
+        rows = model_cost.COMPARISONS[args.compare](config)
     else:
         costs = model_cost.count(config.model, example)
-        print(model_cost.table(costs) + "\n")
-        label = f"{config.model.task} {config.model.backbone}"
-        rows = [model_comparison.Row(label, [config.model])]
-    results = model_comparison.compare(rows, example, works, args.measure_repeats)
-    if args.compare:
-        print(model_comparison.table(results))
+        content["components"] = {name: dataclasses.asdict(cost) for name, cost in costs.items()}
+    results = model_cost.compare(rows, example, works, args.measure_repeats)
+    components = [{"label": name, **cost} for name, cost in content.get("components", {}).items()]
+    print(model_cost.table(components + results))
     if works:
-        print("\n" * bool(args.compare) + model_comparison.measured_table(results))
+        print("\n" + model_cost.measured_table(results))
+        content["machine"] = measure.machine()
     if args.output_dir:
-        content = {"image_hw": image_hw, "networks": model_comparison.as_json(results)}
-        if not args.compare:
-            content["components"] = {name: dataclasses.asdict(cost) for name, cost in costs.items()}
-        if works:
-            from pfpn_tf.benchmark import measure
-
-            content["machine"] = measure.machine()
-        _save(content, results)
-
-
-def _save(content, results):
-    from pfpn_tf.experiments import model_comparison
-    from pfpn_tf.utils.files import atomic_write
-
-    args = flags.FLAGS
-    with atomic_write(os.path.join(args.output_dir, "profile.json")) as f:
-        json.dump(content, f, indent=2)
-        f.write("\n")
-    if args.compare:
-        path = os.path.join(args.output_dir, "profile.png")
-        model_comparison.draw(results, path, f"One image of {args.image_size}")
-    print(f"\nWrote {args.output_dir}.")
+        with atomic_write(os.path.join(args.output_dir, "profile.json")) as f:
+            json.dump({**content, "networks": results}, f, indent=2)
+            f.write("\n")
+        if args.compare:
+            path = os.path.join(args.output_dir, "profile.png")
+            model_cost.draw(results, path, f"One image of {args.image_size}")
+        print(f"\nWrote {args.output_dir}.")
 
 
 if __name__ == "__main__":

@@ -20,9 +20,13 @@ from pfpn_tf.utils import cli  # before TensorFlow
 
 FAILED = 1
 
-flags.DEFINE_integer("num_trials", 5, "Trainings of each row, with the seeds from --seed on.")
+flags.DEFINE_integer(
+    "num_trials", 5, "Trainings of each row, with the seeds from --seed on.", lower_bound=1
+)
 flags.DEFINE_list("sweep", [], "lambda_s, lambda_i, aggregation, losses; empty: the recipe alone.")
-flags.DEFINE_integer("steps", 0, "Stretch or shrink the schedule to this; 0: the recipe's steps.")
+flags.DEFINE_integer(
+    "steps", 0, "Stretch or shrink the schedule to this; 0: the recipe's steps.", lower_bound=0
+)
 flags.DEFINE_string("output_dir", "", "Folder to write to; made if need be.")
 flags_lib.define_config_flags()
 
@@ -37,10 +41,7 @@ def main():
     config = trials.with_steps(pipeline.config_for_records(flags_lib.given_settings()), args.steps)
     rows = trials.rows(config, args.sweep, args.num_trials)
     flags_lib.make_output_dir("output_dir")
-    try:
-        results = queue.run_all(trials.experiments_of(rows), args.output_dir)
-    except queue.Stopped as stopped:
-        return stopped.code
+    results = queue.run_all(trials.experiments_of(rows), args.output_dir)
     model, steps = config.model, config.train.train_steps
     title = f"{model.task} {model.backbone}, {steps:,} steps of {config.train.global_batch_size}"
     print(trials.write_report(rows, results, args.output_dir, f"{title} images"))

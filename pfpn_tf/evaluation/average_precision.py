@@ -14,38 +14,16 @@ import numpy as np
 _KEYS = {"bbox": "bbox", "segm": "segmentation"}
 
 
-def average_precision(
-    gt: Dict[str, Any], results: List[Dict[str, Any]], iou_type: str
-) -> Dict[str, Any]:
-    """COCO's twelve numbers and the AP of each class.
-
-    Args:
-      gt: content of a COCO instances JSON; `instance_files` checks those of users.
-      results: COCO results with `bbox` or `segmentation`.
-      iou_type: "bbox" or "segm".
-
-    Returns:
-      AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl and AR (= AR100) as fractions,
-      -1 where there is no ground truth, as pycocotools has it; `per_class`: by category id AP,
-      AP50, AP75, None without ground truth.
-    """
-    images = {image["id"]: image for image in gt["images"]}
-    precision = AveragePrecision(gt["categories"], iou_type)
-    places = dict(enumerate(images[i] for i in _sorted(images)))
-    precision.update(places, gt["annotations"], results)
-    return precision.result()
-
-
 class AveragePrecision:
-    """The same numbers, a few images at a time: of each image only scores and matches are kept, no
-    masks.
+    """COCO's twelve numbers and the AP of each class, over any number of images: of each only
+    scores and matches are kept, no masks.
     """
 
     def __init__(self, categories: Iterable[Dict[str, Any]], iou_type: str):
         """Args: categories: COCO categories of the things. iou_type: "bbox" or "segm"."""
         self._key = _KEYS[iou_type]
         # hotcoco's ids are integers: here the place of a category in the order of the ids.
-        self._classes = {c: n for n, c in enumerate(_sorted({c["id"] for c in categories}))}
+        self._classes = {c: n for n, c in enumerate(sorted({c["id"] for c in categories}))}
         names = [{"id": n, "name": str(c)} for c, n in self._classes.items()]
         self._matches = hotcoco.StreamingEval(names, iou_type)
 
@@ -76,52 +54,35 @@ class AveragePrecision:
                 if entry["image_id"] in places and entry["category_id"] in self._classes
             ]
 
-        sizes = [
-            {"id": place, **{side: image[side] for side in ("height", "width") if image.get(side)}}
-            for place, image in images.items()
-        ]
-        self._matches.update(sizes, kept(annotations, "area", "iscrowd"), kept(results, "score"))
+        placed = [{**image, "id": place} for place, image in images.items()]
+        self._matches.update(placed, kept(annotations, "area", "iscrowd"), kept(results, "score"))
 
     def merge(self, other: "AveragePrecision") -> None:
         """Adds the images of another accumulator with the same categories."""
         self._matches = hotcoco.StreamingEval.merge([self._matches, other._matches])
 
     def result(self) -> Dict[str, Any]:
-        """See `average_precision`."""
+        """The numbers of the images so far.
+
+        Returns:
+          AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl and AR (= AR100) as
+          fractions, -1 where there is no ground truth, as pycocotools has it; `per_class`: by
+          category id AP, AP50, AP75, None without ground truth.
+        """
         evaluation: Any = copy.copy(self._matches).finalize()
         evaluation.accumulate()
-        # IoU threshold, recall, class, area (all, small, medium, large), detections (1, 10, 100).
-        precision = evaluation.eval["precision"][..., -1]  # [10, 101, K, 4]
-        recall = evaluation.eval["recall"]  # [10, K, 4, 3]
-        parts = {
-            "AP": precision[..., 0],
-            "AP50": precision[0, ..., 0],
-            "AP75": precision[5, ..., 0],
-            "APs": precision[..., 1],
-            "APm": precision[..., 2],
-            "APl": precision[..., 3],
-            "AR1": recall[..., 0, 0],
-            "AR10": recall[..., 0, 1],
-            "AR100": recall[..., 0, 2],
-            "ARs": recall[..., 1, 2],
-            "ARm": recall[..., 2, 2],
-            "ARl": recall[..., 3, 2],
-        }
-        stats = {name: _mean(part, -1.0) for name, part in parts.items()}
+        evaluation.summary_lines()  # computes the numbers without printing them
+        stats = dict(zip(evaluation.metric_keys(), evaluation.stats.tolist()))
+        # From IoU threshold, recall, class, area and detections: [10, 101, K].
+        precision = evaluation.eval["precision"][..., 0, -1]
+        parts = {"AP": precision, "AP50": precision[0], "AP75": precision[5]}
         per_class = {
-            str(category_id): {
-                name: _mean(parts[name][..., n], None) for name in ("AP", "AP50", "AP75")
-            }
+            str(category_id): {name: _mean(part[..., n]) for name, part in parts.items()}
             for category_id, n in self._classes.items()
         }
         return {**stats, "AR": stats["AR100"], "per_class": per_class}
 
 
-def _mean(values, otherwise):
+def _mean(values):
     known = values[values > -1]
-    return float(np.mean(known)) if known.size else otherwise
-
-
-def _sorted(ids):
-    """Numbers before strings."""
-    return sorted(ids, key=lambda i: (isinstance(i, str), i))
+    return float(np.mean(known)) if known.size else None

@@ -61,12 +61,13 @@ class CityscapesScorer:
             cityscapes_files.scripts(f"evaluation.eval{level}LevelSemanticLabeling")
         self._truth = cityscapes_files.read_truth(gt_dir, image_ids)
         label_of = cityscapes_files.label_ids(categories_json or panoptic_json)
-        needed = label_of, self._truth, gt_dir
         self._read_map: Optional[cityscapes_files.MapReader] = None
         if semantic_dir:
-            self._read_map = cityscapes_files.semantic_maps(semantic_dir, *needed)
+            self._read_map = cityscapes_files.semantic_maps(semantic_dir, label_of)
         elif panoptic_json:
-            self._read_map = cityscapes_files.panoptic_maps(panoptic_json, panoptic_dir, *needed)
+            self._read_map = cityscapes_files.panoptic_maps(
+                panoptic_json, panoptic_dir, label_of, self._truth, gt_dir
+            )
         self._results: Optional[Dict[str, List[Dict[str, Any]]]] = None
         if instances_json:
             self._results = cityscapes_files.read_results(instances_json, label_of, self._truth)
@@ -91,9 +92,16 @@ class CityscapesScorer:
             output_dir = output_dir or stack.enter_context(tempfile.TemporaryDirectory())
             if self._read_map:
                 folder = _emptied(output_dir, output_folder.PIXEL_LEVEL)
-                for image_id in self._truth:
+                for image_id, truth in self._truth.items():
+                    labels = self._read_map(image_id)
+                    if labels.shape != truth.hw:
+                        raise UserError(
+                            f"Image {image_id}: the prediction is {labels.shape[0]} x"
+                            f" {labels.shape[1]} (height x width), the ground truth {truth.labels}"
+                            f" {truth.hw[0]} x {truth.hw[1]}; predict at the original image size."
+                        )
                     with atomic_write(_label_path(folder, image_id), "wb") as f:
-                        f.write(panoptic_png.encode_grey(self._read_map(image_id)))
+                        f.write(panoptic_png.encode_grey(labels))
                 _merge(metrics, _score_pixels(folder, self._truth))
             if self._results is not None:
                 folder = _emptied(output_dir, output_folder.INSTANCE_LEVEL)

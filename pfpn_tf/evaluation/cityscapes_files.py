@@ -20,7 +20,6 @@ from pfpn_tf.utils.files import atomic_write
 _LABELS = "_gtFine_labelIds.png"
 _INSTANCES = "_gtFine_instanceIds.png"
 _UNLABELED = 0
-_UNDEFINED = 255  # in a semantic map
 
 
 def scripts(name: str) -> Any:
@@ -151,18 +150,25 @@ def panoptic_maps(json_path, directory, label_of, truth, gt_dir) -> MapReader:
     """Checks that a panoptic prediction has all images; returns a reader of their labels."""
     content = coco_json.load_panoptic_json(json_path, "prediction", with_categories=False)
     listed = {a["image_id"]: a for a in content["annotations"]}
-    _check_complete(truth, listed, f"the prediction JSON {json_path}", gt_dir)
+    missing = [i for i in truth if i not in listed]
+    if missing:
+        more = f" and {len(missing) - 1} more images" if len(missing) > 1 else ""
+        raise UserError(
+            f"Image {missing[0]}{more}: not in the prediction JSON {json_path}, but in the ground"
+            f" truth {gt_dir}."
+        )
     directory = directory or coco_json.png_folder(json_path)
     annotations = {
         i: coco_json.checked_annotation(listed[i], json_path, "prediction") for i in truth
     }
     for image_id, annotation in annotations.items():
-        _check_file(image_id, coco_json.existing_path(directory, annotation["file_name"]))
+        path = coco_json.existing_path(directory, annotation["file_name"])
+        if not os.path.isfile(path):
+            raise UserError(f"Image {image_id}: {path} cannot be read (No such file or directory).")
 
     def read(image_id):
         annotation = annotations[image_id]
         ids = panoptic_png.read(directory, annotation["file_name"], image_id, "prediction")
-        _check_size(ids, truth[image_id].hw, image_id, annotation["file_name"])
         labels = np.full(ids.shape, _UNLABELED, np.uint8)
         for segment in annotation["segments_info"]:
             if segment["category_id"] not in label_of:
@@ -176,51 +182,17 @@ def panoptic_maps(json_path, directory, label_of, truth, gt_dir) -> MapReader:
     return read
 
 
-def semantic_maps(directory, label_of, truth, gt_dir) -> MapReader:
-    """As `panoptic_maps`, of the semantic branch's own maps in a folder."""
-    if not os.path.isdir(directory):
-        raise UserError(f"{directory}: no such folder; it should hold the semantic maps.")
-    listed = {os.path.splitext(n)[0] for n in os.listdir(directory) if n.endswith(".png")}
-    _check_complete(truth, listed, f"the folder of semantic maps {directory}", gt_dir)
-    paths = {i: os.path.join(directory, f"{predictions.file_stem(i)}.png") for i in truth}
-    for image_id, path in paths.items():
-        _check_file(image_id, path)
-    table = np.full(256, _UNLABELED, np.uint8)
+def semantic_maps(directory, label_of) -> MapReader:
+    """A reader of the labels that `predictions.PredictionWriter.add_semantic` has written."""
+    table = np.full(1 << 16, _UNLABELED, np.uint8)
     for category_id, label in label_of.items():
-        if 0 <= category_id < _UNDEFINED:
-            table[category_id] = label
+        table[category_id] = label
 
     def read(image_id):
-        path = paths[image_id]
-        category_ids = cv2.imread(path, cv2.IMREAD_UNCHANGED)
-        if category_ids is None or category_ids.dtype != np.uint8 or category_ids.ndim != 2:
-            raise UserError(f"Image {image_id}: {path} is not a readable 8-bit grey PNG.")
-        _check_size(category_ids, truth[image_id].hw, image_id, path)
-        return table[category_ids]
+        path = os.path.join(directory, f"{predictions.file_stem(image_id)}.png")
+        return table[cv2.imread(path, cv2.IMREAD_UNCHANGED)]
 
     return read
-
-
-def _check_complete(wanted, listed, name, gt_dir):
-    missing = [i for i in wanted if i not in listed]
-    if missing:
-        more = f" and {len(missing) - 1} more images" if len(missing) > 1 else ""
-        raise UserError(
-            f"Image {missing[0]}{more}: not in {name}, but in the ground truth {gt_dir}."
-        )
-
-
-def _check_file(image_id, path):
-    if not os.path.isfile(path):
-        raise UserError(f"Image {image_id}: {path} cannot be read (No such file or directory).")
-
-
-def _check_size(pixels, hw, image_id, name):
-    if pixels.shape != tuple(hw):
-        raise UserError(
-            f"Image {image_id}: prediction {name} is {pixels.shape[0]} x {pixels.shape[1]} (height"
-            f" x width), the ground truth {hw[0]} x {hw[1]}; predict at the original image size."
-        )
 
 
 def read_results(

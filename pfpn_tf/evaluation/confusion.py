@@ -4,7 +4,7 @@ Shapes: C classes; row of a confusion matrix: ground truth, column: prediction, 
 """
 
 import warnings
-from typing import List, NamedTuple, Sequence
+from typing import List, Sequence, Tuple
 
 import numpy as np
 
@@ -16,25 +16,17 @@ _MOST_WITH_NUMBERS = 24  # classes whose cells have room for a number
 _MAX_NAME = 26
 
 
-class Mistake(NamedTuple):
-    """Pixels of one class that were predicted as another one, or as void.
-
-    Attributes:
-      pixels: how many; share: of the ground-truth class's pixels.
-    """
-
-    truth: str
-    prediction: str
-    pixels: int
-    share: float
-
-
-def largest_mistakes(confusion: np.ndarray, names: Sequence[str], count: int = 15) -> List[Mistake]:
+def largest_mistakes(
+    confusion: np.ndarray, names: Sequence[str], count: int = 15
+) -> List[Tuple[str, str, int, float]]:
     """The mistakes that cost the most pixels, largest first.
 
     Args:
       confusion: [C, C + 1] pixels.
       names: of the C classes.
+
+    Returns:
+      Of each the true class, the predicted one or void, pixels, and their share of the true class.
     """
     wrong = np.array(confusion, np.int64)
     np.fill_diagonal(wrong, 0)
@@ -45,7 +37,7 @@ def largest_mistakes(confusion: np.ndarray, names: Sequence[str], count: int = 1
         pixels = int(wrong[row, column])
         if pixels:
             share = pixels / int(confusion[row].sum())
-            mistakes.append(Mistake(names[row], columns[column], pixels, share))
+            mistakes.append((names[row], columns[column], pixels, share))
     return mistakes
 
 

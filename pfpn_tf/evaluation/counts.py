@@ -15,7 +15,7 @@ from pfpn_tf.evaluation.inference import ImageOutputs
 from pfpn_tf.evaluation.panoptic_quality import PanopticQuality
 from pfpn_tf.evaluation.segment_pairs import segment_pairs
 from pfpn_tf.evaluation.semantic_iou import THINGS, SemanticIoU
-from pfpn_tf.postprocess.instances import original_instances
+from pfpn_tf.postprocess.instances import full_masks, original_instances
 from pfpn_tf.utils.errors import UserError
 
 _OTHER_IDS = 2**62  # AP counts images whose ids are not numbers from here on, after all others
@@ -91,6 +91,7 @@ class EvaluationMetrics:
 
     Attributes:
       num_scored, num_unannotated: images with and without ground truth.
+      maps: `SemanticIoU` of the panoptic maps over the categories; None without them.
       gallery: the best and worst images; None without panoptic maps.
       image_ids: in the order of evaluation.
     """
@@ -101,10 +102,10 @@ class EvaluationMetrics:
         self._info = info
         categories = info.coco_categories()
         task = model_config.task
-        self._quality = self._maps = self._branch = self.gallery = None
+        self._quality = self.maps = self._branch = self.gallery = None
         if task == "panoptic":
             self._quality = PanopticQuality(categories)
-            self._maps = SemanticIoU.of_categories(categories)
+            self.maps = SemanticIoU.of_categories(categories)
             self.gallery = Gallery(info)
         if task in ("panoptic", "semantic"):
             self._branch = self._branch_accumulator(model_config.semantic_targets)
@@ -122,11 +123,6 @@ class EvaluationMetrics:
         self._class_of = {c.id: names[classes[i]] for i, c in enumerate(self._info.categories)}
         self._branch_classes = names
         return SemanticIoU(names, things)
-
-    @property
-    def confusion(self):
-        """[C, C + 1] pixels of the panoptic maps over the categories, void last."""
-        return self._maps.confusion
 
     def add(
         self,
@@ -166,7 +162,7 @@ class EvaluationMetrics:
             return
         pairs, name = segment_pairs(truth.panoptic_ids, ids), f"Image {truth.image_id}"
         matches = self._quality.update(pairs, truth.segments, segments, name)
-        self._maps.update(pairs, truth.segments, segments)
+        self.maps.update(pairs, truth.segments, segments)
         gt = truth.panoptic_ids, truth.segments
         self.gallery.add(position, name, matches, lambda: (photo(), gt, (ids, segments)))
 
@@ -186,13 +182,13 @@ class EvaluationMetrics:
         self._branch.update(segment_pairs(truth.panoptic_ids, pred_ids), gt, pred)
 
     def _add_instances(self, position, outputs, truth, writer):
-        instances = original_instances(outputs.detections, truth.hw)
+        instances = original_instances(outputs.detections)
         results = predictions.instance_results(
             truth.image_id,
             instances.boxes,
             instances.scores,
             self._info.thing_category_ids[instances.class_ids],
-            instances.masks(),
+            full_masks(instances, truth.hw),
         )
         if writer:
             writer.add_instances(results)
@@ -211,7 +207,7 @@ class EvaluationMetrics:
             mine.merge(its)
 
     def _accumulators(self):
-        found = [self._quality, self._maps, self._branch, self.gallery, *self._precision.values()]
+        found = [self._quality, self.maps, self._branch, self.gallery, *self._precision.values()]
         return [accumulator for accumulator in found if accumulator is not None]
 
     def result(self) -> Dict[str, Any]:
@@ -225,7 +221,7 @@ class EvaluationMetrics:
                 return metrics
         if self._quality:
             metrics["panoptic"] = self._quality.result()
-            metrics["semantic"] = self._maps.result()
+            metrics["semantic"] = self.maps.result()
             metrics["notes"] += self._quality.notes()
         if self._branch:
             metrics["semantic_branch"] = self._branch.result()
@@ -241,8 +237,8 @@ def _decimal(value):
 
 
 def _place(image_id, position):
-    """The integer by which AP orders an image: pycocotools' order, that of the ids, where they are
-    numbers. Other ids come after these, in the order of the split.
+    """The integer by which AP orders an image: pycocotools' order, that of the ids, where they
+    are numbers. Other ids come after these, by their position.
     """
     if isinstance(image_id, int) and 0 <= image_id < _OTHER_IDS:
         return image_id

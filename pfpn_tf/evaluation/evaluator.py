@@ -27,7 +27,7 @@ from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.distribution import workers as workers_lib
 from pfpn_tf.evaluation import confusion, html_report, output_folder, report
 from pfpn_tf.evaluation.counts import EvaluationMetrics, read_truth
-from pfpn_tf.evaluation.inference import ImageOutputs, Inference, Input, Network
+from pfpn_tf.evaluation.inference import ImageOutputs, Inference, Network
 from pfpn_tf.utils import progress
 from pfpn_tf.utils.errors import UserError
 
@@ -95,7 +95,8 @@ class Evaluator:
           Fractions at full precision, as far as the network has them: `panoptic` (see
           `PanopticQuality.result`), `semantic` (IoU of the panoptic maps, see
           `SemanticIoU.result`), `semantic_branch` (that of the branch's own argmax, the paper's
-          mIoU), `bbox` and `segm` (see `average_precision`); `num_images`, `seconds`, `notes`.
+          mIoU), `bbox` and `segm` (see `AveragePrecision.result`); `num_images`, `seconds` and
+          `notes`.
 
         Raises:
           UserError: records and network do not fit.
@@ -148,7 +149,7 @@ class Evaluator:
             return {}
         names = [category.name for category in self._info.categories]
         return {
-            "confusion": confusion.draw(self.found.confusion, names),
+            "confusion": confusion.draw(self.found.maps.confusion, names),
             **gallery.pictures(),
         }
 
@@ -206,7 +207,8 @@ class Evaluator:
     def _write(self, output_dir, metrics):
         report.write_metrics(os.path.join(output_dir, output_folder.METRICS), metrics)
         if self._gallery is not None:
-            html_report.write(output_dir, metrics, self._info, self._gallery, self.found.confusion)
+            pixels = self.found.maps.confusion
+            html_report.write(output_dir, metrics, self._info, self._gallery, pixels)
 
     def _photo(self, example):
         """The image as the network saw it, at original size: [h, w, 3] uint8."""
@@ -228,7 +230,8 @@ class Evaluator:
             self._datasets[num_images] = self._distributed_dataset(num_images)
         dataset = self._datasets[num_images]
         if self._function is None:
-            signature = (self._inputs(dataset.element_spec), dataset.element_spec["original_hw"])
+            spec = dataset.element_spec
+            signature = (_inputs(spec), spec[0]["original_hw"])
             self._function = tf.function(self._step, input_signature=signature, autograph=False)
         local = self._strategy.experimental_local_results
         size = self._config.eval.eval_batch_size
@@ -243,9 +246,9 @@ class Evaluator:
         with concurrent.futures.ThreadPoolExecutor(1) as host:
             while batches:
                 batch = next(iterator)
-                outputs = local(self._function(self._inputs(batch), batch["original_hw"]))
+                outputs = local(self._function(_inputs(batch), batch[0]["original_hw"]))
                 examples = local(
-                    {k: v for k, v in batch.items() if k[:6] != "images" or keep_images}
+                    {k: v for k, v in batch[0].items() if k != "images" or keep_images}
                 )
                 for replica_outputs, replica_examples in zip(outputs, examples):
                     job = (
@@ -267,18 +270,9 @@ class Evaluator:
             consume(start + i, one, {key: value[i] for key, value in examples.items()})
             bar.update()
 
-    def _inputs(self, batch):
-        """The networks' inputs among the entries of a batch, or of its spec."""
-        return [
-            Input(batch[_key("images", i)], batch[_key("image_hw", i)])
-            for i in range(len(self._inference.settings))
-        ]
-
     def _distributed_dataset(self, num_images):
         """Batches of `eval_batch_size` images for each replica in turn; endless, filled up at the
-        end.
-
-        Inputs of other sizes are the entries images_1, image_hw_1, images_2, ...
+        end. A batch has a part for each of the inputs, of which the first has all entries.
         """
         size = self._config.eval.eval_batch_size
 
@@ -289,10 +283,8 @@ class Evaluator:
                 )
                 for settings in self._inference.settings
             ]
-            join = tf.autograph.experimental.do_not_convert(
-                lambda *parts: _fill(_joined(parts), size)
-            )
-            return tf.data.Dataset.zip(tuple(datasets)).map(join)
+            fill = tf.autograph.experimental.do_not_convert(lambda *parts: _fill(parts, size))
+            return tf.data.Dataset.zip(tuple(datasets)).map(fill)
 
         def make(context):
             # A worker may run out of batches, or have none, where others have one more.
@@ -312,24 +304,16 @@ def _part(output_dir, worker):
     return os.path.join(output_dir, _PARTS, f"worker-{worker}")
 
 
-def _key(name, i):
-    """Name of input i in a batch: images, images_1, images_2, ..."""
-    return f"{name}_{i}" if i else name
+def _inputs(parts):
+    """The networks' inputs of a batch, or of its spec."""
+    return [(part["images"], part["image_hw"]) for part in parts]
 
 
-def _joined(parts):
-    """The batch of the first input with the images of the others."""
-    batch = dict(parts[0])
-    for i, part in enumerate(parts[1:], 1):
-        batch.update({_key(name, i): part[name] for name in ("images", "image_hw")})
-    return batch
-
-
-def _fill(batch, size):
+def _fill(parts, size):
     """Repeats the last image of a batch up to `size` images."""
-    count = tf.shape(batch["image_hw"])[0]
-    index = tf.minimum(tf.range(size), count - 1)
-    return {
-        key: tf.ensure_shape(tf.gather(value, index), [size, *value.shape[1:]])
-        for key, value in batch.items()
-    }
+    first, *others = parts
+    index = tf.minimum(tf.range(size), tf.shape(first["image_hw"])[0] - 1)
+    return tf.nest.map_structure(
+        lambda value: tf.ensure_shape(tf.gather(value, index), [size, *value.shape[1:]]),
+        (first, *({name: part[name] for name in ("images", "image_hw")} for part in others)),
+    )

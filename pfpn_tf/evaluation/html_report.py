@@ -80,8 +80,8 @@ def _mistakes_table(confusion, names):
     if not mistakes:
         return "<p>No pixel is wrong.</p>"
     rows = [
-        [html.escape(m.truth), html.escape(m.prediction), f"{m.pixels:,}", f"{100 * m.share:.1f}"]
-        for m in mistakes
+        [html.escape(truth), html.escape(prediction), f"{pixels:,}", f"{100 * share:.1f}"]
+        for truth, prediction, pixels, share in mistakes
     ]
     header = ["Ground truth", "Predicted as", "Pixels", "% of the class"]
     return f"<p>The mistakes that cost the most pixels:</p>{html_page.table(header, rows, 'text')}"

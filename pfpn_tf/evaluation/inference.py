@@ -5,7 +5,7 @@ Shapes: B images · H, W padded size · h, w original size · D detections · S 
 H4, W4 padded size / 4.
 """
 
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import tensorflow as tf
 
@@ -47,25 +47,6 @@ class Network(NamedTuple):
     model: tf.keras.Model
 
 
-class Input(NamedTuple):
-    """A batch as one network wants it.
-
-    Attributes:
-      images: [B, H, W, 3] normalised, zero in the padding.
-      image_hw: [B, 2] int32 content size.
-    """
-
-    images: tf.Tensor
-    image_hw: tf.Tensor
-
-
-class _View(NamedTuple):
-    """One look of the semantic branch: which input, and whether mirrored."""
-
-    position: int
-    flip: bool
-
-
 class Inference:
     """Forward passes and fusion of an evaluation.
 
@@ -99,7 +80,7 @@ class Inference:
         self._two_networks = semantic is not None
         self._fusion = fusion.fusion_settings(info, config.model)
         self.settings: List[config_lib.Config] = [config]
-        self._views: List[_View] = []
+        self._views: List[Tuple[int, bool]] = []  # which input, and whether mirrored
         self._frame = 0
         if config.model.task == "instance":
             return
@@ -108,7 +89,7 @@ class Inference:
         flips = (False, True) if config.eval.semantic_flip else (False,)
         for scale in config.eval.semantic_scales:
             position = self._input(config, own, scale)
-            self._views += [_View(position, flip) for flip in flips]
+            self._views += [(position, flip) for flip in flips]
 
     def _input(self, config, own, scale):
         """Position in `settings` of the input that network `own` wants at a scale."""
@@ -120,60 +101,50 @@ class Inference:
             self.settings.append(made)
         return self.settings.index(made)
 
-    def __call__(self, inputs: List[Input], original_hw: tf.Tensor) -> ImageOutputs:
+    def __call__(
+        self, inputs: Sequence[Tuple[tf.Tensor, tf.Tensor]], original_hw: tf.Tensor
+    ) -> ImageOutputs:
         """In graph.
 
         Args:
-          inputs: as many as `settings`, made by them.
+          inputs: as many as `settings`, made by them: images [B, H, W, 3], normalised and zero in
+            the padding, and their content size, [B, 2] int32.
           original_hw: [B, 2] int32.
 
         Returns:
           Batched `ImageOutputs`; maps are padded with 0 to the largest original size.
         """
-        plain = _View(self._frame, False)
+        images, image_hw = inputs[0]
         outputs = structures.InferenceOutputs()
-        if self._config.model.task != "semantic" or plain in self._views:
-            outputs = self._model(inputs[0].images, inputs[0].image_hw, training=False)
+        if self._config.model.task != "semantic" or (self._frame, False) in self._views:
+            outputs = self._model(images, image_hw, training=False)
         if self._views:
             own = None if self._two_networks else outputs.semantic_logits
             outputs = outputs._replace(semantic_logits=self._semantic_logits(inputs, own))
-        frame = inputs[self._frame]
-        return batch_outputs(
-            outputs,
-            inputs[0].image_hw,
-            original_hw,
-            self._fusion,
-            frame.image_hw,
-        )
+        _, semantic_hw = inputs[self._frame]
+        return batch_outputs(outputs, image_hw, original_hw, self._fusion, semantic_hw)
 
     def _semantic_logits(self, inputs, known):
         """[B, H4, W4, S] in the frame of scale 1; `known` are those of its plain view, if
         computed.
         """
-        frame = inputs[self._frame]
-        size = tf.shape(frame.images)[1:3] // semantic_labels.SEMANTIC_STRIDE
+        frame_images, frame_hw = inputs[self._frame]
+        size = tf.shape(frame_images)[1:3] // semantic_labels.SEMANTIC_STRIDE
         probs = []
-        for view in self._views:
-            images, image_hw = inputs[view.position]
-            is_known = known is not None and view == (self._frame, False)
-            if view.flip:
-                images = mirror(images, image_hw)
+        for position, flip in self._views:
+            images, image_hw = inputs[position]
+            is_plain = (position, flip) == (self._frame, False)
+            if flip:
+                # The content from left to right; the padding stays where it is.
+                images = tf.reverse_sequence(images, image_hw[:, 1], seq_axis=2, batch_axis=0)
+            is_known = known is not None and is_plain
             logits = known if is_known else self._semantic_model.semantic_logits(images)
-            if len(self._views) == 1 and view == (self._frame, False):
+            if len(self._views) == 1 and is_plain:
                 return logits
-            probs.append(resample(tf.nn.softmax(logits), image_hw, size, frame.image_hw, view.flip))
+            probs.append(resample(tf.nn.softmax(logits), image_hw, size, frame_hw, flip))
         mean = tf.add_n(probs) / len(probs)
         # A logarithm of 0 would turn into not-a-number where fusion weighs it with 0.
         return tf.math.log(tf.maximum(mean, 1e-30))
-
-
-def mirror(images: tf.Tensor, image_hw: tf.Tensor) -> tf.Tensor:
-    """Mirrors the content from left to right; the padding stays where it is.
-
-    Args:
-      images: [B, H, W, C]. image_hw: [B, 2] int.
-    """
-    return tf.reverse_sequence(images, image_hw[:, 1], seq_axis=2, batch_axis=0)
 
 
 def resample(
@@ -202,13 +173,10 @@ def resample(
             position = image_hw[:, 1, None] / stride - position
         last = tf.math.ceil(image_hw[:, axis, None] / stride) - 1.0  # cell with content, [B, 1]
         position = tf.clip_by_value(position - 0.5, tf.zeros_like(last), last)
-        low = tf.floor(position)
-        share = tf.cast(position - low, maps.dtype)  # of the cell after `low`
-        share = share[:, :, None, None] if axis == 0 else share[:, None, :, None]
-        high = tf.cast(tf.minimum(low + 1.0, last), tf.int32)
-        before = tf.gather(maps, tf.cast(low, tf.int32), axis=1 + axis, batch_dims=1)
-        after = tf.gather(maps, high, axis=1 + axis, batch_dims=1)
-        maps = before * (1.0 - share) + after * share
+        cells = tf.range(tf.shape(maps)[1 + axis], dtype=tf.float64)
+        weights = tf.nn.relu(1.0 - tf.abs(position[..., None] - cells))  # [B, n, cells]
+        product = "bnh,bhwc->bnwc" if axis == 0 else "bnw,bhwc->bhnc"
+        maps = tf.einsum(product, tf.cast(weights, maps.dtype), maps)
     return maps
 
 
@@ -217,7 +185,7 @@ def batch_outputs(
     image_hw: tf.Tensor,
     original_hw: tf.Tensor,
     settings: fusion.FusionSettings,
-    semantic_hw: Optional[tf.Tensor] = None,
+    semantic_hw: tf.Tensor,
 ) -> ImageOutputs:
     """Instances, labels and panoptic maps at original size, in graph.
 
@@ -225,7 +193,7 @@ def batch_outputs(
       outputs: of the network, batched.
       image_hw: [B, 2] int32. original_hw: [B, 2] int32.
       settings: from `fusion.fusion_settings`.
-      semantic_hw: [B, 2] int32 content size of what the semantic branch saw, if not `image_hw`.
+      semantic_hw: [B, 2] int32 content size of what the semantic branch saw.
 
     Returns:
       Batched `ImageOutputs`; maps are padded with 0 to the largest original size.
@@ -233,7 +201,7 @@ def batch_outputs(
     has_instances = outputs.detections is not None
     has_semantics = outputs.semantic_logits is not None
     padded_hw = tf.reduce_max(original_hw, 0)
-    both_hw = tf.stack([image_hw, image_hw if semantic_hw is None else semantic_hw], 1)  # [B, 2, 2]
+    both_hw = tf.stack([image_hw, semantic_hw], 1)  # [B, 2, 2]
 
     def one_image(image_outputs, hw, full_hw):
         instance_hw, labels_hw = hw[0], hw[1]

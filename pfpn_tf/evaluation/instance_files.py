@@ -9,7 +9,7 @@ from pycocotools import mask as mask_utils
 from pfpn_tf.data import coco_json, coco_masks
 from pfpn_tf.data.coco_instances import boxes_agree
 from pfpn_tf.data.record import Notes
-from pfpn_tf.evaluation.average_precision import average_precision
+from pfpn_tf.evaluation.average_precision import AveragePrecision
 from pfpn_tf.utils.errors import UserError
 
 _OUTSIDE_PX = 2  # how far boxes may reach out of their image
@@ -76,15 +76,16 @@ class InstanceFiles:
         self._annotations = self._read_annotations(gt["annotations"], where)
 
     def score(self) -> Dict[str, Any]:
-        """`bbox` and `segm`, whichever the results carry: see `average_precision`; `notes`, if
-        there is anything to know about the numbers.
+        """`bbox` and `segm`, whichever the results carry: see `AveragePrecision.result`;
+        `notes`, if there is anything to know about the numbers.
         """
-        gt = {
-            "images": list(self._images.values()),
-            "annotations": self._annotations,
-            "categories": self.categories,
-        }
-        metrics = {kind: average_precision(gt, self._results, kind) for kind in self._kinds}
+        ids = sorted(self._images, key=lambda i: (isinstance(i, str), i))  # numbers before texts
+        images = dict(enumerate(self._images[i] for i in ids))
+        metrics: Dict[str, Any] = {}
+        for kind in self._kinds:
+            precision = AveragePrecision(self.categories, kind)
+            precision.update(images, self._annotations, self._results)
+            metrics[kind] = precision.result()
         notes = list(self._notes)
         if any(numbers["AP"] == -1 for numbers in metrics.values()):
             notes.append("AP is -1: the ground truth has no object that is no crowd.")

@@ -61,13 +61,9 @@ def table(metrics: Dict[str, Any]) -> str:
     if "panoptic" in metrics:
         rows = []
         for group, _ in _GROUPS:
-            row = metrics["panoptic"][group]
-            values = (
-                [_points(row[k]) for k in ("pq", "sq", "rq")] + [str(row["n"])]
-                if row
-                else ["-"] * 3 + ["0"]
-            )
-            rows.append([group] + values)
+            row = metrics["panoptic"][group] or {"n": 0}
+            values = [_points(row.get(key)) for key in ("pq", "sq", "rq")]
+            rows.append([group, *values, str(row["n"])])
         blocks.append(tables.aligned(["Panoptic", "PQ", "SQ", "RQ", "N"], rows))
     rows = []
     for key, name in (("semantic_branch", "Semantic branch"), ("semantic", "Panoptic maps")):

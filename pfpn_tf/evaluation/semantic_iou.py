@@ -80,11 +80,9 @@ class SemanticIoU:
     def _merged(self):
         """The confusion matrix and names with all things in the first class."""
         stuff = [i for i in range(len(self._classes)) if i not in set(self._things)]
-        target = np.zeros(len(self._classes), np.int64)
-        target[stuff] = np.arange(1, len(stuff) + 1)
-        columns = np.append(target, len(stuff) + 1)  # Void stays last.
-        merged = np.zeros((len(stuff) + 1, len(stuff) + 2), np.int64)
-        np.add.at(merged, (target[:, None], columns[None, :]), self.confusion)
+        of_things = self.confusion[:, self._things].sum(axis=1)
+        columns = np.column_stack([of_things, self.confusion[:, [*stuff, -1]]])  # void stays last
+        merged = np.vstack([columns[self._things].sum(axis=0), columns[stuff]])
         return merged, [THINGS] + [self._classes[i] for i in stuff]
 
 

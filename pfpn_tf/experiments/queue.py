@@ -5,14 +5,13 @@ and what was interrupted continues from its checkpoint, so the same command take
 Trainings run as `tools/train.py` in processes of their own: one that fails leaves the others alone.
 """
 
-import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from typing import Dict, List, NamedTuple, Optional, Sequence
+from typing import Dict, List, Mapping, Optional, Sequence
 
 from absl import logging
 
@@ -33,28 +32,16 @@ if os.path.isdir(os.path.join(_PACKAGE, "tools")):
     _TOOLS = os.path.join(_PACKAGE, "tools")
 
 
-class Experiment(NamedTuple):
-    """A name, which is that of its directory, and all settings."""
-
-    name: str
-    config: config_lib.Config
-
-
-class Stopped(Exception):
-    """A signal has arrived; the training at hand has saved and ended. `code` is its exit code."""
-
-    def __init__(self, code: int):
-        super().__init__(f"stopped with exit code {code}")
-        self.code = code
-
-
 def run_all(
-    experiments: Sequence[Experiment], output_dir: str
+    experiments: Mapping[str, config_lib.Config], output_dir: str
 ) -> Dict[str, Optional[Dict[str, float]]]:
     """Trains and evaluates every experiment that is not done yet.
 
+    A signal that ends this process, by an exception as `cli.command` has it, first reaches the
+    training at hand, which saves and ends.
+
     Args:
-      experiments: what to run, in this order.
+      experiments: name to all settings, in the order to run.
       output_dir: gets NAME/ (the run directory), NAME.flags (its settings) and NAME.log.
 
     Returns:
@@ -62,30 +49,27 @@ def run_all(
 
     Raises:
       UserError: a directory holds a run with other settings, or there is no evaluation data.
-      Stopped: SIGINT or SIGTERM.
     """
-    for experiment in experiments:
-        check(experiment, output_dir)
+    for name, config in experiments.items():
+        check(config, os.path.join(output_dir, name))
     results = {}
-    with _Children() as children:
-        for i, experiment in enumerate(experiments, 1):
-            title = f"{experiment.name} ({i} of {len(experiments)})"
-            metrics = read_metrics(experiment, output_dir)
-            if metrics is None:
-                logging.info("%s: training; its log is %s.log.", title, experiment.name)
-                started = time.monotonic()
-                metrics = _run(experiment, output_dir, children)
-                minutes = (time.monotonic() - started) / 60
-                logging.info("%s: %s after %.1f minutes.", title, _summary(metrics), minutes)
-            else:
-                logging.info("%s: done before, %s.", title, _summary(metrics))
-            results[experiment.name] = metrics
+    for i, (name, config) in enumerate(experiments.items(), 1):
+        run_dir, title = os.path.join(output_dir, name), f"{name} ({i} of {len(experiments)})"
+        metrics = read_metrics(config, run_dir)
+        if metrics is None:
+            logging.info("%s: training; its log is %s.log.", title, name)
+            started = time.monotonic()
+            metrics = _run(config, run_dir)
+            minutes = (time.monotonic() - started) / 60
+            logging.info("%s: %s after %.1f minutes.", title, _summary(metrics), minutes)
+        else:
+            logging.info("%s: done before, %s.", title, _summary(metrics))
+        results[name] = metrics
     return results
 
 
-def check(experiment: Experiment, output_dir: str) -> None:
-    """Raises UserError if the experiment's directory holds another run, or it has no eval data."""
-    config = experiment.config
+def check(config: config_lib.Config, run_dir: str) -> None:
+    """Raises UserError if the directory holds another run, or there is no evaluation data."""
     if not config.data.eval_records:
         raise UserError("--eval_records is required: every training is evaluated at its end.")
     if config.train.early_stop_evals:
@@ -93,7 +77,6 @@ def check(experiment: Experiment, output_dir: str) -> None:
             f"--early_stop_evals={config.train.early_stop_evals}: trainings are compared after the"
             " same number of steps; use 0."
         )
-    run_dir = os.path.join(output_dir, experiment.name)
     if not os.path.exists(os.path.join(run_dir, run_directory.CONFIG)):
         return
     old, _ = run_directory.load_run(run_dir)
@@ -105,10 +88,10 @@ def check(experiment: Experiment, output_dir: str) -> None:
         )
 
 
-def read_metrics(experiment: Experiment, output_dir: str) -> Optional[Dict[str, float]]:
+def read_metrics(config: config_lib.Config, run_dir: str) -> Optional[Dict[str, float]]:
     """The metrics of the last step in points; None if they are not there yet."""
-    step = str(experiment.config.train.train_steps)
-    path = os.path.join(output_dir, experiment.name, "eval", step, output_folder.METRICS)
+    step = str(config.train.train_steps)
+    path = os.path.join(run_dir, "eval", step, output_folder.METRICS)
     if not os.path.exists(path):
         return None
     with open(path, encoding="utf-8") as f:
@@ -120,55 +103,39 @@ def metric_names(results: Sequence[Optional[Dict[str, float]]]) -> List[str]:
     return [name for name in MAIN_METRICS if any(name in metrics for metrics in results if metrics)]
 
 
-def _run(experiment, output_dir, children):
-    base = os.path.join(output_dir, experiment.name)
-    with atomic_write(f"{base}.flags") as f:
-        f.write(run_directory.recipe_text(experiment.config))
-    train = ["train.py", f"--flagfile={base}.flags", f"--run_dir={base}"]
-    evaluate = ["eval.py", f"--run_dir={base}", "--save_predictions=false"]
-    with open(f"{base}.log", "a", encoding="utf-8") as log:
+def _run(config, run_dir):
+    with atomic_write(f"{run_dir}.flags") as f:
+        f.write(run_directory.recipe_text(config))
+    train = ["train.py", f"--flagfile={run_dir}.flags", f"--run_dir={run_dir}"]
+    evaluate = ["eval.py", f"--run_dir={run_dir}", "--save_predictions=false"]
+    with open(f"{run_dir}.log", "a", encoding="utf-8") as log:
         for tool, *arguments in (train, evaluate):
-            code = children.call([sys.executable, os.path.join(_TOOLS, tool), *arguments], log)
+            code = _call([sys.executable, os.path.join(_TOOLS, tool), *arguments], log)
             if code:
-                logging.error("%s failed with exit code %d; see %s.log.", tool, code, base)
+                logging.error("%s failed with exit code %d; see %s.log.", tool, code, run_dir)
                 return None
-    return read_metrics(experiment, output_dir)
+    return read_metrics(config, run_dir)
 
 
-class _Children:
-    """Runs processes and passes SIGINT and SIGTERM on to the one at hand, once."""
-
-    def __enter__(self):
-        self._process, self._stopped = None, False
-        self._handlers = {
-            number: signal.signal(number, self._pass_on)
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
-        return self
-
-    def __exit__(self, *error):
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-
-    def call(self, command, log):
-        # A session of its own: a Ctrl-C in the terminal reaches it through us alone.
-        self._process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        code = self._process.wait()
-        self._process = None
-        if self._stopped:
-            raise Stopped(code if code > 0 else 128 + self._stopped)
-        return code
-
-    def _pass_on(self, number, frame):
-        del frame
-        self._stopped = number
-        if self._process is None:
-            raise Stopped(128 + number)
-        logging.info("%s: the training at hand saves and stops.", signal.Signals(number).name)
-        with contextlib.suppress(ProcessLookupError):
-            self._process.send_signal(number)
+def _call(command, log):
+    """The exit code of a process, to which Ctrl-C and SIGTERM are passed on."""
+    # A session of its own: a Ctrl-C in the terminal reaches it through us alone.
+    process = subprocess.Popen(
+        command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    stopped = None
+    while process.returncode is None:
+        try:
+            process.wait()
+        except (KeyboardInterrupt, SystemExit) as error:
+            stopped = error
+            is_interrupt = isinstance(error, KeyboardInterrupt)
+            number = signal.SIGINT if is_interrupt else signal.SIGTERM
+            logging.info("%s: the training at hand saves and stops.", number.name)
+            process.send_signal(number)
+    if stopped:
+        raise stopped
+    return process.returncode
 
 
 def _summary(metrics):

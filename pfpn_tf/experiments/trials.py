@@ -10,7 +10,6 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
 from pfpn_tf import config as config_lib
 from pfpn_tf.experiments import queue
-from pfpn_tf.experiments.queue import Experiment
 from pfpn_tf.utils.errors import UserError
 from pfpn_tf.utils.files import atomic_write
 
@@ -31,26 +30,12 @@ class Row(NamedTuple):
     Attributes:
       sweep: one of `SWEEPS`, or "" for the recipe itself.
       label: what the row varies: a number or a word.
-      trials: one experiment for each seed.
+      trials: one experiment for each seed, its settings by name.
     """
 
     sweep: str
     label: Any
-    trials: Sequence[Experiment]
-
-    def statistics(self, results: _Results) -> Dict[str, Dict[str, Any]]:
-        """Metric name to median, min, max and num_trials, of the trials that finished."""
-        found = [results.get(trial.name) for trial in self.trials]
-        values = {
-            name: [metrics[name] for metrics in found if metrics and name in metrics]
-            for name in queue.metric_names(found)
-        }
-        return {
-            name: {
-                "median": statistics.median(v), "min": min(v), "max": max(v), "num_trials": len(v)
-            }
-            for name, v in values.items()
-        }  # fmt: skip
+    trials: Mapping[str, config_lib.Config]
 
 
 def rows(config: config_lib.Config, sweeps: Sequence[str], num_trials: int) -> List[Row]:
@@ -64,10 +49,8 @@ def rows(config: config_lib.Config, sweeps: Sequence[str], num_trials: int) -> L
       num_trials: with the seeds from that of `config` on.
 
     Raises:
-      UserError: a sweep is unknown, there is no trial, or the recipe is of another task.
+      UserError: a sweep is unknown, or the recipe is of another task.
     """
-    if num_trials < 1:
-        raise UserError(f"--num_trials={num_trials} must be at least 1; the paper has 5.")
     if set(sweeps) - set(SWEEPS):
         raise UserError(f"--sweep={','.join(sweeps)}: each must be one of {', '.join(SWEEPS)}.")
     if sweeps and config.model.task != "panoptic":
@@ -88,25 +71,19 @@ def rows(config: config_lib.Config, sweeps: Sequence[str], num_trials: int) -> L
     }
     seeds = range(config.train.seed, config.train.seed + num_trials)
     return [
-        Row(sweep, label, [_experiment(config.replace(**settings), sweep, seed) for seed in seeds])
+        Row(sweep, label, dict(_trial(config.replace(**settings), sweep, seed) for seed in seeds))
         for sweep in [name for name in SWEEPS if name in sweeps] or [""]
         for label, settings in variants[sweep].items()
     ]
 
 
-def experiments_of(table_rows: Sequence[Row]) -> List[Experiment]:
+def experiments_of(table_rows: Sequence[Row]) -> Dict[str, config_lib.Config]:
     """The experiments of the rows, each once."""
-    return list({trial.name: trial for row in table_rows for trial in row.trials}.values())
+    return {name: config for row in table_rows for name, config in row.trials.items()}
 
 
 def with_steps(config: config_lib.Config, steps: int) -> config_lib.Config:
-    """The recipe with its schedule stretched or shrunk to `steps`; 0 leaves it as it is.
-
-    Raises:
-      UserError: the number is negative.
-    """
-    if steps < 0:
-        raise UserError(f"--steps={steps} must be positive, or 0 for the recipe's own steps.")
+    """The recipe with its schedule stretched or shrunk to `steps`; 0 leaves it as it is."""
     if not steps or steps == config.train.train_steps:
         return config
     factor = steps / config.train.train_steps
@@ -117,37 +94,45 @@ def with_steps(config: config_lib.Config, steps: int) -> config_lib.Config:
 
 def write_report(table_rows: Sequence[Row], results: _Results, output_dir: str, title: str) -> str:
     """Writes trials.json, trials.md and, of sweeps, trials.png; returns the tables."""
-    content = [
-        {
-            "sweep": row.sweep,
-            "label": row.label,
-            "trials": {trial.name: results.get(trial.name) for trial in row.trials},
-            "statistics": row.statistics(results),
-        }
-        for row in table_rows
-    ]
+    content: List[Dict[str, Any]] = []
+    for row in table_rows:
+        found = {name: results.get(name) for name in row.trials}
+        entry = {"sweep": row.sweep, "label": row.label, "trials": found}
+        content.append({**entry, "statistics": _statistics([m for m in found.values() if m])})
+    by_sweep = {
+        row.sweep: [entry for entry in content if entry["sweep"] == row.sweep] for row in table_rows
+    }
     text = f"# {title}\n"
-    for sweep in dict.fromkeys(row.sweep for row in table_rows):
+    for sweep, entries in by_sweep.items():
         text += f"\n## {SWEEPS[sweep]}\n" if sweep else ""
-        text += "\n" + _table([row for row in table_rows if row.sweep == sweep], results)
+        text += "\n" + _table(sweep or "trials", entries)
     for name, written in (("json", json.dumps(content, indent=2) + "\n"), ("md", text)):
         with atomic_write(os.path.join(output_dir, f"trials.{name}")) as f:
             f.write(written)
-    if table_rows[0].sweep:
-        _draw(table_rows, results, os.path.join(output_dir, "trials.png"), title)
+    if "" not in by_sweep:
+        _draw(by_sweep, os.path.join(output_dir, "trials.png"), title)
     return text
 
 
-def _table(table_rows, results):
+def _statistics(found):
+    """Metric name to median, min, max and num_trials, of the trials that finished."""
+    values = {name: [m[name] for m in found if name in m] for name in queue.metric_names(found)}
+    return {
+        name: {"median": statistics.median(v), "min": min(v), "max": max(v), "num_trials": len(v)}
+        for name, v in values.items()
+    }
+
+
+def _table(title, entries):
     """Markdown: the median of each metric, and of several trials (min to max)."""
-    found = [row.statistics(results) for row in table_rows]
-    names = queue.metric_names(found)
-    lines = [[table_rows[0].sweep or "trials", "finished", *names]]
+    names = queue.metric_names([entry["statistics"] for entry in entries])
+    lines = [[title, "finished", *names]]
     lines.append(["---"] + ["---:"] * (len(names) + 1))
-    for row, metrics in zip(table_rows, found):
-        finished = sum(results.get(trial.name) is not None for trial in row.trials)
-        cells = [_cell(metrics.get(name)) for name in names]
-        lines.append([str(row.label), f"{finished} of {len(row.trials)}", *cells])
+    for entry in entries:
+        trials = entry["trials"].values()
+        finished = f"{sum(metrics is not None for metrics in trials)} of {len(trials)}"
+        cells = [_cell(entry["statistics"].get(name)) for name in names]
+        lines.append([str(entry["label"]), finished, *cells])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -158,25 +143,24 @@ def _cell(found):
     return f"{found['median']:.2f}{spread}"
 
 
-def _draw(table_rows, results, path, title):
+def _draw(by_sweep, path, title):
     """Writes a PNG: a panel for each sweep, curves over the weights and bars for the rest."""
     from matplotlib.figure import Figure
 
-    sweeps = list(dict.fromkeys(row.sweep for row in table_rows))
-    figure = Figure(figsize=(4.2 * len(sweeps), 4.4), layout="constrained")
-    axes = figure.subplots(1, len(sweeps), squeeze=False)
-    for axis, sweep in zip(axes[0], sweeps):
-        chosen = [row for row in table_rows if row.sweep == sweep]
-        found = [row.statistics(results) for row in chosen]
+    figure = Figure(figsize=(4.2 * len(by_sweep), 4.4), layout="constrained")
+    axes = figure.subplots(1, len(by_sweep), squeeze=False)
+    for axis, (sweep, entries) in zip(axes[0], by_sweep.items()):
+        labels = [entry["label"] for entry in entries]
         for i, name in enumerate(_DRAWN):
-            values = [m[name]["median"] if name in m else float("nan") for m in found]
-            if isinstance(chosen[0].label, float):
-                axis.plot([row.label for row in chosen], values, f"C{i}o-", label=name)
+            found = [entry["statistics"].get(name, {}) for entry in entries]
+            values = [numbers.get("median", float("nan")) for numbers in found]
+            if isinstance(labels[0], float):
+                axis.plot(labels, values, f"C{i}o-", label=name)
             else:
-                places = [k + 0.27 * (i - 1) for k in range(len(chosen))]
+                places = [k + 0.27 * (i - 1) for k in range(len(labels))]
                 bars = axis.bar(places, values, width=0.25, color=f"C{i}", label=name)
                 axis.bar_label(bars, fmt="%.1f", fontsize=8)
-                axis.set_xticks(range(len(chosen)), [row.label for row in chosen])
+                axis.set_xticks(range(len(labels)), labels)
         axis.set_title(SWEEPS[sweep], fontsize=9)
         axis.set_xlabel(sweep)
         axis.set_ylabel("points")
@@ -198,12 +182,12 @@ def _weights(instance_weight, semantic_weight):
     }
 
 
-def _experiment(config, sweep, seed):
-    """An experiment named by what it is, so that equal ones are run once."""
+def _trial(config, sweep, seed):
+    """An experiment and its name: what it is, so that equal ones are run once."""
     train, model = config.train, config.model
     parts = []
     if sweep:
         parts += [f"i{train.instance_loss_weight:g}", f"s{train.semantic_loss_weight:g}"]
         parts += [model.semantic_aggregation] if model.task != "instance" else []
         parts += ["alternate"] if train.alternate_losses else []
-    return Experiment("_".join([*parts, f"seed_{seed}"]), config.replace(seed=seed))
+    return "_".join([*parts, f"seed_{seed}"]), config.replace(seed=seed)

@@ -121,13 +121,7 @@ class Conv(tf.keras.layers.Layer):
 
     def _convolve(self, x, kernel):
         kernel = tf.cast(kernel, x.dtype)
-        # At stride 1 SAME pads the same. The explicit padding of conv2d would keep oneDNN out of
-        # the gradient, which takes ten times as long on a CPU without it.
-        pad = self.kernel_size // 2
-        if pad and self.strides > 1:
-            x = tf.pad(x, [[0, 0], [pad, pad], [pad, pad], [0, 0]])
-        padding = "SAME" if self.strides == 1 else "VALID"
-        return convolution.conv2d(x, kernel, self.strides, padding, self.groups, self.dilation)
+        return convolution.conv2d(x, kernel, self.strides, self.groups, self.dilation)
 
 
 def fold_frozen_norms(model: tf.keras.Model) -> None:

@@ -13,21 +13,11 @@ class FrozenBatchNorm(tf.keras.layers.Layer):
     """Batch norm as a fixed affine map: statistics, scale and shift never change."""
 
     def build(self, input_shape):
-        shape = (input_shape[-1],)
-
-        def add(name, initializer):
-            return self.add_weight(
-                name,
-                shape,
-                initializer=initializer,
-                trainable=False,
-                experimental_autocast=False,
-            )
-
-        self.gamma = add("gamma", "ones")
-        self.beta = add("beta", "zeros")
-        self.moving_mean = add("moving_mean", "zeros")
-        self.moving_variance = add("moving_variance", "ones")
+        for name in ("gamma", "beta", "moving_mean", "moving_variance"):
+            initializer = "ones" if name in ("gamma", "moving_variance") else "zeros"
+            settings = {"trainable": False, "experimental_autocast": False}
+            weight = self.add_weight(name, input_shape[-1:], initializer=initializer, **settings)
+            setattr(self, name, weight)
         super().build(input_shape)
 
     def scale_and_shift(self):

@@ -49,22 +49,21 @@ class Bottleneck(tf.keras.layers.Layer):
     """1x1, 3x3, 1x1 convolutions and the shortcut; ReLU after the sum.
 
     Args:
-      width: channels of the first two convolutions.
-      filters: output channels.
-      strides: 1 or 2.
+      arch: sizes of the backbone.
+      s: stage, 0 for c2.
       project: whether the shortcut is a 1x1 convolution (the first block of a stage).
-      groups, norm, stride_in_1x1: as in `ResNet`.
+      norm, stride_in_1x1: as in `ResNet`.
+      strides: 1 or 2.
       dilation: step between the taps of the 3x3 convolution.
     """
 
-    def __init__(
-        self, width, filters, strides, project, groups, norm, stride_in_1x1, dilation=1, **kwargs
-    ):
+    def __init__(self, arch, s, project, norm, stride_in_1x1=True, strides=1, dilation=1, **kwargs):
         super().__init__(**kwargs)
+        width, filters = arch.width * 2**s, arch.c2_channels * 2**s
         stride_1x1, stride_3x3 = (strides, 1) if stride_in_1x1 else (1, strides)
         self.conv1 = layers.Conv(width, 1, stride_1x1, norm=norm, relu=True, name="conv1")
         self.conv2 = layers.Conv(
-            width, 3, stride_3x3, groups, norm, relu=True, dilation=dilation, name="conv2"
+            width, 3, stride_3x3, arch.groups, norm, relu=True, dilation=dilation, name="conv2"
         )
         self.conv3 = layers.Conv(filters, 1, norm=norm, name="conv3")
         self.shortcut = (
@@ -121,14 +120,13 @@ class ResNet(tf.keras.layers.Layer):
                 first_dilation = dilation
             blocks = [
                 Bottleneck(
-                    width=arch.width * 2**s,
-                    filters=arch.c2_channels * 2**s,
+                    arch,
+                    s,
+                    b == 0,
+                    norm,
+                    stride_in_1x1,
                     strides=2 if halves and b == 0 else 1,
                     dilation=dilation if b > 0 else first_dilation,
-                    project=b == 0,
-                    groups=arch.groups,
-                    norm=norm,
-                    stride_in_1x1=stride_in_1x1,
                     name=f"{STAGES[s]}_{b}",
                 )
                 for b in range(num_blocks)

@@ -28,16 +28,7 @@ class SymmetricDecoder(tf.keras.layers.Layer):
         arch = resnet.ARCHITECTURES[backbone]
         self.stages = {
             level: [
-                resnet.Bottleneck(
-                    width=arch.width * 2**s,
-                    filters=arch.c2_channels * 2**s,
-                    strides=1,
-                    project=b == 0,
-                    groups=arch.groups,
-                    norm="group_norm",
-                    stride_in_1x1=True,
-                    name=f"{level}_{b}",
-                )
+                resnet.Bottleneck(arch, s, b == 0, "group_norm", name=f"{level}_{b}")
                 for b in range(arch.blocks[s])
             ]
             for s, level in enumerate(("p2", "p3", "p4", "p5"))

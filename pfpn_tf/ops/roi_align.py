@@ -85,7 +85,9 @@ def multilevel_roi_align(
     # The taps of all levels and both axes at once: one by one they would be most of the graph.
     borders = tf.split(boxes / stride[:, None] - 0.5, 2, axis=1)  # 2 x [n, 2]
     start, end, limit = (tf.reshape(tf.transpose(x), [-1]) for x in (*borders, hw))  # 3 x [2n]
-    taps = _mean_taps(start, end, limit, output_size, sampling_ratio)
+    taps = axis_taps(start, end, limit, output_size, sampling_ratio)
+    # The samples' mean in place of their sum.
+    taps = taps._replace(weight=taps.weight / tf.cast(taps.samples, start.dtype)[:, None, None])
     rows, columns = (AxisTaps(*parts) for parts in zip(*(tf.split(x, 2) for x in taps)))
     # From here on a row's pixel is the place of its first feature vector in the level's table.
     first = (image * hw[:, 0])[:, None, None]
@@ -94,12 +96,6 @@ def multilevel_roi_align(
     pooled = pool(tables, level_index, rows, columns)  # [n, P, P, C]
     pooled = tf.reshape(pooled, [batch, num_rois, output_size, output_size, channels])
     return tf.cast(pooled, dtype)
-
-
-def _mean_taps(start, end, limit, output_size, sampling_ratio) -> AxisTaps:
-    """`axis_taps` of the samples' mean in place of their sum."""
-    taps = axis_taps(start, end, limit, output_size, sampling_ratio)
-    return taps._replace(weight=taps.weight / tf.cast(taps.samples, start.dtype)[:, None, None])
 
 
 def _pool_by_sparse_product(tables, level_index, rows, columns):

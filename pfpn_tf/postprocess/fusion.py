@@ -62,27 +62,19 @@ def map_images(function, outputs, image_hw, original_hw, signature, *others):
       function: takes `InferenceOutputs` without the batch axis, two [2] int32 sizes and one value
         of each of the others; returns a structure whose tensors have one shape over the batch.
       outputs: batched `InferenceOutputs`; branches may be None.
-      image_hw: [B, 2]. original_hw: [B, 2].
+      image_hw: [B, 2] int32. original_hw: [B, 2] int32.
       signature: structure of `tf.TensorSpec` that `function` returns.
       others: tensors [B, ...].
 
     Returns:
       The structure, stacked.
     """
-    absent = [value is None for value in outputs]
-    elements = (
-        tuple(() if none else value for none, value in zip(absent, outputs)),
-        tf.cast(image_hw, tf.int32),
-        tf.cast(original_hw, tf.int32),
-        *others,
-    )
+    batched = outputs, image_hw, original_hw, *others
 
-    def apply(element):
-        parts, *arguments = element
-        parts = [None if none else part for none, part in zip(absent, parts)]
-        return function(structures.InferenceOutputs(*parts), *arguments)
+    def apply(i):
+        return function(*tf.nest.map_structure(lambda x: None if x is None else x[i], batched))
 
-    return tf.map_fn(apply, elements, fn_output_signature=signature)
+    return tf.map_fn(apply, tf.range(tf.shape(image_hw)[0]), fn_output_signature=signature)
 
 
 @in_scope("fusion")

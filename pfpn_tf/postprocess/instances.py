@@ -9,7 +9,7 @@ are float64, because in float32 they move a boundary pixel of a large mask now a
 is float32, where only values within 1e-7 of 0.5 can fall to the other side.
 """
 
-from typing import Iterator, NamedTuple, Tuple
+from typing import Iterator, Tuple
 
 import numpy as np
 import tensorflow as tf
@@ -31,10 +31,8 @@ def scale_boxes(boxes: tf.Tensor, image_hw: tf.Tensor, original_hw: tf.Tensor) -
     Returns:
       [D, 4] yxyx pixels of the original image, in the dtype of `boxes`; some may be empty.
     """
-    original_hw = tf.cast(original_hw, tf.float64)
-    scale = tf.cast(original_hw / tf.cast(image_hw, tf.float64), boxes.dtype)
-    limit = tf.cast(tf.tile(original_hw, [2]), boxes.dtype)
-    return tf.clip_by_value(boxes * tf.tile(scale, [2]), tf.zeros_like(limit), limit)
+    scale = tf.cast(tf.cast(original_hw, tf.float64) / tf.cast(image_hw, tf.float64), boxes.dtype)
+    return box_ops.clip(boxes * tf.tile(scale, [2]), original_hw)
 
 
 def box_windows(boxes: tf.Tensor) -> tf.Tensor:
@@ -98,29 +96,24 @@ def place_instances(
     )
 
 
-class OriginalInstances(NamedTuple):
-    """Instances of one image in original pixels, numpy.
+def original_instances(placed: structures.Detections) -> structures.Detections:
+    """The instances of one image as arrays without padded rows, for AP, result files and drawing.
 
-    Attributes:
-      boxes: [N, 4] float32 yxyx.
-      scores: [N] float32, falling.
-      class_ids: [N] int32.
-      mask_logits: [N, P, P].
-      hw: (h, w).
+    Args:
+      placed: from `place_instances`, tensors or arrays.
     """
+    num, columns = int(placed.num_detections), ("boxes", "scores", "class_ids", "mask_logits")
+    rows = {name: np.asarray(getattr(placed, name))[:num] for name in columns}
+    return placed._replace(**rows)
 
-    boxes: np.ndarray
-    scores: np.ndarray
-    class_ids: np.ndarray
-    mask_logits: np.ndarray
-    hw: Tuple[int, int]
 
-    def masks(self) -> Iterator[np.ndarray]:
-        """Makes the N masks one at a time, so that a hundred need the memory of one.
+def full_masks(found: structures.Detections, hw: Tuple[int, int]) -> Iterator[np.ndarray]:
+    """Makes the masks of `original_instances` one at a time, so that a hundred need the memory of
+    one.
 
-        Each is [h, w] uint8 in column-major order, which `pycocotools.mask.encode` takes as it is.
-        """
-        return (_paste(*instance, self.hw) for instance in zip(self.mask_logits, self.boxes))
+    Each is [h, w] uint8 in column-major order, which `pycocotools.mask.encode` takes as it is.
+    """
+    return (_paste(*instance, hw) for instance in zip(np.asarray(found.mask_logits), found.boxes))
 
 
 def _paste(mask_logits, box, hw):
@@ -139,20 +132,3 @@ def _paste(mask_logits, box, hw):
     pasted = weights(top, bottom, y0, y1) @ probs @ weights(left, right, x0, x1).T
     mask[top:bottom, left:right] = pasted >= MASK_THRESHOLD
     return mask
-
-
-def original_instances(placed: structures.Detections, hw: Tuple[int, int]) -> OriginalInstances:
-    """The instances of one image as arrays, for AP, result files and drawing.
-
-    Args:
-      placed: from `place_instances`, tensors or arrays.
-      hw: (h, w) original size.
-    """
-    num = int(placed.num_detections)
-    return OriginalInstances(
-        boxes=np.asarray(placed.boxes)[:num],
-        scores=np.asarray(placed.scores)[:num],
-        class_ids=np.asarray(placed.class_ids)[:num],
-        mask_logits=np.asarray(placed.mask_logits)[:num],
-        hw=hw,
-    )

@@ -11,7 +11,7 @@ from pfpn_tf.data import predictions
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.evaluation import counts
 from pfpn_tf.evaluation.evaluator import Evaluator
-from pfpn_tf.postprocess.instances import original_instances
+from pfpn_tf.postprocess.instances import full_masks, original_instances
 from pfpn_tf.utils import visualize
 
 NUM_IMAGES = 4
@@ -54,7 +54,7 @@ def _overlay(photo, outputs, config, info):
     if outputs.labels is not None:
         labels = outputs.labels[: photo.shape[0], : photo.shape[1]]
         return visualize.overlay_semantic(photo, labels, info, config.semantic_targets)
-    found = original_instances(outputs.detections, photo.shape[:2])
+    found = original_instances(outputs.detections)
     sure = found.scores >= config.fusion_score_threshold
     class_ids = found.class_ids[sure]
     return visualize.overlay_instances(
@@ -62,5 +62,5 @@ def _overlay(photo, outputs, config, info):
         found.boxes[sure],
         [f"{info.thing_names[c]} {100 * s:.0f}%" for c, s in zip(class_ids, found.scores[sure])],
         [info.things[c].color for c in class_ids],
-        [mask for mask, is_sure in zip(found.masks(), sure) if is_sure],
+        [mask for mask, is_sure in zip(full_masks(found, photo.shape[:2]), sure) if is_sure],
     )

@@ -147,7 +147,7 @@ def test_mask_rcnn_in_both_styles(test_data, name, stem_divisor, scores):
     found = tf.function(model, autograph=False)(images, hw[tf.newaxis]).detections
     found = tf.nest.map_structure(lambda x: x[0], found)
     found = instances.place_instances(found, hw, original_hw)
-    found = instances.original_instances(found, original_hw)
+    found = instances.original_instances(found)
     boxes = yxyx(golden["det_boxes_orig"])
     assert len(found.boxes) == len(boxes)
     assert_close("scores by rank", found.scores, golden["det_scores"], scores)
@@ -162,7 +162,7 @@ def test_mask_rcnn_in_both_styles(test_data, name, stem_divisor, scores):
     )
     wrong = [
         np.count_nonzero(ours != coco_mask.decode(masks[i]))
-        for ours, i in zip(found.masks(), nearest)
+        for ours, i in zip(instances.full_masks(found, original_hw), nearest)
     ]
     print("mask pixels:", max(wrong))
     assert max(wrong) <= MASK_PIXELS

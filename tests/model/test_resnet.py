@@ -63,6 +63,7 @@ def test_forward_against_numpy(maybe_graph, backbone, stride_in_1x1, training):
     randomise_norms(model)
     features = maybe_graph(lambda x: model(x, training=training))(images)
     expected = numpy_resnet(model, images, stride_in_1x1)
+    assert all("kernel" in weight.name for weight in model.trainable_variables)
     assert list(features) == ["c2", "c3", "c4", "c5"]
     for level, value in expected.items():
         stride = 2 ** int(level[1])

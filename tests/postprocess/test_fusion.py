@@ -258,7 +258,7 @@ def test_batch_of_different_sizes_equals_single_images():
         ],
     )
     def fuse(outputs, image_hw, original_hw):
-        return inference.batch_outputs(outputs, image_hw, original_hw, SETTINGS).panoptic
+        return inference.batch_outputs(outputs, image_hw, original_hw, SETTINGS, image_hw).panoptic
 
     result = fuse(batch, image_hw, original_hw)
     assert result.panoptic_ids.shape == (2, 80, 130)

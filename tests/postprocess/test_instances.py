@@ -18,19 +18,18 @@ def expected_masks(detections, image_hw, original_hw):
 
 def placed_instances(detections, image_hw, original_hw):
     placed = instances.place_instances(detections, image_hw, original_hw)
-    found = instances.original_instances(placed, original_hw)
+    found = instances.original_instances(placed)
     assert (placed.class_ids[len(found.boxes) :].numpy() == -1).all()
-    return found
+    return found, list(instances.full_masks(found, original_hw))
 
 
 def check(detections, image_hw, original_hw):
     """tests/postprocess/test_fusion.py does the same for the masks in a graph."""
     keep, boxes, masks = expected_masks(detections, image_hw, original_hw)
-    found = placed_instances(detections, image_hw, original_hw)
+    found, found_masks = placed_instances(detections, image_hw, original_hw)
     np.testing.assert_array_equal(found.boxes, boxes)
     np.testing.assert_array_equal(found.scores, detections.scores[keep])
     np.testing.assert_array_equal(found.class_ids, detections.class_ids[keep])
-    found_masks = list(found.masks())
     assert len(found_masks) == len(masks)
     for ours, expected in zip(found_masks, masks):
         np.testing.assert_array_equal(ours, expected)
@@ -63,12 +62,12 @@ def test_no_detections():
 def test_masks_of_detectron2(test_data):
     data, photo, detections = golden(test_data, "b")
     image_hw, original_hw = photo["resized_bgr"].shape[:2], tuple(photo["orig_hw"])
-    ours = placed_instances(detections, image_hw, original_hw)
+    ours, our_masks = placed_instances(detections, image_hw, original_hw)
     np.testing.assert_allclose(ours.boxes, data["det_boxes_orig"][:, [1, 0, 3, 2]], atol=1e-4)
     theirs = np.unpackbits(data["det_masks_packbits"], axis=-1)[
         :, : original_hw[0] * original_hw[1]
     ]
     # The file's mask logits are float16, a step of up to 0.004 around the cut.
-    wrong = [np.count_nonzero(a.ravel() != b) for a, b in zip(ours.masks(), theirs)]
+    wrong = [np.count_nonzero(a.ravel() != b) for a, b in zip(our_masks, theirs)]
     assert len(wrong) == len(data["det_scores"])
     assert sum(wrong) <= 2e-4 * theirs.sum()

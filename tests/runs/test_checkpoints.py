@@ -322,7 +322,7 @@ def test_settings_of_length_evaluation_and_export_may_change(tmp_path, info):
     run_directory.prepare(str(tmp_path), changed, info)
     assert run_directory.load_run(str(tmp_path))[0] == changed
     fixed = fixed_settings()
-    groups = dict(Config().groups())
+    groups = vars(Config())
     assert not fixed & {f.name for g in ("eval", "export") for f in dataclasses.fields(groups[g])}
     assert {"learning_rate", "rpn_post_nms_top_k", "crop_size", "seed"} <= fixed
 
