@@ -383,20 +383,3 @@ def test_image_ids_of_any_kind_survive(folder, ids):
         example.update(original_hw=record.hw, instance_mask_png=[])
         example.update({f"segment_{k}": [] for k in ("ids", "category_ids", "areas", "iscrowd")})
         assert read_truth(example, dataset.has_string_ids).image_id == record.image_id
-
-
-@pytest.mark.parametrize("pattern", ["train-*.tfrecord", "train-*", "train*", "train-?????-of-*"])
-def test_a_split_never_takes_the_shards_of_a_longer_name(tmp_path, pattern):
-    for name in ("train-00000-of-00002", "train-00001-of-00002", "train-small-00000-of-00001"):
-        (tmp_path / f"{name}.tfrecord").touch()
-    files = tfrecord.matching_files(f"{tmp_path}/{pattern}", "train_records")
-    assert [f[-len("00000-of-00002.tfrecord") - 6 :] for f in files] == [
-        f"train-0000{i}-of-00002.tfrecord" for i in range(2)
-    ]
-
-
-def test_shards_of_two_conversions_are_named(tmp_path):
-    for name in ("train-00000-of-00001", "train-00000-of-00002", "train-00001-of-00002"):
-        (tmp_path / f"{name}.tfrecord").touch()
-    with pytest.raises(UserError, match="two conversions, of 1 and of 2 shards"):
-        tfrecord.matching_files(f"{tmp_path}/train-*", "train_records")

@@ -8,6 +8,7 @@ import tensorflow as tf
 from pfpn_tf.data import convert, tfrecord
 from pfpn_tf.data.categories import DatasetInfo
 from pfpn_tf.data.coco_panoptic import DataError
+from pfpn_tf.utils.errors import UserError
 from tests import processes
 from tests.data import tiny
 from tests.data.edits import entry
@@ -207,3 +208,20 @@ def test_tool_adds_images_without_annotations(folder, tmp_path):
     assert parsed["image/panoptic/encoded"] == b"" and parsed["image/object/mask"].shape == [0]
     assert parsed["image/encoded"].numpy() == (folder / "images/4.png").read_bytes()
     assert tf.reduce_min(tf.io.decode_png(parsed["image/segmentation/class/encoded"])) == 255
+
+
+@pytest.mark.parametrize("pattern", ["train-*.tfrecord", "train-*", "train*", "train-?????-of-*"])
+def test_a_split_never_takes_the_shards_of_a_longer_name(tmp_path, pattern):
+    for name in ("train-00000-of-00002", "train-00001-of-00002", "train-small-00000-of-00001"):
+        (tmp_path / f"{name}.tfrecord").touch()
+    files = tfrecord.matching_files(f"{tmp_path}/{pattern}", "train_records")
+    assert [f[-len("00000-of-00002.tfrecord") - 6 :] for f in files] == [
+        f"train-0000{i}-of-00002.tfrecord" for i in range(2)
+    ]
+
+
+def test_shards_of_two_conversions_are_named(tmp_path):
+    for name in ("train-00000-of-00001", "train-00000-of-00002", "train-00001-of-00002"):
+        (tmp_path / f"{name}.tfrecord").touch()
+    with pytest.raises(UserError, match="two conversions, of 1 and of 2 shards"):
+        tfrecord.matching_files(f"{tmp_path}/train-*", "train_records")
