@@ -93,10 +93,10 @@ class CityscapesScorer:
             if self._read_map:
                 folder = _emptied(output_dir, output_folder.PIXEL_LEVEL)
                 for image_id, truth in self._truth.items():
-                    labels = self._read_map(image_id)
+                    labels, name = self._read_map(image_id)
                     if labels.shape != truth.hw:
                         raise UserError(
-                            f"Image {image_id}: the prediction is {labels.shape[0]} x"
+                            f"Image {image_id}: prediction {name} is {labels.shape[0]} x"
                             f" {labels.shape[1]} (height x width), the ground truth {truth.labels}"
                             f" {truth.hw[0]} x {truth.hw[1]}; predict at the original image size."
                         )

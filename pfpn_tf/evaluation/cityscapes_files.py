@@ -142,8 +142,8 @@ def _truth_files(image_id, labels):
         ) from None
 
 
-MapReader = Callable[[str], np.ndarray]
-"""Takes an image id; returns [h, w] uint8 label ids."""
+MapReader = Callable[[str], Tuple[np.ndarray, str]]
+"""Takes an image id; returns [h, w] uint8 label ids and the name of their file."""
 
 
 def panoptic_maps(json_path, directory, label_of, truth, gt_dir) -> MapReader:
@@ -177,7 +177,7 @@ def panoptic_maps(json_path, directory, label_of, truth, gt_dir) -> MapReader:
                     f" {segment['id']} has the unknown category_id {segment['category_id']!r}."
                 )
             labels[ids == segment["id"]] = label_of[segment["category_id"]]
-        return labels
+        return labels, annotation["file_name"]
 
     return read
 
@@ -190,7 +190,7 @@ def semantic_maps(directory, label_of) -> MapReader:
 
     def read(image_id):
         path = os.path.join(directory, f"{predictions.file_stem(image_id)}.png")
-        return table[cv2.imread(path, cv2.IMREAD_UNCHANGED)]
+        return table[cv2.imread(path, cv2.IMREAD_UNCHANGED)], path
 
     return read
 

@@ -241,7 +241,7 @@ def _build(run, strategy):
 
 def _kinds(prefixes, weights):
     """Which weights to evaluate, in order."""
-    without = [prefix for prefix in prefixes if not restore.stored_values(prefix, "averages")]
+    without = [prefix for prefix in prefixes if not restore.has_averages(prefix)]
     if weights in ("ema", "both") and without:
         raise UserError(
             f"--eval_weights={weights}: {without[0]} holds no moving averages; the run had"

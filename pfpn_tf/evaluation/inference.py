@@ -173,10 +173,13 @@ def resample(
             position = image_hw[:, 1, None] / stride - position
         last = tf.math.ceil(image_hw[:, axis, None] / stride) - 1.0  # cell with content, [B, 1]
         position = tf.clip_by_value(position - 0.5, tf.zeros_like(last), last)
-        cells = tf.range(tf.shape(maps)[1 + axis], dtype=tf.float64)
-        weights = tf.nn.relu(1.0 - tf.abs(position[..., None] - cells))  # [B, n, cells]
-        product = "bnh,bhwc->bnwc" if axis == 0 else "bnw,bhwc->bhnc"
-        maps = tf.einsum(product, tf.cast(weights, maps.dtype), maps)
+        low = tf.floor(position)
+        share = tf.cast(position - low, maps.dtype)  # of the cell after `low`
+        share = share[:, :, None, None] if axis == 0 else share[:, None, :, None]
+        high = tf.cast(tf.minimum(low + 1.0, last), tf.int32)
+        before = tf.gather(maps, tf.cast(low, tf.int32), axis=1 + axis, batch_dims=1)
+        after = tf.gather(maps, high, axis=1 + axis, batch_dims=1)
+        maps = before * (1.0 - share) + after * share
     return maps
 
 

@@ -8,6 +8,7 @@ size, and every convolution of the graph says its shapes. On request networks ar
 """
 
 import dataclasses
+import functools
 import re
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -138,6 +139,7 @@ def two_networks(base: config_lib.Config) -> List[Row]:
 COMPARISONS = {"figure4": figure_4, "table1a": table_1a, "two_networks": two_networks}
 
 
+@functools.lru_cache
 def count(config: config_lib.Model, example: Example) -> Dict[str, Cost]:
     """The cost of each component of a network at inference.
 
@@ -181,13 +183,11 @@ def compare(
       Of each row label, part, backbones and paper, the counts of `Cost`, and `measured`: by work
       what `measure_row` returns.
     """
-    counted, results = {}, []
+    results = []
     for row in rows:
         cost = Cost()
         for network in row.networks:
-            if network not in counted:
-                counted[network] = count(network, example)
-            for name, of_component in counted[network].items():
+            for name, of_component in count(network, example).items():
                 if row.part == WHOLE or name in _PYRAMID_COMPONENTS:
                     cost += of_component
         result = {

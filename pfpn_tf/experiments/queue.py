@@ -124,15 +124,18 @@ def _call(command, log):
         command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
     )
     stopped = None
-    while process.returncode is None:
-        try:
-            process.wait()
-        except (KeyboardInterrupt, SystemExit) as error:
-            stopped = error
-            is_interrupt = isinstance(error, KeyboardInterrupt)
-            number = signal.SIGINT if is_interrupt else signal.SIGTERM
-            logging.info("%s: the training at hand saves and stops.", number.name)
-            process.send_signal(number)
+    try:
+        while process.returncode is None:
+            try:
+                process.wait()
+            except (KeyboardInterrupt, SystemExit) as error:
+                stopped = error
+                is_interrupt = isinstance(error, KeyboardInterrupt)
+                number = signal.SIGINT if is_interrupt else signal.SIGTERM
+                process.send_signal(number)
+                logging.info("%s: the training at hand saves and stops.", number.name)
+    finally:
+        process.terminate()  # which does nothing to a process that has ended
     if stopped:
         raise stopped
     return process.returncode

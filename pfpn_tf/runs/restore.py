@@ -41,13 +41,19 @@ def restore_for_inference(
     if problem is not None:
         raise UserError(f"{prefix} does not fit the network of {run_dir}: {problem}")
     if averages:
-        stored = stored_values(prefix, "averages")
-        if not stored:
+        if not has_averages(prefix):
             raise UserError(f"{prefix} holds no moving averages; the run had --ema_decay=0.")
+        stored = stored_values(prefix, "averages")
         for path, variable in model_variables(model).items():  # of a branch, perhaps
             if path in stored:
                 variable.assign(stored[path])
     return prefix
+
+
+def has_averages(prefix: str) -> bool:
+    """Whether a checkpoint holds moving averages of the weights; reads its index alone."""
+    keys = tf.train.load_checkpoint(prefix).get_variable_to_shape_map()
+    return any(key.startswith("averages/") for key in keys)
 
 
 def find_checkpoint(run_dir: str, checkpoint: Optional[str] = None) -> str:
@@ -96,19 +102,24 @@ def find_init_checkpoint(init_weights: str) -> str:
 
 
 def stored_values(prefix: str, root: str = "model") -> Dict[str, np.ndarray]:
-    """Path below the object `root` of a checkpoint -> value, of all its variables."""
+    """Path below the object `root` of a checkpoint -> value, of all its variables.
+
+    Raises:
+      UserError: the checkpoint is damaged.
+    """
     reader = tf.train.load_checkpoint(prefix)
     keys = reader.get_variable_to_shape_map()
     matches = (re.fullmatch(rf"{root}/(.+)/\.ATTRIBUTES/VARIABLE_VALUE", key) for key in keys)
     # A key is the path of names in which TensorFlow writes ".S" for "/" and ".." for ".".
     unescaped = {".S": "/", "..": "."}
-    return {
-        re.sub(r"\.[.S]", lambda escape: unescaped[escape[0]], match[1]): reader.get_tensor(
-            match[0]
-        )
-        for match in matches
-        if match
-    }
+    values = {}
+    for match in filter(None, matches):
+        path = re.sub(r"\.[.S]", lambda escape: unescaped[escape[0]], match[1])
+        try:
+            values[path] = reader.get_tensor(match[0])
+        except checkpoints.READ_ERRORS as error:
+            raise UserError(f"{prefix} is damaged: {str(error).splitlines()[0][:300]}") from None
+    return values
 
 
 def model_variables(model: tf.keras.Model) -> Dict[str, tf.Variable]:

@@ -131,6 +131,7 @@ def export(module: module_lib.PanopticModule, export_dir: str) -> Dict[str, Any]
         content.metadata_asset = tf.saved_model.Asset(metadata)
         # No gradients: they would only add functions that nobody calls.
         options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+        os.mkdir(complete)  # as this process makes folders; TensorFlow has modes of its own
         with quiet.errors_only():
             tf.saved_model.save(content, complete, signatures=signatures, options=options)
         server_files.write(complete, model_name, signatures, module.config.export)

@@ -201,8 +201,10 @@ def _film(path, frames_per_second):
 
     with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=".tmp") as hidden:
         temporary = os.path.join(hidden, "film.mp4")  # OpenCV takes the format from the suffix.
-        yield add
-        writer.release()
+        try:
+            yield add
+        finally:
+            writer.release()
         if count:
             # OpenCV does not say when it fails to write.
             if cv2.VideoCapture(temporary).get(cv2.CAP_PROP_FRAME_COUNT) < count:

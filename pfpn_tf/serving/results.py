@@ -121,17 +121,20 @@ def read_image(path: str) -> bytes:
             raise Refused("not a regular file")
         with open(path, "rb") as f:
             content = f.read()
-    except (OSError, MemoryError) as error:
-        raise Refused(getattr(error, "strerror", None) or type(error).__name__) from None
+    except Refused:
+        raise
+    except (OSError, ValueError, MemoryError) as error:  # ValueError: of an impossible name.
+        text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise Refused(text) from None
     if content.startswith(_DIRECT):
         return content
     try:
         pixels = upright_pixels(content, _BY_PILLOW)
+        return cv2.imencode(".png", pixels[..., ::-1])[1].tobytes()
     except Image.UnidentifiedImageError:
         return content  # The model says what is wrong with it.
     except Exception as error:  # Damaged files lead Pillow to many kinds of errors.
         raise Refused(f"cannot be decoded: {error}") from None
-    return cv2.imencode(".png", pixels[..., ::-1])[1].tobytes()
 
 
 def upright_pixels(image_bytes: bytes, formats: Optional[Tuple[str, ...]] = None) -> np.ndarray:

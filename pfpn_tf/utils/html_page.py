@@ -80,7 +80,8 @@ def histogram(title: str, values: Mapping[str, Sequence[float]], log_scale: bool
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(ScalarFormatter())
     else:
-        edges = np.arange(0, high + 2, max(1, high // _BINS)) - 0.5
+        width = high // _BINS + 1
+        edges = np.arange(0, high + 1 + width, width) - 0.5
     shares = [np.full(len(v), 1 / len(v)) for v in arrays.values()]
     clipped = [np.clip(v, edges[0], edges[-1]) for v in arrays.values()]
     axes.hist(clipped, edges.tolist(), weights=shares, label=list(arrays))

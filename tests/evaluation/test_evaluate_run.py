@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -117,13 +118,22 @@ def test_two_halves_are_the_whole_network(
     assert mixed["semantic_branch"] == alone["semantic_branch"] != whole["semantic_branch"]
 
 
-def test_a_branch_takes_its_part_of_the_averages(run_dir, config, info):
+def test_a_branch_takes_its_part_of_the_averages(run_dir, config, info, tmp_path):
     model = panoptic_fpn.build_for_dataset(config.replace(task="semantic").model, info)
     restore.restore_for_inference(model, run_dir)
     weights = [v.numpy() for v in model.trainable_variables]
     restore.restore_for_inference(model, run_dir, averages=True)
     for variable, value in zip(model.trainable_variables, weights):
         np.testing.assert_array_equal(variable, value / 2)
+
+    # Averages that are damaged do not keep anyone from the weights.
+    shutil.copytree(pathlib.Path(run_dir, "checkpoints"), tmp_path / "checkpoints")
+    with open(tmp_path / "checkpoints/ckpt-7.data-00000-of-00001", "r+b") as f:
+        f.write(bytes(8))  # The averages come first.
+    assert evaluate_run_lib._kinds([str(tmp_path / "checkpoints/ckpt-7")], "raw") == ["raw"]
+    restore.restore_for_inference(model, str(tmp_path), "7")
+    with pytest.raises(UserError, match="ckpt-7 is damaged: "):
+        restore.restore_for_inference(model, str(tmp_path), "7", averages=True)
 
 
 def test_weights_and_their_averages(run_dir, evaluated, config, info, tmp_path):

@@ -89,7 +89,7 @@ def test_failures_of_every_step_are_of_one_file(tmp_path):
 
 
 def test_an_error_of_the_server_leaves_what_is_done(tmp_path):
-    paths = photos(tmp_path, *"abcdefgh")
+    paths = photos(tmp_path, *"abcdefghijkl")
     answered = []
 
     def answer(content):
@@ -100,8 +100,8 @@ def test_an_error_of_the_server_leaves_what_is_done(tmp_path):
 
     with pytest.raises(ConnectionError, match="the server has gone"):
         answer_files(paths, tmp_path / "out", answer, overlays=False)
-    found = set(predictions(tmp_path / "out"))  # perhaps with one that was on its way
-    assert {"a", "b", "c"} <= found and "d" not in found and len(found) < 6
+    found = set(predictions(tmp_path / "out"))
+    assert {"a", "b", "c"} <= found <= set("abcefgh")  # The last four may have been on their way.
 
 
 def test_every_image_has_an_id_and_files_of_its_own(tmp_path):
