@@ -212,9 +212,10 @@ class DatasetInfo:
         """[S] by semantic class."""
         return [c.name for c in self._semantic_classes(semantic_targets)]
 
-    def semantic_colors(self, semantic_targets: str) -> np.ndarray:
-        """[S, 3] uint8 RGB by semantic class."""
-        return np.array([c.color for c in self._semantic_classes(semantic_targets)], np.uint8)
+    def of_semantic_classes(self, semantic_targets: str) -> "DatasetInfo":
+        """The semantic classes as categories of stuff, whose ids are the classes: for pictures."""
+        classes = enumerate(self._semantic_classes(semantic_targets))
+        return DatasetInfo(tuple(Category(i, c.name, False, c.color) for i, c in classes))
 
     def semantic_lookup(self, semantic_targets: str) -> np.ndarray:
         """[256] uint8, category index -> semantic class; 255 (void) for every other value."""

@@ -13,11 +13,13 @@ class FrozenBatchNorm(tf.keras.layers.Layer):
     """Batch norm as a fixed affine map: statistics, scale and shift never change."""
 
     def build(self, input_shape):
-        for name in ("gamma", "beta", "moving_mean", "moving_variance"):
-            initializer = "ones" if name in ("gamma", "moving_variance") else "zeros"
-            settings = {"trainable": False, "experimental_autocast": False}
-            weight = self.add_weight(name, input_shape[-1:], initializer=initializer, **settings)
-            setattr(self, name, weight)
+        shape, fixed = input_shape[-1:], {"trainable": False, "experimental_autocast": False}
+        self.gamma = self.add_weight("gamma", shape, initializer="ones", **fixed)
+        self.beta = self.add_weight("beta", shape, initializer="zeros", **fixed)
+        self.moving_mean = self.add_weight("moving_mean", shape, initializer="zeros", **fixed)
+        self.moving_variance = self.add_weight(
+            "moving_variance", shape, initializer="ones", **fixed
+        )
         super().build(input_shape)
 
     def scale_and_shift(self):

@@ -122,9 +122,9 @@ class ResNet(tf.keras.layers.Layer):
                 Bottleneck(
                     arch,
                     s,
-                    b == 0,
-                    norm,
-                    stride_in_1x1,
+                    project=b == 0,
+                    norm=norm,
+                    stride_in_1x1=stride_in_1x1,
                     strides=2 if halves and b == 0 else 1,
                     dilation=dilation if b > 0 else first_dilation,
                     name=f"{STAGES[s]}_{b}",

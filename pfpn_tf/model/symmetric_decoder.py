@@ -28,7 +28,7 @@ class SymmetricDecoder(tf.keras.layers.Layer):
         arch = resnet.ARCHITECTURES[backbone]
         self.stages = {
             level: [
-                resnet.Bottleneck(arch, s, b == 0, "group_norm", name=f"{level}_{b}")
+                resnet.Bottleneck(arch, s, project=b == 0, norm="group_norm", name=f"{level}_{b}")
                 for b in range(arch.blocks[s])
             ]
             for s, level in enumerate(("p2", "p3", "p4", "p5"))

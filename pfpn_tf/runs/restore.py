@@ -41,9 +41,9 @@ def restore_for_inference(
     if problem is not None:
         raise UserError(f"{prefix} does not fit the network of {run_dir}: {problem}")
     if averages:
-        if not has_averages(prefix):
-            raise UserError(f"{prefix} holds no moving averages; the run had --ema_decay=0.")
         stored = stored_values(prefix, "averages")
+        if not stored:
+            raise UserError(f"{prefix} holds no moving averages; the run had --ema_decay=0.")
         for path, variable in model_variables(model).items():  # of a branch, perhaps
             if path in stored:
                 variable.assign(stored[path])

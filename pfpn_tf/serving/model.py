@@ -305,7 +305,7 @@ class Model:
             except (OSError, ValueError, MemoryError, cv2.error) as error:
                 if writer.error:
                     raise
-                text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+                text = results.reason(error)
                 other = getattr(error, "filename", None) not in (None, path)
                 raise results.Refused(f"{error.filename}: {text}" if other else text) from error
             return result

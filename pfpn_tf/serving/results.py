@@ -69,6 +69,11 @@ def refusal(message: str) -> str:
     )
 
 
+def reason(error: Exception) -> str:
+    """What an error of a file says, without the file's name."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
 def find_images(patterns: Sequence[str]) -> List[str]:
     """Files that files, folders and globs name, without repetition, in order.
 
@@ -124,8 +129,7 @@ def read_image(path: str) -> bytes:
     except Refused:
         raise
     except (OSError, ValueError, MemoryError) as error:  # ValueError: of an impossible name.
-        text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise Refused(text) from None
+        raise Refused(reason(error)) from None
     if content.startswith(_DIRECT):
         return content
     try:

@@ -6,7 +6,6 @@ line of a light colour lies on a wider dark one, so that both show on light and 
 """
 
 import colorsys
-import types
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 import cv2
@@ -132,13 +131,9 @@ def overlay_semantic(
       info: `DatasetInfo`, for names and colours.
       semantic_targets: the setting, which says what the classes are.
     """
-    found = zip(info.semantic_names(semantic_targets), info.semantic_colors(semantic_targets))
-    classes = {
-        i: types.SimpleNamespace(id=i, name=name, color=color, is_thing=False)
-        for i, (name, color) in enumerate(found)
-    }
-    segments = [{"id": i, "category_id": i} for i in classes]
-    return overlay_panoptic(image, labels, segments, types.SimpleNamespace(by_id=classes))
+    classes = info.of_semantic_classes(semantic_targets)
+    segments = [{"id": c.id, "category_id": c.id} for c in classes.categories]
+    return overlay_panoptic(image, labels, segments, classes)
 
 
 def side_by_side(images: Sequence[np.ndarray], titles: Sequence[str] = ()) -> np.ndarray:

@@ -131,8 +131,8 @@ def known_config(
       stride_in_1x1: the setting, if it is known: it tells MMDetection's two styles apart.
 
     Returns:
-      The settings, or None: it is a backbone alone, or a network that nobody publishes for COCO.
-      And what was read of a file.
+      The settings, None for a backbone alone or a network that nobody publishes for COCO; and the
+      checkpoint that was read to tell them, None where the weights are no file.
 
     Raises:
       UserError: the file cannot be read, or it may be of either style.

@@ -50,7 +50,8 @@ class Oracle(tf.keras.Model):
 
     def __init__(self, config, info, notes):
         super().__init__()
-        colors = info.semantic_colors(config.model.semantic_targets).astype(np.float32)
+        classes = info.of_semantic_classes(config.model.semantic_targets).categories
+        colors = np.float32([c.color for c in classes])
         self._colors = tf.constant(colors - np.array(config.data.pixel_mean, np.float32))
         self._task = config.model.task
         keys, rows = notes
